@@ -1,0 +1,43 @@
+"""What an eraser is: a dataclass of hyper-parameters whose verb is `apply`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from sfumato.errors import BadInput
+from sfumato.pipeline import Text2Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eraser(ABC):
+    """Fields that every eraser has."""
+
+    concepts: tuple[str, ...]
+    """What to erase, each a word or phrase as a prompt would say it."""
+    anchors: tuple[str, ...] = ()
+    """What each concept should turn into: none (the method's default), one for all, or one per concept."""
+    preserve: tuple[str, ...] = ()
+    """Prompts whose pictures must not change."""
+    seed: int = 0
+    """Seed of all randomness in the edit."""
+
+    def __post_init__(self) -> None:
+        for name in ("concepts", "anchors", "preserve"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if not self.concepts or any(not c.strip() for c in self.concepts):
+            raise BadInput("name at least one concept to erase, for example concepts=['star']")
+        if len(self.anchors) not in (0, 1, len(self.concepts)):
+            raise BadInput(
+                f"give no anchor, one anchor for all, or one per concept: got {len(self.anchors)} anchors "
+                f"for {len(self.concepts)} concepts"
+            )
+
+    def anchor_for(self, index: int, default: str) -> str:
+        """The anchor of concept number ``index``, or ``default`` when none was given."""
+        return default if not self.anchors else self.anchors[index if len(self.anchors) > 1 else 0]
+
+    @abstractmethod
+    def apply(self, pipe: Text2Image) -> Text2Image:
+        """A new pipeline without the concepts; ``pipe`` itself is not changed."""
