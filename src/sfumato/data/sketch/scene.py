@@ -93,7 +93,7 @@ def _layout(
             return [(x, y, inner), (x, y, outer)], [(0, relation, 1)]
         places = []
         for side in (-1, 1) if relation in ("left of", "above") else (1, -1):
-            main, across = 0.5 + side * 0.235 + jitter(0.02), 0.5 + jitter(0.12)
+            main, across = 0.5 + side * 0.235 + jitter(0.015), 0.5 + jitter(0.12)
             scale = float(rng.uniform(0.36, 0.42))
             x, y = (main, across) if relation in ("left of", "right of") else (across, main)
             places.append((x, y, scale))
@@ -101,12 +101,12 @@ def _layout(
     # Three objects: two side by side and the third centred above or below them.
     side = _pick(rng, ("left of", "right of"))
     level = _pick(rng, ("above", "below"))
-    left, right = 0.26 + jitter(0.02), 0.74 + jitter(0.02)
+    left, right = 0.26 + jitter(0.015), 0.74 + jitter(0.015)
     pair_y, third_y = (0.74, 0.26) if level == "above" else (0.26, 0.74)
     xs = (left, right) if side == "left of" else (right, left)
     scales = rng.uniform(0.34, 0.40, 3)
-    places = [(x, pair_y + jitter(0.02), float(scale)) for x, scale in zip(xs, scales[:2], strict=True)]
-    places.append((0.5 + jitter(0.12), third_y + jitter(0.02), float(scales[2])))
+    places = [(x, pair_y + jitter(0.015), float(scale)) for x, scale in zip(xs, scales[:2], strict=True)]
+    places.append((0.5 + jitter(0.12), third_y + jitter(0.015), float(scales[2])))
     return places, [(0, side, 1), (2, level, 0)]
 
 
