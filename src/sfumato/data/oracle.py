@@ -5,7 +5,7 @@ alignment on the embedded model are counted with it.  Its weights and card ship 
 `python -m sfumato.data.oracle --train` makes them anew (about seven minutes on one CPU core), and with
 `--report docs` it writes the confusion matrices.
 
-A picture that shows none of the objects reads "nothing", so that an erased picture is not forced into a class.
+A picture that shows none of the objects reads "nothing": an erased picture is not forced into a class.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m sfumato.data.oracle", description=summary)
     parser.add_argument("--train", action="store_true", help="train the oracle and write weights and card")
-    parser.add_argument("--report", metavar="DIR", help="write oracle.md and oracle.png with confusion matrices")
+    parser.add_argument("--report", metavar="DIR", help="write oracle.md and oracle.png there")
     parser.add_argument("--out", default=str(ASSETS), help="where weights and card go (default: the package)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=recipe.STEPS)

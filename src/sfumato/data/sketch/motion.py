@@ -16,7 +16,7 @@ def bounce(start: float, velocity: float, time: float, low: float, high: float) 
     """Position at `time` of a point that moves at `velocity` between two walls and reflects off them exactly.
 
     The reflected path on [low, high] is the straight path folded: a triangle wave of period 2 (high - low),
-    so no error builds up over time and any time, also a fractional or negative one, can be asked for directly.
+    so no error builds up and any time, also a fractional or negative one, can be asked for directly.
 
     Args:
         start: position at time 0, in [low, high].
