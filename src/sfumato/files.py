@@ -1,8 +1,8 @@
-"""Writing so that nothing is lost: an output is absent or whole, and an existing one is never replaced unasked.
+"""Writing so that nothing is lost: an output is absent or whole, and never replaces another unasked.
 
-Everything is written into a hidden sibling ``.NAME.tmp-PID``, flushed to the disk and renamed. The sibling holds a
-file lock while its process lives, so that the next run of the same output can tell a leftover (its process was
-killed: removed) from a run in progress (refused).
+Everything is written into a hidden sibling ``.NAME.tmp-PID``, flushed to the disk and renamed. The sibling
+holds a file lock while its process lives, so that the next run of the same output can tell a leftover (its
+process was killed: removed) from a run in progress (refused).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         overwrite: replace an existing folder. The old one stays until the new one is complete.
 
     Raises:
-        BadInput: before the block when ``path`` exists (without ``overwrite``), is being written by another run or
-            cannot be written; from inside the block when the disk fills up.
+        BadInput: before the block when ``path`` exists (without ``overwrite``), is being written by another
+            run or cannot be written; from inside the block when the disk fills up.
     """
     with _scratch(path, overwrite) as (target, temporary):
         if target.exists() and not target.is_dir():
@@ -53,7 +53,7 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
 
 @contextmanager
 def atomic_file(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary path, with the name and suffix of ``path``, whose file becomes ``path``; as `atomic_folder`."""
+    """As `atomic_folder`, for one file: a temporary path with the name and suffix of ``path``."""
     with _scratch(path, overwrite) as (target, temporary):
         if target.is_dir():
             raise BadInput(f"{path} is a folder where a file is to be written: choose another name")
@@ -63,7 +63,7 @@ def atomic_file(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pa
 
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Raise `BadInput` if an output at ``path`` would destroy something; ask this before hours of work, not after."""
+    """Raise `BadInput` if an output at ``path`` would destroy something: ask before the work, not after."""
     target = _absolute(path)
     if not os.path.lexists(target):
         return
@@ -72,7 +72,9 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool = False) -> None:
     if target.is_dir():
         here, home = Path.cwd(), Path.home()
         if target in (here, *here.parents, home, *home.parents) or (target / ".git").exists():
-            raise BadInput(f"{path} is a working, home or repository folder and is not replaced: choose another")
+            raise BadInput(
+                f"{path} is a working, home or repository folder and is not replaced: choose another"
+            )
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -82,13 +84,15 @@ def sha256_of(path: str | os.PathLike) -> str:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     total = hashlib.sha256()
-    for file in sorted((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.relative_to(path).as_posix()):
+    for file in sorted(
+        (f for f in path.rglob("*") if f.is_file()), key=lambda f: f.relative_to(path).as_posix()
+    ):
         total.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
     return total.hexdigest()
 
 
 def write_json(path: str | os.PathLike, value: Any, overwrite: bool = False) -> None:
-    """Write ``value`` as UTF-8 JSON with sorted keys: equal values give equal bytes. NaN and infinity are refused."""
+    """Write ``value`` as UTF-8 JSON: sorted keys, so equal values give equal bytes; no NaN or infinity."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)
     with atomic_file(path, overwrite) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -105,8 +109,8 @@ def save_png(
     Args:
         path: the file to write.
         array: height x width x 3 (or height x width), uint8, or floating point in [0, 1].
-        metadata: keyword -> value, for example ``model``, ``prompt``, ``seed``; ``Software`` and ``Source`` are
-            filled in (as `GENERATED`) unless given.
+        metadata: keyword -> value, for example ``model``, ``prompt``, ``seed``; ``Software`` and ``Source``
+            (`GENERATED`) are filled in unless given.
     """
     import numpy as np
     from PIL import Image, PngImagePlugin
@@ -118,7 +122,9 @@ def save_png(
         array = np.rint(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
     chunks = PngImagePlugin.PngInfo()
     for key, value in {"Software": f"sfumato {__version__}", "Source": GENERATED, **(metadata or {})}.items():
-        chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=_plain))
+        chunks.add_itxt(
+            key, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=_plain)
+        )
     with atomic_file(path, overwrite) as temporary:
         Image.fromarray(array).save(temporary, format="PNG", pnginfo=chunks)
 
@@ -133,7 +139,7 @@ def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether ``error`` says that the disk or the quota is exhausted, also where a library only passes it as text."""
+    """Whether ``error`` says that the disk or the quota is exhausted, be it only in its text."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     if "No space left on device" in str(error) or "os error 28" in str(error):
@@ -159,7 +165,9 @@ def _scratch(path: str | os.PathLike, overwrite: bool) -> Iterator[tuple[Path, P
         yield target, temporary
     except Exception as error:
         if disk_is_full(error):
-            raise BadInput(f"the disk is full, so {path} was not written: free some space and run it again") from error
+            raise BadInput(
+                f"the disk is full, so {path} was not written: free some space and run it again"
+            ) from error
         raise
     finally:
         if lock is not None or fcntl is None:
@@ -179,7 +187,7 @@ def _absolute(path: str | os.PathLike) -> Path:
 
 
 def _lock(folder: Path) -> int | None:
-    """An open descriptor that locks ``folder`` for as long as its process lives, or None if another holds it."""
+    """An open descriptor that locks ``folder`` while its process lives, or None if another holds it."""
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
@@ -200,7 +208,9 @@ def _sweep(target: Path, path: str | os.PathLike) -> None:
             continue
         lock = _lock(leftover) if fcntl else None
         if fcntl and lock is None:
-            raise BadInput(f"another run is writing {path} at this moment: wait for it, or choose another name")
+            raise BadInput(
+                f"another run is writing {path} at this moment: wait for it, or choose another name"
+            )
         shutil.rmtree(leftover, ignore_errors=True)
         if lock is not None:
             os.close(lock)
@@ -213,13 +223,17 @@ def _sweep(target: Path, path: str | os.PathLike) -> None:
 
 def _siblings(target: Path, kind: str) -> list[Path]:
     prefix = f".{target.name}.{kind}-"
-    return [p for p in target.parent.iterdir() if p.name.startswith(prefix) and p.name[len(prefix) :].isdigit()]
+    return [
+        p for p in target.parent.iterdir() if p.name.startswith(prefix) and p.name[len(prefix) :].isdigit()
+    ]
 
 
 def _replace(temporary: Path, target: Path, overwrite: bool) -> None:
     old = target.parent / f".{target.name}.old-{os.getpid()}"
     if os.path.lexists(target) and not overwrite:
-        raise BadInput(f"{target} appeared while it was being written, and is left as it is: choose another name")
+        raise BadInput(
+            f"{target} appeared while it was being written, and is left as it is: choose another name"
+        )
     if target.is_dir():  # a folder cannot be replaced in one step, a file can
         os.rename(target, old)
     os.replace(temporary, target)
