@@ -85,7 +85,7 @@ def check_words(model: str, concepts: tuple[str, ...]) -> None:
 
 
 def peak_memory(pipe: Text2Image) -> int | None:
-    """Peak memory in bytes: of the GPU that holds ``pipe``, otherwise of this process (not known on Windows)."""
+    """Peak bytes on the GPU that holds ``pipe``, otherwise of this process (not known on Windows)."""
     if pipe.device.type == "cuda":
         import torch
 

@@ -25,7 +25,7 @@ from sfumato.errors import BadInput, unknown
 
 @dataclasses.dataclass
 class Flag:
-    """One option: the Python name, its type, its default (`MISSING` when required), its help, its spelling."""
+    """One option: Python name, type, default (`MISSING` when required), help and spelling."""
 
     name: str
     type: Any
@@ -177,7 +177,8 @@ def _is_number(arg: str) -> bool:
 
 def _refuse_unknown(command: str, args: list[str], flags: dict[str, Flag]) -> None:
     known = {"--help"}.union(*(flag.spellings() for flag in flags.values()))
-    given = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("-") and not _is_number(arg)}
+    options = [arg for arg in args if arg.startswith("-") and not _is_number(arg)]
+    given = {option.partition("=")[0].replace("_", "-") for option in options}
     for option in given:
         # a dotted option belongs to a nested dataclass, which tyro knows better
         if option not in known | {"-h"} and "." not in option:
@@ -197,4 +198,4 @@ def _sentence(panel: str, command: str) -> str:
         if line.startswith("──"):
             break
         told.append(line)
-    return f"{' '.join(told)}: see {command} --help"
+    return f"{' '.join(told).rstrip('.')}: see {command} --help"

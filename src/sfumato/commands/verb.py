@@ -50,7 +50,8 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
         raise BadInput(f"name a method right after {verb}: one of {names}, as in `{first}`")
     entry = catalog.get(args[0], verb)
     cls = entry.load()
-    about = f"Example: {example.format(name=entry.name)}\n\n{entry.summary}\n{entry.paper}\nCost: {entry.cost}."
+    copied = example.format(name=entry.name)
+    about = f"Example: {copied}\n\n{entry.summary}\n{entry.paper}\nCost: {entry.cost}."
     given, chosen = parse(f"sfumato {verb} {entry.name}", args[1:], cls, options, about=about)
     return entry, cls(**given), options(**chosen)
 
