@@ -15,9 +15,9 @@ class Denoiser(Protocol):
     """Maps (noisy input, time, conditioning) to a prediction, under the process it was trained for.
 
     ``process`` is the noise process; ``prediction`` names what ``__call__`` returns ("eps", "v", "x0", ...),
-    which ``process.convert`` turns into any other prediction. Time is continuous in [0, 1], 1 = noise, and may
-    be one number, one per picture, or any shape that broadcasts against ``z`` (per frame, per element; the rule
-    is in `sfumato.noise.process`).
+    which ``process.convert`` turns into any other. Time is continuous in [0, 1], 1 = noise, and may be one
+    number, one per picture, or any shape that broadcasts against ``z`` (per frame, per element; the rule is
+    in `sfumato.noise.process`).
     """
 
     process: GaussianProcess

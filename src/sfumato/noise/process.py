@@ -109,14 +109,16 @@ class GaussianProcess:
         if source == target:
             return pred
         alpha, sigma = self.alpha_sigma(t, z)
-        x0, eps = _split(self.to_basis(pred), self.to_basis(z), alpha, sigma, source)
-        return self.from_basis(_join(x0, eps, alpha, sigma, target))
+        x0, eps = decompose(self.to_basis(pred), self.to_basis(z), alpha, sigma, source)
+        return self.from_basis(compose(x0, eps, alpha, sigma, target))
 
     def split(
         self, pred: Float[Tensor, "batch *dims"], z: Float[Tensor, "batch *dims"], t: Time, source: Prediction
     ) -> tuple[Tensor, Tensor]:
         """The pair (x0, eps) that a prediction of kind ``source`` stands for; alpha x0 + sigma eps = z."""
-        return self.convert(pred, z, t, source, "x0"), self.convert(pred, z, t, source, "eps")
+        alpha, sigma = self.alpha_sigma(t, z)
+        x0, eps = decompose(self.to_basis(pred), self.to_basis(z), alpha, sigma, source)
+        return self.from_basis(x0), self.from_basis(eps)
 
     def coefficients(
         self, t: Time, s: Time, like: Tensor | None = None, eta: float = 1.0
@@ -126,7 +128,7 @@ class GaussianProcess:
         With r = exp((lambda_t - lambda_s) / 2) and c = 1 - r^2: var = eta^2 sigma_s^2 c,
         a = (sigma_s / sigma_t) sqrt(1 - eta^2 c), b = alpha_s (1 - r sqrt(1 - eta^2 c))
         (arXiv:2010.02502, eq. 7 and 16). For every eta in [0, 1] the marginals of z_s stay exact; eta = 1 is
-        the posterior of the Markov process, eta = 0 deterministic (DDIM) and good towards more noise too (s > t).
+        the posterior of the Markov process, eta = 0 deterministic (DDIM), also with s > t.
         Finite at alpha_t = 0 and at sigma_s = 0; where s = t the step is the identity.
         """
         if not 0 <= eta <= 1:
@@ -158,6 +160,16 @@ class GaussianProcess:
         a, b, var = self.coefficients(t, s, z, eta)
         return self.from_basis(a * self.to_basis(z) + b * self.to_basis(x0)), var
 
+    def implied_x0(
+        self, z: Float[Tensor, "batch *dims"], z_s: Float[Tensor, "batch *dims"], t: Time, s: Time
+    ) -> Float[Tensor, "batch *dims"]:
+        """The x0 with which the deterministic step from z at t lands on ``z_s`` (arXiv:2403.06807, eq. 5).
+
+        Undefined where s = t; ill-conditioned for s close to t, where float64 tensors are advisable.
+        """
+        a, b, _ = self.coefficients(t, s, z, eta=0.0)
+        return self.from_basis((self.to_basis(z_s) - a * self.to_basis(z)) / b)
+
     def sample(
         self,
         mean: Float[Tensor, "batch *dims"],
@@ -186,9 +198,11 @@ def _log(number: float) -> float:
     return math.log(number) if number > 0 else -math.inf
 
 
-def _split(
+def decompose(
     pred: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor, source: Prediction
 ) -> tuple[Tensor, Tensor]:
+    """(x0, eps) from a prediction of kind ``source``; elementwise, the formulas of
+    `GaussianProcess.convert`."""
     if source == "v":
         norm = alpha**2 + sigma**2
         return (alpha * z - sigma * pred) / norm, (sigma * z + alpha * pred) / norm
@@ -201,7 +215,8 @@ def _split(
     return (z - sigma * eps) / alpha, eps
 
 
-def _join(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, target: Prediction) -> Tensor:
+def compose(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, target: Prediction) -> Tensor:
+    """The prediction of kind ``target`` that (x0, eps) stand for: the inverse of `decompose`."""
     if target == "v":
         return alpha * eps - sigma * x0
     if target == "flow":
