@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy as copying
 import inspect
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from sfumato.errors import BadInput
+
+from .hooks import foreign
 
 if TYPE_CHECKING:
     from .base import Text2Image
@@ -57,7 +58,6 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
     for layer in module.modules():
-        # Hooks belong to whoever attached them: copied, they would go on acting on behalf of the original.
-        for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks):
-            memo[id(hooks)] = OrderedDict()
+        # Adapters and taps belong to the original: copied, their hooks would go on acting on its behalf.
+        memo[id(layer._forward_hooks)] = foreign(layer._forward_hooks)
     return copying.deepcopy(module, memo)
