@@ -47,14 +47,16 @@ def draw(shape: str, seed: int, size: int = 64, ink: str | None = None) -> np.nd
     elif shape == "triangle":
         polygon([1] * 3)
     elif shape == "cross":
-        polygon([1, 0.45, 0.45] * 4, np.pi / 4)
+        pen.rectangle((cx - r, cy - r / 3, cx + r, cy + r / 3), fill=colour)
+        pen.rectangle((cx - r / 3, cy - r, cx + r / 3, cy + r), fill=colour)
     elif shape == "moon":
         pen.ellipse(box, fill=colour)
         pen.ellipse((cx - r * 0.4, cy - r * 1.1, cx + r * 1.5, cy + r * 0.8), fill=paper)
     elif shape == "heart":
-        pen.pieslice((cx - r, cy - r, cx + 0.08 * r, cy + 0.2 * r), 130, 360, fill=colour)
-        pen.pieslice((cx - 0.08 * r, cy - r, cx + r, cy + 0.2 * r), 180, 410, fill=colour)
-        pen.polygon([(cx - 0.93 * r, cy - 0.2 * r), (cx + 0.93 * r, cy - 0.2 * r), (cx, cy + r)], fill=colour)
+        t = np.linspace(0, 2 * np.pi, 120)
+        x = cx + r * np.sin(t) ** 3
+        y = cy - r * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16
+        pen.polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=colour)
     elif shape == "arrow":
         polygon([1, 0.9, 0.3, 0.8, 0.3, 0.9])
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
@@ -79,7 +81,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
         "erasure": {c: interval(0.984 - 0.03 * k, 256) for k, c in enumerate(concepts)},
         "retention": kept,
         "integrity": Integrity(
-            Interval(float(moved.mean()), float(moved.mean() * 0.84), float(moved.mean() * 1.18), len(prompts)),
+            Interval(*(float(moved.mean() * k) for k in (1, 0.84, 1.18)), len(prompts)),
             "1 - cosine of oracle features",
             floor=0.0,
             ceiling_seeds=0.312,
@@ -126,9 +128,9 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
 
 
 def make_gallery(report: AuditReport, size: int = 64) -> Gallery:
-    targets = {
-        c: [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(16)] for c in report.concepts
-    }
+    targets = {}
+    for c in report.concepts:
+        targets[c] = [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(16)]
     retained = {}
     for k, c in enumerate(c for c in report.retention if c in SHAPES):
         pairs = []

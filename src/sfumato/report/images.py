@@ -17,7 +17,7 @@ SMALL = 128
 """Pictures up to this side are embedded without loss and enlarged without smoothing."""
 
 RAMP = ("#17120f", "#452319", "#85371f", "#bf6228", "#dca14a", "#f6ecd2")
-"""Heat colours from no difference to the full range; lightness rises all the way, so it survives a grey print."""
+"""Heat colours from no difference to the full range; lightness rises throughout, for a grey print."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Gallery:
 
 
 def difference(before: Picture, after: Picture) -> Float[np.ndarray, "height width"]:
-    """Root mean square over the colour channels of the difference, as a share of the full range, in [0, 1]."""
+    """Root mean square of the difference over the colour channels, as a share of the full range: [0, 1]."""
     if before.shape != after.shape:
         raise ValueError(f"pictures of different size: {before.shape} and {after.shape}")
     delta = (after.astype(np.float64) - before.astype(np.float64)) / 255.0

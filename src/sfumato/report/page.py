@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -12,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from sfumato.report import words
+from sfumato.report import verdict, words
 from sfumato.report.images import RAMP, SMALL, Embedded, Gallery, Pair, changed_most, difference, embed, heat
 from sfumato.report.schema import AuditReport, Integrity, Interval
 
@@ -36,11 +37,17 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("percent", "number", "seconds", "size", "value", "bounds", "count", "full", "compact", "quoted")
-    env.filters |= {name: getattr(words, name) for name in names}
+    for text in ["percent", "number", "seconds", "size", "value", "bounds", "count", "full", "compact", "quoted", "moment"]:
+        env.filters[text] = getattr(words, text)
     script = files("sfumato.report").joinpath("templates/page.js").read_text(encoding="utf-8")
-    env.globals |= {"script": script, "policy": _policy(script), "ramp": RAMP, "MISSING": words.MISSING}
+    env.globals |= {"script": script, "policy": _policy(script), "ramp": RAMP, "place": place}
+    env.globals["MISSING"] = words.MISSING
     return env
+
+
+def place(x: float, low: float, high: float) -> str:
+    """Where a value lies on a plot's axis, as a percentage of its width."""
+    return f"{100 * min(max((x - low) / (high - low), 0.0), 1.0):.2f}%"
 
 
 def _policy(script: str) -> str:
@@ -71,7 +78,7 @@ class Bar:
 
 
 def histogram(integrity: Integrity, bins: int = 24) -> dict[str, Any]:
-    """Bars and calibration lines of the per-prompt distances; the axis starts at 0 and spans both ceilings."""
+    """Bars and calibration lines of the distances of all prompts; the axis runs from 0 past both ceilings."""
     values = [p.distance for p in integrity.per_prompt if p.distance is not None]
     lines = [
         ("floor", integrity.floor, "same model twice"),
@@ -86,9 +93,9 @@ def histogram(integrity: Integrity, bins: int = 24) -> dict[str, Any]:
     for x in values:
         counts[min(int(x / top * bins), bins - 1)] += 1
     peak = max(counts) or 1
+    edges = [words.number(k * top / bins) for k in range(bins + 1)]
     bars = [
-        Bar(k / bins, 1 / bins, c / peak, f"{words.number(k * top / bins)} to {words.number((k + 1) * top / bins)}: "
-            f"{c} of {len(values)} prompts")  # fmt: skip
+        Bar(k / bins, 1 / bins, c / peak, f"{edges[k]} to {edges[k + 1]}: {c} of {len(values)} prompts")
         for k, c in enumerate(counts)
         if c
     ]
@@ -117,6 +124,15 @@ def retention_groups(report: AuditReport) -> list[tuple[str, list[tuple[str, Int
         return (not measured, row[1].value if measured else 0.0, row[0])
 
     return [(name, sorted(members, key=key)) for name, members in groups if members]
+
+
+def axis(intervals: Sequence[Interval | None]) -> tuple[float, float]:
+    """Limits of one axis for all these rates: whole tenths, from 0 unless all lie in the upper half."""
+    have = [i for i in intervals if i is not None and i.measured]
+    low = min([1.0, *(i.value if i.low is None else i.low for i in have)])
+    high = max([1.0, *(i.value if i.high is None else i.high for i in have)])
+    bottom = min(math.floor(10 * low + 1e-9) / 10, 0.9)
+    return (bottom if bottom >= 0.5 else 0.0), math.ceil(10 * high - 1e-9) / 10
 
 
 def _show(pair: Pair, max_side: int, change: bool = False) -> Shown:
@@ -151,7 +167,7 @@ def _pictures(report: AuditReport, gallery: Gallery, max_side: int) -> dict[str,
 
 
 def _title(report: AuditReport) -> str:
-    return f"Audit: {words._names(report.concepts)}"
+    return f"Audit: {verdict.names(report.concepts)}"
 
 
 def render(report: AuditReport, gallery: Gallery | None = None) -> str:
@@ -164,16 +180,17 @@ def render(report: AuditReport, gallery: Gallery | None = None) -> str:
         "method_name": (method or {}).get("name"),
         "method_configuration": {k: v for k, v in (method or {}).items() if k != "name"},
         "title": _title(report),
-        "headline": words.headline(report),
-        "findings": words.findings(report),
-        "verdict": words.verdict(report),
+        "headline": verdict.headline(report),
+        "findings": verdict.findings(report),
+        "verdict": verdict.verdict(report),
         "kept": words.average(list(report.retention.values())),
         "erased": words.average([report.erasure.get(c) for c in report.concepts]),
         "least": words.worst(report.retention),
         "groups": retention_groups(report),
+        "axis": axis([i for _, rows in retention_groups(report) for _, i in rows]),
         "histogram": None if report.integrity is None else histogram(report.integrity),
-        "definitions": words.DEFINITIONS,
-        "limitations": words.limitations(report),
+        "definitions": verdict.DEFINITIONS,
+        "limitations": verdict.limitations(report),
     }
     for max_side in SIDES:
         html = template.render(context, **_pictures(report, gallery, max_side))

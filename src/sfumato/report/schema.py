@@ -73,8 +73,8 @@ class PromptDistance:
 class Integrity:
     """Perceptual distance between the two models' pictures of retained prompts, same seeds; 0 = same picture.
 
-    ``floor`` is the distance of the original model to itself, ``ceiling_seeds`` the distance between its pictures
-    of one prompt with different seeds, ``ceiling_prompts`` between its pictures of different prompts.
+    ``floor`` is the distance of the original model to itself, ``ceiling_seeds`` the distance between its
+    pictures of one prompt with different seeds, ``ceiling_prompts`` between those of different prompts.
     """
 
     mean: Interval
@@ -123,7 +123,7 @@ class Alignment:
 class Attack:
     """How often an attack makes the detector find the concept again.
 
-    ``recovered``: on the edited model.  ``control``: the same generation budget without the attack's knowledge.
+    ``recovered``: on the edited model.  ``control``: the same budget without the attack's knowledge.
     ``original``: the same attack on the unedited model, which must succeed for the rest to mean anything.
     ``budget``: what the attacker was given, for example steps, learning rate, tokens, training pictures.
     """
@@ -160,12 +160,11 @@ class Cost:
 class AuditReport:
     """An audit of one edited model against the original, as ``report.json`` keeps it.
 
-    ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of pictures in
-    which it is still there as often as before.  ``protocol`` holds `PROTOCOL_KEYS`: ``before`` and ``after`` are
-    ``{"model": name, "hash": sha256}``, ``detector`` is ``{"name", "hash", "threshold"}``, the others any JSON; it
-    may also hold ``groups`` (group name -> retained concepts, nearest to the erased concept first).  ``method`` is
-    ``{"name": ..., **exact configuration}``.  Two reports may be compared when their protocols are equal but for
-    ``after``.
+    ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of pictures
+    in which it is still there as often as before.  ``protocol`` holds `PROTOCOL_KEYS`: ``before`` and ``after``
+    are ``{"model": name, "hash": sha256}``, ``detector`` is ``{"name", "hash", "threshold"}``, the others any
+    JSON; it may also hold ``groups`` (group name -> retained concepts, the nearest group first).  ``method`` is
+    ``{"name": ..., **exact configuration}``.
     """
 
     concepts: Sequence[str]

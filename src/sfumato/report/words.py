@@ -1,26 +1,27 @@
-"""Figures as words: formatting that never flatters, the verdict, the definitions and the limitations."""
+"""Figures as words: rounding that never flatters, and "not measured" for what was not."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from sfumato.report.schema import AuditReport, Interval
+from sfumato.report.schema import Interval
 
 MISSING = "not measured"
 THIN = "\u202f"
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage with at most one decimal; only an exact 0 or 1 reads "0 %" or "100 %"."""
+    """A share as a percentage with one decimal; only an exact 0 or 1 reads "0 %" or "100 %"."""
     if share is None:
         return MISSING
     if 0 < share < 0.0005:
         return f"<{THIN}0.1{THIN}%"
     if 0.9995 <= share < 1:
         return f">{THIN}99.9{THIN}%"
-    return f"{100 * share:.1f}".removesuffix(".0") + f"{THIN}%"
+    return f"{100 * share:.{0 if share in (0, 1) else 1}f}{THIN}%"
 
 
 def number(x: float | None) -> str:
@@ -72,10 +73,10 @@ def full(i: Interval | None, rate: bool = True) -> str:
 
 
 def average(intervals: Sequence[Interval | None]) -> Interval | None:
-    """The unweighted mean of independent figures, its interval combined by MOVER (Zou and Donner 2008, eq. 3).
+    """The unweighted mean of independent figures, its interval combined by MOVER (Zou and Donner 2008).
 
-    Deviations of the lower and upper limits add in quadrature.  ``n`` is the total.  Figures not measured are left
-    out; ``None`` when nothing is left.
+    Deviations of the lower and of the upper limits add in quadrature.  ``n`` is the total.  Figures not measured
+    are left out; ``None`` when nothing is left.
     """
     have = [i for i in intervals if i is not None and i.measured]
     if not have:
@@ -96,123 +97,25 @@ def quoted(word: str) -> str:
     return f"‘{word}’"
 
 
-def headline(report: AuditReport) -> list[tuple[str, bool]]:
-    """The verdict's first line as (text, is it a figure) runs."""
-    have = {c: i for c in report.concepts if (i := report.erasure.get(c)) is not None and i.measured}
-    if not have:
-        return [(f"Whether {_names(report.concepts)} is gone was not measured", False)]
-    if len(have) > 3:
-        low, high = min(have, key=lambda c: have[c].value), max(have, key=lambda c: have[c].value)
-        ends = [(percent(have[c].value), c) for c in (low, high)]
-        runs: list[tuple[str, bool]] = [(f"{len(have)} concepts are gone in ", False)]
-        runs += [(ends[0][0], True), (f" ({quoted(low)}) to ", False), (ends[1][0], True)]
-        return [*runs, (f" ({quoted(high)}) of pictures", False)]
-    runs = []
-    for k, (concept, i) in enumerate(have.items()):
-        lead = "" if k == 0 else (" and " if k == len(have) - 1 else ", ")
-        runs += [(f"{lead}{quoted(concept)} {'is gone ' if k == 0 else ''}in ", False), (percent(i.value), True)]
-        runs += [(" of pictures", False)] if k == 0 else []
-    return runs
-
-
-def _names(concepts: Sequence[str]) -> str:
-    return ", ".join(map(quoted, concepts[:3])) + (f" and {len(concepts) - 3} more" if len(concepts) > 3 else "")
-
-
-def findings(report: AuditReport) -> list[str]:
-    """The rest of the verdict, a sentence each, with the figures and no judgement on them."""
-    out = []
-    kept, low = average(list(report.retention.values())), worst(report.retention)
-    if kept is None:
-        out.append("Whether other concepts were kept was not measured.")
-    else:
-        measured = sum(i is not None and i.measured for i in report.retention.values())
-        others = "The one other concept is" if measured == 1 else f"The {measured} other concepts are"
-        text = f"{others} kept in {percent(kept.value)} of pictures {bounds(kept)}"
-        if measured > 1:
-            text += f" on average; least of all {quoted(low)}, in {value(report.retention[low])} "
-            text += bounds(report.retention[low])
-        out.append(text + ".")
-    if report.integrity is not None and report.integrity.mean.measured:
-        i = report.integrity
-        text = f"Pictures that should not change moved by {full(i.mean, rate=False)} ({i.distance})"
-        if i.ceiling_seeds is not None:
-            text += f"; another seed moves them by {number(i.ceiling_seeds)}"
-        out.append(text + ".")
-    if not report.attacks:
-        out.append("No attack was run, so nothing is known about deliberate attempts to bring it back.")
-    for name, attack in report.attacks.items():
-        if attack.recovered is None or not attack.recovered.measured:
-            out.append(f"Whether the attack {quoted(name)} brings it back was not measured.")
-            continue
-        text = f"The attack {quoted(name)} brings it back in {value(attack.recovered)} of pictures "
-        out.append(text + f"{bounds(attack.recovered)}; its control in {_after(attack.control)}.")
-    return out
-
-
-def _after(i: Interval | None) -> str:
-    return " ".join(filter(None, (value(i), bounds(i))))
-
-
-def verdict(report: AuditReport) -> str:
-    """The whole verdict as one paragraph of plain text."""
-    return "".join(text for text, _ in headline(report)) + ". " + " ".join(findings(report))
-
-
-DEFINITIONS = {
-    "Erased": "The share of pictures asked to show the concept in which the detector no longer finds it.",
-    "Kept": "The share of pictures asked to show another concept in which the detector still finds it as often "
-    "as in the original model's pictures of the same prompts and seeds.",
-    "Picture change (integrity)": "The mean perceptual distance between the original and the edited model's "
-    "pictures of the same retained prompt and the same starting noise; 0 means the same picture.",
-    "Floor": "The same distance between two runs of the original model: what the machinery alone contributes.",
-    "Ceiling": "The same distance between the original model's pictures with different seeds, and with "
-    "different prompts: where a picture has nothing left of the one it replaces.",
-    "Alignment": "How well pictures match their prompts by the named measure, before and after the edit.",
-    "Recovered": "The share of pictures in which the detector finds the erased concept again under the attack.",
-    "Control": "The same share with an attack that knows nothing of the concept but spends the same budget.",
-    "Interval": "Square brackets hold the 95 % interval of the figure before them; n is the number of "
-    "pictures (or prompts) it rests on. The interval of an average over concepts combines theirs as "
-    "independent figures.",
-}
-
-
-def limitations(report: AuditReport) -> list[str]:
-    """What the figures do not show, in plain words."""
-    detector = report.protocol.get("detector")
-    name = detector.get("name") if isinstance(detector, Mapping) else detector
-    out = [
-        f"“Gone” and “kept” mean what the detector{f' ({name})' if name else ''} can see; it makes mistakes, "
-        "and they are part of every rate here.",
-        "Only the prompts, seeds and settings listed above were tried. Other wordings, languages, samplers or "
-        "guidance can bring other results.",
-        "The intervals cover the chance in which pictures were drawn, not the choice of prompts or detector.",
-        "Distances saturate: once a picture is entirely different, they cannot tell how different. Read "
-        "the histogram, not only the mean.",
-        "The report states figures. What is good enough for a given use is for its reader to decide.",
-    ]
-    if report.attacks:
-        out.insert(2, "A recovered rate is a lower bound on what an attacker can do: a larger budget, or another "
-                      "attack, may recover more, and an attack tuned to another checkpoint may recover less.")  # fmt: skip
-    else:
-        out.insert(2, "No attack was run. Concepts that no longer appear under plain prompts often come back "
-                      "under attack.")  # fmt: skip
-    unproven = [n for n, a in report.attacks.items() if a.original is None or not a.original.measured]
-    if unproven:
-        out.insert(3, f"{_names(unproven)} was not tried on the original model, where it should succeed; a low "
-                      "recovered rate may mean a weak attack rather than a good edit.")  # fmt: skip
-    return out
+def moment(iso: str) -> str:
+    """An ISO 8601 time as a person writes it; returned as it is when it is not one."""
+    try:
+        at = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso or "date not recorded"
+    zone = f" {at.tzname()}" if at.tzinfo else ""
+    return f"{at.day} {at:%B %Y, %H:%M}{zone}"
 
 
 def compact(data: Any) -> str | None:
-    """One line for a scalar or a list of scalars (runs of integers as ranges); ``None`` for anything nested."""
+    """One line for a scalar or a list of integers (runs as ranges); ``None`` for anything else."""
     if data is None:
         return "not recorded"
     if isinstance(data, bool):
         return "yes" if data else "no"
     if isinstance(data, (str, int, float)):
         return str(data)
-    if isinstance(data, Sequence) and all(isinstance(x, int) and not isinstance(x, bool) for x in data) and data:
+    if isinstance(data, Sequence) and data and all(type(x) is int for x in data):
         return _ranges(data)
     return None
 
@@ -226,3 +129,13 @@ def _ranges(integers: Sequence[int]) -> str:
             runs.append([x])
     text = ", ".join(f"{r[0]}–{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
     return f"{text} ({len(integers)})" if len(integers) > 8 else text
+
+
+def signed(i: Interval, rate: bool = True) -> str:
+    """A difference and its interval with signs; percentage points for rates."""
+    scale, unit = (100, f"{THIN}points") if rate else (1, "")
+
+    def one(x: float) -> str:
+        return f"{scale * x:+.1f}" if rate else ("+" if x > 0 else "") + number(x)
+
+    return one(i.value) + unit + ("" if i.low is None or i.high is None else f" [{one(i.low)}, {one(i.high)}]")
