@@ -25,6 +25,10 @@ PAIRS_EACH = 8
 THUMBNAILS = 60  # retained concepts that get a picture in the table
 CHANGED = 6  # worst cases shown with a heat map
 PANEL = 8  # pictures in each row of an attack's panel
+FILTERS = (
+    words.percent, words.number, words.seconds, words.size, words.value, words.bounds, words.count, words.full,
+    words.compact, words.quoted, words.moment, words.signed,
+)  # fmt: skip
 
 
 @cache
@@ -37,8 +41,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for text in ["percent", "number", "seconds", "size", "value", "bounds", "count", "full", "compact", "quoted", "moment"]:
-        env.filters[text] = getattr(words, text)
+    env.filters |= {f.__name__: f for f in FILTERS}
     script = files("sfumato.report").joinpath("templates/page.js").read_text(encoding="utf-8")
     env.globals |= {"script": script, "policy": _policy(script), "ramp": RAMP, "place": place}
     env.globals["MISSING"] = words.MISSING

@@ -75,8 +75,8 @@ def full(i: Interval | None, rate: bool = True) -> str:
 def average(intervals: Sequence[Interval | None]) -> Interval | None:
     """The unweighted mean of independent figures, its interval combined by MOVER (Zou and Donner 2008).
 
-    Deviations of the lower and of the upper limits add in quadrature.  ``n`` is the total.  Figures not measured
-    are left out; ``None`` when nothing is left.
+    Deviations of the lower and of the upper limits add in quadrature.  ``n`` is the total.  Figures not
+    measured are left out; ``None`` when nothing is left.
     """
     have = [i for i in intervals if i is not None and i.measured]
     if not have:
@@ -138,4 +138,5 @@ def signed(i: Interval, rate: bool = True) -> str:
     def one(x: float) -> str:
         return f"{scale * x:+.1f}" if rate else ("+" if x > 0 else "") + number(x)
 
-    return one(i.value) + unit + ("" if i.low is None or i.high is None else f" [{one(i.low)}, {one(i.high)}]")
+    limits = "" if i.low is None or i.high is None else f" [{one(i.low)}, {one(i.high)}]"
+    return one(i.value) + unit + limits
