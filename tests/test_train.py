@@ -96,7 +96,7 @@ def test_killed_run_goes_on_to_the_same_bits(tmp_path):
 
 def test_changed_setting_is_named_and_refused(tmp_path):
     line_run(tmp_path).fit(progress=False)
-    with pytest.raises(BadInput, match="lr=0.01"):
+    with pytest.raises(BadInput, match=r"lr=0\.01"):
         line_run(tmp_path, lr=0.02).fit(progress=False)
 
 
