@@ -48,7 +48,9 @@ def test_density_of_one_gaussian():
     process, covariance = PROCESSES["cosine"], mixture(3).covariances[0]
     denoiser = MixtureDenoiser(process, GaussianMixture.gaussian(normal(3, seed=7), covariance))
     alpha, sigma = process.alpha_sigma(0.3)
-    law = MultivariateNormal(alpha * normal(3, seed=7), alpha**2 * covariance + sigma**2 * torch.eye(3))
+    law = MultivariateNormal(
+        alpha * normal(3, seed=7), alpha**2 * covariance + sigma**2 * torch.eye(3, dtype=torch.float64)
+    )
     z = normal(5, 3)
     assert_close(denoiser.log_prob(z, 0.3), law.log_prob(z), rtol=1e-12, atol=1e-12)
 
@@ -91,7 +93,9 @@ def test_in_another_basis():
     alpha, sigma = process.alpha_sigma(t[:1], z[:1])
     blur = dct.T @ torch.diag(alpha.flatten()) @ dct
     components = [
-        MultivariateNormal(blur @ m.flatten(), blur @ c @ blur.T + sigma.item() ** 2 * torch.eye(16))
+        MultivariateNormal(
+            blur @ m.flatten(), blur @ c @ blur.T + sigma.item() ** 2 * torch.eye(16, dtype=torch.float64)
+        )
         for m, c in zip(data.means, data.covariances, strict=True)
     ]
     densities = torch.stack([law.log_prob(z[:1].reshape(1, 16)) for law in components], dim=1)

@@ -273,9 +273,9 @@ def test_a_blurring_process_fits_the_seam():
         gain = joint.T / sigma_t.item() ** 2
         expected = x0 @ blur_s.T + (z_i - x0 @ blur_t.T) @ gain.T
         assert_close(mean[i].reshape(2, 16), expected, rtol=1e-8, atol=1e-8)
-        covariance = sigma_s.item() ** 2 * torch.eye(16) - gain @ joint
+        covariance = sigma_s.item() ** 2 * torch.eye(16, dtype=torch.float64) - gain @ joint
         got = basis.T @ torch.diag(var[i].flatten()) @ basis
-        assert_close(got, covariance.double(), rtol=1e-8, atol=1e-8)
+        assert_close(got, covariance, rtol=1e-8, atol=1e-8)
     for source, target in product(KINDS, KINDS):
         pred = process.convert(noise, z, t, "eps", source)
         expected = process.convert(noise, z, t, "eps", target)

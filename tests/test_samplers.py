@@ -4,6 +4,7 @@ otherwise."""
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,11 +67,12 @@ def test_order_on_a_mixture(sampler, least):
 @pytest.mark.parametrize("sampler", [ddim, heun, dpmpp_2m])
 @pytest.mark.parametrize("name", ["cosine", "flow", "linear", "zero-snr-table", "scaled-linear-table"])
 def test_whole_range_on_gaussian_data(sampler, name):
-    """From pure noise to t = 0, where log-SNRs may be infinite, in 200 uniform steps."""
+    """From pure noise to t = 0, where log-SNRs may be infinite, in 200 uniform steps (the last one first
+    order)."""
     process = PROCESSES[name]
     z = process.diffuse(torch.zeros(8, 3, dtype=torch.float64), 1.0, normal(8, 3))
     got = sampler(MixtureDenoiser(process, GAUSSIAN), z, times.uniform(200))
-    assert (got - gaussian_flow(process, z, 1.0, 0.0)).abs().max() < (0.1 if sampler is ddim else 0.02)
+    assert (got - gaussian_flow(process, z, 1.0, 0.0)).abs().max() < (0.1 if sampler is ddim else 0.03)
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
@@ -81,7 +83,7 @@ def test_moments_of_stochastic_sampling(eta):
     grid = times.uniform(12)
     alpha, sigma = process.alpha_sigma(1.0)
     mean, var = torch.zeros(3, dtype=torch.float64), sigma**2 * torch.ones(3, dtype=torch.float64)
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
+    for t, s in pairwise(grid):
         alpha, sigma = process.alpha_sigma(t)
         gain = alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2)
         a, b, extra = process.coefficients(t, s, eta=eta)

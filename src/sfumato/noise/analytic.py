@@ -106,7 +106,7 @@ class MixtureDenoiser:
         """w_k, log N(z; alpha mu_k, Sigma_k) and alpha with its dimensions flattened, [batch or 1, size]."""
         means, covariances = self._in_basis()
         batch, size = z.shape[0], means.shape[1]
-        times = max((x.shape[0] for x in (alpha, sigma) if x.ndim), default=1)
+        times = max(x.shape[0] if x.ndim == z.ndim else 1 for x in (alpha, sigma))
         alpha, sigma = (x.expand(times, *z.shape[1:]).reshape(times, size) for x in (alpha, sigma))
         noisy = alpha[:, None, :, None] * covariances * alpha[:, None, None, :]
         factor = torch.linalg.cholesky(noisy + torch.diag_embed(sigma**2)[:, None])

@@ -215,7 +215,7 @@ class DiscreteSchedule(Schedule):
         t = float64(t)
         knots, rises, first = self._segments(t)
         position = t * len(knots) - 1
-        # (i + 1) / T rounded to float32 must still be timestep i; next to zero SNR the difference is infinite.
+        # (i + 1) / T in float32 must still be timestep i; next to zero SNR the difference is infinite.
         position = torch.where((position - position.round()).abs() < 1e-4, position.round(), position)
         left = position.floor().clamp(0, len(rises) - 1).long()
         fraction = position - left
