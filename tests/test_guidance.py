@@ -75,9 +75,10 @@ def test_interval_with_a_time_for_every_picture():
     assert counting.rows == [8]
 
 
-def test_conditionings_that_cannot_be_joined_take_two_calls():
+@pytest.mark.parametrize("uncond", [None, ALL[:1]], ids=["none", "one row for all"])
+def test_conditionings_that_cannot_be_joined_take_two_calls(uncond):
     counting = Counting()
-    guided = Guided(counting, ONE, None, 3.0)(Z, 0.5)
+    guided = Guided(counting, ONE, uncond, 3.0)(Z, 0.5)
     assert counting.rows == [4, 4]
     assert_close(guided, Guided(Counting(), ONE, ALL, 3.0)(Z, 0.5), rtol=1e-12, atol=1e-12)
 
