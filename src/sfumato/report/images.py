@@ -101,6 +101,6 @@ def embed(picture: Picture, max_side: int) -> Embedded:
     if max(image.size) > max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", **({"lossless": True, "method": 4} if small else {"quality": 84, "method": 4}))
+    image.save(buffer, "WEBP", **({"lossless": True, "quality": 50} if small else {"quality": 84, "method": 2}))
     uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return Embedded(uri, *image.size, small)

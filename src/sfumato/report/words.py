@@ -131,12 +131,7 @@ def _ranges(integers: Sequence[int]) -> str:
     return f"{text} ({len(integers)})" if len(integers) > 8 else text
 
 
-def signed(i: Interval, rate: bool = True) -> str:
-    """A difference and its interval with signs; percentage points for rates."""
-    scale, unit = (100, f"{THIN}points") if rate else (1, "")
-
-    def one(x: float) -> str:
-        return f"{scale * x:+.1f}" if rate else ("+" if x > 0 else "") + number(x)
-
-    limits = "" if i.low is None or i.high is None else f" [{one(i.low)}, {one(i.high)}]"
-    return one(i.value) + unit + limits
+def signed(x: float, rate: bool = True) -> str:
+    """A difference with its sign; percentage points for rates."""
+    size = f"{abs(100 * x):.1f}" if rate else number(abs(x))
+    return ("+" if x > 0 else "\N{MINUS SIGN}" if x < 0 else "") + size
