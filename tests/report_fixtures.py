@@ -130,7 +130,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
 def make_gallery(report: AuditReport, size: int = 64) -> Gallery:
     targets = {}
     for c in report.concepts:
-        targets[c] = [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(16)]
+        targets[c] = [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(9)]
     retained = {}
     for k, c in enumerate(c for c in report.retention if c in SHAPES):
         pairs = []
