@@ -98,7 +98,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
                 interval(0.414, 128),
                 interval(0.031, 128),
                 interval(0.992, 128),
-                dict(tokens=1, steps=500, learning_rate=0.005, training_pictures=25, control={"star": "circle"}),
+                {"tokens": 1, "steps": 500, "learning_rate": 0.005, "pictures": 25, "control": {"star": "circle"}},
             )
         },
         "cost": Cost(0.43, 812_400_000, 131_072, 5_012_345),
