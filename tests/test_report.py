@@ -309,6 +309,12 @@ def test_the_worst_changed_pairs_come_first():
     assert [p.prompt for p in images.changed_most(pairs, 2)] == ["far", "near"]
 
 
+def test_a_concept_that_was_not_measured_is_named_in_the_verdict():
+    report = make_report(concepts=("star", "heart"))
+    report = replace(report, erasure={"star": report.erasure["star"]})
+    assert "Whether ‘heart’ is gone was not measured." in Page(page.render(report)).text
+
+
 def test_a_pair_listed_under_two_concepts_is_shown_once():
     a, b = draw("star", 0), draw("ring", 0)
     pair, twin = Pair(a, b, "a red star", 3), Pair(a, b, "a red star", 3)

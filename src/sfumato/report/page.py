@@ -191,6 +191,7 @@ def render(report: AuditReport, gallery: Gallery | None = None) -> str:
         "kept": words.average(list(report.retention.values())),
         "erased": words.average([report.erasure.get(c) for c in report.concepts]),
         "least": words.worst(report.retention),
+        "least_erased": words.worst(report.erasure),
         "groups": retention_groups(report),
         "axis": axis([i for _, rows in retention_groups(report) for _, i in rows]),
         "histogram": None if report.integrity is None else histogram(report.integrity),

@@ -38,6 +38,9 @@ def names(concepts: Sequence[str]) -> str:
 def findings(report: AuditReport) -> list[str]:
     """The rest of the verdict, a sentence each, with the figures and no judgement on them."""
     out, them = [], "it" if len(report.concepts) == 1 else "them"
+    unseen = [c for c in report.concepts if (i := report.erasure.get(c)) is None or not i.measured]
+    if 0 < len(unseen) < len(report.concepts):
+        out.append(f"Whether {names(unseen)} is gone was not measured.")
     kept, low = average(list(report.retention.values())), worst(report.retention)
     if kept is None:
         out.append("Whether other concepts were kept was not measured.")
