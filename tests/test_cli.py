@@ -458,3 +458,24 @@ def test_presets_are_defaults_that_flags_override(gentle_in_catalog, flags, stre
 def test_unknown_preset(gentle_in_catalog, capsys):
     assert cli.main(["erase", "gentle", "--concept", "star", "--out", "x", "--preset", "skech"]) == 2
     assert "did you mean sketch?" in sentence(capsys)
+
+
+def test_checksums_cover_every_embedded_file():
+    from sfumato.commands.doctor import SUMS, assets
+
+    folder = Path(sfumato.__file__).parent / "assets"
+    assert [row for row in assets(folder) if row[0] != "ok"] == []
+    listed = {line.split(maxsplit=1)[1] for line in (folder / SUMS).read_text().splitlines()}
+    there = {f"./{f.relative_to(folder).as_posix()}" for f in folder.rglob("*") if f.is_file()}
+    assert listed == there - {f"./{SUMS}"}, "run scripts/checksums"
+
+
+def test_warnings_are_one_sentence(capsys, monkeypatch):
+    import warnings
+
+    def warn(args):
+        warnings.warn("cut off: 'boat'", stacklevel=1)
+
+    monkeypatch.setattr("sfumato.commands.methods.main", warn)
+    assert cli.main(["methods"]) == 0
+    assert sentence(capsys) == "sfumato: warning: cut off: 'boat'\n"
