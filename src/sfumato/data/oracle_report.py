@@ -1,4 +1,4 @@
-"""The oracle's page in the docs: accuracy and confusion matrices over fresh renders, in words and a picture."""
+"""The oracle's page in the docs: accuracy and confusion matrices over fresh renders."""
 
 from __future__ import annotations
 
@@ -70,9 +70,10 @@ picture with one object. It ships with the package (`sfumato.data.oracle.load()`
 | --- | ---: | ---: |
 {rows}
 
-Measured over n = {n:,} fresh renders at 64x64 (generator seed {EVALUATION_SEED}, never used in training), with
-the shipped float16 weights (sha256 `{card["sha256"][:16]}...`, training seed {card["seed"]},
-{card["config"]["steps"]} steps of {card["config"]["batch"]}). A picture that shows none of the objects reads "nothing":
+Measured over n = {n:,} fresh renders at 64x64 (generator seed {EVALUATION_SEED}, never used in training)
+with the shipped float16 weights (sha256 `{card["sha256"][:16]}...`, training seed {card["seed"]},
+{card["config"]["steps"]} steps of {card["config"]["batch"]}).
+A picture that shows none of the objects reads "nothing":
 {card["empty_backgrounds_read_nothing"]:.0%} of the bare backgrounds do.
 
 ![confusion matrices]({PICTURE})
