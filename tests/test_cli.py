@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import pytest
 import sfumato
 from sfumato import catalog, cli
 from sfumato.commands import erase as erase_command
-from sfumato.commands.options import field_docs, parse
+from sfumato.commands.options import field_docs, parse, sayable
 from sfumato.commands.sample import contact_sheet, read_seeds
 from sfumato.commands.verb import read
 from sfumato.errors import BadInput, SfumatoError
@@ -277,8 +278,25 @@ def test_field_docs_come_from_literals_and_from_attributes():
     assert docs["concepts"] == "What to erase."
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (str | Base | None, str | Base | None),
+        (str | Path | SfumatoError, str | Path),
+        (Sequence[str | SfumatoError], tuple[str, ...]),
+        (SfumatoError | None, None),
+        (Any, None),
+        (tuple[int, ...], tuple[int, ...]),
+        (tuple[SfumatoError, ...], None),
+        (Literal["a"] | None, Literal["a"] | None),
+    ],
+)
+def test_the_sayable_part_of_a_type(kind, said):
+    assert sayable(kind) == said
+
+
 def test_functions_become_flags_too():
-    def audit(before: str, n: int = 3):
+    def audit(before: str, n: int = 3, detector: Any = None):
         """Audit.
 
         Args:
