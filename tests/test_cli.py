@@ -281,7 +281,9 @@ def test_field_docs_come_from_literals_and_from_attributes():
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (str | Base | None, str | Base | None),
+        (str | Base | None, str | None),
+        (Sequence[str] | None, tuple[str, ...] | None),
+        (Sequence[str | Base], tuple[str, ...]),
         (str | Path | SfumatoError, str | Path),
         (Sequence[str | SfumatoError], tuple[str, ...]),
         (SfumatoError | None, None),
@@ -296,16 +298,18 @@ def test_the_sayable_part_of_a_type(kind, said):
 
 
 def test_functions_become_flags_too():
-    def audit(before: str, n: int = 3, detector: Any = None):
+    def audit(before: str, n: int = 3, detector: Any = None, retain: Sequence[str] | None = None):
         """Audit.
 
         Args:
             before: the original.
             n: how many.
+            retain: what must stay.
         """
 
-    own, settings = parse("sfumato audit", ["--before", "a", "--concept", "x", "--n", "5"], Base, audit)
-    assert settings == {"before": "a", "n": 5}
+    args = ["--before", "a", "--concept", "x", "--n", "5", "--retain", "y", "--retain", "z"]
+    own, settings = parse("sfumato audit", args, Base, audit)
+    assert settings == {"before": "a", "n": 5, "retain": ("y", "z")}
     assert own["concepts"] == ("x",)
 
 

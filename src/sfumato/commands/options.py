@@ -44,8 +44,8 @@ class Flag:
     @property
     def several(self) -> bool:
         """Whether it takes any number of values."""
-        origin, arguments = typing.get_origin(self.type), typing.get_args(self.type)
-        return origin is tuple and arguments[-1:] == (...,)
+        parts = typing.get_args(self.type) if isinstance(self.type, types.UnionType) else (self.type,)
+        return any(typing.get_origin(p) is tuple and typing.get_args(p)[-1:] == (...,) for p in parts)
 
     @property
     def positional(self) -> bool:
@@ -139,7 +139,7 @@ def sayable(kind: Any) -> Any:
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        kept = [part for part in map(sayable, inner) if part is not None]
+        kept = [part for part in map(sayable, inner) if part is not None and not dataclasses.is_dataclass(part)]
         return functools.reduce(operator.or_, kept) if set(kept) - {types.NoneType} else None
     if origin in (list, collections.abc.Sequence):
         return tuple[sayable(inner[0]), ...] if sayable(inner[0]) is not None else None
