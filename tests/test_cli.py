@@ -22,6 +22,7 @@ from sfumato.commands.options import field_docs, parse, sayable
 from sfumato.commands.sample import contact_sheet, read_seeds
 from sfumato.commands.verb import read
 from sfumato.errors import BadInput, SfumatoError
+from sfumato.files import GENERATED, read_png_metadata
 from sfumato.plan import Plan, human_bytes, human_time
 
 SOURCE = str(Path(sfumato.__file__).parents[1])
@@ -501,3 +502,64 @@ def test_warnings_are_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr("sfumato.commands.methods.main", warn)
     assert cli.main(["methods"]) == 0
     assert sentence(capsys) == "sfumato: warning: cut off: 'boat'\n"
+
+
+# With a real pipeline, tiny and random
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_sd, tmp_path_factory):
+    return tiny_sd.save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_sample_writes_pictures_with_their_provenance(tiny_model, tiny_sd, tmp_path, capsys):
+    from PIL import Image
+
+    out = tmp_path / "pictures"
+    args = ["sample", "a red star", "a blue circle", "--model", str(tiny_model), "--seeds", "0,3", "--steps", "2"]
+    assert cli.main([*args, "--out", str(out), "--device", "cpu"]) == 0
+    pictures = sorted(out.glob("0*.png"))
+    assert [p.name for p in pictures] == [
+        "000-a-red-star-seed0.png",
+        "001-a-red-star-seed3.png",
+        "002-a-blue-circle-seed0.png",
+        "003-a-blue-circle-seed3.png",
+    ]
+    about = read_png_metadata(pictures[1])
+    assert (about["prompt"], about["seed"], about["steps"]) == ("a red star", "3", "2")
+    assert about["model-sha256"] == tiny_sd.describe()["sha256"]
+    assert about["Source"] == GENERATED
+    direct = tiny_sd.sample("a red star", 3, steps=2)[0].permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(Image.open(pictures[1])) / 255.0 - direct).max() <= 1 / 255
+    assert Image.open(out / "sheet.png").size == (2 * 128 + 12, 2 * 128 + 12)
+    assert json.loads((out / "sample.json").read_text())["seeds"] == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "model_index.json"),
+        (lambda folder: os.truncate(next((folder / "unet").glob("*.safetensors")), 5000), "truncated or corrupt"),
+    ],
+)
+def test_broken_models_are_bad_input(tiny_model, break_it, told, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    break_it(broken)
+    assert cli.main(["sample", "a star", "--model", str(broken), "--out", str(tmp_path / "out")]) == 2
+    assert told in sentence(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_model_is_bad_input(tmp_path, capsys):
+    assert cli.main(["sample", "a star", "--model", "skech", "--out", str(tmp_path / "out")]) == 2
+    assert "sketch" in sentence(capsys)
+
+
+def test_unknown_concept_word_is_bad_input():
+    with pytest.raises(BadInput, match="did you mean star"):
+        erase_command.check_words("sketch", ("sttar",))
+    erase_command.check_words("sketch", ("red star",))
+    erase_command.check_words("another/model", ("sttar",))

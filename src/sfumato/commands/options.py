@@ -20,7 +20,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +40,8 @@ class Flag:
 
     def __post_init__(self) -> None:
         self.option = "--" + self.name.replace("_", "-")
+        if isinstance(self.default, list):
+            self.default = tuple(self.default)
 
     @property
     def several(self) -> bool:
@@ -91,8 +93,9 @@ def parse(
     import tyro
 
     described = [flags_of(source) for source in sources]
-    flags = {flag.name: flag for flags in reversed(described) for flag in flags}
-    flags = {flag.name: flags[flag.name] for source in described for flag in source}
+    flags: dict[str, Flag] = {}
+    for flag in chain.from_iterable(described):
+        flags.setdefault(flag.name, flag)
     for name, value in (defaults or {}).items():
         if name in flags:
             flags[name].default = value
