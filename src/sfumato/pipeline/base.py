@@ -236,7 +236,7 @@ class Text2Image:
 
     # Copies and files
 
-    def copy(self, own: None | str | Iterable[str] = None) -> Text2Image:
+    def copy(self, own: str | Iterable[str] | None = None) -> Text2Image:
         """A new pipeline that shares every weight with this one except those it owns.
 
         Training or editing the owned ones never touches this pipeline. Adapters, attention edits and learned

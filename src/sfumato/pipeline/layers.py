@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from sfumato.errors import BadInput
 

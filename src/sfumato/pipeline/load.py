@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BadInput
 
 from .base import Text2Image
-from .saving import RECORD
+from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
 
@@ -56,7 +55,7 @@ def load(
     if folder is not None:
         _check_files(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _quiet():
+    with quiet():
         try:
             pipe = kind.from_pretrained(
                 source, torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=folder is not None
@@ -161,15 +160,3 @@ def _defaults(folder: Path | None) -> dict[str, Any]:
         return {k: float(v) for k, v in record.get("defaults", {}).items() if k == "cfg_scale"}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # a foreign file of that name says nothing to us
-
-
-class _quiet:
-    """No component-by-component loading bar; the caller shows its own progress. Restores the setting."""
-
-    def __enter__(self) -> None:
-        self._shown = diffusers_logging.is_progress_bar_enabled()
-        diffusers_logging.disable_progress_bar()
-
-    def __exit__(self, *error) -> None:
-        if self._shown:
-            diffusers_logging.enable_progress_bar()

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.sample.guidance import Guided
 
 from .conditioning import Conditioning
 
@@ -192,17 +193,12 @@ def _states(
     shape = p.latent_shape(jobs.size)
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
     z = noise.to(p.device) * solver.init_noise_sigma
-    both = None if negative is None else Conditioning.cat([negative, cond])
+    denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
     options = _step_options(solver, eta, generators)
     for timestep in solver.timesteps:
         x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
         yield x, t
-        if both is not None and (cfg_interval is None or cfg_interval[0] <= t <= cfg_interval[1]):
-            without, with_ = p.denoiser(torch.cat([x, x]), t, both).chunk(2)
-            pred = without + cfg_scale * (with_ - without)
-        else:
-            pred = p.denoiser(x, t, cond)
-        z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
+        z = solver.step(denoiser(x, t), timestep, z, **options, return_dict=False)[0]
         advance()
     yield z, 0.0
 

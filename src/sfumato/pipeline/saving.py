@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
 import transformers
+from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from sfumato.files import atomic_folder, write_json
 
@@ -69,7 +73,8 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
     }
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        p.pipe.save_pretrained(temporary, safe_serialization=True)
+        with quiet():
+            p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
             _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             _prefix_text_keys(temporary / encoder)
@@ -113,6 +118,19 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
         total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
         total.update(x.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No file-by-file bars of diffusers and transformers: the caller shows its own progress. Restores the setting."""
+    shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
+    for lib in shown:
+        lib.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for lib in shown:
+            lib.enable_progress_bar()
 
 
 def _prefix_text_keys(folder: Path) -> None:
