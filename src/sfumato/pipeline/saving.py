@@ -88,7 +88,9 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
 def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
     """See `Text2Image.describe`."""
     config = p.pipe.scheduler.config
-    schedule = {k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")}
+    schedule = {
+        k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
+    }
     described = {
         "family": p.family,
         "pipeline": type(p.pipe).__name__,
@@ -110,7 +112,9 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
     """
     # transformers 5 dropped the prefix "text_model." from the text encoder's names; the hash must not notice.
     named = {
-        f"{part}.{name.removeprefix('text_model.')}": x for part, m in parts.items() for name, x in m.named_parameters()
+        f"{part}.{name.removeprefix('text_model.')}": x
+        for part, m in parts.items()
+        for name, x in m.named_parameters()
     }
     total = hashlib.sha256()
     for name in sorted(named):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .base import Text2Image
 
 
-def copy(p: Text2Image, own: None | str | Iterable[str]) -> Text2Image:
+def copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
     """See `Text2Image.copy`."""
     owned = _owned(p, own)
     parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
@@ -33,7 +33,7 @@ def copy(p: Text2Image, own: None | str | Iterable[str]) -> Text2Image:
     return made
 
 
-def _owned(p: Text2Image, own: None | str | Iterable[str]) -> set[str]:
+def _owned(p: Text2Image, own: str | Iterable[str] | None) -> set[str]:
     """Full names ("unet. ...", "text_encoder. ...") of the parameters that the copy is to own."""
     if own is None:
         return set()
