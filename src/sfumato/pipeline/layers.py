@@ -74,8 +74,12 @@ def projections(network: nn.Module, kinds: tuple[str, ...]) -> list[Projection]:
         for what in ("q", "k", "v", "out"):
             if f"{where}.{what}" not in wanted:
                 continue
-            suffix, module = ("to_out.0", layer.to_out[0]) if what == "out" else (f"to_{what}", getattr(layer, f"to_{what}"))
-            found.append(Projection(f"{name}.{suffix}", f"{where}.{what}", module, _side(name, sides)))
+            suffix, module = (
+                ("to_out.0", layer.to_out[0])
+                if what == "out"
+                else (f"to_{what}", getattr(layer, f"to_{what}"))
+            )
+            found.append(Projection(f"{name}.{suffix}", f"{where}.{what}", module, side_of(name, sides)))
     return found
 
 
@@ -113,6 +117,6 @@ def block_sides(network: nn.Module) -> dict[str, int]:
     return sides
 
 
-def _side(name: str, sides: dict[str, int]) -> int:
+def side_of(name: str, sides: dict[str, int]) -> int:
     parts = name.split(".")
     return sides["mid_block"] if parts[0] == "mid_block" else sides[".".join(parts[:2])]
