@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import mse_loss
 
@@ -16,6 +16,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, a handful of operations
 SHORT = {"steps": 2, "sampling_steps": 3, "lr": 1e-3}
 
 etas = st.floats(-2, 5)
+few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31)
 
 
@@ -27,6 +28,7 @@ def step(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@few
 @given(seeds, etas)
 def test_loss_at_the_start_is_the_squared_guidance(seed, eta):
     e0, ec = predictions(seed)
@@ -34,6 +36,7 @@ def test_loss_at_the_start_is_the_squared_guidance(seed, eta):
     torch.testing.assert_close(loss, (1 + eta) ** 2 * (ec - e0).square().mean(), **EXACT)
 
 
+@few
 @given(seeds)
 def test_eta_minus_one_asks_for_the_concept_and_zero_for_the_empty_prompt(seed):
     e0, ec = predictions(seed)
@@ -41,12 +44,14 @@ def test_eta_minus_one_asks_for_the_concept_and_zero_for_the_empty_prompt(seed):
     assert torch.equal(negative_guidance_target(e0, ec, 0.0), e0)
 
 
+@few
 @given(seeds, etas)
 def test_conversion_from_the_rewrites_eta(seed, eta):
     e0, ec = predictions(seed)
     torch.testing.assert_close(negative_guidance_target(e0, ec, eta), ec - (eta + 1) * (ec - e0), **EXACT)
 
 
+@few
 @given(seeds, etas)
 def test_a_host_keeps_its_own_prediction_less_the_concept(seed, eta):
     e0, ec, host = predictions(seed, 3)
@@ -54,6 +59,7 @@ def test_a_host_keeps_its_own_prediction_less_the_concept(seed, eta):
     assert torch.equal(negative_guidance_target(e0, ec, eta, host=e0), negative_guidance_target(e0, ec, eta))
 
 
+@few
 @given(seeds, etas, st.floats(0.01, 0.99), st.sampled_from(["v", "x0", "score", "flow"]))
 def test_the_target_is_the_same_whatever_the_network_predicts(seed, eta, t, kind):
     process = GaussianProcess(ScaledLinearBeta())

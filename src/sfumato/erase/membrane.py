@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from sfumato.errors import BadInput
+from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_file
 from sfumato.pipeline import Conditioning, Text2Image, lora
 from sfumato.pipeline.adapter import Adapter
@@ -121,9 +121,9 @@ def attach(
     refuse_adapters(pipe)
     if not membranes:
         raise BadInput("there is no membrane to attach: give at least one")
-    for value, known in ((transport, Transport), (composition, Composition)):
-        if value not in get_args(known):
-            raise BadInput(f"unknown {known} {value!r}: choose from {', '.join(get_args(known))}")
+    for what, value, kind in (("transport", transport, Transport), ("composition", composition, Composition)):
+        if value not in get_args(kind):
+            raise unknown(what, value, get_args(kind))
     if composition == "official" and len({(m.rank, m.alpha) for m in membranes}) > 1:
         raise BadInput("membranes of different rank or alpha cannot be composed factor by factor: use the paper's form")
     made = pipe.copy()
