@@ -207,6 +207,8 @@ def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", over
 def _add(pipe: Text2Image, name: str, up: Membrane, down: Membrane) -> Adapter:
     adapter = pipe.add_adapter(name, rank=up.rank, alpha=up.alpha, targets=up.layers)
     factors = {"up": up, "down": down}
+    for parameter in adapter.parameters():
+        parameter.requires_grad_(False)
     adapter.load_state_dict({k: factors[k.rsplit(".", 1)[1]].weights[k] for k in up.weights})
     return adapter
 
