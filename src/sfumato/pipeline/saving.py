@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from sfumato.errors import SfumatoError
 from sfumato.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
     """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
 
-    The folder is whole or absent: it is written beside its place and renamed. Active adapters, attention edits and
-    learned tokens are not part of it; merge an adapter, or save it by itself.
+    The folder is whole or absent: it is written beside its place and renamed. Adapters and attention edits are
+    not part of it: merge an adapter, or save it by itself.
 
     Args:
         folder: where to; must not exist unless ``overwrite``.
@@ -63,7 +64,12 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
 
     Raises:
         BadInput: the folder exists, or the disk is full; nothing is left behind.
+        SfumatoError: a learned token is active; leave its block first (and save it by itself).
     """
+    if p.learned:
+        raise SfumatoError(
+            f"the learned word {p.learned[-1].word!r} is active: leave its block before saving"
+        )
     folder = Path(folder)
     description = describe(p, weights=True)
     record = {
