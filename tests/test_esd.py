@@ -83,7 +83,6 @@ def test_first_loss_on_the_pipeline(tiny_sd):
     pipe = tiny_sd
     student = pipe.copy(own="xattn")
     esd = ESDx(concepts="star", eta=1.5, sampling_steps=4)
-    z, t = pipe.trajectory("star", [7], steps=4, stop_after=2, cfg_scale=3.0)
     esd_loss = esd.loss(pipe, student)
     # The step's own draw of (i, seed) is not ours to know: replay it from a generator in the same state.
     generator = step()
@@ -178,6 +177,14 @@ def test_it_works_on_sdxl(tiny_sdxl):
     erased = ESDx(concepts="star", steps=1, sampling_steps=2, lr=1e-3).apply(tiny_sdxl)
     before, after = tiny_sdxl.parameters("xattn"), erased.parameters("xattn")
     assert any(not torch.equal(before[k], after[k]) for k in after)
+
+
+def test_the_plan_counts_what_is_trained(tiny_sd):
+    plan = ESDx(concepts="star", **SHORT).plan(tiny_sd)
+    trained = sum(p.numel() for p in tiny_sd.parameters("xattn").values())
+    assert plan.memory["gradients"] == 4 * trained
+    assert plan.memory["optimiser"] == 8 * trained
+    assert plan.seconds > 0
 
 
 @pytest.mark.parametrize("name", PRESETS)

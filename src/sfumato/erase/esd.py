@@ -168,8 +168,9 @@ class ESD(Eraser):
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""
         trained = sum(p.numel() for p in pipe.parameters(SUBSETS[self.variant]).values())
-        sampling = self.pool * 2 * self.sampling_steps if self.pool else self.steps * (self.sampling_steps - 1) * self.batch_size
-        passes = sampling + self.steps * self.batch_size * (5 + bool(self.erase_from) + 4 * bool(self.preserve))
+        latents = self.steps * self.batch_size
+        guided_steps = self.pool * self.sampling_steps if self.pool else latents * (self.sampling_steps - 1) / 2
+        passes = 2 * guided_steps + latents * (5 + bool(self.erase_from) + 4 * bool(self.preserve))
         return make_plan(pipe, f"ESD-{self.variant}: {', '.join(self.concepts)}, {self.steps} steps", trained, passes)
 
     def _neutral(self) -> list[str]:

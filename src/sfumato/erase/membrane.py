@@ -75,7 +75,7 @@ def embedding_match(
 def token_match(
     prompts: Int[Tensor, "prompt length"], concepts: Int[Tensor, "concept length"], special: set[int]
 ) -> Float[Tensor, "prompt concept"]:
-    """Share of a concept's distinct token ids, ``special`` ones left out, that occur in the prompt; 0 if it has none."""
+    """Share of a concept's distinct token ids, without ``special`` ones, that occur in the prompt; 0 if it has none."""
     asked = [set(ids) - special for ids in prompts.tolist()]
     erased = [set(ids) - special for ids in concepts.tolist()]
     return torch.tensor([[len(p & c) / max(len(c), 1) for c in erased] for p in asked], dtype=torch.float64)

@@ -55,8 +55,9 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
     """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
 
-    The folder is whole or absent: it is written beside its place and renamed. Adapters and attention edits are
-    not part of it: merge an adapter, or save it by itself.
+    The folder is whole or absent: it is written beside its place and renamed. Attached adapters are merged into the
+    weights (see `Text2Image.merged`); attention edits are not part of it. What the pipeline's ``companions`` write
+    comes beside it.
 
     Args:
         folder: where to; must not exist unless ``overwrite``.
@@ -70,7 +71,8 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         raise SfumatoError(
             f"the learned word {p.learned[-1].word!r} is active: leave its block before saving"
         )
-    folder = Path(folder)
+    folder, companions = Path(folder), p.companions
+    p = p.merged() if p.adapters else p
     description = describe(p, weights=True)
     record = {
         "defaults": p.defaults,
@@ -84,6 +86,8 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         for tokenizer, encoder in p.text_parts():
             _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             _prefix_text_keys(temporary / encoder)
+        for write in companions:
+            write(temporary)
         write_json(temporary / RECORD, record)
         title = str(provenance.get("title") or folder.name).replace("\n", " ")
         text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
