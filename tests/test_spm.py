@@ -312,6 +312,13 @@ def test_merged_weights_equal_the_hooked_forward(pipe, two):
     assert torch.equal(predict(pipe, ["star"]), predict(pipe.copy(), ["star"]))
 
 
+def test_the_description_tells_an_adapted_pipeline_from_its_base(tiny_sd):
+    adapted, other = (attach(tiny_sd, [random_membrane(tiny_sd, "star", seed)]) for seed in (1, 5))
+    hashes = {p.describe()["sha256"] for p in (tiny_sd, adapted, other, adapted.merged())}
+    assert len(hashes) == 4
+    assert adapted.describe()["adapters"] == {"spm.0": {"rank": 1, "alpha": 1.0}}
+
+
 def test_number_of_parameters(tiny_sd):
     """Per transformer block with one layer: 32 C + 2 x the text's width (card: 32 C + 1536 on SD 1.x)."""
     adapter = tiny_sd.copy().add_adapter("spm")

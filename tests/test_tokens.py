@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.pipeline import wrap
+from sfumato.pipeline import load, wrap
 
 PIPES = ["tiny_sd", "tiny_sdxl"]
 
@@ -102,15 +102,17 @@ def test_a_word_of_several_vectors(p):
         assert torch.equal(cond.tokens, p.encode("a star star star").tokens)
 
 
-def test_copies_inside_the_block_have_the_plain_vocabulary_and_saving_is_refused(p, tmp_path):
-    plain = p.encode("a <new>")
-    with p.add_token("<new>", "star"):
-        with pytest.raises(SfumatoError, match="'<new>' is active"):
-            p.save(tmp_path / "out")
-        copy = p.copy()
-        assert torch.equal(copy.encode("a <new>").ids, plain.ids) and not copy.learned
-        assert torch.equal(copy.encode("a <new>").tokens, plain.tokens)
-    assert not list(tmp_path.iterdir())
+def test_copies_and_files_made_inside_the_block_have_the_plain_vocabulary(p, tmp_path):
+    plain, sha = p.encode("a <new>"), p.describe()["sha256"]
+    with p.add_token("<new>", "star"), p.add_token("<more>", "red"):
+        inside = p.encode("a <new>")
+        p.save(tmp_path / "out")
+        for other in (p.copy("all"), load(tmp_path / "out", device="cpu")):
+            assert torch.equal(other.encode("a <new>").ids, plain.ids) and not other.learned
+            assert torch.equal(other.encode("a <new>").tokens, plain.tokens)
+            assert other.describe()["sha256"] == sha
+        assert p.describe()["sha256"] == sha
+        assert torch.equal(p.encode("a <new>").ids, inside.ids)
 
 
 @pytest.mark.parametrize("vectors", [1, 2])

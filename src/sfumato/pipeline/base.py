@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
-from . import adapter, layers, lora, saving, sharing, tokens
+from . import adapter, attention, layers, lora, saving, sharing, tokens
 from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
 from .sampling import Scheduler, sample, states, trajectory
@@ -39,6 +40,7 @@ class Text2Image:
         self.defaults = {"cfg_scale": self.default_cfg_scale, **(defaults or {})}
         self.adapters: dict[str, adapter.Adapter] = {}
         self.learned: list[tokens.LearnedToken] = []
+        self.listeners: list[Any] = []
         self.companions: list[Callable[[Path], None]] = []
         for part in self.parts().values():
             part.requires_grad_(False).eval()
@@ -219,6 +221,59 @@ class Text2Image:
             made.remove()
             raise
         return made
+
+    # Attention and features
+
+    def record_attention(
+        self,
+        kind: str | None = "cross",
+        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        keep: int | None = 1,
+    ) -> AbstractContextManager[attention.AttentionRecord]:
+        """Record attention probabilities: ``with p.record_attention() as seen: ...; seen.maps``.
+
+        Args:
+            kind: "cross", "self", or None for both.
+            where: which layers, e.g. ``lambda layer: layer.resolution <= 16``.
+            keep: how many of the latest network calls to keep; None for all (this can take much memory).
+        """
+        return attention.record(self, kind, where, keep)
+
+    def edit_attention(
+        self,
+        function: Callable[..., Any],
+        kind: str | None = "cross",
+        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        stage: attention.Stage = "probs",
+    ) -> AbstractContextManager[None]:
+        """Change attention inside a block, differentiably; the network is exactly restored on exit.
+
+        Args:
+            function: gets the layer and, by ``stage``, the probabilities or the logits, shaped (batch, heads, queries,
+                keys), or key and value, shaped (batch, heads, keys, width); returns what takes their place. The
+                number of keys may change. With guidance the batch holds both halves, conditional first.
+            kind: "cross", "self", or None for both.
+            where: which layers.
+            stage: "probs" (after softmax), "logits" (before) or "kv".
+
+        Raises:
+            BadInput: unknown kind or stage (on entering).
+        """
+        return attention.edit(self, function, kind, where, stage)
+
+    def tap(
+        self, where: str = "bottleneck", function: Callable[[Any], Any] | None = None
+    ) -> AbstractContextManager[attention.Tap]:
+        """Read, and with ``function`` replace, features: ``with p.tap("bottleneck") as h: ...; h.value``.
+
+        Args:
+            where: "bottleneck" (the output of the middle block), or the name of any module of the network.
+            function: maps the module's output to what takes its place.
+
+        Raises:
+            BadInput: no such place (on entering).
+        """
+        return attention.tap(self, where, function)
 
     # Pictures and latents
 

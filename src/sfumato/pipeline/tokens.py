@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,10 @@ from sfumato.files import atomic_file
 
 if TYPE_CHECKING:
     from .base import Text2Image
+
+
+# Per text encoder: component names of tokenizer and encoder, the tokenizer, the embedding table.
+_State = list[tuple[str, str, Any, nn.Module]]
 
 
 class LearnedToken:
@@ -34,7 +40,7 @@ class LearnedToken:
         self.word = word
         self.embeddings = tuple(nn.Parameter(r.detach().clone().float()) for r in rows)
         self._p = p
-        self._undo: list[tuple] = []
+        self._undo: _State = []
 
     @property
     def embedding(self) -> Float[nn.Parameter, "vectors width"]:
@@ -58,6 +64,7 @@ class LearnedToken:
         if self._undo:
             raise SfumatoError(f"the word {self.word!r} is already active")
         pipe = self._p.pipe
+        extensions: _State = []
         check_length(self._p, sum(t.vectors for t in self._p.learned) + self.vectors)
         for (tok, enc), rows in zip(self._p.text_parts(), self.embeddings, strict=True):
             tokenizer, encoder = getattr(pipe, tok), getattr(pipe, enc)
@@ -65,9 +72,8 @@ class LearnedToken:
             extended = _with_words(tokenizer, self.names)
             if extended.convert_tokens_to_ids(self.names[0]) != num_words(table):
                 raise SfumatoError(f"the tokenizer of {enc} and its embedding table differ in size")
-            self._undo.append((tok, enc, tokenizer, table))
-            setattr(pipe, tok, extended)
-            encoder.set_input_embeddings(_Extended(table, rows))
+            extensions.append((tok, enc, extended, _Extended(table, rows)))
+        self._undo = _swap(self._p, extensions)
         self._p.learned.append(self)
         return self
 
@@ -75,9 +81,7 @@ class LearnedToken:
         if not self._p.learned or self._p.learned[-1] is not self:
             raise SfumatoError(f"the word {self.word!r} must be left before those that were added earlier")
         self._p.learned.pop()
-        for tok, enc, tokenizer, table in self._undo:
-            setattr(self._p.pipe, tok, tokenizer)
-            getattr(self._p.pipe, enc).set_input_embeddings(table)
+        _swap(self._p, self._undo)
         self._undo = []
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
@@ -123,6 +127,28 @@ def check_length(p: Text2Image, vectors: int) -> None:
 def num_words(table: nn.Module) -> int:
     """Rows of an embedding table, learned ones included."""
     return table.weight.shape[0]
+
+
+@contextmanager
+def without_learned(p: Text2Image) -> Iterator[None]:
+    """The pipeline as it is without its learned words, for the duration of the block."""
+    before = [_swap(p, token._undo) for token in reversed(p.learned)]
+    try:
+        yield
+    finally:
+        for state in reversed(before):
+            _swap(p, state)
+
+
+def _swap(p: Text2Image, state: _State) -> _State:
+    """Put tokenizers and tables in place; gives those that were there."""
+    before = []
+    for tok, enc, tokenizer, table in state:
+        encoder = getattr(p.pipe, enc)
+        before.append((tok, enc, getattr(p.pipe, tok), encoder.get_input_embeddings()))
+        setattr(p.pipe, tok, tokenizer)
+        encoder.set_input_embeddings(table)
+    return before
 
 
 class _Extended(nn.Module):
