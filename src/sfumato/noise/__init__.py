@@ -1,0 +1,30 @@
+"""How data is destroyed: schedules in log-SNR, the Gaussian process, and what a denoiser is."""
+
+from .denoiser import Denoiser
+from .process import GaussianProcess, Prediction
+from .schedule import (
+    Cosine,
+    DiscreteSchedule,
+    Karras,
+    LinearBeta,
+    RectifiedFlow,
+    ScaledLinearBeta,
+    Schedule,
+)
+from .shift import Bounded, Interpolated, Shifted
+
+__all__ = [
+    "Bounded",
+    "Cosine",
+    "Denoiser",
+    "DiscreteSchedule",
+    "GaussianProcess",
+    "Interpolated",
+    "Karras",
+    "LinearBeta",
+    "Prediction",
+    "RectifiedFlow",
+    "ScaledLinearBeta",
+    "Schedule",
+    "Shifted",
+]

@@ -14,14 +14,17 @@ from .process import GaussianProcess, Prediction
 class Denoiser(Protocol):
     """Maps (noisy input, time, conditioning) to a prediction, under the process it was trained for.
 
-    ``process`` is the noise process; ``prediction`` names what ``__call__`` returns ("eps", "v", "x0", ...), which
-    ``process.convert`` turns into any other prediction. Time is continuous in [0, 1], 1 = noise, and may be one
-    number, one per picture, or any shape that broadcasts against ``z`` (per frame, per element).
+    ``process`` is the noise process; ``prediction`` names what ``__call__`` returns ("eps", "v", "x0", ...),
+    which ``process.convert`` turns into any other. Time is continuous in [0, 1], 1 = noise, and may be one
+    number, one per picture, or any shape that broadcasts against ``z`` (per frame, per element; the rule is
+    in `sfumato.noise.process`).
     """
 
     process: GaussianProcess
     prediction: Prediction
 
-    def __call__(self, z: Float[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, cond: Any = None) -> Tensor:
+    def __call__(
+        self, z: Float[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, cond: Any = None
+    ) -> Tensor:
         """The prediction for ``z`` at time ``t``, of the shape of ``z``."""
         ...

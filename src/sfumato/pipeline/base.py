@@ -1,5 +1,264 @@
 """`Text2Image`: the one adapter through which every method sees a text-to-image model.
 
 M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. One subclass per
-family of pipelines (`sd.py`: SD 1.x/2.x; `sdxl.py`: SDXL).
+family of pipelines (`sd.py`: SD 1.x/2.x; `sdxl.py`: SDXL) says how prompts are encoded and what else the network
+is told; everything else is here and in the modules beside it.
 """
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.errors import BadInput
+
+from . import layers, saving, sharing
+from .conditioning import Conditioning
+from .denoise import NetworkDenoiser
+from .sampling import Scheduler, sample, trajectory
+
+
+class Text2Image:
+    """A diffusers text-to-image pipeline as methods see it. Make one with `load` or `wrap`.
+
+    The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy` that
+    owns the parameters in question. Calling it, ``p(prompt)``, runs the diffusers pipeline itself.
+    """
+
+    family: ClassVar[str]
+    default_cfg_scale: ClassVar[float]
+
+    def __init__(self, pipe, defaults: dict[str, Any] | None = None):
+        self.pipe = pipe
+        self.defaults = {"cfg_scale": self.default_cfg_scale, **(defaults or {})}
+        self.adapters: dict[str, Any] = {}
+        for part in self.parts().values():
+            part.requires_grad_(False).eval()
+        self.denoiser = NetworkDenoiser(self)
+
+    def __call__(self, *args, **kwargs):
+        """Run the diffusers pipeline: ``p("a red star").images[0]``."""
+        return self.pipe(*args, **kwargs)
+
+    # What it is made of
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoising network (a ``UNet2DConditionModel``)."""
+        return self.pipe.unet
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The pipeline's neural networks by component name: unet, vae, text_encoder, ..."""
+        return {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
+
+    def text_parts(self) -> list[tuple[str, str]]:
+        """(tokenizer, text encoder) as component names, in the order in which their embeddings are joined."""
+        raise NotImplementedError
+
+    def projections(self, *kinds: str) -> list[layers.Projection]:
+        """The attention projections of the given kinds, in network order; all of them if none is given.
+
+        Args:
+            kinds: any of "cross.q", "cross.k", "cross.v", "cross.out", "self.q", "self.k", "self.v", "self.out".
+
+        Raises:
+            BadInput: unknown kind.
+        """
+        return layers.projections(self.network, kinds)
+
+    def parameters(self, subset: str = "full") -> dict[str, nn.Parameter]:
+        """The network's parameters by name, in one vocabulary for all methods.
+
+        Args:
+            subset: "full"; "xattn" (all of cross-attention); "xattn-strict" (its key and value projections);
+                "noxattn" (all but cross-attention, the time embedding and the output block); "selfattn".
+
+        Raises:
+            BadInput: unknown subset, or one that selects nothing in this network.
+        """
+        return layers.parameters(self.network, subset)
+
+    # Text
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a prompt may have, start and end tokens included."""
+        return min(
+            min(getattr(self.pipe, tok).model_max_length, getattr(self.pipe, enc).config.max_position_embeddings)
+            for tok, enc in self.text_parts()
+        )
+
+    def encode(self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None) -> Conditioning:
+        """Encode prompts as the pipeline itself would.
+
+        Args:
+            prompts: one or several texts; "" is the empty prompt.
+            grad: keep the graph (for learned tokens and attacks on the text side).
+            size: side in pixels told to networks with size conditioning (SDXL); default `size`.
+
+        Warns:
+            UserWarning: a prompt is longer than the context; the warning names what is cut off.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise BadInput("no prompt was given: give at least one, \"\" for the empty prompt")
+        ids, mask = zip(*(self._tokenize(tok, prompts) for tok, _ in self.text_parts()), strict=True)
+        with torch.set_grad_enabled(grad):
+            encoded = self._encode_ids(list(ids), mask[0], size or self.size)
+        return encoded.replace(prompts=tuple(prompts))
+
+    def _encode_ids(self, ids: list[Tensor], mask: Tensor, size: int) -> Conditioning:
+        """The conditioning for token ids, one tensor per text encoder."""
+        raise NotImplementedError
+
+    def _tokenize(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        tokenizer, length = getattr(self.pipe, name), self.context_length
+        for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
+            if len(ids) > length:
+                rest = tokenizer.decode(ids[length - 1 : -1]).strip()
+                message = f"the prompt has {len(ids)} tokens, the model reads {length}; cut off: {rest!r}"
+                warnings.warn(message, stacklevel=4)
+        out = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return out.input_ids.to(self.device), out.attention_mask.to(self.device)
+
+    def last_word_token(self, cond: Conditioning) -> Tensor:
+        """Index of the last word's last token in each row (0, the start token, for the empty prompt)."""
+        return cond.mask.sum(dim=1) - 2
+
+    def unconditional(self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None) -> Conditioning:
+        """What guidance steers away from: ``negative``, or what the pipeline itself takes when none is given."""
+        cond = negative if isinstance(negative, Conditioning) else self.encode(negative or "", size=size)
+        return cond.repeat(n) if len(cond) == 1 else cond
+
+    def network_inputs(self, cond: Conditioning) -> dict[str, Any]:
+        """What the network takes besides latent, timestep and token embeddings."""
+        return {}
+
+    # Pictures and latents
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent, along a side."""
+        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+
+    @property
+    def size(self) -> int:
+        """Side of a picture in pixels, unless another is asked for."""
+        latent = self.network.config.sample_size
+        return (latent if isinstance(latent, int) else latent[0]) * self.scale_factor
+
+    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+        """(channels, height, width) of the latent of a square picture with that side in pixels.
+
+        Raises:
+            BadInput: the side is not a multiple of `scale_factor`.
+        """
+        size = size or self.size
+        if size <= 0 or size % self.scale_factor:
+            raise BadInput(f"size {size} is not a multiple of {self.scale_factor} pixels, as this model needs")
+        side = size // self.scale_factor
+        return self.network.config.in_channels, side, side
+
+    def encode_image(
+        self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch channel h w"]:
+        """Scaled latents of pictures in [-1, 1], differentiable; the posterior's mean, or a draw with ``generator``."""
+        vae = self.pipe.vae
+        posterior = vae.encode(x.to(vae.dtype)).latent_dist
+        z = posterior.mode() if generator is None else posterior.sample(generator=generator)
+        mean, std = self._latent_statistics(z)
+        return ((z - mean) / std * vae.config.scaling_factor).to(x.dtype)
+
+    def decode_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
+        """Pictures in about [-1, 1] (not clipped) of scaled latents, differentiable."""
+        vae = self.pipe.vae
+        mean, std = self._latent_statistics(z)
+        latent = z / vae.config.scaling_factor * std + mean
+        return vae.decode(latent.to(vae.dtype), return_dict=False)[0].to(z.dtype)
+
+    def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.pipe.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return like.new_zeros(()), like.new_ones(())
+        return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
+
+    def sample(
+        self,
+        prompts: str | Sequence[str] | None,
+        seeds: int | Sequence[int],
+        *,
+        steps: int = 25,
+        cfg_scale: float | None = None,
+        negative: str | Conditioning | None = None,
+        scheduler: Scheduler = None,
+        eta: float = 0.0,
+        size: int | None = None,
+        batch_size: int = 32,
+        cond: Conditioning | None = None,
+        cfg_interval: tuple[float, float] | None = None,
+        progress: bool = False,
+    ) -> Float[Tensor, "n 3 height width"]:
+        """One picture in [0, 1] per (prompt, seed); see `sfumato.pipeline.sampling.sample`."""
+        return sample(
+            self, prompts, seeds, steps=steps, cfg_scale=cfg_scale, negative=negative, scheduler=scheduler, eta=eta,
+            size=size, batch_size=batch_size, cond=cond, cfg_interval=cfg_interval, progress=progress,
+        )
+
+    def trajectory(
+        self,
+        prompts: str | Sequence[str] | Conditioning,
+        seeds: int | Sequence[int],
+        *,
+        steps: int,
+        stop_after: int,
+        cfg_scale: float | None = None,
+        **options,
+    ) -> tuple[Float[Tensor, "n channel h w"], float]:
+        """The noisy latent after ``stop_after`` of ``steps`` steps and its time; see `sampling.trajectory`."""
+        return trajectory(
+            self, prompts, seeds, steps=steps, stop_after=stop_after, cfg_scale=cfg_scale, **options
+        )
+
+    # Copies and files
+
+    def copy(self, own: None | str | Iterable[str] = None) -> Text2Image:
+        """A new pipeline that shares every weight with this one except those it owns.
+
+        Training or editing the owned ones never touches this pipeline. Adapters, attention edits and learned
+        tokens that are active here do not travel along.
+
+        Args:
+            own: None (share everything); "all" (every weight of every part); a subset as in `parameters`; or names
+                of parameters: of the network ("mid_block. ...") or of another part ("text_encoder. ...").
+
+        Raises:
+            BadInput: unknown subset or name.
+        """
+        return sharing.copy(self, own)
+
+    def frozen_copy(self) -> Text2Image:
+        """``copy(own=None)``: the same weights under another roof, for losses that compare with the original."""
+        return self.copy()
+
+    def save(self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None) -> Path:
+        """Write a diffusers folder that loads without this package; see `sfumato.pipeline.saving.save`."""
+        return saving.save(self, folder, overwrite, provenance or {})
+
+    def describe(self, weights: bool = True) -> dict[str, Any]:
+        """Family, prediction type, schedule, sizes, parameter counts, and a SHA-256 over the ``weights``."""
+        return saving.describe(self, weights)

@@ -1,0 +1,29 @@
+"""Train, speed up, customise, edit, erase and audit image diffusion models.
+
+``import sfumato as sf`` loads nothing heavy: torch and diffusers come in when a name that needs them is used.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+_ROOMS = (
+    "attack", "audit", "catalog", "data", "erase", "errors", "files", "ledger", "metrics", "noise",
+    "pipeline", "report", "sample", "train",
+)  # fmt: skip
+_NAMES = {"load": "pipeline", "wrap": "pipeline", "Text2Image": "pipeline", "BadInput": "errors"}
+__all__ = ["__version__", *_ROOMS, *_NAMES]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _ROOMS:
+        return import_module(f"sfumato.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"sfumato.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

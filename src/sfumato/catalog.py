@@ -1,0 +1,218 @@
+"""The list of methods: what each is called, where it lives, which papers it carries out and what it costs.
+
+This page is read by the command line, the documentation and the tests, and imports none of the methods. A new
+method is one entry in `METHODS` (and one file, one test file, one ledger entry).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sfumato.errors import unknown
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One publication: BibTeX key, arXiv number, authors in BibTeX's form; ``venue`` may be empty."""
+
+    key: str
+    arxiv: str
+    title: str
+    authors: str
+    year: int
+    venue: str
+
+    def __str__(self) -> str:
+        return f"arXiv:{self.arxiv} {self.title}"
+
+    @property
+    def bibtex(self) -> str:
+        fields = {
+            "title": f"{{{self.title}}}",
+            "author": self.authors,
+            "year": str(self.year),
+            "booktitle": self.venue,
+            "eprint": self.arxiv,
+            "archiveprefix": "arXiv",
+            "url": f"https://arxiv.org/abs/{self.arxiv}",
+        }
+        if not self.venue:
+            del fields["booktitle"]
+        kind = "inproceedings" if self.venue else "misc"
+        body = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+        return f"@{kind}{{{self.key},\n{body}}}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: ``sfumato VERB NAME`` on the command line, ``sf.VERB.CLASS`` in Python.
+
+    ``papers`` is what runs, the method's own paper first. ``ledger`` is its entry in the ledger; where
+    that is empty, ``no_ledger`` says why.
+    """
+
+    verb: str
+    name: str
+    cls: str
+    papers: tuple[Paper, ...]
+    summary: str
+    cost: str
+    ledger: str = ""
+    no_ledger: str = ""
+
+    @property
+    def paper(self) -> Paper:
+        return self.papers[0]
+
+    @property
+    def bibtex(self) -> str:
+        return "\n\n".join(paper.bibtex for paper in self.papers)
+
+    @property
+    def class_name(self) -> str:
+        return self.cls.partition(":")[2]
+
+    def load(self) -> type:
+        """Import the class."""
+        from importlib import import_module
+
+        module, _, name = self.cls.partition(":")
+        return getattr(import_module(module), name)
+
+    def as_dict(self) -> dict[str, str]:
+        """What ``sfumato methods --json`` prints."""
+        return {
+            "verb": self.verb,
+            "name": self.name,
+            "class": self.cls.replace(":", "."),
+            "paper": str(self.paper),
+            "summary": self.summary,
+            "cost": self.cost,
+        }
+
+
+_UCE = Paper(
+    "gandikota2024uce", "2308.14761", "Unified Concept Editing in Diffusion Models",
+    r"Gandikota, Rohit and Orgad, Hadas and Belinkov, Yonatan and Materzy{\'n}ska, Joanna and Bau, David",
+    2024, "IEEE/CVF Winter Conference on Applications of Computer Vision",
+)  # fmt: skip
+_RECE = Paper(
+    "gong2024rece", "2407.12383", "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models",
+    "Gong, Chao and Chen, Kai and Wei, Zhipeng and Chen, Jingjing and Jiang, Yu-Gang",
+    2024, "European Conference on Computer Vision",
+)  # fmt: skip
+_ESD = Paper(
+    "gandikota2023esd", "2303.07345", "Erasing Concepts from Diffusion Models",
+    r"Gandikota, Rohit and Materzy{\'n}ska, Joanna and Fiotto-Kaufman, Jaden and Bau, David",
+    2023, "IEEE/CVF International Conference on Computer Vision",
+)  # fmt: skip
+_SPM = Paper(
+    "lyu2024spm", "2312.16145",
+    "One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications",
+    "Lyu, Mengyao and Yang, Yuhong and Hong, Haiwen and Chen, Hui and Jin, Xuan and He, Yuan and Xue, Hui "
+    "and Han, Jungong and Ding, Guiguang",
+    2024, "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+)  # fmt: skip
+_CONCEPT_INVERSION = Paper(
+    "pham2024circumventing", "2308.01508",
+    "Circumventing Concept Erasure Methods For Text-to-Image Generative Models",
+    "Pham, Minh and Marshall, Kelly O. and Cohen, Niv and Mittal, Govind and Hegde, Chinmay",
+    2024, "International Conference on Learning Representations",
+)  # fmt: skip
+_TEXTUAL_INVERSION = Paper(
+    "gal2023textual", "2208.01618",
+    "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion",
+    "Gal, Rinon and Alaluf, Yuval and Atzmon, Yuval and Patashnik, Or and Bermano, Amit H. and Chechik, Gal "
+    "and Cohen-Or, Daniel",
+    2023, "International Conference on Learning Representations",
+)  # fmt: skip
+_LATENT_DIFFUSION = Paper(
+    "rombach2022ldm", "2112.10752", "High-Resolution Image Synthesis with Latent Diffusion Models",
+    r"Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\"o}rn",
+    2022, "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+)  # fmt: skip
+_GUIDANCE = Paper(
+    "ho2022classifierfree", "2207.12598", "Classifier-Free Diffusion Guidance",
+    "Ho, Jonathan and Salimans, Tim", 2022, "",
+)  # fmt: skip
+INTEGRITY = Paper(
+    "schioppa2024integrity", "2411.02068", "Model Integrity when Unlearning with T2I Diffusion Models",
+    "Schioppa, Andrea and Hoogeboom, Emiel and Heek, Jonathan", 2024, "",
+)  # fmt: skip
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "erase", "uce", "sfumato.erase.uce:UCE", (_UCE,),
+        "Closed form: rewrites the cross-attention keys and values so that the concept reads as its anchor.",
+        cost="seconds, no gradients, no pictures", ledger="uce",
+    ),
+    Method(
+        "erase", "rece", "sfumato.erase.rece:RECE", (_RECE, _UCE),
+        "Closed form, iterated: finds the embedding that revives the concept after UCE and erases it too.",
+        cost="seconds, no gradients, no pictures", ledger="rece",
+    ),
+    Method(
+        "erase", "esd-x", "sfumato.erase.esd:ESDx", (_ESD,),
+        "Fine-tunes the cross-attention to negative guidance: erases where the prompt names the concept.",
+        cost="fine-tuning; about 25 guided sampling steps per update", ledger="esd",
+    ),
+    Method(
+        "erase", "esd-u", "sfumato.erase.esd:ESDu", (_ESD,),
+        "Fine-tunes all but the cross-attention: erases a concept that shows whatever the prompt says.",
+        cost="fine-tuning; about 25 guided sampling steps per update", ledger="esd",
+    ),
+    Method(
+        "erase", "spm", "sfumato.erase.spm:SPM", (_SPM,),
+        "A rank-1 adapter per concept; they combine, switch off and move to fine-tunes of the same model.",
+        cost="fine-tuning of a rank-1 adapter; the base weights never change", ledger="spm",
+    ),
+    Method(
+        "attack", "concept-inversion", "sfumato.attack.concept_inversion:ConceptInversion",
+        (_CONCEPT_INVERSION, _TEXTUAL_INVERSION),
+        "Learns a new word on the erased pipeline from pictures of the concept: does it come back?",
+        cost="gradient steps on one embedding", no_ledger="it is the yardstick of the RECE and UCE entries",
+    ),
+    Method(
+        "train", "t2i", "sfumato.train.t2i:TrainT2I", (_LATENT_DIFFUSION, _GUIDANCE),
+        "Trains a text-to-image latent diffusion pipeline: autoencoder first, then text encoder and UNet.",
+        cost="hours on two CPU cores for the embedded model", no_ledger="measured by the oracle when it ends",
+    ),
+)  # fmt: skip
+
+
+def verbs() -> tuple[str, ...]:
+    """The verbs that have methods, in the order of the list."""
+    return tuple(dict.fromkeys(method.verb for method in METHODS))
+
+
+def methods(verb: str | None = None) -> tuple[Method, ...]:
+    """All methods, or those of one verb."""
+    return tuple(method for method in METHODS if verb in (None, method.verb))
+
+
+def get(name: str, verb: str | None = None) -> Method:
+    """The method called ``name``; `BadInput` with the nearest names when there is none."""
+    by_name = {method.name: method for method in methods(verb)}
+    if name.lower() not in by_name:
+        raise unknown(f"{verb} method" if verb else "method", name, by_name)
+    return by_name[name.lower()]
+
+
+def exports(verb: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a verb's package: its classes, imported when they are first used."""
+    classes = {method.class_name: method for method in methods(verb)}
+
+    def __getattr__(name: str) -> Any:
+        if name not in classes:
+            raise AttributeError(f"module 'sfumato.{verb}' has no attribute {name!r}")
+        return classes[name].load()
+
+    def __dir__() -> list[str]:
+        return sorted(classes)
+
+    return __getattr__, __dir__

@@ -1,0 +1,175 @@
+"""From a name, a folder or a diffusers pipeline to a `Text2Image`; what is unsafe or unknown is refused in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
+
+from sfumato.errors import BadInput
+
+from .base import Text2Image
+from .saving import RECORD
+from .sd import StableDiffusion
+from .sdxl import StableDiffusionXL
+
+EMBEDDED = ("sketch",)
+_FAMILIES: dict[type, type[Text2Image]] = {
+    StableDiffusionPipeline: StableDiffusion,
+    StableDiffusionXLPipeline: StableDiffusionXL,
+}
+_SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_CONVERT = (
+    "convert it in an isolated environment: load it there with diffusers (from_pretrained or from_single_file) and "
+    "write it with save_pretrained(folder, safe_serialization=True)"
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(
+    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Text2Image:
+    """Load a text-to-image pipeline; only safetensors weights are read.
+
+    Args:
+        model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id "owner/name" (the
+            only case that may use the network, and only if no folder of that name exists).
+        device: default: the GPU if there is one, else the CPU.
+        dtype: of the weights; default float32.
+
+    Raises:
+        BadInput: unknown name, not a diffusers folder, pickled or damaged weights, or an unsupported family.
+    """
+    folder = _folder(str(model))
+    source = str(model) if folder is None else str(folder)
+    index = _index(source, folder)
+    kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
+    if kind is None:
+        raise BadInput(f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}")
+    if folder is not None:
+        _check_files(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with _quiet():
+        try:
+            pipe = kind.from_pretrained(
+                source, torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=folder is not None
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise BadInput(f"{model} could not be loaded as a {kind.__name__}: {reason}") from error
+    if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
+        pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
+    return wrap(pipe.to(device), _defaults(folder))
+
+
+def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
+    """The adapter for a diffusers pipeline; a `Text2Image` is returned as it is. Freezes the pipeline's weights.
+
+    Raises:
+        BadInput: the pipeline's family is not supported.
+    """
+    if isinstance(pipe, Text2Image):
+        return pipe
+    adapter = _FAMILIES.get(type(pipe))
+    if adapter is None:
+        raise BadInput(f"{type(pipe).__name__} is not supported; supported are {_SUPPORTED}")
+    config = pipe.unet.config
+    if config.in_channels != config.out_channels or config.get("time_cond_proj_dim") is not None:
+        raise BadInput(
+            f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is not "
+            f"supported; supported are plain {_SUPPORTED}"
+        )
+    return adapter(pipe, defaults)
+
+
+def _folder(model: str) -> Path | None:
+    """The local folder that ``model`` names, or None for a hub id."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix in _PICKLES:
+            raise BadInput(f"{model} is a pickle, which can run code when it is read: {_CONVERT}")
+        raise BadInput(f"{model} is a single file, not a diffusers folder: {_CONVERT}")
+    if model in EMBEDDED:
+        embedded = Path(__file__).parent.parent / "assets" / model
+        if not embedded.is_dir():
+            raise BadInput(f"the embedded model {model!r} is missing from this installation: install the full package")
+        return embedded
+    if _HUB_ID.fullmatch(model) and not model.startswith("."):
+        return None
+    raise BadInput(
+        f"there is no model {model!r}: give an embedded one ({', '.join(EMBEDDED)}), a folder written by "
+        "save_pretrained, or a hub id like owner/name"
+    )
+
+
+def _index(source: str, folder: Path | None) -> dict[str, Any]:
+    """The pipeline's ``model_index.json``."""
+    if folder is None:
+        try:
+            return DiffusionPipeline.load_config(source)
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"{source} is neither a folder here nor a diffusers pipeline that can be fetched from the hub"
+            ) from error
+    file = folder / "model_index.json"
+    if not file.is_file():
+        pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
+        if pickles:
+            raise BadInput(f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {_CONVERT}")
+        raise BadInput(f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained")
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{file} is not valid JSON: fetch or write the folder again") from error
+    if not isinstance(index, dict):
+        raise BadInput(f"{file} does not describe a pipeline: fetch or write the folder again")
+    return index
+
+
+def _check_files(folder: Path) -> None:
+    """Name the file that is pickled, truncated or corrupt before a library stumbles over it.
+
+    Raises:
+        BadInput: a component has pickled weights only, or a safetensors file whose header and length disagree.
+    """
+    for part in sorted(f for f in folder.iterdir() if f.is_dir()):
+        safe = sorted(part.glob("*.safetensors"))
+        pickles = sorted(f for f in part.iterdir() if f.suffix in _PICKLES)
+        if pickles and not safe:
+            raise BadInput(f"{pickles[0]} is a pickle, which can run code when it is read: {_CONVERT}")
+        for file in safe:
+            try:
+                with safe_open(file, "pt") as opened:
+                    opened.keys()
+            except (SafetensorError, OSError) as error:
+                raise BadInput(f"{file} is truncated or corrupt ({error}): fetch or write it again") from error
+
+
+def _defaults(folder: Path | None) -> dict[str, Any]:
+    """Sampling defaults that the folder's record states (guidance); empty for other folders."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if folder else {}
+        return {k: float(v) for k, v in record.get("defaults", {}).items() if k == "cfg_scale"}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # a foreign file of that name says nothing to us
+
+
+class _quiet:
+    """No component-by-component loading bar; the caller shows its own progress. Restores the setting."""
+
+    def __enter__(self) -> None:
+        self._shown = diffusers_logging.is_progress_bar_enabled()
+        diffusers_logging.disable_progress_bar()
+
+    def __exit__(self, *error) -> None:
+        if self._shown:
+            diffusers_logging.enable_progress_bar()

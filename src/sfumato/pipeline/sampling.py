@@ -1,0 +1,237 @@
+"""Sampling from a text-to-image pipeline: one loop over a fresh diffusers scheduler, and one seed per picture.
+
+A picture depends on its prompt, its seed and the settings; never on the batch it was computed in, because all its
+randomness comes from a CPU generator of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.errors import BadInput
+
+from .conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from .base import Text2Image
+
+Scheduler = str | SchedulerMixin | None
+_NAMED = {
+    "ddim": (DDIMScheduler, {}),
+    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+}
+
+
+def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
+    """A fresh scheduler with the checkpoint's betas: "ddim", "dpm++", another scheduler's class and settings, or its own.
+
+    Raises:
+        BadInput: unknown name.
+    """
+    config = p.pipe.scheduler.config
+    if isinstance(scheduler, str):
+        if scheduler not in _NAMED:
+            raise BadInput(f"unknown scheduler {scheduler!r}: use one of {', '.join(_NAMED)}, or a diffusers scheduler")
+        kind, settings = _NAMED[scheduler]
+        # Latents are not bounded by 1: clipping, a default meant for pixels, must not sneak in.
+        return kind.from_config(config, **{"clip_sample": config.get("clip_sample", False), **settings})
+    chosen = p.pipe.scheduler if scheduler is None else scheduler
+    return type(chosen).from_config(chosen.config)
+
+
+@torch.no_grad()
+def sample(
+    p: Text2Image,
+    prompts: str | Sequence[str] | None,
+    seeds: int | Sequence[int],
+    *,
+    steps: int = 25,
+    cfg_scale: float | None = None,
+    negative: str | Conditioning | None = None,
+    scheduler: Scheduler = None,
+    eta: float = 0.0,
+    size: int | None = None,
+    batch_size: int = 32,
+    cond: Conditioning | None = None,
+    cfg_interval: tuple[float, float] | None = None,
+    progress: bool = False,
+) -> Float[Tensor, "n 3 height width"]:
+    """One picture in [0, 1] per (prompt, seed), on the CPU, in float32.
+
+    Args:
+        prompts: texts; one text goes with every seed. None if ``cond`` is given.
+        seeds: one per picture; one seed goes with every text.
+        steps: denoising steps.
+        cfg_scale: guidance, u + cfg_scale (c - u); 1 is none. Default: the pipeline's.
+        negative: what guidance steers away from; None is what the pipeline itself takes when none is given.
+        scheduler: "ddim", "dpm++", a diffusers scheduler (its class and settings), or None for the pipeline's.
+        eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
+        size: side in pixels; default the model's.
+        batch_size: pictures computed together; changes memory and speed only.
+        cond: encoded prompts instead of ``prompts``; one row goes with every seed.
+        cfg_interval: (low, high): guide only at times in it.
+        progress: show a bar.
+
+    Raises:
+        BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot be.
+    """
+    if batch_size < 1:
+        raise BadInput(f"batch_size must be at least 1, got {batch_size}")
+    jobs = _Jobs.make(p, prompts if cond is None else cond, seeds, negative, size)
+    starts = range(0, len(jobs.seeds), batch_size)
+    pictures = []
+    with _bar(progress, len(starts) * steps) as advance:
+        for start in starts:
+            chunk = slice(start, start + batch_size)
+            for z, _ in _states(p, jobs, chunk, steps, cfg_scale, scheduler, eta, cfg_interval, advance):
+                pass
+            x = p.decode_latents(z)
+            pictures.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
+    return torch.cat(pictures)
+
+
+@torch.no_grad()
+def trajectory(
+    p: Text2Image,
+    prompts: str | Sequence[str] | Conditioning,
+    seeds: int | Sequence[int],
+    *,
+    steps: int,
+    stop_after: int,
+    cfg_scale: float | None = None,
+    negative: str | Conditioning | None = None,
+    scheduler: Scheduler = "ddim",
+    eta: float = 0.0,
+    size: int | None = None,
+    cfg_interval: tuple[float, float] | None = None,
+) -> tuple[Float[Tensor, "n channel h w"], float]:
+    """The noisy latent (alpha x + sigma eps) after ``stop_after`` of ``steps`` steps, and its time in [0, 1].
+
+    ``stop_after`` 0 gives pure noise at the first timestep; ``steps`` gives the clean latent at time 0. All
+    pictures are computed in one batch. Other arguments as in `sample`.
+
+    Raises:
+        BadInput: as `sample`; ``stop_after`` outside [0, steps].
+    """
+    if not 0 <= stop_after <= steps:
+        raise BadInput(f"stop_after must lie between 0 and steps = {steps}, got {stop_after}")
+    jobs = _Jobs.make(p, prompts, seeds, negative, size)
+    states = _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
+    for i, state in enumerate(states):
+        # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
+        if i == stop_after < steps:
+            break
+    return state
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """What to draw: one prompt (or row of a conditioning) and one seed per picture."""
+
+    prompts: list[str] | Conditioning
+    seeds: list[int]
+    negative: str | Conditioning | None
+    size: int | None
+
+    @classmethod
+    def make(cls, p, prompts, seeds, negative, size) -> _Jobs:
+        p.latent_shape(size)
+        if prompts is None:
+            raise BadInput("nothing to draw: give prompts, or an encoded conditioning")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        seeds = [int(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
+        n = max(len(prompts), len(seeds))
+        if n == 0 or {len(prompts), len(seeds)} - {1, n}:
+            raise BadInput(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, or one of either")
+        if len(prompts) < n:
+            prompts = prompts.repeat(n) if isinstance(prompts, Conditioning) else list(prompts) * n
+        if isinstance(negative, Conditioning) and len(negative) not in (1, n):
+            raise BadInput(f"{len(negative)} negative conditionings for {n} pictures: give one, or one for each")
+        return cls(prompts, seeds * n if len(seeds) < n else seeds, negative, size)
+
+    def conditioning(self, p: Text2Image, chunk: slice, guided: bool) -> tuple[Conditioning, Conditioning | None]:
+        """The conditioning and, if guided, what guidance steers away from, for some of the pictures."""
+        rows = self.prompts[chunk]
+        if not isinstance(rows, Conditioning):
+            distinct = list(dict.fromkeys(rows))
+            rows = p.encode(distinct, size=self.size)[[distinct.index(r) for r in rows]]
+        if not guided:
+            return rows, None
+        several = isinstance(self.negative, Conditioning) and len(self.negative) > 1
+        negative = self.negative[chunk] if several else p.unconditional(len(rows), self.negative, self.size)
+        return rows, negative
+
+
+def _states(
+    p: Text2Image,
+    jobs: _Jobs,
+    chunk: slice,
+    steps: int,
+    cfg_scale: float | None,
+    scheduler: Scheduler,
+    eta: float,
+    cfg_interval: tuple[float, float] | None,
+    advance=lambda: None,
+) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+    """The latents from pure noise to clean, each with its time: steps + 1 states."""
+    if steps < 1:
+        raise BadInput(f"steps must be at least 1, got {steps}")
+    cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
+    cond, negative = jobs.conditioning(p, chunk, guided=cfg_scale != 1.0)
+    generators = [torch.Generator().manual_seed(seed) for seed in jobs.seeds[chunk]]
+    solver = make_scheduler(p, scheduler)
+    solver.set_timesteps(steps, device=p.device)
+    T = p.denoiser.timesteps
+    shape = p.latent_shape(jobs.size)
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    z = noise.to(p.device) * solver.init_noise_sigma
+    both = None if negative is None else Conditioning.cat([negative, cond])
+    options = _step_options(solver, eta, generators)
+    for timestep in solver.timesteps:
+        x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
+        yield x, t
+        if both is not None and (cfg_interval is None or cfg_interval[0] <= t <= cfg_interval[1]):
+            without, with_ = p.denoiser(torch.cat([x, x]), t, both).chunk(2)
+            pred = without + cfg_scale * (with_ - without)
+        else:
+            pred = p.denoiser(x, t, cond)
+        z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
+        advance()
+    yield z, 0.0
+
+
+def _step_options(solver, eta: float, generators: list[torch.Generator]) -> dict:
+    """The arguments of ``solver.step`` that this solver knows."""
+    names = solver.step.__code__.co_varnames[: solver.step.__code__.co_argcount]
+    if eta and "eta" not in names:
+        raise BadInput(f"{type(solver).__name__} has no eta: use scheduler=\"ddim\"")
+    return {k: v for k, v in {"eta": eta, "generator": generators}.items() if k in names}
+
+
+class _bar:
+    """A rich progress bar, or nothing; entering gives the function that advances it by one."""
+
+    def __init__(self, shown: bool, total: int):
+        self._total = total
+        self._progress = None
+        if shown:
+            from rich.progress import Progress
+
+            self._progress = Progress(transient=True)
+
+    def __enter__(self):
+        if self._progress is None:
+            return lambda: None
+        self._progress.__enter__()
+        task = self._progress.add_task("drawing", total=self._total)
+        return lambda: self._progress.advance(task)
+
+    def __exit__(self, *error):
+        return None if self._progress is None else self._progress.__exit__(*error)

@@ -1,0 +1,145 @@
+"""What a pipeline is, in words and hashes, and writing it so that other tools load it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sfumato.files import atomic_folder, write_json
+
+if TYPE_CHECKING:
+    from .base import Text2Image
+
+RECORD = "sfumato.json"
+
+_CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [sfumato]
+---
+# {title}
+
+Loads with diffusers alone:
+
+```python
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("this folder")
+```
+
+## What it is
+```json
+{description}
+```
+
+## How it was made
+```json
+{provenance}
+```
+"""
+
+
+def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
+    """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
+
+    The folder is whole or absent: it is written beside its place and renamed. Active adapters, attention edits and
+    learned tokens are not part of it; merge an adapter, or save it by itself.
+
+    Args:
+        folder: where to; must not exist unless ``overwrite``.
+        provenance: what the record should say (method, configuration, seed, parent's hash, ...), JSON values.
+
+    Raises:
+        BadInput: the folder exists, or the disk is full; nothing is left behind.
+    """
+    folder = Path(folder)
+    description = describe(p, weights=True)
+    record = {
+        "defaults": p.defaults,
+        "description": description,
+        "provenance": provenance,
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
+    }
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        p.pipe.save_pretrained(temporary, safe_serialization=True)
+        for tokenizer, encoder in p.text_parts():
+            _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
+            _prefix_text_keys(temporary / encoder)
+        write_json(temporary / RECORD, record)
+        title = str(provenance.get("title") or folder.name).replace("\n", " ")
+        text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
+    """See `Text2Image.describe`."""
+    config = p.pipe.scheduler.config
+    schedule = {k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")}
+    described = {
+        "family": p.family,
+        "pipeline": type(p.pipe).__name__,
+        "prediction": p.denoiser.prediction,
+        "schedule": {**schedule, "timesteps": p.denoiser.timesteps},
+        "size": p.size,
+        "latent": list(p.latent_shape()),
+        "context_length": p.context_length,
+        "dtype": str(p.dtype).removeprefix("torch."),
+        "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
+    }
+    return {**described, "sha256": weights_sha256(p.parts())} if weights else described
+
+
+def weights_sha256(parts: dict[str, nn.Module]) -> str:
+    """SHA-256 over the name, dtype, shape and bytes of every parameter, sorted by name.
+
+    It does not depend on how files are laid out, on sharding, or on the device.
+    """
+    # transformers 5 dropped the prefix "text_model." from the text encoder's names; the hash must not notice.
+    named = {
+        f"{part}.{name.removeprefix('text_model.')}": x for part, m in parts.items() for name, x in m.named_parameters()
+    }
+    total = hashlib.sha256()
+    for name in sorted(named):
+        x = named[name].detach().to("cpu").contiguous()
+        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        total.update(x.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _prefix_text_keys(folder: Path) -> None:
+    """Name the text encoder's tensors as every released checkpoint does: with the prefix "text_model.".
+
+    transformers 5 writes ``CLIPTextModel`` without the prefix; older ones would find none of the weights and
+    silently start from random ones. Both read the prefixed names.
+    """
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            keys, metadata = list(opened.keys()), opened.metadata()
+        if any(k.startswith("text_model.") for k in keys):
+            continue
+        tensors: dict[str, Tensor] = {f"text_model.{k}": x for k, x in load_file(file).items()}
+        save_file(tensors, file, metadata=metadata or {"format": "pt"})
+
+
+def _write_bpe(folder: Path, tokenizer) -> None:
+    """``vocab.json`` and ``merges.txt``, which transformers before 5 reads; 5 writes ``tokenizer.json`` alone."""
+    if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
+        return
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    pairs = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{m}\n" for m in pairs), encoding="utf-8")
+
+
+def _json(value: dict[str, Any]) -> str:
+    # Text from users must not be able to close the fence that it stands in.
+    return json.dumps(value, indent=2, default=str).replace("```", "` ` `")

@@ -1,0 +1,63 @@
+"""Copies of a pipeline that share the weights nobody trains."""
+
+from __future__ import annotations
+
+import copy as copying
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from sfumato.errors import BadInput
+
+if TYPE_CHECKING:
+    from .base import Text2Image
+
+
+def copy(p: Text2Image, own: None | str | Iterable[str]) -> Text2Image:
+    """See `Text2Image.copy`."""
+    owned = _owned(p, own)
+    parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
+    scheduler = type(p.pipe.scheduler).from_config(p.pipe.scheduler.config)
+    components = {**p.pipe.components, **parts, "scheduler": scheduler}
+    accepted = inspect.signature(type(p.pipe).__init__).parameters
+    settings = {k: v for k, v in p.pipe.config.items() if k in accepted and k not in components}
+    made = type(p)(type(p.pipe)(**components, **settings), p.defaults)
+    # The constructor froze everything; what the copy owns is there to be trained.
+    for name, part in made.parts().items():
+        for key, parameter in part.named_parameters():
+            parameter.requires_grad_(f"{name}.{key}" in owned)
+    return made
+
+
+def _owned(p: Text2Image, own: None | str | Iterable[str]) -> set[str]:
+    """Full names ("unet. ...", "text_encoder. ...") of the parameters that the copy is to own."""
+    if own is None:
+        return set()
+    names = {f"{part}.{key}" for part, m in p.parts().items() for key, _ in m.named_parameters()}
+    if own == "all":
+        return names
+    network = next(k for k, m in p.parts().items() if m is p.network)
+    wanted = p.parameters(own) if isinstance(own, str) else own
+    full = {name if name in names else f"{network}.{name}" for name in wanted}
+    if unknown := sorted(full - names):
+        raise BadInput(f"no parameter named {unknown[0].removeprefix(network + '.')!r} in this pipeline")
+    return full
+
+
+def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
+    """A deep copy whose parameters are new objects over the old storage, except the owned ones, which are cloned."""
+    memo: dict[int, object] = {}
+    for name, parameter in module.named_parameters():
+        data = parameter.detach()
+        data = data.clone() if f"{prefix}.{name}" in owned else data
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer
+    for layer in module.modules():
+        # Hooks belong to whoever attached them: copied, they would go on acting on behalf of the original.
+        for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks):
+            memo[id(hooks)] = OrderedDict()
+    return copying.deepcopy(module, memo)

@@ -1,0 +1,87 @@
+"""Denoisers made from denoisers: guidance and clipping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..noise.denoiser import Denoiser
+from ..noise.process import GaussianProcess, Prediction, pad_right
+from ..noise.schedule import Time, float64
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Classifier-free guidance: uncond + scale * (cond - uncond), within an interval of noise levels.
+
+    arXiv:2207.12598 in the convention where scale 1 is the conditional model (bit for bit, and one network
+    call) and 0 the unconditional one. ``interval`` = (low, high), both included, limits guidance to those
+    times, or to those log-SNRs with ``measure="logsnr"`` (arXiv:2404.07724); outside it the conditional
+    prediction is returned, for one network call. Where both are needed and the two conditionings can be
+    joined (tensors, or a type with ``cat``) they go through the network as one batch. A conditioning given
+    to the call takes the place of ``cond``.
+    """
+
+    denoiser: Denoiser
+    cond: Any
+    uncond: Any
+    scale: float
+    interval: tuple[float, float] | None = None
+    measure: Literal["t", "logsnr"] = "t"
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.denoiser.process
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.denoiser.prediction
+
+    def __call__(self, z: Float[Tensor, "batch *dims"], t: Time, cond: Any = None) -> Tensor:
+        cond = self.cond if cond is None else cond
+        inside = self._inside(t)
+        if self.scale == 1 or not inside.any():
+            return self.denoiser(z, t, cond)
+        with_cond, without = self._both(z, t, cond)
+        guided = without + self.scale * (with_cond - without)
+        if inside.all():
+            return guided
+        return torch.where(pad_right(inside, z.ndim).to(z.device), guided, with_cond)
+
+    def _inside(self, t: Time) -> Tensor:
+        level = float64(t) if self.measure == "t" else self.process.schedule.logsnr(t)
+        if self.interval is None:
+            return torch.ones_like(level, dtype=torch.bool)
+        low, high = self.interval
+        return (level >= low) & (level <= high)
+
+    def _both(self, z: Tensor, t: Time, cond: Any) -> tuple[Tensor, Tensor]:
+        join = torch.cat if torch.is_tensor(cond) else getattr(type(cond), "cat", None)
+        if join is None or type(cond) is not type(self.uncond) or len(cond) != len(self.uncond) != len(z):
+            return self.denoiser(z, t, cond), self.denoiser(z, t, self.uncond)
+        if torch.is_tensor(t) and t.ndim and t.shape[0] == len(z):
+            t = torch.cat([t, t])
+        return self.denoiser(torch.cat([z, z]), t, join([cond, self.uncond])).chunk(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Clipped:
+    """A denoiser whose x0 is clamped to [low, high]: for models of pixels, whose range is known."""
+
+    denoiser: Denoiser
+    low: float = -1.0
+    high: float = 1.0
+    prediction: Prediction = "x0"
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.denoiser.process
+
+    def __call__(self, z: Float[Tensor, "batch *dims"], t: Time, cond: Any = None) -> Tensor:
+        pred = self.denoiser(z, t, cond)
+        x0 = self.process.convert(pred, z, t, self.denoiser.prediction, "x0").clamp(self.low, self.high)
+        return self.process.convert(x0, z, t, "x0", self.prediction)

@@ -1,0 +1,152 @@
+"""Samplers, all with one signature: ``sampler(denoiser, z, times, cond, generator=..., callback=...)``.
+
+``z`` is the noisy start at ``times[0]`` and the answer is z at ``times[-1]``. Grids come from
+`sfumato.sample.times`. A grid may also carry a time per picture, frame or element: its first dimension
+counts the steps, and each row broadcasts against z by the rule of `sfumato.noise.process`; an element whose
+time stands still is not touched. ``callback(step, time, z)`` is called after every step. All processes work,
+isotropic or not, and so does float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import BadInput
+from ..noise.denoiser import Denoiser
+
+Times = Float[Tensor, "steps+1 *broadcast"]
+Callback = Callable[[int, Tensor, Tensor], None]
+Generators = torch.Generator | list[torch.Generator]
+
+
+def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: str = "x0") -> Tensor:
+    """The denoiser's prediction at (z, t), converted to ``kind``."""
+    return denoiser.process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, kind)
+
+
+def draw(like: Float[Tensor, "batch *dims"], generator: Generators | None) -> Float[Tensor, "batch *dims"]:
+    """Standard normal noise shaped like ``like``, drawn where the generator lives; a list holds one per
+    picture."""
+    if generator is None:
+        raise BadInput("this sampler draws noise: pass generator=torch.Generator().manual_seed(...)")
+    if isinstance(generator, list):
+        if len(generator) != len(like):
+            raise BadInput(f"{len(generator)} generators for {len(like)} pictures: give one each")
+        return torch.cat([draw(row[None], g) for row, g in zip(like, generator, strict=True)])
+    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+    return noise.to(like.device)
+
+
+def ddim(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *dims"],
+    times: Times,
+    cond: Any = None,
+    eta: float = 0.0,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+    final_noise: bool = True,
+) -> Float[Tensor, "batch *dims"]:
+    """DDIM (arXiv:2010.02502, eq. 12) with ``eta`` in [0, 1]: 0 is deterministic, 1 is `ddpm`. First order.
+
+    With eta = 0 the times may also increase, which inverts a picture into its noise. ``final_noise=False``
+    returns the mean of the last step instead of a draw.
+    """
+    process = denoiser.process
+    for step, t, s in _steps(times):
+        mean, var = process.posterior(z, predict(denoiser, z, t, cond), t, s, eta)
+        if eta and (var < 0).any():
+            raise BadInput("with eta > 0 the times must decrease from noise (1) to clean (0)")
+        noisy = eta > 0 and (final_noise or step < len(times) - 2)
+        z = process.sample(mean, var, draw(z, generator)) if noisy else mean
+        _report(callback, step, s, z)
+    return z
+
+
+def ddpm(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *dims"],
+    times: Times,
+    cond: Any = None,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+    final_noise: bool = True,
+) -> Float[Tensor, "batch *dims"]:
+    """Ancestral sampling from q(z_s | z_t, x0) with x0 predicted (arXiv:2006.11239): `ddim` with eta = 1."""
+    return ddim(denoiser, z, times, cond, 1.0, generator, callback, final_noise)
+
+
+def heun(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *dims"],
+    times: Times,
+    cond: Any = None,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+) -> Float[Tensor, "batch *dims"]:
+    """The trapezoidal rule for dz = x0 dalpha + eps dsigma; second order, two network calls a step.
+
+    The predictor is the DDIM step. With alpha = 1 this is EDM's Heun sampler (arXiv:2206.00364, algorithm
+    1), on straight paths Heun's rule for the velocity; in this form it needs no derivative of the schedule.
+    Like EDM's, the last step is not corrected where it ends without noise. Draws nothing: ``generator`` is
+    ignored.
+    """
+    process = denoiser.process
+    for step, t, s in _steps(times):
+        x0, eps = process.split(denoiser(z, t, cond), z, t, denoiser.prediction)
+        end = process.diffuse(x0, s, eps)
+        if not torch.isinf(process.logsnr(s)).any():
+            x0_end, eps_end = process.split(denoiser(end, s, cond), end, s, denoiser.prediction)
+            x0, eps = (x0 + x0_end) / 2, (eps + eps_end) / 2
+            end = z + process.diffuse(x0, s, eps) - process.diffuse(x0, t, eps)
+        z = end
+        _report(callback, step, s, z)
+    return z
+
+
+def dpmpp_2m(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *dims"],
+    times: Times,
+    cond: Any = None,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+) -> Float[Tensor, "batch *dims"]:
+    """DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2): second order with one network call a step.
+
+    A DDIM step from x0 extrapolated linearly in log-SNR to the middle of the step. The first and the last
+    step are first order, as are steps that begin or end at infinite log-SNR. diffusers has the same rule for
+    tables of timesteps in float32 (see `sfumato.sample.scheduler`); this one takes any process, grid and
+    precision. Draws nothing: ``generator`` is ignored.
+    """
+    process = denoiser.process
+    before = before_t = None
+    for step, t, s in _steps(times):
+        x0 = predict(denoiser, z, t, cond)
+        ahead = x0
+        if before is not None and step < len(times) - 2:
+            now = process.logsnr(t, z)
+            ratio = (process.logsnr(s, z) - now) / (now - process.logsnr(before_t, z)) / 2
+            weight = torch.where(torch.isfinite(ratio), ratio, 0.0).to(z)
+            ahead = x0 + process.from_basis(weight * process.to_basis(x0 - before))
+        z, _ = process.posterior(z, ahead, t, s, eta=0.0)
+        before, before_t = x0, t
+        _report(callback, step, s, z)
+    return z
+
+
+def _steps(times: Times) -> Iterator[tuple[int, Tensor, Tensor]]:
+    if len(times) < 2:
+        raise BadInput(f"a grid needs at least two times, got {len(times)}")
+    return ((step, t, s) for step, (t, s) in enumerate(pairwise(times)))
+
+
+def _report(callback: Callback | None, step: int, time: Tensor, z: Tensor) -> None:
+    if callback is not None:
+        callback(step, time, z)
