@@ -6,6 +6,7 @@ draws one at random.  Everything is decided by the numpy generator passed in.
 
 from .captions import caption, prompt
 from .dataset import DEFAULT_MIX, SketchDataset, batch, scenes
+from .motion import bounce, sequence
 from .render import PALETTE, render
 from .scene import BACKGROUNDS, COLOURS, RELATIONS, STYLES, Item, Scene, sample_scene
 from .shapes import OBJECTS
@@ -22,9 +23,11 @@ __all__ = [
     "Scene",
     "SketchDataset",
     "batch",
+    "bounce",
     "caption",
     "prompt",
     "render",
     "sample_scene",
     "scenes",
+    "sequence",
 ]
