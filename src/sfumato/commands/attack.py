@@ -1,0 +1,39 @@
+"""``sfumato attack METHOD``: try to bring an erased concept back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.commands.erase import check_words, plan
+from sfumato.commands.verb import Where, load, read
+from sfumato.files import refuse_existing
+
+EXAMPLE = "sfumato attack {name} --model erased/ --original sketch --concept star --out attack/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Where):
+    """Options of the verb."""
+
+    model: str
+    """The erased pipeline."""
+    original: str = "sketch"
+    """The pipeline before erasure, which draws the pictures of the concept."""
+    concept: str
+    """The erased concept."""
+    out: Path
+    """Folder for the attack's pictures and its record."""
+    overwrite: bool = False
+    """Replace the output if it exists."""
+
+
+def main(args: list[str]) -> None:
+    entry, method, options = read("attack", args, Attack, EXAMPLE)
+    refuse_existing(options.out, options.overwrite)
+    check_words(options.original, (options.concept,))
+    erased, original = load(options.model, options), load(options.original, options)
+    plan(entry, method, erased, [f"{options.out}/ (pictures and attack.json)"]).show()
+    result = method.run(erased, options.concept, original=original)
+    result.save(options.out, overwrite=options.overwrite)
+    print(f"{entry.name} against {options.model}: {options.out}")
