@@ -98,11 +98,16 @@ class Text2Image:
     def context_length(self) -> int:
         """How many tokens a prompt may have, start and end tokens included."""
         return min(
-            min(getattr(self.pipe, tok).model_max_length, getattr(self.pipe, enc).config.max_position_embeddings)
+            min(
+                getattr(self.pipe, tok).model_max_length,
+                getattr(self.pipe, enc).config.max_position_embeddings,
+            )
             for tok, enc in self.text_parts()
         )
 
-    def encode(self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None) -> Conditioning:
+    def encode(
+        self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None
+    ) -> Conditioning:
         """Encode prompts as the pipeline itself would.
 
         Args:
@@ -115,7 +120,7 @@ class Text2Image:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
-            raise BadInput("no prompt was given: give at least one, \"\" for the empty prompt")
+            raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
         ids, mask = zip(*(self._tokenize(tok, prompts) for tok, _ in self.text_parts()), strict=True)
         with torch.set_grad_enabled(grad):
             encoded = self._encode_ids(list(ids), mask[0], size or self.size)
@@ -127,19 +132,23 @@ class Text2Image:
 
     def _tokenize(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
         tokenizer, length = getattr(self.pipe, name), self.context_length
-        for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
+        for ids in tokenizer(prompts).input_ids:
             if len(ids) > length:
                 rest = tokenizer.decode(ids[length - 1 : -1]).strip()
                 message = f"the prompt has {len(ids)} tokens, the model reads {length}; cut off: {rest!r}"
                 warnings.warn(message, stacklevel=4)
-        out = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        out = tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         return out.input_ids.to(self.device), out.attention_mask.to(self.device)
 
     def last_word_token(self, cond: Conditioning) -> Tensor:
         """Index of the last word's last token in each row (0, the start token, for the empty prompt)."""
         return cond.mask.sum(dim=1) - 2
 
-    def unconditional(self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None) -> Conditioning:
+    def unconditional(
+        self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
+    ) -> Conditioning:
         """What guidance steers away from: ``negative``, or what the pipeline itself takes when none is given."""
         cond = negative if isinstance(negative, Conditioning) else self.encode(negative or "", size=size)
         return cond.repeat(n) if len(cond) == 1 else cond
@@ -169,7 +178,9 @@ class Text2Image:
         """
         size = size or self.size
         if size <= 0 or size % self.scale_factor:
-            raise BadInput(f"size {size} is not a multiple of {self.scale_factor} pixels, as this model needs")
+            raise BadInput(
+                f"size {size} is not a multiple of {self.scale_factor} pixels, as this model needs"
+            )
         side = size // self.scale_factor
         return self.network.config.in_channels, side, side
 
@@ -215,8 +226,19 @@ class Text2Image:
     ) -> Float[Tensor, "n 3 height width"]:
         """One picture in [0, 1] per (prompt, seed); see `sfumato.pipeline.sampling.sample`."""
         return sample(
-            self, prompts, seeds, steps=steps, cfg_scale=cfg_scale, negative=negative, scheduler=scheduler, eta=eta,
-            size=size, batch_size=batch_size, cond=cond, cfg_interval=cfg_interval, progress=progress,
+            self,
+            prompts,
+            seeds,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            negative=negative,
+            scheduler=scheduler,
+            eta=eta,
+            size=size,
+            batch_size=batch_size,
+            cond=cond,
+            cfg_interval=cfg_interval,
+            progress=progress,
         )
 
     def trajectory(
@@ -236,7 +258,7 @@ class Text2Image:
 
     # Copies and files
 
-    def copy(self, own: None | str | Iterable[str] = None) -> Text2Image:
+    def copy(self, own: str | Iterable[str] | None = None) -> Text2Image:
         """A new pipeline that shares every weight with this one except those it owns.
 
         Training or editing the owned ones never touches this pipeline. Adapters, attention edits and learned
@@ -255,7 +277,9 @@ class Text2Image:
         """``copy(own=None)``: the same weights under another roof, for losses that compare with the original."""
         return self.copy()
 
-    def save(self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None) -> Path:
+    def save(
+        self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None
+    ) -> Path:
         """Write a diffusers folder that loads without this package; see `sfumato.pipeline.saving.save`."""
         return saving.save(self, folder, overwrite, provenance or {})
 

@@ -63,6 +63,10 @@ class Conditioning:
             return None if getattr(first, name) is None else torch.cat([getattr(p, name) for p in parts])
 
         return Conditioning(
-            join("tokens"), join("ids"), join("mask"), join("pooled"), join("size_ids"),
+            join("tokens"),
+            join("ids"),
+            join("mask"),
+            join("pooled"),
+            join("size_ids"),
             tuple(q for p in parts for q in p.prompts),
         )

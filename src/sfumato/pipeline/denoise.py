@@ -28,7 +28,9 @@ def native_prediction(scheduler) -> Prediction:
     """
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind not in _PREDICTIONS:
-        raise BadInput(f"unsupported prediction type {kind!r}: this pipeline must predict one of {list(_PREDICTIONS)}")
+        raise BadInput(
+            f"unsupported prediction type {kind!r}: this pipeline must predict one of {list(_PREDICTIONS)}"
+        )
     return _PREDICTIONS[kind]
 
 
@@ -58,7 +60,10 @@ class NetworkDenoiser:
         self.timesteps = int(scheduler.config.num_train_timesteps)
 
     def __call__(
-        self, z: Float[Tensor, "batch channel height width"], t: Float[Tensor, "..."] | float, cond: Conditioning
+        self,
+        z: Float[Tensor, "batch channel height width"],
+        t: Float[Tensor, "..."] | float,
+        cond: Conditioning,
     ) -> Float[Tensor, "batch channel height width"]:
         """The network's own prediction, in the dtype of ``z``.
 
@@ -70,7 +75,9 @@ class NetworkDenoiser:
         n, network = z.shape[0], self._owner.network
         step = timestep_of(t, self.timesteps).reshape(-1).to(z.device)
         if step.numel() not in (1, n):
-            raise ValueError(f"{step.numel()} times for {n} pictures: this network takes one time per picture")
+            raise ValueError(
+                f"{step.numel()} times for {n} pictures: this network takes one time per picture"
+            )
         if len(cond) not in (1, n):
             raise ValueError(f"{len(cond)} conditionings for {n} pictures: give one for all or one for each")
         if len(cond) < n:
@@ -94,11 +101,15 @@ class NetworkDenoiser:
     ) -> Float[Tensor, "batch channel height width"]:
         """The prediction converted to ``kind``: "eps", "v", "x0" or "score"."""
         native = self(z, t, cond)
-        return native if kind == self.prediction else self.process.convert(native, z, t, self.prediction, kind)
+        return (
+            native if kind == self.prediction else self.process.convert(native, z, t, self.prediction, kind)
+        )
 
 
 def alphas_cumprod(scheduler) -> Float[Tensor, "timesteps"]:
     """The squared signal levels that the checkpoint was trained under, in float64."""
     if getattr(scheduler, "alphas_cumprod", None) is None:
-        raise BadInput(f"{type(scheduler).__name__} has no noise schedule with alphas: use a DDPM-style scheduler")
+        raise BadInput(
+            f"{type(scheduler).__name__} has no noise schedule with alphas: use a DDPM-style scheduler"
+        )
     return scheduler.alphas_cumprod.detach().to("cpu", torch.float64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from sfumato.errors import BadInput
 
@@ -74,7 +74,11 @@ def projections(network: nn.Module, kinds: tuple[str, ...]) -> list[Projection]:
         for what in ("q", "k", "v", "out"):
             if f"{where}.{what}" not in wanted:
                 continue
-            suffix, module = ("to_out.0", layer.to_out[0]) if what == "out" else (f"to_{what}", getattr(layer, f"to_{what}"))
+            suffix, module = (
+                ("to_out.0", layer.to_out[0])
+                if what == "out"
+                else (f"to_{what}", getattr(layer, f"to_{what}"))
+            )
             found.append(Projection(f"{name}.{suffix}", f"{where}.{what}", module, _side(name, sides)))
     return found
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BadInput
 
 from .base import Text2Image
-from .saving import RECORD
+from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
 
@@ -52,16 +51,29 @@ def load(
     index = _index(source, folder)
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
-        raise BadInput(f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}")
+        raise BadInput(
+            f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}"
+        )
     if folder is not None:
         _check_files(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _quiet():
+    with quiet():
         try:
             pipe = kind.from_pretrained(
-                source, torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=folder is not None
+                source,
+                torch_dtype=dtype or torch.float32,
+                use_safetensors=True,
+                local_files_only=folder is not None,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            SafetensorError,
+        ) as error:
             reason = str(error).strip().split("\n")[0]
             raise BadInput(f"{model} could not be loaded as a {kind.__name__}: {reason}") from error
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
@@ -101,7 +113,9 @@ def _folder(model: str) -> Path | None:
     if model in EMBEDDED:
         embedded = Path(__file__).parent.parent / "assets" / model
         if not embedded.is_dir():
-            raise BadInput(f"the embedded model {model!r} is missing from this installation: install the full package")
+            raise BadInput(
+                f"the embedded model {model!r} is missing from this installation: install the full package"
+            )
         return embedded
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
         return None
@@ -124,8 +138,12 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
     if not file.is_file():
         pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
         if pickles:
-            raise BadInput(f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {_CONVERT}")
-        raise BadInput(f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained")
+            raise BadInput(
+                f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {_CONVERT}"
+            )
+        raise BadInput(
+            f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained"
+        )
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -151,7 +169,9 @@ def _check_files(folder: Path) -> None:
                 with safe_open(file, "pt") as opened:
                     opened.keys()
             except (SafetensorError, OSError) as error:
-                raise BadInput(f"{file} is truncated or corrupt ({error}): fetch or write it again") from error
+                raise BadInput(
+                    f"{file} is truncated or corrupt ({error}): fetch or write it again"
+                ) from error
 
 
 def _defaults(folder: Path | None) -> dict[str, Any]:
@@ -161,15 +181,3 @@ def _defaults(folder: Path | None) -> dict[str, Any]:
         return {k: float(v) for k, v in record.get("defaults", {}).items() if k == "cfg_scale"}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # a foreign file of that name says nothing to us
-
-
-class _quiet:
-    """No component-by-component loading bar; the caller shows its own progress. Restores the setting."""
-
-    def __enter__(self) -> None:
-        self._shown = diffusers_logging.is_progress_bar_enabled()
-        diffusers_logging.disable_progress_bar()
-
-    def __exit__(self, *error) -> None:
-        if self._shown:
-            diffusers_logging.enable_progress_bar()

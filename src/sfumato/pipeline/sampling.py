@@ -6,8 +6,10 @@ randomness comes from a CPU generator of its own.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.sample.guidance import Guided
 
 from .conditioning import Conditioning
 
@@ -38,7 +41,9 @@ def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
     config = p.pipe.scheduler.config
     if isinstance(scheduler, str):
         if scheduler not in _NAMED:
-            raise BadInput(f"unknown scheduler {scheduler!r}: use one of {', '.join(_NAMED)}, or a diffusers scheduler")
+            raise BadInput(
+                f"unknown scheduler {scheduler!r}: use one of {', '.join(_NAMED)}, or a diffusers scheduler"
+            )
         kind, settings = _NAMED[scheduler]
         # Latents are not bounded by 1: clipping, a default meant for pixels, must not sneak in.
         return kind.from_config(config, **{"clip_sample": config.get("clip_sample", False), **settings})
@@ -90,8 +95,7 @@ def sample(
     with _bar(progress, len(starts) * steps) as advance:
         for start in starts:
             chunk = slice(start, start + batch_size)
-            for z, _ in _states(p, jobs, chunk, steps, cfg_scale, scheduler, eta, cfg_interval, advance):
-                pass
+            z, _ = _last(_states(p, jobs, chunk, steps, cfg_scale, scheduler, eta, cfg_interval, advance))
             x = p.decode_latents(z)
             pictures.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
     return torch.cat(pictures)
@@ -124,11 +128,12 @@ def trajectory(
         raise BadInput(f"stop_after must lie between 0 and steps = {steps}, got {stop_after}")
     jobs = _Jobs.make(p, prompts, seeds, negative, size)
     states = _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
-    for i, state in enumerate(states):
-        # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
-        if i == stop_after < steps:
-            break
-    return state
+    # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
+    return _last(states) if stop_after == steps else _last(islice(states, stop_after + 1))
+
+
+def _last(states: Iterator) -> tuple[Tensor, float]:
+    return deque(states, maxlen=1).pop()
 
 
 @dataclass(frozen=True)
@@ -149,14 +154,20 @@ class _Jobs:
         seeds = [int(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
         n = max(len(prompts), len(seeds))
         if n == 0 or {len(prompts), len(seeds)} - {1, n}:
-            raise BadInput(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, or one of either")
+            raise BadInput(
+                f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, or one of either"
+            )
         if len(prompts) < n:
             prompts = prompts.repeat(n) if isinstance(prompts, Conditioning) else list(prompts) * n
         if isinstance(negative, Conditioning) and len(negative) not in (1, n):
-            raise BadInput(f"{len(negative)} negative conditionings for {n} pictures: give one, or one for each")
+            raise BadInput(
+                f"{len(negative)} negative conditionings for {n} pictures: give one, or one for each"
+            )
         return cls(prompts, seeds * n if len(seeds) < n else seeds, negative, size)
 
-    def conditioning(self, p: Text2Image, chunk: slice, guided: bool) -> tuple[Conditioning, Conditioning | None]:
+    def conditioning(
+        self, p: Text2Image, chunk: slice, guided: bool
+    ) -> tuple[Conditioning, Conditioning | None]:
         """The conditioning and, if guided, what guidance steers away from, for some of the pictures."""
         rows = self.prompts[chunk]
         if not isinstance(rows, Conditioning):
@@ -192,17 +203,12 @@ def _states(
     shape = p.latent_shape(jobs.size)
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
     z = noise.to(p.device) * solver.init_noise_sigma
-    both = None if negative is None else Conditioning.cat([negative, cond])
+    denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
     options = _step_options(solver, eta, generators)
     for timestep in solver.timesteps:
         x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
         yield x, t
-        if both is not None and (cfg_interval is None or cfg_interval[0] <= t <= cfg_interval[1]):
-            without, with_ = p.denoiser(torch.cat([x, x]), t, both).chunk(2)
-            pred = without + cfg_scale * (with_ - without)
-        else:
-            pred = p.denoiser(x, t, cond)
-        z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
+        z = solver.step(denoiser(x, t), timestep, z, **options, return_dict=False)[0]
         advance()
     yield z, 0.0
 
@@ -211,7 +217,7 @@ def _step_options(solver, eta: float, generators: list[torch.Generator]) -> dict
     """The arguments of ``solver.step`` that this solver knows."""
     names = solver.step.__code__.co_varnames[: solver.step.__code__.co_argcount]
     if eta and "eta" not in names:
-        raise BadInput(f"{type(solver).__name__} has no eta: use scheduler=\"ddim\"")
+        raise BadInput(f'{type(solver).__name__} has no eta: use scheduler="ddim"')
     return {k: v for k, v in {"eta": eta, "generator": generators}.items() if k in names}
 
 

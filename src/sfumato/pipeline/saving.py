@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
 import transformers
+from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from sfumato.files import atomic_folder, write_json
 
@@ -69,7 +73,8 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
     }
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        p.pipe.save_pretrained(temporary, safe_serialization=True)
+        with quiet():
+            p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
             _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             _prefix_text_keys(temporary / encoder)
@@ -83,7 +88,9 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
 def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
     """See `Text2Image.describe`."""
     config = p.pipe.scheduler.config
-    schedule = {k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")}
+    schedule = {
+        k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
+    }
     described = {
         "family": p.family,
         "pipeline": type(p.pipe).__name__,
@@ -105,7 +112,9 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
     """
     # transformers 5 dropped the prefix "text_model." from the text encoder's names; the hash must not notice.
     named = {
-        f"{part}.{name.removeprefix('text_model.')}": x for part, m in parts.items() for name, x in m.named_parameters()
+        f"{part}.{name.removeprefix('text_model.')}": x
+        for part, m in parts.items()
+        for name, x in m.named_parameters()
     }
     total = hashlib.sha256()
     for name in sorted(named):
@@ -113,6 +122,19 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
         total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
         total.update(x.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No file-by-file bars of diffusers and transformers: the caller shows its own progress. Restores the setting."""
+    shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
+    for lib in shown:
+        lib.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for lib in shown:
+            lib.enable_progress_bar()
 
 
 def _prefix_text_keys(folder: Path) -> None:

@@ -31,9 +31,13 @@ class StableDiffusionXL(Text2Image):
         tokens = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
         pooled = outputs[-1].text_embeds
         sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32, device=tokens.device)
-        return Conditioning(tokens=tokens, ids=ids[0], mask=mask.bool(), pooled=pooled, size_ids=sizes.repeat(len(tokens), 1))
+        return Conditioning(
+            tokens=tokens, ids=ids[0], mask=mask.bool(), pooled=pooled, size_ids=sizes.repeat(len(tokens), 1)
+        )
 
-    def unconditional(self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None) -> Conditioning:
+    def unconditional(
+        self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
+    ) -> Conditioning:
         cond = super().unconditional(n, negative, size)
         if negative is None and self.pipe.config.get("force_zeros_for_empty_prompt", True):
             return cond.replace(tokens=torch.zeros_like(cond.tokens), pooled=torch.zeros_like(cond.pooled))

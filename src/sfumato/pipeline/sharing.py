@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copying
 import inspect
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,13 @@ from torch import nn
 
 from sfumato.errors import BadInput
 
+from .hooks import foreign
+
 if TYPE_CHECKING:
     from .base import Text2Image
 
 
-def copy(p: Text2Image, own: None | str | Iterable[str]) -> Text2Image:
+def copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
     """See `Text2Image.copy`."""
     owned = _owned(p, own)
     parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
@@ -32,7 +33,7 @@ def copy(p: Text2Image, own: None | str | Iterable[str]) -> Text2Image:
     return made
 
 
-def _owned(p: Text2Image, own: None | str | Iterable[str]) -> set[str]:
+def _owned(p: Text2Image, own: str | Iterable[str] | None) -> set[str]:
     """Full names ("unet. ...", "text_encoder. ...") of the parameters that the copy is to own."""
     if own is None:
         return set()
@@ -57,7 +58,6 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
     for layer in module.modules():
-        # Hooks belong to whoever attached them: copied, they would go on acting on behalf of the original.
-        for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks):
-            memo[id(hooks)] = OrderedDict()
+        # Adapters and taps belong to the original: copied, their hooks would go on acting on its behalf.
+        memo[id(layer._forward_hooks)] = foreign(layer._forward_hooks)
     return copying.deepcopy(module, memo)
