@@ -22,7 +22,7 @@ def draw(shape: str, seed: int, size: int = 64, ink: str | None = None) -> np.nd
     """One shape on a plain ground, uint8 RGB; ``shape`` that is not known is an empty ground."""
     rng = np.random.default_rng(seed)
     paper, colour = PAPERS[rng.integers(len(PAPERS))], ink or INKS[rng.integers(len(INKS))]
-    scale = 4
+    scale = 3
     image = Image.new("RGB", (size * scale, size * scale), paper)
     pen = ImageDraw.Draw(image)
     cx, cy = (rng.uniform(0.4, 0.6, 2) * size * scale).tolist()
@@ -130,7 +130,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
 def make_gallery(report: AuditReport, size: int = 64) -> Gallery:
     targets = {}
     for c in report.concepts:
-        targets[c] = [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(16)]
+        targets[c] = [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(9)]
     retained = {}
     for k, c in enumerate(c for c in report.retention if c in SHAPES):
         pairs = []

@@ -101,6 +101,7 @@ def embed(picture: Picture, max_side: int) -> Embedded:
     if max(image.size) > max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", **({"lossless": True, "method": 4} if small else {"quality": 84, "method": 4}))
+    options = {"lossless": True, "quality": 50} if small else {"quality": 84, "method": 2}
+    image.save(buffer, "WEBP", **options)
     uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return Embedded(uri, *image.size, small)

@@ -19,12 +19,17 @@ from sfumato.report.schema import AuditReport, Integrity, Interval
 
 LARGEST = 2_800_000
 """Bytes; pictures are shrunk until the page is below it."""
-SIDES = (384, 256, 192, 128, 96, 64, 32)
+SIDE = 384
+"""Pixels; the longest side a picture has on the page."""
 PAIRS = 64  # before/after pairs of erased concepts on one page, shared among the concepts
 PAIRS_EACH = 8
 THUMBNAILS = 60  # retained concepts that get a picture in the table
 CHANGED = 6  # worst cases shown with a heat map
 PANEL = 8  # pictures in each row of an attack's panel
+FILTERS = (
+    words.percent, words.number, words.seconds, words.size, words.value, words.bounds, words.count,
+    words.full, words.compact, words.quoted, words.moment, words.signed,
+)  # fmt: skip
 
 
 @cache
@@ -37,8 +42,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for text in ["percent", "number", "seconds", "size", "value", "bounds", "count", "full", "compact", "quoted", "moment"]:
-        env.filters[text] = getattr(words, text)
+    env.filters |= {f.__name__: f for f in FILTERS}
     script = files("sfumato.report").joinpath("templates/page.js").read_text(encoding="utf-8")
     env.globals |= {"script": script, "policy": _policy(script), "ramp": RAMP, "place": place}
     env.globals["MISSING"] = words.MISSING
@@ -192,8 +196,9 @@ def render(report: AuditReport, gallery: Gallery | None = None) -> str:
         "definitions": verdict.DEFINITIONS,
         "limitations": verdict.limitations(report),
     }
-    for max_side in SIDES:
-        html = template.render(context, **_pictures(report, gallery, max_side))
-        if len(html.encode()) <= LARGEST:
-            break
+    max_side, html = SIDE, ""
+    while not html or (size > LARGEST and max_side > 16):
+        html = template.render(context, **_pictures(report, gallery, int(max_side)))
+        size = len(html.encode())
+        max_side *= min(0.9, 0.95 * math.sqrt(LARGEST / size))
     return html

@@ -160,11 +160,11 @@ class Cost:
 class AuditReport:
     """An audit of one edited model against the original, as ``report.json`` keeps it.
 
-    ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of pictures
-    in which it is still there as often as before.  ``protocol`` holds `PROTOCOL_KEYS`: ``before`` and ``after``
-    are ``{"model": name, "hash": sha256}``, ``detector`` is ``{"name", "hash", "threshold"}``, the others any
-    JSON; it may also hold ``groups`` (group name -> retained concepts, the nearest group first).  ``method`` is
-    ``{"name": ..., **exact configuration}``.
+    ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of
+    pictures in which it is still there as often as before.  ``protocol`` holds `PROTOCOL_KEYS`: ``before``
+    and ``after`` are ``{"model": name, "hash": sha256}``, ``detector`` is ``{"name", "hash", "threshold"}``,
+    the others any JSON; it may also hold ``groups`` (group name -> retained concepts, nearest group first).
+    ``method`` is ``{"name": ..., **exact configuration}``.
     """
 
     concepts: Sequence[str]

@@ -110,7 +110,7 @@ def limitations(report: AuditReport) -> list[str]:
         )
     else:
         out.append(
-            "No attack was run. Concepts that no longer appear under plain prompts often come back under attack."
+            "No attack was run. Concepts that no longer appear under plain prompts often come back under one."
         )
     unproven = [n for n, a in report.attacks.items() if a.original is None or not a.original.measured]
     if unproven:

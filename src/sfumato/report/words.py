@@ -75,8 +75,8 @@ def full(i: Interval | None, rate: bool = True) -> str:
 def average(intervals: Sequence[Interval | None]) -> Interval | None:
     """The unweighted mean of independent figures, its interval combined by MOVER (Zou and Donner 2008).
 
-    Deviations of the lower and of the upper limits add in quadrature.  ``n`` is the total.  Figures not measured
-    are left out; ``None`` when nothing is left.
+    Deviations of the lower and of the upper limits add in quadrature.  ``n`` is the total.  Figures not
+    measured are left out; ``None`` when nothing is left.
     """
     have = [i for i in intervals if i is not None and i.measured]
     if not have:
@@ -131,11 +131,7 @@ def _ranges(integers: Sequence[int]) -> str:
     return f"{text} ({len(integers)})" if len(integers) > 8 else text
 
 
-def signed(i: Interval, rate: bool = True) -> str:
-    """A difference and its interval with signs; percentage points for rates."""
-    scale, unit = (100, f"{THIN}points") if rate else (1, "")
-
-    def one(x: float) -> str:
-        return f"{scale * x:+.1f}" if rate else ("+" if x > 0 else "") + number(x)
-
-    return one(i.value) + unit + ("" if i.low is None or i.high is None else f" [{one(i.low)}, {one(i.high)}]")
+def signed(x: float, rate: bool = True) -> str:
+    """A difference with its sign; percentage points for rates."""
+    size = f"{abs(100 * x):.1f}" if rate else number(abs(x))
+    return ("+" if x > 0 else "\N{MINUS SIGN}" if x < 0 else "") + size
