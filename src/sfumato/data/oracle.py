@@ -146,7 +146,9 @@ def main() -> None:
     if args.train:
         recipe.train_oracle(args.out, seed=args.seed, steps=args.steps, log=print)
     if args.report:
-        recipe.report(load(args.out), args.report)
+        from .oracle_report import report
+
+        report(load(args.out), args.report)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def sample_scene(
         kinds.insert(1, container)
         if container == "heart":
             # A heart is widest above the middle of its bounding box.
-            places[0] = (places[0][0], places[0][1] - 0.055, places[0][2] * 0.92)
+            places[0] = (places[0][0], places[0][1] - 0.025, places[0][2] * 0.92)
     if object is not None:
         kinds = [object] + [word for word in kinds if word != object]
     if colour is not None:
