@@ -16,7 +16,7 @@ import io
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ from sfumato.errors import BadInput, unknown
 
 @dataclasses.dataclass
 class Flag:
-    """One option: the Python name, its type, its default (`MISSING` when required), its help, its spelling."""
+    """One option: Python name, type, default (`MISSING` when required), help and spelling."""
 
     name: str
     type: Any
@@ -68,10 +68,17 @@ class Flag:
         )
 
 
-def parse(command: str, args: Sequence[str], *sources: Any, about: str = "") -> list[dict[str, Any]]:
+def parse(
+    command: str,
+    args: Sequence[str],
+    *sources: Any,
+    about: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
     """The values that ``args`` give to each of ``sources`` (dataclasses or functions), defaults filled in.
 
     A name that several sources share is one flag, described by the first, and is passed to all of them.
+    ``defaults`` replace the sources' own.
 
     Raises:
         BadInput: what tyro finds wrong, in one sentence.
@@ -82,6 +89,9 @@ def parse(command: str, args: Sequence[str], *sources: Any, about: str = "") -> 
     described = [flags_of(source) for source in sources]
     flags = {flag.name: flag for flags in reversed(described) for flag in flags}
     flags = {flag.name: flags[flag.name] for source in described for flag in source}
+    for name, value in (defaults or {}).items():
+        if name in flags:
+            flags[name].default = value
     _rename(flags)
     args = _gather(args, flags)
     _refuse_unknown(command, args, flags)
@@ -177,7 +187,8 @@ def _is_number(arg: str) -> bool:
 
 def _refuse_unknown(command: str, args: list[str], flags: dict[str, Flag]) -> None:
     known = {"--help"}.union(*(flag.spellings() for flag in flags.values()))
-    given = {arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("-") and not _is_number(arg)}
+    options = [arg for arg in args if arg.startswith("-") and not _is_number(arg)]
+    given = {option.partition("=")[0].replace("_", "-") for option in options}
     for option in given:
         # a dotted option belongs to a nested dataclass, which tyro knows better
         if option not in known | {"-h"} and "." not in option:
@@ -197,4 +208,4 @@ def _sentence(panel: str, command: str) -> str:
         if line.startswith("──"):
             break
         told.append(line)
-    return f"{' '.join(told)}: see {command} --help"
+    return f"{' '.join(told).rstrip('.')}: see {command} --help"

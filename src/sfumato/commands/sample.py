@@ -74,7 +74,8 @@ def main(args: list[str]) -> None:
             about = {**model, **settings, "prompt": prompt, "seed": seed}
             save_png(folder / f"{i:03d}-{_slug(prompt)}-seed{seed}.png", array, about)
         sheet = contact_sheet(arrays, len(seeds))
-        save_png(folder / "sheet.png", sheet, {**model, **settings, "prompts": options.prompts, "seeds": seeds})
+        about = {**model, **settings, "prompts": options.prompts, "seeds": seeds}
+        save_png(folder / "sheet.png", sheet, about)
         write_json(folder / "sample.json", {**asdict(options), **model, "seeds": seeds, "source": GENERATED})
     print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print rows on stdout, wrapped to the terminal's width (in a pipe: one line a row); no cell is markup."""
+    """Print rows on stdout, wrapped to the terminal's width; in a pipe, one line a row. No cell is markup."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
