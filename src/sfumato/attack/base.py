@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -47,6 +48,12 @@ class Attack(ABC):
         """What the attacker is given: everything that decides the attack's strength."""
         return {"name": type(self).__name__, **dataclasses.asdict(self)}
 
+    @classmethod
+    def for_sketch(cls) -> Self:
+        """The settings for the embedded model on two CPU cores; the defaults unless an attack says
+        otherwise."""
+        return cls()
+
     @abstractmethod
     def run(
         self,
@@ -76,5 +83,10 @@ class Attack(ABC):
 def checked_concept(concept: str) -> str:
     """The concept without spaces around it; `BadInput` when nothing is left."""
     if not concept.strip():
-        raise BadInput("name the concept to attack, for example \"star\"")
+        raise BadInput('name the concept to attack, for example "star"')
     return concept.strip()
+
+
+def say(prompt: str, old: str, new: str) -> str:
+    """``prompt`` with the phrase ``old`` (whole words) replaced by ``new``."""
+    return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, prompt)

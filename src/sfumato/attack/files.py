@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.files import atomic_folder, save_png, write_json
+from sfumato.pipeline.tokens import LearnedToken
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def read_pictures(folder: str | Path, size: int) -> Float[Tensor, "n 3 size size"]:
-    """The pictures of a folder in [0, 1], sorted by name: centre-cropped to a square, Lanczos to ``size`` pixels.
+    """The pictures of a folder in [0, 1], sorted by name: centre-cropped to a square, Lanczos to ``size``
+    pixels.
 
     Raises:
         BadInput: no such folder, no picture in it, or a file that is not a picture.
@@ -42,15 +43,16 @@ def read_pictures(folder: str | Path, size: int) -> Float[Tensor, "n 3 size size
 def save_found(
     folder: str | Path,
     record: dict[str, Any],
-    tensors: dict[str, Tensor],
+    token: LearnedToken | None,
     pictures: Float[Tensor, "n 3 height width"] | None,
     overwrite: bool,
 ) -> Path:
-    """Write ``attack.json``, ``learned_embeds.safetensors`` (if any) and numbered pictures: all or nothing."""
+    """Write ``attack.json``, ``learned_embeds.safetensors`` (of a learned word) and the pictures: all or
+    nothing."""
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         write_json(temporary / "attack.json", record)
-        if tensors:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "learned_embeds.safetensors")
+        if token is not None:
+            token.save(temporary / "learned_embeds.safetensors")
         for i, picture in enumerate(() if pictures is None else pictures):
             about = {"concept": record["concept"], "attack": record["budget"]["name"]}
             save_png(temporary / f"{i:03d}.png", picture.permute(1, 2, 0).numpy(), about)

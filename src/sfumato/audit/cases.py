@@ -33,7 +33,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """``targets``: erased concept -> cases that ask for it. ``retained``: cases that ask for none of the erased.
+    """``targets``: erased concept -> cases that ask for it. ``retained``: cases that ask for none of the
+    erased.
 
     ``groups``: name -> retained concepts, near ones (of the same kind as an erased one) first.
     """
@@ -49,7 +50,8 @@ class Cases:
 
 
 def balanced(words: Sequence[str], n: int, rng: torch.Generator) -> list[str | None]:
-    """``n`` of ``words`` in random order, each as often as every other to within one; None where there are none."""
+    """``n`` of ``words`` in random order, each as often as every other to within one; None where there are
+    none."""
     if not words:
         return [None] * n
     rounds = [torch.randperm(len(words), generator=rng).tolist() for _ in range(-(-n // len(words)))]
@@ -93,7 +95,9 @@ def sketch_cases(
     ]
     near = {a for attributes in erased for a in attributes}
     groups = {
-        _group("Near", [a for a in WORDS if a in near and rows[a]]): [w for a in WORDS if a in near for w in rows[a]],
+        _group("Near", [a for a in WORDS if a in near and rows[a]]): [
+            w for a in WORDS if a in near for w in rows[a]
+        ],
         _group("Far", [a for a in WORDS if a not in near and rows[a]]): [
             w for a in WORDS if a not in near for w in rows[a]
         ],
@@ -139,7 +143,7 @@ def template_cases(
     """
     templates = tuple(templates or TEMPLATES)
     if any("{concept}" not in t for t in templates):
-        raise BadInput("every prompt needs {concept} where the concept's name goes: \"a photo of {concept}\"")
+        raise BadInput('every prompt needs {concept} where the concept\'s name goes: "a photo of {concept}"')
     seeds = iter(range(seed * 100_000, (seed + 1) * 100_000))
     make = lambda c, k: [
         Case(templates[i % len(templates)].replace("{concept}", c), next(seeds), (c,)) for i in range(k)
@@ -150,7 +154,8 @@ def template_cases(
 
 
 def speaks_sketch(pipe) -> bool:
-    """Whether a pipeline was trained on the sketch world: a small vocabulary with each of its words one token."""
+    """Whether a pipeline was trained on the sketch world: a small vocabulary with each of its words one
+    token."""
     tokenizer = getattr(pipe.pipe, "tokenizer", None)
     if tokenizer is None or len(tokenizer) > 10_000:
         return False
@@ -160,9 +165,11 @@ def speaks_sketch(pipe) -> bool:
 
 def check_concepts(concepts: Sequence[str], retain: Sequence[str] | None) -> tuple[str, ...]:
     """The concepts without spaces around them; raises `BadInput` for none, empty, repeated or retained ones."""
-    concepts = tuple(re.sub(r"\s+", " ", c).strip() for c in ((concepts,) if isinstance(concepts, str) else concepts))
+    concepts = tuple(
+        re.sub(r"\s+", " ", c).strip() for c in ((concepts,) if isinstance(concepts, str) else concepts)
+    )
     if not concepts or not all(concepts):
-        raise BadInput("name at least one erased concept, for example concepts=[\"star\"]")
+        raise BadInput('name at least one erased concept, for example concepts=["star"]')
     if len(set(concepts)) < len(concepts):
         raise BadInput(f"every concept once, please: {', '.join(concepts)}")
     if both := sorted(set(concepts) & set(retain or ())):

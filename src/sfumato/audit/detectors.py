@@ -1,4 +1,5 @@
-"""Detectors: is the concept in the picture? One seam for the oracle, any image classifier, and CLIP-style models."""
+"""Detectors: is the concept in the picture? One seam for the oracle, any image classifier, and CLIP-style
+models."""
 
 from __future__ import annotations
 
@@ -71,9 +72,13 @@ class OracleDetector(Detector):
         found = named(concept, words)
         for word in re.findall(r"[\w-]+", concept.lower()):
             if word not in found.values() and word not in _FILLERS:
-                raise unknown("concept of the sketch world", word, [w for known in words.values() for w in known])
+                raise unknown(
+                    "concept of the sketch world", word, [w for known in words.values() for w in known]
+                )
         if not found:
-            raise BadInput(f"{concept!r} names nothing of the sketch world: name an object, colour, ground or style")
+            raise BadInput(
+                f"{concept!r} names nothing of the sketch world: name an object, colour, ground or style"
+            )
         return found
 
     def check(self, concept: str) -> None:
@@ -83,16 +88,19 @@ class OracleDetector(Detector):
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
         logits = self.oracle(images)
         share = [
-            logits[a].softmax(dim=1)[:, self.oracle.words(a).index(w)] for a, w in self.attributes(concept).items()
+            logits[a].softmax(dim=1)[:, self.oracle.words(a).index(w)]
+            for a, w in self.attributes(concept).items()
         ]
         score = torch.stack(share).amin(dim=0).cpu()
         return Detection(score >= self.threshold, score)
 
 
 class ClassifierDetector(Detector):
-    """Any `transformers` image classifier: the concept is seen when its label is among the ``top`` most likely.
+    """Any `transformers` image classifier: the concept is seen when its label is among the ``top`` most
+    likely.
 
-    A concept matches a label by name, whatever the case; labels with synonyms ("tench, Tinca tinca") by any of
+    A concept matches a label by name, whatever the case; labels with synonyms ("tench, Tinca tinca") by any
+    of
     them.
     """
 
@@ -106,7 +114,9 @@ class ClassifierDetector(Detector):
         self.threshold = f"top-{top}"
         self.top, self.batch_size = top, batch_size
         self.resize = self.model.prepare.rule
-        self.labels = [self.model.network.config.id2label[i] for i in range(self.model.network.config.num_labels)]
+        self.labels = [
+            self.model.network.config.id2label[i] for i in range(self.model.network.config.num_labels)
+        ]
 
     def index(self, concept: str) -> int:
         """The number of the concept's label; raises `BadInput` listing the labels where there is none."""
@@ -147,7 +157,9 @@ class ZeroShotDetector(Detector):
     ):
         """``concepts``: what pictures may show besides the one looked for; ``neutral``: none of them."""
         self.clip = ClipModel.load(model)
-        self.name = f"zero-shot {self.clip.vision.name}, {template!r} among {len(set(concepts))} and {neutral!r}"
+        self.name = (
+            f"zero-shot {self.clip.vision.name}, {template!r} among {len(set(concepts))} and {neutral!r}"
+        )
         self.hash = module_sha256(self.clip.vision.network)
         self.resize = self.clip.vision.prepare.rule
         self.concepts, self.template, self.neutral = tuple(dict.fromkeys(concepts)), template, neutral
@@ -156,7 +168,9 @@ class ZeroShotDetector(Detector):
 
     def check(self, concept: str) -> None:
         if not [c for c in self.concepts if c != concept]:
-            raise BadInput("zero-shot detection needs other concepts to tell this one from: name some to retain")
+            raise BadInput(
+                "zero-shot detection needs other concepts to tell this one from: name some to retain"
+            )
 
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
         others = [c for c in self.concepts if c != concept]
@@ -183,7 +197,7 @@ def make_detector(spec: str | os.PathLike | Detector, concepts: Sequence[str]) -
         config = AutoConfig.from_pretrained(source, local_files_only=os.path.isdir(source))
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"there is no detector {source!r}: give \"oracle\" (the sketch world), or the folder or hub id of a "
+            f'there is no detector {source!r}: give "oracle" (the sketch world), or the folder or hub id of a '
             "transformers image classifier or CLIP"
         ) from error
     if hasattr(config, "text_config") and hasattr(config, "vision_config"):

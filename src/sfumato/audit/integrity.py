@@ -1,8 +1,8 @@
 """The integrity metric: how far pictures that should not change have moved (arXiv:2411.02068).
 
-The paper defines it in words; what follows is our reading of them: the mean perceptual distance between the two
-models' pictures of the same prompt and the same noise, with the distances of pictures that have nothing in common
-beside it.
+The paper defines it in words; what follows is our reading of them: the mean perceptual distance between the
+two models' pictures of the same prompt and the same noise, with the distances of pictures that have nothing
+in common beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def distances(
 ) -> Float[Tensor, "n"]:
     """The distance of every pair, in batches, in float64."""
     if a.shape != b.shape:
-        raise BadInput(f"the two models draw pictures of different size: {tuple(a.shape)} and {tuple(b.shape)}")
+        raise BadInput(
+            f"the two models draw pictures of different size: {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     pairs = zip(a.split(BATCH), b.split(BATCH), strict=True)
     with torch.no_grad():
         parts = [distance(x, y).double().cpu() for x, y in pairs]
@@ -54,7 +56,8 @@ def integrity(
         generator: of the bootstrap.
 
     Returns:
-        The estimate (n counts prompts), and the distance of every prompt. Sorted by prompt before resampling, so
+        The estimate (n counts prompts), and the distance of every prompt. Sorted by prompt before
+        resampling, so
         that the order in which pictures were drawn changes nothing.
     """
     means = per_prompt(prompts, moved)

@@ -13,7 +13,8 @@ from .vision import ClipModel, module_sha256
 
 
 def named(text: str, words: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Attribute -> the first word of it that ``text`` names, whole words only; attributes not named are left out."""
+    """Attribute -> the first word of it that ``text`` names, whole words only; attributes not named are left
+    out."""
     spoken = re.findall(r"[\w-]+", text.lower())
     found = {a: next((w for w in spoken if w in known), None) for a, known in words.items()}
     return {a: w for a, w in found.items() if w is not None}
@@ -43,8 +44,10 @@ def oracle_alignment(
 class ClipScore:
     """100 times the cosine of picture and prompt embedding, one number per pair; the mean is the CLIP score.
 
-    The convention of torchmetrics without its clamp at 0 (Hessel et al., arXiv:2104.08718, multiply by 250 and
-    clamp each pair). Scores of different CLIP models differ by several points: ``name`` and ``hash`` say which.
+    The convention of torchmetrics without its clamp at 0 (Hessel et al., arXiv:2104.08718, multiply by 250
+    and
+    clamp each pair). Scores of different CLIP models differ by several points: ``name`` and ``hash`` say
+    which.
     """
 
     def __init__(self, model: str):

@@ -1,7 +1,7 @@
 """Intervals for means and rates by resampling (Efron and Tibshirani 1993), with the generator in your hands.
 
-The items that are resampled are what chance varies: pictures of different prompts and seeds for a rate, prompts
-(each the mean over its seeds) for a distance.
+The items that are resampled are what chance varies: pictures of different prompts and seeds for a rate,
+prompts (each the mean over its seeds) for a distance.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def mean_interval(
     if method == "bca":
         tails = bca_tails(x, means, tails)
     elif method != "percentile":
-        raise BadInput(f"unknown interval {method!r}: use \"bca\" or \"percentile\"")
+        raise BadInput(f'unknown interval {method!r}: use "bca" or "percentile"')
     low, high = torch.quantile(means, tails).tolist()
     return Estimate(float(mean), low, high, n, method)
 
@@ -115,7 +115,8 @@ def paired_difference(
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a rate (Wilson 1927): the rates p with |successes/n - p| <= z sqrt(p(1-p)/n)."""
+    """Wilson's score interval of a rate (Wilson 1927): the rates p with |successes/n - p| <= z
+    sqrt(p(1-p)/n)."""
     z = float(ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
     p, w = successes / n, z * z / n
     centre, half = p + w / 2, math.sqrt(w * (p * (1 - p) + w / 4))

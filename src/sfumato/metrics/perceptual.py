@@ -1,8 +1,8 @@
-"""Distances between two pictures, each with a name and a hash, so that figures say what they were measured in."""
+"""Distances between two pictures, each with a name and a hash, so that figures say what they were measured
+in."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,8 @@ SSIM_WINDOW = 11
 class Distance(Protocol):
     """A map from two batches of pictures in [0, 1] to one number per pair; 0 for equal pictures, symmetric.
 
-    ``name`` is what a report calls it, ``hash`` identifies its weights ("" where it has none), ``resize`` says
+    ``name`` is what a report calls it, ``hash`` identifies its weights ("" where it has none), ``resize``
+    says
     what is done to pictures first.
     """
 
@@ -39,14 +40,19 @@ class Distance(Protocol):
 
 
 class FeatureDistance:
-    """Distance of unit-normalised feature maps, summed over layers: LPIPS (1801.03924, eq. 1) with all weights 1.
+    """Distance of unit-normalised feature maps, summed over layers: LPIPS (1801.03924, eq. 1) with all
+    weights 1.
 
-    For every layer l the feature vector at each place is divided by its length; the squared distance of the two
-    vectors, at most 4 (at most 2 for non-negative features), is averaged over places. The sum is divided by the
+    For every layer l the feature vector at each place is divided by its length; the squared distance of the
+    two
+    vectors, at most 4 (at most 2 for non-negative features), is averaged over places. The sum is divided by
+    the
     number of layers.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], name: str, side: int, range_: tuple[float, float] = (-1, 1)):
+    def __init__(
+        self, layers: Sequence[nn.Module], name: str, side: int, range_: tuple[float, float] = (-1, 1)
+    ):
         """``layers`` act one after the other on pictures of ``side`` pixels with values in ``range_``."""
         self.layers = list(layers)
         self.name = name
@@ -131,7 +137,8 @@ class MSE:
 
 
 class OneMinusSSIM:
-    """1 - SSIM (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, per channel, places without padding only."""
+    """1 - SSIM (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, per channel, places without padding
+    only."""
 
     name, hash, resize = "1-ssim", "", "none"
 
@@ -144,9 +151,12 @@ class OneMinusSSIM:
 def ssim(
     a: Float[Tensor, "n channel height width"], b: Float[Tensor, "n channel height width"]
 ) -> Float[Tensor, "n"]:
-    """Structural similarity of pictures in [0, 1], averaged over channels and places; at least 11 pixels a side."""
+    """Structural similarity of pictures in [0, 1], averaged over channels and places; at least 11 pixels a
+    side."""
     if min(a.shape[-2:]) < SSIM_WINDOW:
-        raise BadInput(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side, not {tuple(a.shape[-2:])}")
+        raise BadInput(
+            f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side, not {tuple(a.shape[-2:])}"
+        )
     at = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     row = torch.exp(-at.square() / (2 * 1.5**2))
     window = (row[:, None] * row / row.sum() ** 2).to(a)[None, None]

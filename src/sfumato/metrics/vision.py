@@ -29,7 +29,8 @@ _FILTERS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
 class Preparation:
     """How pictures become a model's input.
 
-    ``size`` is (height, width), or (shorter side,) with the aspect kept; ``crop`` a centred (height, width) or None.
+    ``size`` is (height, width), or (shorter side,) with the aspect kept; ``crop`` a centred (height, width)
+    or None.
     """
 
     size: tuple[int, ...]
@@ -101,7 +102,8 @@ class VisionModel:
 
 
 def load_vision(model: str | os.PathLike, auto: Any, text: bool = False) -> VisionModel:
-    """Load a `transformers` model, its preparation of pictures and (``text``) its tokenizer; safetensors only.
+    """Load a `transformers` model, its preparation of pictures and (``text``) its tokenizer; safetensors
+    only.
 
     Args:
         model: a folder written by ``save_pretrained``, or a hub id (which may use the network).
@@ -154,7 +156,9 @@ class ClipModel:
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
         """Unit-length embeddings of texts; longer ones than the context are cut."""
-        inputs = self.vision.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        inputs = self.vision.tokenizer(
+            list(texts), padding="max_length", truncation=True, return_tensors="pt"
+        )
         return _unit(self.vision.network.get_text_features(**inputs.to(self.vision.device)))
 
 

@@ -182,6 +182,8 @@ class AuditReport:
     """Version of this package."""
     reproduce: str = ""
     """The command line that repeats the audit."""
+    gallery: Gallery | None = field(default=None, repr=False, compare=False)
+    """Pictures for the page; not kept in ``report.json``."""
 
     def __post_init__(self) -> None:
         if missing := [k for k in PROTOCOL_KEYS if k not in self.protocol]:
@@ -207,7 +209,7 @@ class AuditReport:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AuditReport:
         """The inverse of `to_json`; raises `BadInput` naming what is missing or unknown."""
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"gallery"}
         if not isinstance(data, Mapping) or set(data) != known:
             keys = set(data) if isinstance(data, Mapping) else set()
             odd = [f"missing {k!r}" for k in sorted(known - keys)]
@@ -247,5 +249,5 @@ class AuditReport:
         with atomic_folder(folder, overwrite=overwrite) as temporary:
             text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
             (temporary / "report.json").write_text(text + "\n", encoding="utf-8")
-            (temporary / "index.html").write_text(render(self, gallery), encoding="utf-8")
+            (temporary / "index.html").write_text(render(self, gallery or self.gallery), encoding="utf-8")
         return Path(folder)
