@@ -42,16 +42,14 @@ class ConceptInversion(Attack):
         E_{x, template, eps, t} || target(x, eps) - network(x_t, t, E(template with v*)) ||^2,
 
     the mean over all elements in the network's native prediction (eps in the papers), t uniform over the
-    timesteps
-    of training. AdamW changes the new rows only. The concept counts as recovered where a detector finds it in
-    pictures of prompts that say v* instead of its name.
+    timesteps of training. AdamW changes the new rows only. The concept counts as recovered where a detector
+    finds it in pictures of prompts that say v* instead of its name.
 
     Cost: ``steps`` forward and backward passes of network and text encoder, without gradients of any weight.
 
     Differs from the paper: gradients are taken for the new rows alone instead of restoring all others after
-    each
-    step, which is the same update; the default init word is a neutral one, so that the attacker is not helped
-    by a name; ``captions`` is ours.
+    each step, which is the same update; the default init word is a neutral one, so that the attacker is not
+    helped by a name; ``captions`` is ours.
     """
 
     n_images: int = 25
@@ -101,8 +99,7 @@ class ConceptInversion(Attack):
 
         Raises:
             BadInput: neither pictures nor an original pipeline; more tokens than the context holds; an init
-                word
-                that is not one token; ``captions`` without prompts that name the concept.
+                word that is not one token; ``captions`` without prompts that name the concept.
         """
         concept = checked_concept(concept)
         word = new_word(pipe)

@@ -100,8 +100,7 @@ class ClassifierDetector(Detector):
     likely.
 
     A concept matches a label by name, whatever the case; labels with synonyms ("tench, Tinca tinca") by any
-    of
-    them.
+    of them.
     """
 
     def __init__(self, model: str | os.PathLike, top: int = 1, batch_size: int = 64):

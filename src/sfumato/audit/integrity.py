@@ -57,8 +57,7 @@ def integrity(
 
     Returns:
         The estimate (n counts prompts), and the distance of every prompt. Sorted by prompt before
-        resampling, so
-        that the order in which pictures were drawn changes nothing.
+        resampling, so that the order in which pictures were drawn changes nothing.
     """
     means = per_prompt(prompts, moved)
     values = torch.tensor([means[p] for p in sorted(means)], dtype=torch.float64)

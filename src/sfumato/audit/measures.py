@@ -44,8 +44,7 @@ def retention_of(
     """(retained concept -> paired retention rate, retained concept -> the detector's rate on the original).
 
     Only pictures of prompts that name a concept count for it; n is the number of those in which the detector
-    finds
-    it in the original's picture.
+    finds it in the original's picture.
     """
     rates, seen = {}, {}
     for concept in cases.concepts:

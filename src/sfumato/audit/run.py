@@ -65,12 +65,10 @@ def audit(
     """Measure what an edit erased and what it kept: erasure, retention, integrity, alignment, and attacks.
 
     Both models draw the same (prompt, seed) pairs with the same settings. ``erasure`` is the share of the
-    edited
-    model's pictures in which the detector does not find the concept they were asked for. ``retention`` is
-    paired:
-    of the original's pictures in which the detector finds the retained concept, the share of whose
-    counterparts it
-    still does. Every rate has a bootstrap 95 % interval over pictures (Wilson's at exactly 0 or 1).
+    edited model's pictures in which the detector does not find the concept they were asked for.
+    ``retention`` is paired: of the original's pictures in which the detector finds the retained concept, the
+    share of whose counterparts it still does. Every rate has a bootstrap 95 % interval over pictures
+    (Wilson's at exactly 0 or 1).
 
     Cost: about 2 (n concepts + n_retain retained) pictures and, for each attack and concept, 3 attacks and
     5 n_attack pictures. With the defaults, about 100 s for one concept of the embedded model on two CPU
@@ -94,8 +92,7 @@ def audit(
         distance: lpips, oracle, 1-ssim or mse; by default LPIPS where it runs without a download, else the
             features of the sketch world's oracle.
         clip: folder or hub id of a CLIP for the alignment of prompts and pictures; by default the oracle in
-            the
-            sketch world, and no alignment elsewhere.
+            the sketch world, and no alignment elsewhere.
         batch_size: pictures drawn together.
         edit: the eraser, or its record; by default read from the folder of the edited model.
         progress: show bars.

@@ -45,8 +45,7 @@ class ClipScore:
     """100 times the cosine of picture and prompt embedding, one number per pair; the mean is the CLIP score.
 
     The convention of torchmetrics without its clamp at 0 (Hessel et al., arXiv:2104.08718, multiply by 250
-    and
-    clamp each pair). Scores of different CLIP models differ by several points: ``name`` and ``hash`` say
+    and clamp each pair). Scores of different CLIP models differ by several points: ``name`` and ``hash`` say
     which.
     """
 

@@ -26,8 +26,7 @@ class Distance(Protocol):
     """A map from two batches of pictures in [0, 1] to one number per pair; 0 for equal pictures, symmetric.
 
     ``name`` is what a report calls it, ``hash`` identifies its weights ("" where it has none), ``resize``
-    says
-    what is done to pictures first.
+    says what is done to pictures first.
     """
 
     name: str
@@ -44,10 +43,8 @@ class FeatureDistance:
     weights 1.
 
     For every layer l the feature vector at each place is divided by its length; the squared distance of the
-    two
-    vectors, at most 4 (at most 2 for non-negative features), is averaged over places. The sum is divided by
-    the
-    number of layers.
+    two vectors, at most 4 (at most 2 for non-negative features), is averaged over places. The sum is divided
+    by the number of layers.
     """
 
     def __init__(
