@@ -37,7 +37,7 @@ from .measures import (
     retention_of,
     share,
 )
-from .under_attack import Pictures, assail, make_attack, to_bytes, to_float
+from .under_attack import Pictures, assail, attack_names, make_attack, to_bytes, to_float
 
 
 def audit(
@@ -115,7 +115,7 @@ def audit(
     distance = make_distance(distance)
     aligned = alignment_measure(clip, detector)
     chosen = [make_attack(a, sketch) for a in attacks]
-    names = [a if isinstance(a, str) else type(a).__name__ for a in attacks]
+    names = attack_names(chosen)
     sampling = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "batch_size": batch_size}
     rng = torch.Generator().manual_seed(seed)
 

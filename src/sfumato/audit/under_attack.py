@@ -42,6 +42,14 @@ def make_attack(attack: str | Attack, sketch: bool) -> Attack:
     return cls.for_sketch() if sketch else cls()
 
 
+def attack_names(attacks: Sequence[Attack]) -> list[str]:
+    """The catalogue's name of each; the second of a name is "NAME (2)", and so on."""
+    known = {m.class_name: m.name for m in catalog.methods("attack")}
+    plain = [known.get(type(a).__name__, type(a).__name__) for a in attacks]
+    counts = [plain[: i + 1].count(name) for i, name in enumerate(plain)]
+    return [name if k == 1 else f"{name} ({k})" for name, k in zip(plain, counts, strict=True)]
+
+
 def assail(
     attack: Attack,
     before: Text2Image,
