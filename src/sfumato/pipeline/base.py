@@ -8,7 +8,8 @@ is told; everything else is here and in the modules beside it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
-from . import layers, saving, sharing
+from . import adapter, attention, layers, lora, saving, sharing, tokens
 from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
 from .sampling import Scheduler, sample, trajectory
@@ -37,7 +38,9 @@ class Text2Image:
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         self.pipe = pipe
         self.defaults = {"cfg_scale": self.default_cfg_scale, **(defaults or {})}
-        self.adapters: dict[str, Any] = {}
+        self.adapters: dict[str, adapter.Adapter] = {}
+        self.learned: list[tokens.LearnedToken] = []
+        self.listeners: list[Any] = []
         for part in self.parts().values():
             part.requires_grad_(False).eval()
         self.denoiser = NetworkDenoiser(self)
@@ -132,6 +135,7 @@ class Text2Image:
 
     def _tokenize(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
         tokenizer, length = getattr(self.pipe, name), self.context_length
+        prompts = self.pipe.maybe_convert_prompt(prompts, tokenizer)  # words learned as several tokens
         for ids in tokenizer(prompts).input_ids:
             if len(ids) > length:
                 rest = tokenizer.decode(ids[length - 1 : -1]).strip()
@@ -156,6 +160,119 @@ class Text2Image:
     def network_inputs(self, cond: Conditioning) -> dict[str, Any]:
         """What the network takes besides latent, timestep and token embeddings."""
         return {}
+
+    def add_token(self, word: str, init_word: str, vectors: int = 1) -> tokens.LearnedToken:
+        """A new word to be learned: ``with p.add_token("<x>", "star") as token: ...``.
+
+        Inside the block prompts may use the word, and ``encode(..., grad=True)`` differentiates to its rows. SDXL's
+        pooled embedding is right here too, whatever the checkpoint's configured end token; diffusers' own is not.
+
+        Args:
+            word: without spaces, not yet a word of the model.
+            init_word: the rows start as the mean of this text's token embeddings.
+            vectors: tokens that the word stands for.
+
+        Raises:
+            BadInput: a word that cannot be one or exists already; more tokens than the context holds.
+        """
+        return tokens.new_token(self, word, init_word, vectors)
+
+    # Adapters
+
+    def add_adapter(
+        self,
+        name: str,
+        rank: int = 1,
+        alpha: float = 1.0,
+        targets: str | Sequence[str] = "transformer",
+        generator: torch.Generator | None = None,
+    ) -> adapter.Adapter:
+        """Attach a fresh low-rank adapter, which acts from now on and changes nothing yet; see `adapter.Adapter`.
+
+        Args:
+            name: a new name, under which `adapters` lists it.
+            rank: of the product, at least 1.
+            alpha: the product is scaled by alpha / rank.
+            targets: "transformer" (every linear layer and convolution inside the transformer blocks), or kinds of
+                attention projections as in `projections`.
+            generator: for the initial down factors (CPU).
+
+        Raises:
+            BadInput: the name is taken, or an unknown target.
+        """
+        if name in self.adapters:
+            raise BadInput(f"there is already an adapter {name!r}: remove it, or choose another name")
+        made = adapter.Adapter(self.network, rank, alpha, targets, generator, owner=self)
+        self.adapters[name] = made
+        return made
+
+    def load_adapter(self, name: str, path: str | Path) -> adapter.Adapter:
+        """Attach an adapter from a LoRA file for attention or transformer layers, of either spelling.
+
+        Raises:
+            BadInput: the name is taken, the file cannot be read, or it does not fit this network.
+        """
+        state, rank, alpha = lora.read(path, self.network)
+        made = self.add_adapter(name, rank, alpha, sorted({key.rsplit(".", 1)[0] for key in state}))
+        try:
+            made.load_state_dict(state)
+        except BadInput:
+            made.remove()
+            raise
+        return made
+
+    # Attention and features
+
+    def record_attention(
+        self,
+        kind: str | None = "cross",
+        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        keep: int | None = 1,
+    ) -> AbstractContextManager[attention.AttentionRecord]:
+        """Record attention probabilities: ``with p.record_attention() as seen: ...; seen.maps``.
+
+        Args:
+            kind: "cross", "self", or None for both.
+            where: which layers, e.g. ``lambda layer: layer.resolution <= 16``.
+            keep: how many of the latest network calls to keep; None for all (this can take much memory).
+        """
+        return attention.record(self, kind, where, keep)
+
+    def edit_attention(
+        self,
+        function: Callable[..., Any],
+        kind: str | None = "cross",
+        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        stage: attention.Stage = "probs",
+    ) -> AbstractContextManager[None]:
+        """Change attention inside a block, differentiably; the network is exactly restored on exit.
+
+        Args:
+            function: gets the layer and, by ``stage``, the probabilities or the logits, shaped (batch, heads, queries,
+                keys), or key and value, shaped (batch, heads, keys, width); returns what takes their place. The
+                number of keys may change. With guidance the batch holds both halves, conditional first.
+            kind: "cross", "self", or None for both.
+            where: which layers.
+            stage: "probs" (after softmax), "logits" (before) or "kv".
+
+        Raises:
+            BadInput: unknown kind or stage (on entering).
+        """
+        return attention.edit(self, function, kind, where, stage)
+
+    def tap(
+        self, where: str = "bottleneck", function: Callable[[Any], Any] | None = None
+    ) -> AbstractContextManager[attention.Tap]:
+        """Read, and with ``function`` replace, features: ``with p.tap("bottleneck") as h: ...; h.value``.
+
+        Args:
+            where: "bottleneck" (the output of the middle block), or the name of any module of the network.
+            function: maps the module's output to what takes its place.
+
+        Raises:
+            BadInput: no such place (on entering).
+        """
+        return attention.tap(self, where, function)
 
     # Pictures and latents
 

@@ -79,7 +79,7 @@ def projections(network: nn.Module, kinds: tuple[str, ...]) -> list[Projection]:
                 if what == "out"
                 else (f"to_{what}", getattr(layer, f"to_{what}"))
             )
-            found.append(Projection(f"{name}.{suffix}", f"{where}.{what}", module, _side(name, sides)))
+            found.append(Projection(f"{name}.{suffix}", f"{where}.{what}", module, side_of(name, sides)))
     return found
 
 
@@ -117,6 +117,6 @@ def block_sides(network: nn.Module) -> dict[str, int]:
     return sides
 
 
-def _side(name: str, sides: dict[str, int]) -> int:
+def side_of(name: str, sides: dict[str, int]) -> int:
     parts = name.split(".")
     return sides["mid_block"] if parts[0] == "mid_block" else sides[".".join(parts[:2])]

@@ -7,7 +7,8 @@ randomness comes from a CPU generator of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from sfumato.sample.guidance import Guided
 from .conditioning import Conditioning
 
 if TYPE_CHECKING:
+    from .adapter import Adapter
     from .base import Text2Image
 
 Scheduler = str | SchedulerMixin | None
@@ -205,12 +207,28 @@ def _states(
     z = noise.to(p.device) * solver.init_noise_sigma
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
     options = _step_options(solver, eta, generators)
+    scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
     for timestep in solver.timesteps:
         x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
         yield x, t
-        z = solver.step(denoiser(x, t), timestep, z, **options, return_dict=False)[0]
+        with _scaled(scales):
+            pred = denoiser(x, t)
+        z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
         advance()
     yield z, 0.0
+
+
+@contextmanager
+def _scaled(scales: list[tuple[Adapter, Float[Tensor, "rows"]]]) -> Iterator[None]:
+    """The adapters at these scales, one per picture, for the duration of the block."""
+    before = [(adapter, adapter.scale) for adapter, _ in scales]
+    try:
+        for adapter, scale in scales:
+            adapter.scale = scale
+        yield
+    finally:
+        for adapter, scale in before:
+            adapter.scale = scale
 
 
 def _step_options(solver, eta: float, generators: list[torch.Generator]) -> dict:
@@ -221,23 +239,14 @@ def _step_options(solver, eta: float, generators: list[torch.Generator]) -> dict
     return {k: v for k, v in {"eta": eta, "generator": generators}.items() if k in names}
 
 
-class _bar:
-    """A rich progress bar, or nothing; entering gives the function that advances it by one."""
+@contextmanager
+def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+    """A rich progress bar, or nothing; gives the function that advances it by one."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.progress import Progress
 
-    def __init__(self, shown: bool, total: int):
-        self._total = total
-        self._progress = None
-        if shown:
-            from rich.progress import Progress
-
-            self._progress = Progress(transient=True)
-
-    def __enter__(self):
-        if self._progress is None:
-            return lambda: None
-        self._progress.__enter__()
-        task = self._progress.add_task("drawing", total=self._total)
-        return lambda: self._progress.advance(task)
-
-    def __exit__(self, *error):
-        return None if self._progress is None else self._progress.__exit__(*error)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("drawing", total=total)
+        yield lambda: progress.advance(task)

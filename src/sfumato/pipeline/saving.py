@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from sfumato.files import atomic_folder, write_json
 
+from .tokens import without_learned
+
 if TYPE_CHECKING:
     from .base import Text2Image
 
@@ -54,8 +56,8 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
     """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
 
-    The folder is whole or absent: it is written beside its place and renamed. Active adapters, attention edits and
-    learned tokens are not part of it; merge an adapter, or save it by itself.
+    The folder is whole or absent: it is written beside its place and renamed. Adapters, attention
+    edits and learned words are not part of it: merge an adapter, or save it by itself.
 
     Args:
         folder: where to; must not exist unless ``overwrite``.
@@ -63,8 +65,12 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
 
     Raises:
         BadInput: the folder exists, or the disk is full; nothing is left behind.
+        SfumatoError: a learned token is active; leave its block first (and save it by itself).
     """
-    folder = Path(folder)
+    if p.learned:
+        raise SfumatoError(
+            f"the learned word {p.learned[-1].word!r} is active: leave its block before saving"
+        )
     description = describe(p, weights=True)
     record = {
         "defaults": p.defaults,
@@ -102,7 +108,10 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "dtype": str(p.dtype).removeprefix("torch."),
         "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
     }
-    return {**described, "sha256": weights_sha256(p.parts())} if weights else described
+    if not weights:
+        return described
+    with without_learned(p):
+        return {**described, "sha256": weights_sha256(p.parts())}
 
 
 def weights_sha256(parts: dict[str, nn.Module]) -> str:

@@ -29,7 +29,10 @@ class StableDiffusionXL(Text2Image):
         ]
         # SDXL was trained on the last but one layer, without the final normalisation.
         tokens = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
-        pooled = outputs[-1].text_embeds
+        # By the mask, not by ids: checkpoints with the historical end token 2 pool at the largest id, a learned word's.
+        ends = mask.sum(dim=1) - 1
+        final = outputs[-1].last_hidden_state[torch.arange(len(ends), device=ends.device), ends]
+        pooled = self.pipe.text_encoder_2.text_projection(final)
         sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32, device=tokens.device)
         return Conditioning(
             tokens=tokens, ids=ids[0], mask=mask.bool(), pooled=pooled, size_ids=sizes.repeat(len(tokens), 1)
