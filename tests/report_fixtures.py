@@ -98,7 +98,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
                 interval(0.414, 128),
                 interval(0.031, 128),
                 interval(0.992, 128),
-                {"tokens": 1, "steps": 500, "learning_rate": 0.005, "training_pictures": 25, "seconds": 61.2},
+                {"tokens": 1, "steps": 500, "learning_rate": 0.005, "pictures": 25, "control": {"star": "circle"}},
             )
         },
         "cost": Cost(0.43, 812_400_000, 131_072, 5_012_345),
@@ -113,6 +113,8 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
             "guidance": 3.0,
             "size": 64,
             "resize": "none",
+            "detected_before": dict.fromkeys(concepts, 0.996),
+            "detected_unasked": dict.fromkeys(concepts, 0.002),
             "versions": {"sfumato": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.0"},
             "groups": {
                 "Near: other objects": [c for c in names if c in near],

@@ -309,6 +309,28 @@ def test_the_worst_changed_pairs_come_first():
     assert [p.prompt for p in images.changed_most(pairs, 2)] == ["far", "near"]
 
 
+def test_a_concept_that_was_not_measured_is_named_in_the_verdict():
+    report = make_report(concepts=("star", "heart"))
+    report = replace(report, erasure={"star": report.erasure["star"]})
+    assert "Whether ‘heart’ is gone was not measured." in Page(page.render(report)).text
+
+
+def test_a_pair_listed_under_two_concepts_is_shown_once():
+    a, b = draw("star", 0), draw("ring", 0)
+    pair, twin = Pair(a, b, "a red star", 3), Pair(a, b, "a red star", 3)
+    gallery = Gallery(retained={"red": [pair], "star": [twin, Pair(a, a, "a star", 4)]})
+    text = Page(page.render(make_report(), gallery)).text
+    assert "The 2 most changed of 2 pairs" in text and text.count("a red star, seed 3") == 1
+
+
+def test_a_report_saves_its_own_pictures_but_not_into_the_json(tmp_path):
+    report = make_report()
+    report = replace(report, gallery=make_gallery(report))
+    report.save(tmp_path / "r")
+    assert "9 pairs" in (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
+    assert AuditReport.load(tmp_path / "r").to_json() == report.to_json()
+
+
 def test_the_histogram_counts_every_prompt():
     integrity = make_report().integrity
     h = page.histogram(integrity)

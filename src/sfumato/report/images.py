@@ -79,7 +79,13 @@ def changed_most(pairs: Sequence[Pair], count: int) -> list[Pair]:
     def key(pair: Pair) -> float:
         return float(difference(pair.before, pair.after).mean()) if pair.distance is None else pair.distance
 
-    return sorted(pairs, key=key, reverse=True)[:count]
+    return sorted(distinct(pairs), key=key, reverse=True)[:count]
+
+
+def distinct(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each prompt and seed once: a picture of a red star is listed under both of its concepts."""
+    seen = {(p.prompt, p.seed) if p.seed is not None else id(p): p for p in pairs}
+    return list(seen.values())
 
 
 @dataclass(frozen=True)

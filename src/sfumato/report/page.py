@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from sfumato.report import verdict, words
-from sfumato.report.images import RAMP, SMALL, Embedded, Gallery, Pair, changed_most, difference, embed, heat
+from sfumato.report.images import RAMP, SMALL, Embedded, Gallery, Pair, changed_most, difference, distinct, embed, heat
 from sfumato.report.schema import AuditReport, Integrity, Interval
 
 LARGEST = 2_800_000
@@ -149,7 +149,8 @@ def _show(pair: Pair, max_side: int, change: bool = False) -> Shown:
 def _pictures(report: AuditReport, gallery: Gallery, max_side: int) -> dict[str, Any]:
     each = max(2, min(PAIRS_EACH, PAIRS // max(1, len(gallery.targets))))
     targets = {c: list(p) for c, p in list(gallery.targets.items())[: PAIRS // 2]}
-    changed = changed_most([p for pairs in gallery.retained.values() for p in pairs], CHANGED)
+    retained = distinct([p for pairs in gallery.retained.values() for p in pairs])
+    changed = changed_most(retained, CHANGED)
     listed = [c for _, rows in retention_groups(report) for c, _ in rows if gallery.retained.get(c)]
     panels = {}
     for name, panel in gallery.attacks.items():
@@ -164,7 +165,7 @@ def _pictures(report: AuditReport, gallery: Gallery, max_side: int) -> dict[str,
         "targets": {c: [_show(p, max_side) for p in pairs[:each]] for c, pairs in targets.items()},
         "targets_total": {c: len(pairs) for c, pairs in targets.items()},
         "changed": [_show(p, max_side, change=True) for p in changed],
-        "retained_total": sum(map(len, gallery.retained.values())),
+        "retained_total": len(retained),
         "thumbnails": {c: _show(gallery.retained[c][0], min(max_side, SMALL)) for c in listed[:THUMBNAILS]},
         "panels": panels,
     }
@@ -190,6 +191,7 @@ def render(report: AuditReport, gallery: Gallery | None = None) -> str:
         "kept": words.average(list(report.retention.values())),
         "erased": words.average([report.erasure.get(c) for c in report.concepts]),
         "least": words.worst(report.retention),
+        "least_erased": words.worst(report.erasure),
         "groups": retention_groups(report),
         "axis": axis([i for _, rows in retention_groups(report) for _, i in rows]),
         "histogram": None if report.integrity is None else histogram(report.integrity),

@@ -163,7 +163,9 @@ class AuditReport:
     ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of
     pictures in which it is still there as often as before.  ``protocol`` holds `PROTOCOL_KEYS`: ``before``
     and ``after`` are ``{"model": name, "hash": sha256}``, ``detector`` is ``{"name", "hash", "threshold"}``,
-    the others any JSON; it may also hold ``groups`` (group name -> retained concepts, nearest group first).
+    the others any JSON.  It may also hold ``groups`` (group name -> retained concepts, nearest group first),
+    ``detected_before`` (concept -> share of the original's pictures asked to show it in which the detector
+    finds it) and ``detected_unasked`` (the same share where it was not asked for).
     ``method`` is ``{"name": ..., **exact configuration}``.
     """
 
@@ -183,7 +185,7 @@ class AuditReport:
     reproduce: str = ""
     """The command line that repeats the audit."""
     gallery: Gallery | None = field(default=None, repr=False, compare=False)
-    """Pictures for the page; not kept in ``report.json``."""
+    """Pictures for the page, in memory only: not part of ``report.json``."""
 
     def __post_init__(self) -> None:
         if missing := [k for k in PROTOCOL_KEYS if k not in self.protocol]:
@@ -242,7 +244,10 @@ class AuditReport:
         return cls.from_json(data)
 
     def save(self, folder: str | Path, gallery: Gallery | None = None, overwrite: bool = False) -> Path:
-        """Write ``report.json`` and the self-contained ``index.html``: both or, on any failure, neither."""
+        """Write ``report.json`` and the self-contained ``index.html``: both or, on any failure, neither.
+
+        The pictures are ``gallery``, or else the report's own.
+        """
         from sfumato.files import atomic_folder
         from sfumato.report.page import render
 

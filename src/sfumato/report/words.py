@@ -108,7 +108,7 @@ def moment(iso: str) -> str:
 
 
 def compact(data: Any) -> str | None:
-    """One line for a scalar or a list of integers (runs as ranges); ``None`` for anything else."""
+    """One line for a scalar or a list of integers (runs as ranges) or words; ``None`` for anything else."""
     if data is None:
         return "not recorded"
     if isinstance(data, bool):
@@ -117,6 +117,8 @@ def compact(data: Any) -> str | None:
         return str(data)
     if isinstance(data, Sequence) and data and all(type(x) is int for x in data):
         return _ranges(data)
+    if isinstance(data, Sequence) and data and all(isinstance(x, str) and len(x) < 20 for x in data):
+        return ", ".join(data)
     return None
 
 
