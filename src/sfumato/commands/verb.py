@@ -66,7 +66,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     about = f"Example: {copied}\n\n{entry.summary}\n{entry.paper}\nCost: {entry.cost}."
     command = f"sfumato {verb} {entry.name}"
     presets = getattr(sys.modules[cls.__module__], "PRESETS", {})
-    settings, listed = _preset(command, args[1:], presets)
+    settings, listed = _preset(command, args[1:], presets, options)
     if presets:
         about += f"\nPresets: {listed}."
     sources = (cls, options, Preset) if presets else (cls, options)
@@ -76,19 +76,23 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     return entry, cls(**given), options(**chosen)
 
 
-def _preset(command: str, args: Sequence[str], presets: Mapping[str, Mapping]) -> tuple[Mapping, str]:
+def _preset(
+    command: str, args: Sequence[str], presets: Mapping[str, Mapping], options: type
+) -> tuple[Mapping, str]:
     """The settings that ``args`` choose, and the names to choose from.
 
-    A preset named like the model is chosen for it unasked: published settings suit models a hundred times the
-    size of the embedded one.
+    A preset named like the (original) model is chosen for it unasked: published settings suit models a
+    hundred times the size of the embedded one.
     """
+    own = {field.name: field.default for field in dataclasses.fields(options)}
+    of = "original" if "original" in own else "model"
     words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
-    model = words.get("--model", "sketch")
+    model = words.get(f"--{of}", own.get(of))
     name = words.get("--preset") or (model if model in presets else None)
     if name is not None and name not in presets:
         raise unknown(f"preset of {command}", name, presets)
-    own = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in presets]
-    return presets.get(name, {}), ", ".join(own)
+    listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in presets]
+    return presets.get(name, {}), ", ".join(listed)
 
 
 def load(model: str, where: Where) -> Text2Image:

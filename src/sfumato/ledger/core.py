@@ -138,7 +138,7 @@ def run(name: str, folder: Path | str = "docs/ledger", progress: bool = True) ->
         "seconds": round(time.perf_counter() - began, 1),
         "versions": _versions(),
     }
-    write_json(Path(folder) / f"{name}.json", record)
+    write_json(Path(folder) / f"{name}.json", record, overwrite=True)
     return record
 
 
