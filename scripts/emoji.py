@@ -4,8 +4,8 @@
     python scripts/emoji.py --data DIR --out runs/emoji --only page
 
 DIR holds noto.parquet, openmoji.parquet and twemoji.parquet with the columns image, caption, group and style.
-Stages: subset (a fixed choice of emoji that all three artists drew), train (`sfumato train t2i`), classify (a style and a
-subject classifier, `transformers` ResNets trained on the real pictures), erase (five methods, two concepts), page
+Stages: subset (a fixed choice of emoji that all three artists drew), train (`sfumato train t2i`), classify (a style
+and a subject classifier, `transformers` ResNets trained on the real pictures), erase (five methods, two concepts), page
 (``docs/results/emoji.md`` with pictures). Every figure in that page is printed from the audits' ``report.json``.
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from PIL import Image
 
 from sfumato.audit import audit
@@ -237,8 +236,8 @@ def page(out: Path, docs: Path) -> None:
     ]
     rate = lambda r: f"{r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]"
     for concept in (ERASED_STYLE, ERASED_OBJECT):
-        lines += ["", f"## Without '{concept}'", "", "| method | erased [95 %] | n | kept: mean | kept: least | integrity "
-                  "(lower is better) | edit |", "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        lines += ["", f"## Without '{concept}'", "", "| method | erased [95 %] | n | kept: mean | kept: least | "
+                  "integrity (lower is better) | edit |", "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
         rows = []
         for name in ("original", *methods(concept)):
             picture = out / "strips" / f"{slug(concept)}-{name}.png"

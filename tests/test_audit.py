@@ -63,7 +63,6 @@ def variant(pipe, seeds=lambda s: s, prompts=lambda p: p):
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     from conftest import make_tiny_sd
-
     from sfumato.pipeline import wrap
 
     return wrap(make_tiny_sd(tmp_path_factory, seed=1))
@@ -75,7 +74,7 @@ def test_a_perfect_detector_on_an_unedited_model(tiny_sd):
     assert {c: r.value for c, r in report.retention.items()} == {"circle": 1, "square": 1}
     assert report.integrity.mean.value == 0 and report.integrity.floor == 0
     assert report.integrity.mean.low == report.integrity.mean.high == 0
-    assert 0 < report.integrity.ceiling_seeds and 0 < report.integrity.ceiling_prompts
+    assert report.integrity.ceiling_seeds > 0 and report.integrity.ceiling_prompts > 0
     assert report.cost.parameters_changed == 0
     assert report.protocol["before"]["hash"] == report.protocol["after"]["hash"]
 

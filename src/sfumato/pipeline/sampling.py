@@ -35,7 +35,7 @@ _NAMED = {
 
 
 def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
-    """A fresh scheduler with the checkpoint's betas: "ddim", "dpm++", another scheduler's class and settings, or its own.
+    """A fresh scheduler with the checkpoint's betas: "ddim", "dpm++", another's class and settings, or its own.
 
     Raises:
         BadInput: unknown name.
