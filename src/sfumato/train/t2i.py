@@ -259,7 +259,7 @@ class AutoencoderRecipe:
 
 @torch.no_grad()
 def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batch: int = 128) -> Tensor:
-    """The posterior mean of every picture's latent, (n, channels, size/8, size/8) float32, unscaled; kept in ``cache``."""
+    """The posterior mean of every picture's latent, (n, channels, size/8, size/8), unscaled; kept in ``cache``."""
     if cache.exists():
         return load_file(cache)["latents"]
     parts = []
