@@ -81,6 +81,8 @@ class TrainT2I:
     """Largest number of tokens that the tokenizer may learn."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty prompt, for guidance."""
+    cfg_scale: float = 3.0
+    """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows."""
     precision: str = "bf16"
@@ -160,7 +162,8 @@ class TrainT2I:
         )
         with atomic_folder(out / "pipeline", overwrite=True) as folder:
             pipe.save_pretrained(folder, safe_serialization=True)
-            write_json(folder / "sfumato.json", {"recipe": "train t2i", "config": asdict(self)})
+            record = {"recipe": "train t2i", "config": asdict(self), "defaults": {"cfg_scale": self.cfg_scale}}
+            write_json(folder / "sfumato.json", record)
         return out / "pipeline"
 
     def autoencoder(self) -> AutoencoderKL:
