@@ -56,7 +56,7 @@ def ridge_edit(
     system += erase_scale * gram(sources)
     if preserve_gram is not None:
         system += preserve_scale * preserve_gram
-    factor = cholesky(system)
+    factor = cholesky(system, "raise lam")
     right = erase_scale * torch.cholesky_solve(sources.T, factor).T
     if pair is None:
         edited = rank_update(weights, targets - sources, right)
@@ -72,15 +72,15 @@ def gram(rows: Float[Tensor, "... n dim"]) -> Float[Tensor, "dim dim"]:
     return rows.T @ rows
 
 
-def cholesky(system: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
+def cholesky(system: Float[Tensor, "dim dim"], advice: str) -> Float[Tensor, "dim dim"]:
     """Lower Cholesky factor.
 
     Raises:
-        BadInput: the matrix is not positive definite.
+        BadInput: the matrix is not positive definite to rounding; the message ends with ``advice``.
     """
     factor, failed = torch.linalg.cholesky_ex(system)
     if failed:
-        raise BadInput("the normal equations are singular: raise lam (or, in a search, ridge) above 0")
+        raise BadInput(f"the normal equations are singular: {advice}")
     return factor
 
 

@@ -59,7 +59,7 @@ class RECE(UCE):
     round_lam: float = 0.1
     """lam of the edits in the rounds."""
     skip_start_token: bool = False
-    """Leave the start token out of the rounds. Every prompt shares it; in a small model editing it harms them all."""
+    """Leave the start token, which all prompts share, out of the rounds: in a small model it can dominate them."""
     stop_residual: float | None = None
     """Stop once the search leaves this share of the concept's response unexplained: there is nothing left to revive."""
 

@@ -100,6 +100,7 @@ def rounds(
     its ``lam`` refer to the maps as they are, and only the search looks back at the original ones.
 
     Args:
+        stack: the projections; those of one that is not shared are edited by the "tensor" variant.
         maps: where to start: ``stack.original`` edited by UCE.
     """
     flat, goal = concept.flatten(0, 1).double(), anchor.flatten(0, 1).double()
@@ -140,6 +141,10 @@ def adversarial_embeddings(
 
     Returns:
         The embeddings in float64, and the condition number of the system solved.
+
+    Raises:
+        BadInput: nothing determines the embeddings: no ``ridge``, or no term in it that holds their norm, with
+            projections that are not of full rank together.
     """
     embeddings = embeddings.double()
     response = ridge if regulariser in ("surrogate-response", "surrogate-both") else 0.0
@@ -153,5 +158,5 @@ def adversarial_embeddings(
         wanted = wanted + norm * pull.double()
     elif regulariser in ("surrogate-embedding", "surrogate-both"):
         wanted = wanted + norm * embeddings
-    factor = cholesky(system)
+    factor = cholesky(system, "raise ridge, or choose another regulariser than 'surrogate-response'")
     return torch.cholesky_solve(wanted.T, factor).T, condition_number(system, factor)
