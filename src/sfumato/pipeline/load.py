@@ -29,6 +29,8 @@ _CONVERT = (
     "convert it in an isolated environment: load it there with diffusers (from_pretrained or from_single_file) and "
     "write it with save_pretrained(folder, safe_serialization=True)"
 )
+# What libraries raise on files that do not fit their classes.
+_LOADING = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -65,17 +67,10 @@ def load(
                 use_safetensors=True,
                 local_files_only=folder is not None,
             )
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            SafetensorError,
-        ) as error:
+        except _LOADING as error:
             reason = str(error).strip().split("\n")[0]
             raise BadInput(f"{model} could not be loaded as a {kind.__name__}: {reason}") from error
+    _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
     return wrap(pipe.to(device), _defaults(folder))
@@ -172,6 +167,29 @@ def _check_files(folder: Path) -> None:
                 raise BadInput(
                     f"{file} is truncated or corrupt ({error}): fetch or write it again"
                 ) from error
+
+
+def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
+    """Refuse a pipeline some of whose weights were in no file: libraries only log that they made them up.
+
+    diffusers leaves such weights without storage; transformers draws random ones, so its files are looked at.
+
+    Raises:
+        BadInput: names the first weight that is missing.
+    """
+    for part, module in pipe.components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        missing = [name for name, x in module.named_parameters() if x.is_meta]
+        if folder is not None and not missing and part.startswith("text_encoder"):
+            stored: set[str] = set()
+            for file in (folder / part).glob("*.safetensors"):
+                with safe_open(file, "pt") as opened:
+                    stored |= {key.removeprefix("text_model.") for key in opened.keys()}  # noqa: SIM118
+            names = (name for name, _ in module.named_parameters())
+            missing = [name for name in names if name.removeprefix("text_model.") not in stored]
+        if missing:
+            raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
 
 
 def _defaults(folder: Path | None) -> dict[str, Any]:

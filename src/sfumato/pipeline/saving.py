@@ -65,26 +65,22 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
 
     Raises:
         BadInput: the folder exists, or the disk is full; nothing is left behind.
-        SfumatoError: a learned token is active; leave its block first (and save it by itself).
     """
-    if p.learned:
-        raise SfumatoError(
-            f"the learned word {p.learned[-1].word!r} is active: leave its block before saving"
-        )
-    description = describe(p, weights=True)
-    record = {
-        "defaults": p.defaults,
-        "description": description,
-        "provenance": provenance,
-        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
-    }
+    with without_learned(p):
+        return _save(p, Path(folder), overwrite, provenance)
+
+
+def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
     with atomic_folder(folder, overwrite=overwrite) as temporary:
+        description = describe(p, weights=True)
         with quiet():
             p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
             _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             _prefix_text_keys(temporary / encoder)
-        write_json(temporary / RECORD, record)
+        versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
+        record = {"description": description, "provenance": provenance, "versions": versions}
+        write_json(temporary / RECORD, {"defaults": p.defaults, **record})
         title = str(provenance.get("title") or folder.name).replace("\n", " ")
         text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
         (temporary / "README.md").write_text(text, encoding="utf-8")
