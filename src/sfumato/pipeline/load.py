@@ -1,4 +1,4 @@
-"""From a name, a folder or a diffusers pipeline to a `Text2Image`; what is unsafe or unknown is refused in words."""
+"""From a name, a folder or a diffusers pipeline to a `Text2Image`; what is unsafe or unknown is refused."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _FAMILIES: dict[type, type[Text2Image]] = {
 _SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = (
-    "convert it in an isolated environment: load it there with diffusers (from_pretrained or from_single_file) and "
-    "write it with save_pretrained(folder, safe_serialization=True)"
+    "convert it in an isolated environment: load it there with diffusers (from_pretrained or "
+    "from_single_file) and write it with save_pretrained(folder, safe_serialization=True)"
 )
 # What libraries raise on files that do not fit their classes.
 _LOADING = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
@@ -40,8 +40,8 @@ def load(
     """Load a text-to-image pipeline; only safetensors weights are read.
 
     Args:
-        model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id "owner/name" (the
-            only case that may use the network, and only if no folder of that name exists).
+        model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id
+            "owner/name" (the only case that may use the network, and only if no folder of that name exists).
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
 
@@ -77,7 +77,7 @@ def load(
 
 
 def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
-    """The adapter for a diffusers pipeline; a `Text2Image` is returned as it is. Freezes the pipeline's weights.
+    """The adapter for a diffusers pipeline; a `Text2Image` is returned as it is. Freezes the weights.
 
     Raises:
         BadInput: the pipeline's family is not supported.
@@ -90,8 +90,8 @@ def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None =
     config = pipe.unet.config
     if config.in_channels != config.out_channels or config.get("time_cond_proj_dim") is not None:
         raise BadInput(
-            f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is not "
-            f"supported; supported are plain {_SUPPORTED}"
+            f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is "
+            f"not supported; supported are plain {_SUPPORTED}"
         )
     return adapter(pipe, defaults)
 
@@ -152,7 +152,8 @@ def _check_files(folder: Path) -> None:
     """Name the file that is pickled, truncated or corrupt before a library stumbles over it.
 
     Raises:
-        BadInput: a component has pickled weights only, or a safetensors file whose header and length disagree.
+        BadInput: a component has pickled weights only, or a safetensors file whose header and length
+            disagree.
     """
     for part in sorted(f for f in folder.iterdir() if f.is_dir()):
         safe = sorted(part.glob("*.safetensors"))

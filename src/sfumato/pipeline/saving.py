@@ -54,7 +54,7 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 
 
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
-    """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
+    """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of its making.
 
     The folder is whole or absent: it is written beside its place and renamed. Adapters, attention
     edits and learned words are not part of it: merge an adapter, or save it by itself.
@@ -131,7 +131,7 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No file-by-file bars of diffusers and transformers: the caller shows its own progress. Restores the setting."""
+    """No file-by-file bars of diffusers and transformers, for the duration of the block."""
     shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
     for lib in shown:
         lib.disable_progress_bar()
@@ -158,7 +158,7 @@ def _prefix_text_keys(folder: Path) -> None:
 
 
 def _write_bpe(folder: Path, tokenizer) -> None:
-    """``vocab.json`` and ``merges.txt``, which transformers before 5 reads; 5 writes ``tokenizer.json`` alone."""
+    """Write ``vocab.json`` and ``merges.txt``, which transformers before 5 needs and 5 no longer writes."""
     if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
         return
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
