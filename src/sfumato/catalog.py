@@ -52,8 +52,8 @@ class Paper:
 class Method:
     """One method: ``sfumato VERB NAME`` on the command line, ``sf.VERB.CLASS`` in Python.
 
-    ``papers`` is what runs, the method's own paper first. ``ledger`` is its entry in the ledger; where
-    that is empty, ``no_ledger`` says why.
+    ``papers`` is what runs, the method's own paper first. ``when`` and ``beware`` help to choose. ``ledger``
+    is its entry in the ledger; where that is empty, ``no_ledger`` says why.
     """
 
     verb: str
@@ -62,6 +62,8 @@ class Method:
     papers: tuple[Paper, ...]
     summary: str
     cost: str
+    when: str
+    beware: str
     ledger: str = ""
     no_ledger: str = ""
 
@@ -149,38 +151,59 @@ METHODS: tuple[Method, ...] = (
     Method(
         "erase", "uce", "sfumato.erase.uce:UCE", (_UCE,),
         "Closed form: rewrites the cross-attention keys and values so that the concept reads as its anchor.",
-        cost="seconds, no gradients, no pictures", ledger="uce",
+        cost="seconds, no gradients, no pictures",
+        when="Many concepts at once, now; the baseline of all others.",
+        beware="An optimised embedding brings the concept back.",
+        ledger="uce",
     ),
     Method(
         "erase", "rece", "sfumato.erase.rece:RECE", (_RECE, _UCE),
         "Closed form, iterated: finds the embedding that revives the concept after UCE and erases it too.",
-        cost="seconds, no gradients, no pictures", ledger="rece",
+        cost="seconds, no gradients, no pictures",
+        when="The first choice: as quick as UCE and harder to undo.",
+        beware="Closes the text route only; a small lambda harms neighbours.",
+        ledger="rece",
     ),
     Method(
         "erase", "esd-x", "sfumato.erase.esd:ESDx", (_ESD,),
         "Fine-tunes the cross-attention to negative guidance: erases where the prompt names the concept.",
-        cost="fine-tuning; about 25 guided sampling steps per update", ledger="esd",
+        cost="fine-tuning; about 25 guided sampling steps per update",
+        when="Styles and named things, to compare with the literature.",
+        beware="Weak under attack, and harms neighbours.",
+        ledger="esd",
     ),
     Method(
         "erase", "esd-u", "sfumato.erase.esd:ESDu", (_ESD,),
         "Fine-tunes all but the cross-attention: erases a concept that shows whatever the prompt says.",
-        cost="fine-tuning; about 25 guided sampling steps per update", ledger="esd",
+        cost="fine-tuning; about 25 guided sampling steps per update",
+        when="A concept that shows up unasked.",
+        beware="Changes every picture a little; weak under attack.",
+        ledger="esd",
     ),
     Method(
         "erase", "spm", "sfumato.erase.spm:SPM", (_SPM,),
         "A rank-1 adapter per concept; they combine, switch off and move to fine-tunes of the same model.",
-        cost="fine-tuning of a rank-1 adapter; the base weights never change", ledger="spm",
+        cost="fine-tuning of a rank-1 adapter; the base weights never change",
+        when="Concepts to combine, switch off, or carry over to fine-tunes.",
+        beware="As a plain LoRA it acts at full strength on every prompt.",
+        ledger="spm",
     ),
     Method(
         "attack", "concept-inversion", "sfumato.attack.concept_inversion:ConceptInversion",
         (_CONCEPT_INVERSION, _TEXTUAL_INVERSION),
         "Learns a new word on the erased pipeline from pictures of the concept: does it come back?",
-        cost="gradient steps on one embedding", no_ledger="it is the yardstick of the RECE and UCE entries",
+        cost="gradient steps on one embedding",
+        when="The white-box test that every erased pipeline should face.",
+        beware="Needs pictures of the concept, from the original pipeline.",
+        no_ledger="it is the yardstick of the RECE and UCE entries",
     ),
     Method(
         "train", "t2i", "sfumato.train.t2i:TrainT2I", (_LATENT_DIFFUSION, _GUIDANCE),
         "Trains a text-to-image latent diffusion pipeline: autoencoder first, then text encoder and UNet.",
-        cost="hours on two CPU cores for the embedded model", no_ledger="measured by the oracle when it ends",
+        cost="hours on two CPU cores for the embedded model",
+        when="A pipeline of your own, from pictures with captions.",
+        beware="Small pictures and small vocabularies on CPU.",
+        no_ledger="measured by the oracle when it ends",
     ),
 )  # fmt: skip
 

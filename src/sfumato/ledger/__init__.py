@@ -1,0 +1,5 @@
+"""Each method's central claim as an experiment with a baseline and an interval."""
+
+from .core import Claim, Experiment, effect, load, names, run, table, verdict
+
+__all__ = ["Claim", "Experiment", "effect", "load", "names", "run", "table", "verdict"]

@@ -40,6 +40,7 @@ class Text2Image:
         self.adapters: dict[str, adapter.Adapter] = {}
         self.learned: list[tokens.LearnedToken] = []
         self.listeners: list[Any] = []
+        self.companions: list[Callable[[Path], None]] = []
         for part in self.parts().values():
             part.requires_grad_(False).eval()
         self.denoiser = NetworkDenoiser(self)
@@ -329,6 +330,7 @@ class Text2Image:
 
     sample = sampling.sample
     trajectory = sampling.trajectory
+    states = sampling.states
 
     # Copies and files
 
@@ -351,6 +353,13 @@ class Text2Image:
     def frozen_copy(self) -> Text2Image:
         """``copy(own=None)``: the same weights, for losses that compare with the original."""
         return self.copy()
+
+    def merged(self) -> Text2Image:
+        """A new pipeline, without adapters, that owns the weights with all attached ones added in.
+
+        Each at its ``scale``; one with a gate (whose strength depends on the prompt) at strength 1.
+        """
+        return adapter.merged(self)
 
     def save(
         self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None

@@ -136,6 +136,25 @@ def trajectory(
     return _last(states) if stop_after == steps else _last(islice(states, stop_after + 1))
 
 
+@torch.no_grad()
+def states(
+    p: Text2Image,
+    prompts: str | Sequence[str] | Conditioning,
+    seeds: int | Sequence[int],
+    *,
+    steps: int,
+    cfg_scale: float | None = None,
+    negative: str | Conditioning | None = None,
+    scheduler: Scheduler = "ddim",
+    eta: float = 0.0,
+    size: int | None = None,
+    cfg_interval: tuple[float, float] | None = None,
+) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+    """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``steps`` + 1 of them."""
+    jobs = _Jobs.make(p, prompts, seeds, negative, size)
+    yield from _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
+
+
 def _last(states: Iterator) -> tuple[Tensor, float]:
     return deque(states, maxlen=1).pop()
 

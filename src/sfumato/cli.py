@@ -1,0 +1,117 @@
+"""The command line: ``sfumato COMMAND ...``.
+
+A command is a module of `sfumato.commands`; a verb of the catalogue is a command that takes a method's name.
+Only what the command needs is imported. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from sfumato.errors import BadInput, SfumatoError, unknown
+
+COMMANDS = {
+    "demo": "erase a concept from the embedded model, audit the result and write a report",
+    "methods": "list every method: verb, name, paper, cost, one line",
+    "choose": "a short guide: which method for which purpose",
+    "sample": "pictures from prompts",
+    "erase": "take a concept out of a text-to-image model",
+    "audit": "measure what was erased and what was kept, under attack, and write a report",
+    "attack": "try to bring an erased concept back",
+    "train": "train a model",
+    "ledger": "re-measure the central claim of a method",
+    "cite": "the BibTeX of exactly what a method runs",
+    "doctor": "check versions, devices, embedded models and disk",
+}
+
+HELP = """usage: sfumato COMMAND [options]
+
+Example: sfumato demo
+
+Train, speed up, customise, edit, erase and audit image diffusion models.
+
+commands:
+{commands}
+
+`sfumato COMMAND --help` explains a command; `--debug` shows the traceback of an error.
+MODEL is the name of an embedded model ("sketch"), a folder written by save_pretrained, or a hub id.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    # the libraries below report what is no news to the user of a command
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = lambda message, *rest: _complain(f"warning: {message}")
+        return _guarded(args, debug)
+
+
+def _guarded(args: list[str], debug: bool) -> int:
+    """Dispatch, and turn every way to fail into a sentence and a status."""
+    try:
+        with contextlib.suppress(ValueError):  # not the main thread
+            # a polite kill runs the clean-up of whatever is being written
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        status = _dispatch(args)
+        sys.stdout.flush()
+        return status
+    except (SfumatoError, MemoryError) as error:
+        _complain(str(error) or "out of memory: choose a smaller batch, picture size or dtype", debug)
+        return 2 if isinstance(error, BadInput) else 1
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing half-written was left behind")
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except Exception as error:
+        from sfumato.files import disk_is_full
+
+        if disk_is_full(error):
+            _complain("the disk is full: free some space and run it again", debug)
+            return 2
+        _complain(f"{type(error).__name__}: {error} (add --debug for the traceback)", debug)
+        return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+        print(HELP.format(commands="\n".join(lines)), end="")
+        return 0
+    if args[0] in ("-V", "--version"):
+        from sfumato import __version__
+
+        print(f"sfumato {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        raise unknown("command", args[0], COMMANDS)
+    return import_module(f"sfumato.commands.{args[0]}").main(args[1:]) or 0
+
+
+def _complain(sentence: str, debug: bool = False) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"sfumato: {sentence}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

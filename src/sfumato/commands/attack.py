@@ -1,0 +1,43 @@
+"""``sfumato attack METHOD``: try to bring an erased concept back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.commands.erase import check_words, plan
+from sfumato.commands.verb import Where, load, read
+from sfumato.files import refuse_existing
+
+EXAMPLE = "sfumato attack {name} --model erased/ --concept star --out attack/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Where):
+    """Options of the verb."""
+
+    model: str
+    """The erased pipeline."""
+    original: str = "sketch"
+    """The pipeline before erasure, which draws pictures of the concept for attacks that learn from some."""
+    images: Path | None = None
+    """A folder of pictures of the concept to learn from instead."""
+    concept: str
+    """The erased concept."""
+    out: Path = Path("attack")
+    """Folder for the attack's pictures and its record."""
+    overwrite: bool = False
+    """Replace the output if it exists."""
+
+
+def main(args: list[str]) -> None:
+    entry, method, options = read("attack", args, Attack, EXAMPLE)
+    refuse_existing(options.out, options.overwrite)
+    if options.images is None:
+        check_words(options.original, (options.concept,))
+    erased = load(options.model, options)
+    original = load(options.original, options) if options.images is None else None
+    plan(entry, method, erased, [f"{options.out}/ (pictures and attack.json)"]).show()
+    found = method.run(erased, options.concept, images=options.images, original=original)
+    found.save(options.out, overwrite=options.overwrite)
+    print(f"{entry.name} against {options.model}: {options.out}; `sfumato audit` tells how often it succeeds")

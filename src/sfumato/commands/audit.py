@@ -1,0 +1,58 @@
+"""``sfumato audit``: what was erased, what was kept, and a report page that shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfumato.commands.options import parse
+from sfumato.commands.tables import show_table
+from sfumato.files import refuse_existing
+
+if TYPE_CHECKING:
+    from sfumato.report.schema import AuditReport
+
+EXAMPLE = "sfumato audit --before sketch --after erased/ --concept star --out report/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Options of the command; those of `sfumato.audit.audit` come on top."""
+
+    before: str
+    """The original: an embedded model, a folder written by save_pretrained, or a hub id."""
+    after: str
+    """The same model after erasure."""
+    concepts: tuple[str, ...]
+    """What was erased."""
+    out: Path
+    """Folder for the report: index.html and report.json."""
+    overwrite: bool = False
+    """Replace the output if it exists."""
+
+
+def main(args: list[str]) -> None:
+    from sfumato.audit import audit
+
+    own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}")
+    options = Audit(**own)
+    refuse_existing(options.out, options.overwrite)
+    report = audit(**settings)
+    report.save(options.out, overwrite=options.overwrite)
+    summary(report)
+    print(f"report: {options.out / 'index.html'}")
+
+
+def summary(report: AuditReport) -> None:
+    """The figures that decide, as a short table."""
+    from sfumato.report.words import average, full
+
+    rows = [(f"erased: {concept}", full(rate)) for concept, rate in report.erasure.items()]
+    kept = average(list(report.retention.values()))
+    rows.append((f"kept: mean of {len(report.retention)} others", full(kept)))
+    if report.integrity:
+        rows.append(("integrity (0 = same pictures)", full(report.integrity.mean, rate=False)))
+    for name, attack in report.attacks.items():
+        rows += [(f"recovered by {name}", full(attack.recovered)), ("  control", full(attack.control))]
+    show_table(("", "share of pictures, 95 % interval"), rows)

@@ -1,0 +1,237 @@
+"""From dataclasses and functions to command-line flags, by way of tyro.
+
+Every field or argument becomes a flag with its default; its docstring becomes the help. A field that holds
+several values (``concepts: tuple[str, ...]``) is also called by its singular and may be repeated:
+``--concept a --concept b`` is ``--concepts a b``.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import contextlib
+import dataclasses
+import functools
+import inspect
+import io
+import operator
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from sfumato.errors import BadInput, unknown
+
+
+@dataclasses.dataclass
+class Flag:
+    """One option: Python name, type, default (`MISSING` when required), help and spelling."""
+
+    name: str
+    type: Any
+    default: Any
+    doc: str
+    option: str = ""
+    alias: str = ""
+
+    def __post_init__(self) -> None:
+        self.option = "--" + self.name.replace("_", "-")
+        if isinstance(self.default, list):
+            self.default = tuple(self.default)
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes any number of values."""
+        parts = typing.get_args(self.type) if isinstance(self.type, types.UnionType) else (self.type,)
+        return any(typing.get_origin(p) is tuple and typing.get_args(p)[-1:] == (...,) for p in parts)
+
+    @property
+    def positional(self) -> bool:
+        return typing.get_origin(self.type) is Annotated
+
+    def spellings(self) -> set[str]:
+        if self.positional:
+            return set()
+        negated = {"--no-" + self.option[2:]} if self.type is bool else set()
+        return {self.option, self.alias} - {""} | negated
+
+    def settings(self) -> Any:
+        """How tyro names and explains it."""
+        import tyro
+
+        plain = [t for t in typing.get_args(self.type) if t is not type(None)]
+        optional = isinstance(self.type, types.UnionType) and len(plain) == 1 and isinstance(plain[0], type)
+        return tyro.conf.arg(
+            name=self.option[2:] if self.alias else None,
+            aliases=[self.alias] if self.alias else None,
+            help=self.doc or None,
+            metavar=plain[0].__name__.upper() if optional else None,
+            help_behavior_hint="" if self.default is None or self.default == () else None,
+        )
+
+
+def parse(
+    command: str,
+    args: Sequence[str],
+    *sources: Any,
+    about: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The values that ``args`` give to each of ``sources`` (dataclasses or functions), defaults filled in.
+
+    A name that several sources share is one flag, described by the first, and is passed to all of them.
+    ``defaults`` replace the sources' own.
+
+    Raises:
+        BadInput: what tyro finds wrong, in one sentence.
+        SystemExit: after ``--help``.
+    """
+    import tyro
+
+    described = [flags_of(source) for source in sources]
+    flags: dict[str, Flag] = {}
+    for flag in chain.from_iterable(described):
+        flags.setdefault(flag.name, flag)
+    for name, value in (defaults or {}).items():
+        if name in flags:
+            flags[name].default = value
+    _rename(flags)
+    args = _gather(args, flags)
+    _refuse_unknown(command, args, flags)
+    fields = []
+    for flag in flags.values():
+        default = {} if flag.default is dataclasses.MISSING else {"default": flag.default}
+        fields.append((flag.name, Annotated[flag.type, flag.settings()], dataclasses.field(**default)))
+    combined = dataclasses.make_dataclass("Options", fields, kw_only=True)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            values = tyro.cli(combined, args=args, prog=command, description=about)
+    except SystemExit as exit:
+        if exit.code:
+            raise BadInput(_sentence(complaint.getvalue(), command)) from None
+        raise
+    return [{flag.name: getattr(values, flag.name) for flag in source} for source in described]
+
+
+def flags_of(source: Any) -> list[Flag]:
+    """The flags of a dataclass (its init fields) or of a function (its arguments).
+
+    What no word can say, such as an object or a function, is left out and keeps its default.
+    """
+    hints = typing.get_type_hints(source, include_extras=True)
+    if dataclasses.is_dataclass(source):
+        docs = field_docs(source)
+        defaults = {f.name: _default(f) for f in dataclasses.fields(source) if f.init}
+    else:
+        docs = _argument_docs(source)
+        parameters = inspect.signature(source).parameters.values()
+        defaults = {p.name: dataclasses.MISSING if p.default is p.empty else p.default for p in parameters}
+    flags = [Flag(name, sayable(hints[name]), default, docs.get(name, "")) for name, default in defaults.items()]
+    return [flag for flag in flags if flag.type is not None]
+
+
+def sayable(kind: Any) -> Any:
+    """The part of a type that can be written on a command line, or None.
+
+    ``str | Detector | None`` becomes ``str | None``; ``Sequence[str | Attack]`` becomes ``tuple[str, ...]``.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        kept = [part for part in map(sayable, inner) if part is not None and not dataclasses.is_dataclass(part)]
+        return functools.reduce(operator.or_, kept) if set(kept) - {types.NoneType} else None
+    if origin in (list, collections.abc.Sequence):
+        return tuple[sayable(inner[0]), ...] if sayable(inner[0]) is not None else None
+    if origin is tuple:
+        return kind if all(part is ... or sayable(part) is not None for part in inner) else None
+    plain = isinstance(kind, type) and issubclass(kind, (str, int, float, Path, types.NoneType, Enum))
+    return kind if plain or origin in (Literal, Annotated) or dataclasses.is_dataclass(kind) else None
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Field name -> the string literal below it, or its entry under ``Attributes:``; base classes first."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        docs |= _argument_docs(base)
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for field, below in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                docs[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
+    return docs
+
+
+def _argument_docs(source: Callable) -> dict[str, str]:
+    from docstring_parser import parse as parse_docstring
+
+    return {p.arg_name: p.description or "" for p in parse_docstring(source.__doc__ or "").params}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _rename(flags: dict[str, Flag]) -> None:
+    """Call an option that takes several values by its singular, and by its plural too."""
+    for flag in flags.values():
+        short = flag.name.removesuffix("s")
+        if flag.several and not flag.positional and short != flag.name and short not in flags:
+            flag.option, flag.alias = "--" + short.replace("_", "-"), flag.option
+
+
+def _gather(args: Sequence[str], flags: dict[str, Flag]) -> list[str]:
+    """``args`` with all values of a repeatable option behind one occurrence of it."""
+    repeatable = {name: flag.option for flag in flags.values() if flag.several for name in flag.spellings()}
+    rest: list[str] = []
+    values: dict[str, list[str]] = {}
+    into = rest
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if arg.startswith("-") and not _is_number(arg):
+            into = values.setdefault(repeatable[option], []) if option in repeatable else rest
+            if into is not rest:
+                into.extend([value] if equals else [])
+                continue
+        into.append(arg)
+    return rest + [arg for option, given in values.items() for arg in (option, *given)]
+
+
+def _is_number(arg: str) -> bool:
+    try:
+        float(arg)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_unknown(command: str, args: list[str], flags: dict[str, Flag]) -> None:
+    known = {"--help"}.union(*(flag.spellings() for flag in flags.values()))
+    options = [arg for arg in args if arg.startswith("-") and not _is_number(arg)]
+    given = {option.partition("=")[0].replace("_", "-") for option in options}
+    for option in given:
+        # a dotted option belongs to a nested dataclass, which tyro knows better
+        if option not in known | {"-h"} and "." not in option:
+            raise unknown(f"option of {command}", option, sorted(known))
+    if given & {"-h", "--help"}:
+        return
+    for flag in flags.values():
+        if flag.default is dataclasses.MISSING and not flag.positional and not given & flag.spellings():
+            raise BadInput(f"{command} needs {flag.option}: {flag.doc or 'it has no default'}")
+
+
+def _sentence(panel: str, command: str) -> str:
+    """The words of tyro's error panel, up to its first rule, as one sentence."""
+    lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
+    told: list[str] = []
+    for line in lines:
+        if line.startswith("──"):
+            break
+        told.append(line)
+    return f"{' '.join(told).rstrip('.')}: see {command} --help"

@@ -1,0 +1,114 @@
+"""``sfumato sample``: pictures from prompts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from tyro.conf import Positional
+
+from sfumato.commands.options import parse
+from sfumato.commands.verb import Where, load
+from sfumato.errors import BadInput
+from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
+from sfumato.plan import Plan
+
+EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Where):
+    """Options of the command."""
+
+    prompts: Annotated[tuple[str, ...], Positional]
+    """What to draw; one row of the contact sheet each."""
+    out: Path
+    """Folder for the pictures, the contact sheet and the record."""
+    model: str = "sketch"
+    """An embedded model, a folder written by save_pretrained, or a hub id."""
+    seeds: str = "0"
+    """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
+    steps: int = 25
+    """Denoising steps."""
+    cfg_scale: float | None = None
+    """Guidance; 1 is none; by default the model's own."""
+    negative: str | None = None
+    """What guidance steers away from."""
+    scheduler: Literal["ddim", "dpm++"] | None = None
+    """The sampler; by default the model's own."""
+    size: int | None = None
+    """Side of the pictures in pixels; by default the model's own."""
+    overwrite: bool = False
+    """Replace the output if it exists."""
+
+
+def main(args: list[str]) -> None:
+    given = parse("sfumato sample", _seed_alias(args), Sample, about=f"Example: {EXAMPLE}")[0]
+    options = Sample(**given)
+    if not options.prompts or any(not prompt.strip() for prompt in options.prompts):
+        raise BadInput(f"give at least one prompt, none of them empty, as in `{EXAMPLE}`")
+    seeds = read_seeds(options.seeds)
+    refuse_existing(options.out, options.overwrite)
+    pipe = load(options.model, options)
+    jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
+    writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
+    Plan(f"{len(jobs)} pictures with {options.steps} steps", writes=writes).show()
+    pictures = pipe.sample(
+        [prompt for prompt, _ in jobs],
+        [seed for _, seed in jobs],
+        steps=options.steps,
+        cfg_scale=options.cfg_scale,
+        negative=options.negative,
+        scheduler=options.scheduler,
+        size=options.size,
+        progress=True,
+    )
+    arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
+    settings = {"steps": options.steps, "cfg_scale": options.cfg_scale, "scheduler": options.scheduler}
+    with atomic_folder(options.out, options.overwrite) as folder:
+        for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
+            about = {**model, **settings, "prompt": prompt, "seed": seed}
+            save_png(folder / f"{i:03d}-{_slug(prompt)}-seed{seed}.png", array, about)
+        sheet = contact_sheet(arrays, len(seeds))
+        about = {**model, **settings, "prompts": options.prompts, "seeds": seeds}
+        save_png(folder / "sheet.png", sheet, about)
+        write_json(folder / "sample.json", {**asdict(options), **model, "seeds": seeds, "source": GENERATED})
+    print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
+
+
+def read_seeds(text: str) -> list[int]:
+    """"3", "0-3" and "1,5,9" as lists of seeds."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
+            raise BadInput(f"{text!r} names no seeds: write them like 7 or 0-3 or 1,5,9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        seeds.extend(range(first, last + 1))
+    if not seeds:
+        raise BadInput(f"{text!r} is an empty range of seeds: write it like 0-3")
+    return seeds
+
+
+def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 128) -> np.ndarray:
+    """Pictures (n, height, width, 3), uint8, in rows on white; small ones enlarged by a whole factor."""
+    factor = max(1, side // pictures.shape[1])
+    tiles = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+    n, height, width, _ = tiles.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = tile
+    return sheet
+
+
+def _seed_alias(args: list[str]) -> list[str]:
+    return [re.sub(r"^--seed(?==|$)", "--seeds", arg) for arg in args]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "picture"

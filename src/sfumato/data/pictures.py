@@ -1,0 +1,179 @@
+"""Where captioned pictures come from: the sketch world, a folder, or Parquet files, all through one door."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from sfumato.errors import BadInput
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+class Pictures(Protocol):
+    """Captioned pictures by index. The same index always gives the same picture and caption."""
+
+    def __len__(self) -> int: ...
+
+    def caption(self, index: int) -> str:
+        """The text of picture ``index``."""
+        ...
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels of picture ``index``, square, of the size that was asked for."""
+        ...
+
+
+def open_pictures(
+    source: str, size: int, caption: str = "{caption}", seed: int = 0, count: int = 40_000
+) -> Pictures:
+    """Captioned pictures from ``source``.
+
+    Args:
+        source: "sketch"; a folder of pictures, each with its caption in NAME.txt beside it (or in ``metadata.jsonl``
+            with ``file_name`` and ``text``); or Parquet files (a path, several joined by commas, or a pattern).
+        size: side in pixels; pictures are fitted with their transparency on white.
+        caption: how a Parquet row becomes a caption, e.g. "{caption}, {style} style" (names are columns).
+        seed: of the sketch world.
+        count: how many pictures of the sketch world.
+
+    Raises:
+        BadInput: nothing is found there, or a column or caption is missing.
+    """
+    if source == "sketch":
+        return SketchPictures(size, seed, count)
+    if source.split(",")[0].endswith(".parquet"):
+        return ParquetPictures(source, size, caption)
+    if Path(source).is_dir():
+        return FolderPictures(Path(source), size)
+    raise BadInput(f"no pictures at {source!r}: give 'sketch', a folder, or a .parquet file")
+
+
+def to_square(data: bytes | Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Decode, lay transparency on white, centre-crop to a square and resize (Lanczos, antialiased).
+
+    Raises:
+        BadInput: the picture is corrupt.
+    """
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
+            image = file.convert("RGBA")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        name = "a picture" if isinstance(data, bytes) else str(data)
+        raise BadInput(f"{name} cannot be read as a picture ({error})") from error
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(
+        image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    )
+
+
+class SketchPictures:
+    """``count`` pictures of the sketch world: three in four show one object, the others two or three."""
+
+    def __init__(self, size: int, seed: int, count: int):
+        self.size, self.seed, self.count = size, seed, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _scene(self, index: int):
+        from sfumato.data import sketch
+
+        rng = np.random.default_rng((self.seed, index))
+        n = rng.choice([1, 2, 3], p=[0.76, 0.18, 0.06])
+        return sketch.sample_scene(rng, n_objects=int(n)), rng
+
+    def caption(self, index: int) -> str:
+        from sfumato.data import sketch
+
+        return sketch.caption(*self._scene(index))
+
+    def picture(self, index: int) -> np.ndarray:
+        from sfumato.data import sketch
+
+        return sketch.render(self._scene(index)[0], self.size)
+
+
+class ParquetPictures:
+    """Rows of Parquet files with an ``image`` column (bytes, as ``datasets`` writes them); memory-mapped."""
+
+    def __init__(self, source: str, size: int, caption: str):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files = []
+        for part in source.split(","):
+            path = Path(part)
+            files += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+        missing = [str(f) for f in files if not f.exists()]
+        if missing or not files:
+            raise BadInput(f"no such Parquet file: {', '.join(missing) or source}")
+        self.size, self.template = size, caption
+        self.table = pa.concat_tables(
+            [pq.read_table(f, memory_map=True) for f in files], promote_options="default"
+        )
+        if "image" not in self.table.column_names:
+            raise BadInput(f"{files[0]} has no column 'image'; it has {', '.join(self.table.column_names)}")
+        names = [n for n in self.table.column_names if f"{{{n}}}" in caption]
+        rows = self.table.select(names).to_pylist() if names else [{}] * len(self.table)
+        try:
+            self.captions = [caption.format(**row) for row in rows]
+        except (KeyError, IndexError) as error:
+            raise BadInput(
+                f"the caption template {caption!r} names {error}, which is no column of {files[0]}; "
+                f"columns: {', '.join(self.table.column_names)}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def caption(self, index: int) -> str:
+        return self.captions[index]
+
+    def picture(self, index: int) -> np.ndarray:
+        cell = self.table["image"][index].as_py()
+        return to_square(cell["bytes"] if isinstance(cell, dict) else cell, self.size)
+
+
+class FolderPictures:
+    """Pictures of a folder, in name order."""
+
+    def __init__(self, folder: Path, size: int):
+        self.size = size
+        self.files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise BadInput(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        table = folder / "metadata.jsonl"
+        texts = {}
+        if table.exists():
+            rows = [json.loads(line) for line in table.read_text().splitlines() if line.strip()]
+            texts = {folder / row["file_name"]: row["text"] for row in rows}
+        self.captions = [texts.get(f) or self._beside(f) for f in self.files]
+
+    @staticmethod
+    def _beside(file: Path) -> str:
+        text = file.with_suffix(".txt")
+        return text.read_text().strip() if text.exists() else file.stem.replace("_", " ").replace("-", " ")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def caption(self, index: int) -> str:
+        return self.captions[index]
+
+    def picture(self, index: int) -> np.ndarray:
+        return to_square(self.files[index], self.size)
+
+
+def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
+    """uint8 pictures (height, width, 3) -> float (batch, 3, height, width) in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

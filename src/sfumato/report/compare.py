@@ -1,0 +1,113 @@
+"""Two reports side by side; refused where they were not measured in the same way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato.errors import BadInput
+from sfumato.report.page import environment
+from sfumato.report.schema import AuditReport, Interval
+from sfumato.report.words import average
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both reports; ``difference`` is second minus first."""
+
+    group: str
+    label: str
+    first: Interval | None
+    second: Interval | None
+    rate: bool = True
+
+    @property
+    def difference(self) -> Interval | None:
+        """With a 95 % interval by MOVER (Zou and Donner 2008), the two taken as independent."""
+        a, b = self.first, self.second
+        if a is None or b is None or not (a.measured and b.measured):
+            return None
+        gap = b.value - a.value
+        if None in (a.low, a.high, b.low, b.high):
+            return Interval(gap, None, None, min(a.n, b.n))
+        down = math.hypot(b.value - b.low, a.high - a.value)
+        up = math.hypot(b.high - b.value, a.value - a.low)
+        return Interval(gap, gap - down, gap + up, min(a.n, b.n))
+
+
+def differing_fields(first: AuditReport, second: AuditReport) -> list[str]:
+    """Dotted names of what was not the same in the two measurements, the model under test left out."""
+    return sorted(_differ(_measured_how(first), _measured_how(second), ""))
+
+
+def _measured_how(report: AuditReport) -> dict[str, Any]:
+    data = report.to_json()
+    return {
+        "concepts": sorted(data["concepts"]),
+        "protocol": {k: v for k, v in data["protocol"].items() if k != "after"},
+        "integrity": {"distance": report.integrity.distance} if report.integrity else None,
+        "alignment": {"measure": report.alignment.measure} if report.alignment else None,
+        "attacks": {name: {"budget": a["budget"]} for name, a in data["attacks"].items()},
+    }
+
+
+def _differ(a: Any, b: Any, name: str) -> Iterator[str]:
+    # What only one report measured is shown as not measured in the other; only the protocol must be whole.
+    optional = not name.startswith("protocol")
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in (a.keys() & b.keys()) if name == "attacks" else (a.keys() | b.keys()):
+            yield from _differ(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif not (optional and None in (a, b)) and _plain(a) != _plain(b):
+        yield name
+
+
+def _plain(x: Any) -> Any:
+    """Tuples as lists, as they come back from JSON."""
+    return [_plain(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+
+def rows(first: AuditReport, second: AuditReport) -> list[Row]:
+    """Every figure of either report; raises `BadInput` naming the fields in which the protocols differ."""
+    if fields := differing_fields(first, second):
+        raise BadInput(
+            f"these reports cannot be compared, they differ in {', '.join(fields)}: audit both models alike"
+        )
+    out = [Row("Erased", c, first.erasure.get(c), second.erasure.get(c)) for c in first.concepts]
+    kept = [average(list(r.retention.values())) for r in (first, second)]
+    if first.retention.keys() == second.retention.keys():
+        out.append(Row("Kept", "mean over concepts", *kept))
+    for c in dict.fromkeys([*first.retention, *second.retention]):
+        out.append(Row("Kept", c, first.retention.get(c), second.retention.get(c)))
+    sides = [r.integrity for r in (first, second)]
+    distance = next((s.distance for s in sides if s), "")
+    out.append(Row("Picture change", distance, *(s and s.mean for s in sides), rate=False))
+    matches = [r.alignment for r in (first, second)]
+    measure = next((m.measure for m in matches if m), "")
+    out.append(Row("Alignment, after", measure, *(m and m.after for m in matches), rate=False))
+    for name in dict.fromkeys([*first.attacks, *second.attacks]):
+        attacks = [r.attacks.get(name) for r in (first, second)]
+        for part in ("recovered", "control"):
+            out.append(Row("Under attack", f"{name}, {part}", *(a and getattr(a, part) for a in attacks)))
+    return out
+
+
+def render(first: AuditReport, second: AuditReport) -> str:
+    """The page that sets two reports side by side; raises `BadInput` as `rows` does."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows(first, second):
+        groups.setdefault(row.group, []).append(row)
+    template = environment().get_template("compare.html.j2")
+    return template.render(first=first, second=second, groups=groups)
+
+
+def save(first: AuditReport, second: AuditReport, folder: str | Path, overwrite: bool = False) -> Path:
+    """Write the comparison as ``index.html`` in a new folder."""
+    from sfumato.files import atomic_folder
+
+    html = render(first, second)
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        (temporary / "index.html").write_text(html, encoding="utf-8")
+    return Path(folder)

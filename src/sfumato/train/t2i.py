@@ -1,0 +1,329 @@
+"""Train a small text-to-image model of Stable Diffusion's shape from captioned pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from sfumato.data.pictures import Pictures, open_pictures, to_tensor
+from sfumato.errors import BadInput
+from sfumato.files import atomic_folder, write_json
+
+from .loop import Run, Schedule
+from .tokenizer import learn_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainT2I:
+    """Latent diffusion from captions: an autoencoder first, then text encoder and U-Net together.
+
+    Stage 1 trains an ``AutoencoderKL`` of factor 8 (squared and a little absolute error, small KL). Stage 2
+    encodes every picture once and trains ``CLIPTextModel`` and ``UNet2DConditionModel`` jointly with v-prediction
+    (arXiv 2202.00512, eq. in section 4), min-SNR weighting (arXiv 2303.09556, eq. 8: min(SNR, gamma) / (SNR + 1) for v)
+    and caption dropout for classifier-free guidance. The result is a ``StableDiffusionPipeline`` folder.
+
+    Killed at any moment, the same command goes on where it stopped, to the same bits.
+    Cost with the defaults: see ``docs/sketch.md``; a pass over the plan is printed first.
+
+    Differs from arXiv 2112.10752: no adversarial or perceptual loss for the autoencoder (they need a pretrained
+    network), and the text encoder is trained from scratch.
+    """
+
+    data: str = "sketch"
+    """"sketch", a folder of pictures with captions, or Parquet files."""
+    caption: str = "{caption}"
+    """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
+    pictures: int = 40_000
+    """How many pictures of the sketch world to draw."""
+    size: int = 64
+    """Side of the pictures in pixels, a multiple of 8."""
+    seed: int = 0
+    """Seed of the pictures, the weights and all noise."""
+    start_from: str = ""
+    """A pipeline folder whose autoencoder stage 1 starts from (the same shape); empty: from scratch."""
+    autoencoder_steps: int = 4500
+    """Updates of the first stage."""
+    autoencoder_batch: int = 8
+    """Pictures in an update of the first stage."""
+    autoencoder_lr: float = 1e-3
+    """Learning rate of the first stage."""
+    autoencoder_channels: tuple[int, ...] = (32, 32, 64, 128)
+    """Channels of the autoencoder's four levels; each but the last halves the side."""
+    latent_channels: int = 8
+    """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
+    steps: int = 4600
+    """Updates of the second stage."""
+    batch: int = 64
+    """Latents in an update of the second stage."""
+    lr: float = 7e-4
+    """Learning rate of the second stage."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are the ones kept."""
+    channels: tuple[int, ...] = (96, 128)
+    """Channels of the U-Net's levels."""
+    text_width: int = 128
+    """Width of the text embedding."""
+    layers: int = 1
+    """Residual blocks a level."""
+    text_layers: int = 2
+    """Layers of the text encoder."""
+    context: int = 32
+    """Longest prompt in tokens."""
+    vocabulary: int = 4096
+    """Largest number of tokens that the tokenizer may learn."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by the empty prompt, for guidance."""
+    cfg_scale: float = 3.0
+    """Guidance that the finished pipeline samples with unless told otherwise."""
+    min_snr_gamma: float = 5.0
+    """Signal-to-noise ratio from which on the loss weight no longer grows."""
+    precision: str = "bf16"
+    """"no", "bf16" or "fp16"."""
+    checkpoint_every: int = 250
+    """Updates between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.size % 8 or self.size < 16:
+            raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
+
+    def run(self, out: str | Path, progress: bool = True) -> Path:
+        """Train, or go on training, and write the pipeline to ``out/pipeline``."""
+        out = Path(out)
+        torch.manual_seed(self.seed)
+        pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
+        tokenizer = learn_tokenizer((pictures.caption(i) for i in range(len(pictures))), self.context, self.vocabulary)
+        autoencoder = self.autoencoder()
+        if self.start_from:
+            autoencoder = AutoencoderKL.from_pretrained(self.start_from, subfolder="vae", use_safetensors=True)
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SHARED}
+        first = Schedule(
+            self.autoencoder_steps,
+            self.autoencoder_batch,
+            self.autoencoder_lr,
+            ema=0.995,
+            precision=self.precision,
+            seed=self.seed,
+            checkpoint_every=self.checkpoint_every,
+        )
+        keys = {**shared, "autoencoder_channels": self.autoencoder_channels, "latent_channels": self.latent_channels}
+        keys["start_from"] = self.start_from
+        Run(AutoencoderRecipe(autoencoder, pictures), first, out / "autoencoder", keys).fit(progress)
+        autoencoder.eval().requires_grad_(False)
+        latents = encode_all(autoencoder, pictures, out / "latents.safetensors")
+        autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
+
+        unet = self.unet().to(memory_format=torch.channels_last)
+        text = self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+        recipe = DiffusionRecipe(
+            unet,
+            text,
+            tokenizer,
+            scheduler(),
+            latents * autoencoder.config.scaling_factor,
+            [pictures.caption(i) for i in range(len(pictures))],
+            self.caption_dropout,
+            self.min_snr_gamma,
+        )
+        second = Schedule(
+            self.steps,
+            self.batch,
+            self.lr,
+            ema=self.ema,
+            precision=self.precision,
+            seed=self.seed + 1,
+            checkpoint_every=self.checkpoint_every,
+        )
+        keys = {
+            **shared,
+            "channels": self.channels,
+            "layers": self.layers,
+            "text_layers": self.text_layers,
+            "text_width": self.text_width,
+        }
+        keys |= {"context": self.context, "dropout": self.caption_dropout, "gamma": self.min_snr_gamma}
+        Run(recipe, second, out / "diffusion", keys).fit(progress)
+        pipe = StableDiffusionPipeline(
+            vae=autoencoder,
+            text_encoder=text.eval(),
+            tokenizer=tokenizer,
+            unet=unet.eval(),
+            scheduler=scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        with atomic_folder(out / "pipeline", overwrite=True) as folder:
+            pipe.save_pretrained(folder, safe_serialization=True)
+            record = {"recipe": "train t2i", "config": asdict(self), "defaults": {"cfg_scale": self.cfg_scale}}
+            write_json(folder / "sfumato.json", record)
+        return out / "pipeline"
+
+    def autoencoder(self) -> AutoencoderKL:
+        """A KL autoencoder with one level per entry of ``autoencoder_channels`` (four levels: factor 8)."""
+        levels = len(self.autoencoder_channels)
+        autoencoder = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=self.autoencoder_channels,
+            layers_per_block=1,
+            latent_channels=self.latent_channels,
+            norm_num_groups=8,
+            sample_size=self.size,
+        )
+        with torch.no_grad():
+            # The posterior starts narrow (deviation e^-3): at its usual width of 1 it drowns what it should carry.
+            autoencoder.quant_conv.bias[self.latent_channels :] = -6.0
+        return autoencoder
+
+    def unet(self) -> UNet2DConditionModel:
+        """A U-Net of Stable Diffusion's kind with cross-attention at every level."""
+        levels = len(self.channels)
+        return UNet2DConditionModel(
+            sample_size=self.size // 8,
+            in_channels=self.latent_channels,
+            out_channels=self.latent_channels,
+            block_out_channels=self.channels,
+            layers_per_block=self.layers,
+            down_block_types=("CrossAttnDownBlock2D",) * levels,
+            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            cross_attention_dim=self.text_width,
+            attention_head_dim=4,
+            norm_num_groups=16,
+        )
+
+    def text_encoder(self, vocabulary: int, bos: int, eos: int) -> CLIPTextModel:
+        """CLIP's text encoder with ``text_layers`` layers, from scratch."""
+        width = self.text_width
+        return CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocabulary,
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_attention_heads=4,
+                num_hidden_layers=self.text_layers,
+                max_position_embeddings=self.context,
+                projection_dim=width,
+                bos_token_id=bos,
+                eos_token_id=eos,
+                pad_token_id=eos,
+            )
+        )
+
+
+_SHARED = ("data", "caption", "pictures", "size")
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas with v-prediction; trailing steps, so that sampling starts from the noisiest level."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+class AutoencoderRecipe:
+    """Squared error, a little absolute error (small residues, clean edges) and a very small KL term."""
+
+    name = "autoencoder"
+    absolute, kl = 0.1, 1e-6
+
+    def __init__(self, autoencoder: AutoencoderKL, pictures: Pictures):
+        self.autoencoder, self.pictures = autoencoder, pictures
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"vae": self.autoencoder}
+
+    def batch(self, step: int, rng: torch.Generator, size: int) -> Tensor:
+        rows = torch.randint(len(self.pictures), (size,), generator=rng)
+        return to_tensor([self.pictures.picture(int(i)) for i in rows])
+
+    def loss(self, batch: Tensor, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x = batch.to(self.autoencoder.device)
+        posterior = self.autoencoder.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=rng).to(x.device)
+        y = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample.float()
+        mse = F.mse_loss(y, x)
+        return mse + self.absolute * F.l1_loss(y, x) + self.kl * posterior.kl().mean(), {"mse": mse.detach()}
+
+
+@torch.no_grad()
+def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batch: int = 128) -> Tensor:
+    """The posterior mean of every picture's latent, (n, channels, size/8, size/8), unscaled; kept in ``cache``."""
+    if cache.exists():
+        return load_file(cache)["latents"]
+    parts = []
+    for start in range(0, len(pictures), batch):
+        rows = range(start, min(start + batch, len(pictures)))
+        x = to_tensor([pictures.picture(i) for i in rows]).to(autoencoder.device)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            parts.append(autoencoder.encode(x).latent_dist.mean.float().cpu())
+    latents = torch.cat(parts)
+    save_file({"latents": latents.contiguous()}, cache.with_suffix(".new"))
+    cache.with_suffix(".new").rename(cache)
+    return latents
+
+
+class DiffusionRecipe:
+    """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights."""
+
+    name = "diffusion"
+
+    def __init__(
+        self,
+        unet,
+        text,
+        tokenizer,
+        scheduler,
+        latents: Tensor,
+        captions: list[str],
+        dropout: float,
+        gamma: float,
+    ):
+        self.unet, self.text, self.scheduler, self.latents = unet, text, scheduler, latents
+        self.dropout, self.gamma = dropout, gamma
+        encode = lambda texts: (
+            tokenizer(
+                texts,
+                padding="max_length",
+                truncation=True,
+                max_length=tokenizer.model_max_length,
+                return_tensors="pt",
+            ).input_ids
+        )
+        self.ids, self.empty = encode(captions).to(torch.int32), encode([""])
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet, "text_encoder": self.text}
+
+    def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
+        rows = torch.randint(len(self.latents), (size,), generator=rng)
+        ids = self.ids[rows].long()
+        drop = torch.rand(size, generator=rng) < self.dropout
+        return {"x": self.latents[rows], "ids": torch.where(drop[:, None], self.empty, ids)}
+
+    def loss(self, batch: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        device = self.unet.device
+        x, ids = batch["x"].to(device), batch["ids"].to(device)
+        eps = torch.randn(x.shape, generator=rng).to(device)
+        t = torch.randint(len(self.scheduler.alphas_cumprod), (len(x),), generator=rng).to(device)
+        alpha2 = self.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
+        alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
+        v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()
+        snr = alpha2 / (1 - alpha2)
+        weight = snr.clamp(max=self.gamma) / (snr + 1)
+        error = (v - (alpha * eps - sigma * x)).square()
+        return (weight * error).mean(), {"v_error": error.mean().detach()}

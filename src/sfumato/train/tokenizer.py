@@ -1,0 +1,56 @@
+"""A CLIP tokenizer learnt from captions, so that a small world needs a small vocabulary and no download."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+# How CLIP cuts text into words before it merges bytes (arXiv 2103.00020).
+WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def learn_tokenizer(captions: Iterable[str], context: int, vocabulary: int = 4096) -> CLIPTokenizer:
+    """Byte-pair merges over ``captions``, as CLIP's: lower case, bytes, ``</w>`` at the end of a word.
+
+    Args:
+        captions: texts to learn from; the result does not depend on their order.
+        context: the longest prompt in tokens, start and end token included.
+        vocabulary: largest number of tokens; merging stops earlier when every word is one token.
+
+    Returns:
+        A genuine ``CLIPTokenizer``; words it never saw are spelt by smaller pieces.
+    """
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+    )
+    bpe.train_from_iterator(sorted(captions), trainer)
+    learnt = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in learnt]
+    # CLIP's order: bytes, bytes at a word's end, merges, then the two special tokens.
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(m.replace(" ", "") for m in merges), START, END]
+    with tempfile.TemporaryDirectory() as folder:
+        vocab = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
+        Path(folder, "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        Path(folder, "merges.txt").write_text("#version: 0.2\n" + "".join(m + "\n" for m in merges), encoding="utf-8")
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context}
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
+        return CLIPTokenizer.from_pretrained(folder)
