@@ -1,4 +1,5 @@
-"""The audit: exact cases of every figure, on a tiny random pipeline and with detectors whose answers are known."""
+"""The audit: exact cases of every figure, on a tiny random pipeline and with detectors whose answers are
+known."""
 
 import json
 from collections import Counter
@@ -63,7 +64,6 @@ def variant(pipe, seeds=lambda s: s, prompts=lambda p: p):
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     from conftest import make_tiny_sd
-
     from sfumato.pipeline import wrap
 
     return wrap(make_tiny_sd(tmp_path_factory, seed=1))
@@ -75,7 +75,7 @@ def test_a_perfect_detector_on_an_unedited_model(tiny_sd):
     assert {c: r.value for c, r in report.retention.items()} == {"circle": 1, "square": 1}
     assert report.integrity.mean.value == 0 and report.integrity.floor == 0
     assert report.integrity.mean.low == report.integrity.mean.high == 0
-    assert 0 < report.integrity.ceiling_seeds and 0 < report.integrity.ceiling_prompts
+    assert report.integrity.ceiling_seeds > 0 and report.integrity.ceiling_prompts > 0
     assert report.cost.parameters_changed == 0
     assert report.protocol["before"]["hash"] == report.protocol["after"]["hash"]
 
@@ -173,9 +173,7 @@ def test_attacks_are_bounded_and_carry_their_budget(tiny_sd, other, tmp_path):
 
 
 def test_the_seed_decides(tiny_sd, other):
-    one, two = (
-        audit(tiny_sd, other, ["star"], detector=Fixed(reddish), seed=s, **SMALL).to_json() for s in (0, 0)
-    )
+    one, two = (audit(tiny_sd, other, ["star"], detector=Fixed(reddish), seed=s, **SMALL).to_json() for s in (0, 0))
     assert {k: v for k, v in one.items() if k != "created"} == {k: v for k, v in two.items() if k != "created"}
     third = audit(tiny_sd, other, ["star"], detector=Fixed(reddish), seed=1, **SMALL)
     assert not set(third.protocol["seeds"]) & set(one["protocol"]["seeds"])
@@ -224,7 +222,7 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         (["star"], {"distance": "lipps"}, "unknown distance"),
         (["star"], {"attacks": ("concept-invasion",)}, "unknown"),
         (["star"], {"detector": None}, "say how to see the concept"),
-        (["star"], {"detector": "./nothing-here"}, "no detector"),
+        (["star"], {"detector": "./nothing-here"}, "not a model of transformers"),
         (["star"], {"n": 0}, "at least one picture"),
     ):
         with pytest.raises(BadInput, match=words):
