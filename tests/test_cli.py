@@ -435,7 +435,9 @@ def test_human_bytes(size, text):
     assert human_bytes(size) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2.4, "2 s"), (600, "10 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.056, "0.056 s"), (2.4, "2.4 s"), (119.2, "119 s"), (600, "10 min"), (9000, "2.5 h")]
+)
 def test_human_time(seconds, text):
     assert human_time(seconds) == text
 

@@ -61,6 +61,7 @@ class ConceptInversion(Attack):
     batch: int = 16
     """Pictures (each with its noise, time and template) in an update."""
     weight_decay: float = 1e-2
+    """Decoupled weight decay of AdamW, on the new rows only."""
     tokens: int = 1
     """New tokens that together stand for the concept; 0 attacks nothing and asks by the concept's name."""
     init_word: str = ""

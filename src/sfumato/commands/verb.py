@@ -63,12 +63,12 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     entry = catalog.get(args[0], verb)
     cls = entry.load()
     copied = example.format(name=entry.name)
-    about = f"Example: {copied}\n\n{entry.summary}\n{entry.paper}\nCost: {entry.cost}."
+    about = f"Example: {copied}\n\n{entry.summary}\n\n{entry.paper}\n\nCost: {entry.cost}."
     command = f"sfumato {verb} {entry.name}"
     presets = getattr(sys.modules[cls.__module__], "PRESETS", {})
     settings, listed = _preset(command, args[1:], presets, options)
     if presets:
-        about += f"\nPresets: {listed}."
+        about += f"\n\nPresets: {listed}."
     sources = (cls, options, Preset) if presets else (cls, options)
     # a person at a terminal wants to see a long run move; in Python the caller decides
     defaults = {"progress": True, **settings}

@@ -143,11 +143,15 @@ class Adapter:
     def merge(self, scale: float = 1.0) -> Text2Image:
         """A new pipeline, without adapters, that owns the adapted weights with ``scale`` times this one added in."""
         made = self._owner.copy({f"{name}.weight" for name in self.layers})
-        with torch.no_grad():
-            for name in self.layers:
-                weight = made.network.get_submodule(name).weight
-                weight.copy_(weight.double() + self.delta(name, scale))
+        self.add_to(made.network, scale)
         return made
+
+    @torch.no_grad()
+    def add_to(self, network: nn.Module, scale: float) -> None:
+        """Add ``scale`` times this adapter to the weights of a network with the same layers, in place."""
+        for name in self.layers:
+            weight = network.get_submodule(name).weight
+            weight.copy_(weight.double() + self.delta(name, scale))
 
     def save_lora(
         self,
@@ -185,6 +189,20 @@ class Adapter:
             raise ValueError(f"{len(scale)} adapter scales do not fit a network batch of {len(like)} rows")
         tiled = scale.to(like).repeat(len(like) // len(scale))
         return tiled.view(-1, *[1] * (like.ndim - 1))
+
+
+def merged(p: Text2Image) -> Text2Image:
+    """See `Text2Image.merged`.
+
+    Raises:
+        BadInput: an adapter's scale differs from row to row.
+    """
+    made = p.copy({f"{name}.weight" for a in p.adapters.values() for name in a.layers})
+    for key, a in p.adapters.items():
+        if a.gate is None and torch.is_tensor(a.scale) and a.scale.ndim:
+            raise BadInput(f"adapter {key!r} has one scale per picture: set its scale to one number before merging")
+        a.add_to(made.network, 1.0 if a.gate is not None else float(a.scale))
+    return made
 
 
 def _widths(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:

@@ -8,7 +8,7 @@ is told; everything else is here and in the modules beside it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from sfumato.errors import BadInput
 from . import adapter, attention, layers, lora, saving, sharing, tokens
 from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
-from .sampling import Scheduler, sample, trajectory
+from .sampling import Scheduler, sample, states, trajectory
 
 
 class Text2Image:
@@ -41,6 +41,7 @@ class Text2Image:
         self.adapters: dict[str, adapter.Adapter] = {}
         self.learned: list[tokens.LearnedToken] = []
         self.listeners: list[Any] = []
+        self.companions: list[Callable[[Path], None]] = []
         for part in self.parts().values():
             part.requires_grad_(False).eval()
         self.denoiser = NetworkDenoiser(self)
@@ -373,6 +374,12 @@ class Text2Image:
             self, prompts, seeds, steps=steps, stop_after=stop_after, cfg_scale=cfg_scale, **options
         )
 
+    def states(
+        self, prompts: str | Sequence[str] | Conditioning, seeds: int | Sequence[int], **options
+    ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+        """The noisy latent and its time before every step and after the last; see `sampling.states`."""
+        return states(self, prompts, seeds, **options)
+
     # Copies and files
 
     def copy(self, own: str | Iterable[str] | None = None) -> Text2Image:
@@ -393,6 +400,13 @@ class Text2Image:
     def frozen_copy(self) -> Text2Image:
         """``copy(own=None)``: the same weights under another roof, for losses that compare with the original."""
         return self.copy()
+
+    def merged(self) -> Text2Image:
+        """A new pipeline, without adapters, that owns the weights with all attached ones added in.
+
+        Each at its ``scale``; one with a gate (whose strength depends on the prompt) at strength 1.
+        """
+        return adapter.merged(self)
 
     def save(
         self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None

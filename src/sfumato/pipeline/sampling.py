@@ -35,7 +35,7 @@ _NAMED = {
 
 
 def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
-    """A fresh scheduler with the checkpoint's betas: "ddim", "dpm++", another scheduler's class and settings, or its own.
+    """A fresh scheduler with the checkpoint's betas: "ddim", "dpm++", another's class and settings, or its own.
 
     Raises:
         BadInput: unknown name.
@@ -132,6 +132,25 @@ def trajectory(
     states = _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
     # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
     return _last(states) if stop_after == steps else _last(islice(states, stop_after + 1))
+
+
+@torch.no_grad()
+def states(
+    p: Text2Image,
+    prompts: str | Sequence[str] | Conditioning,
+    seeds: int | Sequence[int],
+    *,
+    steps: int,
+    cfg_scale: float | None = None,
+    negative: str | Conditioning | None = None,
+    scheduler: Scheduler = "ddim",
+    eta: float = 0.0,
+    size: int | None = None,
+    cfg_interval: tuple[float, float] | None = None,
+) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+    """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``steps`` + 1 of them."""
+    jobs = _Jobs.make(p, prompts, seeds, negative, size)
+    yield from _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
 
 
 def _last(states: Iterator) -> tuple[Tensor, float]:

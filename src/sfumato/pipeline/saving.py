@@ -56,8 +56,9 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
     """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
 
-    The folder is whole or absent: it is written beside its place and renamed. Adapters, attention
-    edits and learned words are not part of it: merge an adapter, or save it by itself.
+    The folder is whole or absent: it is written beside its place and renamed. Attached adapters are merged into the
+    weights (see `Text2Image.merged`); attention edits and learned words are not part of it. What the pipeline's
+    ``companions`` write comes beside it.
 
     Args:
         folder: where to; must not exist unless ``overwrite``.
@@ -71,6 +72,8 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         raise SfumatoError(
             f"the learned word {p.learned[-1].word!r} is active: leave its block before saving"
         )
+    folder, companions = Path(folder), p.companions
+    p = p.merged() if p.adapters else p
     description = describe(p, weights=True)
     record = {
         "defaults": p.defaults,
@@ -84,6 +87,8 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         for tokenizer, encoder in p.text_parts():
             _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             _prefix_text_keys(temporary / encoder)
+        for write in companions:
+            write(temporary)
         write_json(temporary / RECORD, record)
         title = str(provenance.get("title") or folder.name).replace("\n", " ")
         text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
@@ -108,14 +113,18 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "dtype": str(p.dtype).removeprefix("torch."),
         "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
     }
+    if p.adapters:
+        described["adapters"] = {name: {"rank": a.rank, "alpha": a.alpha} for name, a in p.adapters.items()}
     if not weights:
         return described
+    # What adapters add decides the pictures as much as the weights do, so it belongs to the hash.
+    factors = {f"adapter.{n}.{k}": x for n, a in p.adapters.items() for k, x in a.state_dict().items()}
     with without_learned(p):
-        return {**described, "sha256": weights_sha256(p.parts())}
+        return {**described, "sha256": weights_sha256(p.parts(), factors)}
 
 
-def weights_sha256(parts: dict[str, nn.Module]) -> str:
-    """SHA-256 over the name, dtype, shape and bytes of every parameter, sorted by name.
+def weights_sha256(parts: dict[str, nn.Module], more: dict[str, Tensor] | None = None) -> str:
+    """SHA-256 over the name, dtype, shape and bytes of every parameter (and of ``more``), sorted by name.
 
     It does not depend on how files are laid out, on sharding, or on the device.
     """
@@ -125,6 +134,7 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
         for part, m in parts.items()
         for name, x in m.named_parameters()
     }
+    named |= more or {}
     total = hashlib.sha256()
     for name in sorted(named):
         x = named[name].detach().to("cpu").contiguous()

@@ -28,8 +28,8 @@ _State = list[tuple[str, str, Any, nn.Module]]
 class LearnedToken:
     """A new word whose embedding is trained; a context manager, inside which prompts may use the word.
 
-    On exit tokenizers and embedding tables are exactly what they were (the same objects); the trained rows stay here, and
-    the block may be entered again. Words are left in the reverse order of entering, as ``with`` does by itself.
+    On exit tokenizers and embedding tables are exactly what they were (the same objects); the trained rows stay here,
+    and the block may be entered again. Words are left in the reverse order of entering, as ``with`` does by itself.
 
     Attributes:
         word: the word as prompts write it.
