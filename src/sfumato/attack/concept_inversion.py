@@ -124,12 +124,8 @@ class ConceptInversion(Attack):
 
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
         if original is None:
-            raise BadInput(
-                "concept inversion learns from pictures: give a folder of them, or the original model"
-            )
-        prompts = [
-            self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.n_images)
-        ]
+            raise BadInput("concept inversion learns from pictures: give a folder of them, or the original model")
+        prompts = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.n_images)]
         seeds = [2**20 + self.seed * self.n_images + i for i in range(self.n_images)]
         return original.sample(prompts, seeds), prompts
 
@@ -191,9 +187,7 @@ class Inversion(Found):
             BadInput: a prompt that does not name the concept, or that the new tokens make too long.
         """
         if unnamed := [p for p in prompts if say(p, self.concept, "") == p]:
-            raise BadInput(
-                f"the prompt {unnamed[0]!r} does not name {self.concept!r}, which the word replaces"
-            )
+            raise BadInput(f"the prompt {unnamed[0]!r} does not name {self.concept!r}, which the word replaces")
         if self.token is None:
             return pipe.sample(list(prompts), list(seeds), **settings)
         check_length(pipe, [say(p, self.concept, "{}") for p in prompts], self.token.vectors)

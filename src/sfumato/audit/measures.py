@@ -124,6 +124,4 @@ def alignment_of(
 ) -> schema.Alignment:
     name, measure = aligned
     sides = [measure(to_float(x), prompts).double() for x in kept]
-    return schema.Alignment(
-        *(interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides), measure=name
-    )
+    return schema.Alignment(*(interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides), measure=name)

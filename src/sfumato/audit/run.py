@@ -119,9 +119,7 @@ def audit(
     sampling = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "batch_size": batch_size}
     rng = torch.Generator().manual_seed(seed)
 
-    def draw(
-        pipe: Text2Image, texts: Sequence[str], seeds: Sequence[int], label: str = "pictures"
-    ) -> Pictures:
+    def draw(pipe: Text2Image, texts: Sequence[str], seeds: Sequence[int], label: str = "pictures") -> Pictures:
         return _draw(pipe, texts, seeds, sampling, label, progress)
 
     # The first few by themselves: the floor draws them again, and a batch of another size rounds differently.
@@ -147,9 +145,7 @@ def audit(
     outcomes = {}
     for name, attack in zip(names, chosen, strict=True):
         outcomes[name] = {
-            c: assail(
-                attack, old, new, c, _control(c, cases), rows[:n_attack], detector, draw, sampling, progress
-            )
+            c: assail(attack, old, new, c, _control(c, cases), rows[:n_attack], detector, draw, sampling, progress)
             for c, rows in cases.targets.items()
         }
     every = [*cases.retained, *flat]
@@ -256,10 +252,7 @@ def _draw(
         from rich.progress import track
 
         starts = track(starts, description=label, transient=True)
-    parts = [
-        to_bytes(pipe.sample(list(texts[i : i + size]), list(seeds[i : i + size]), **sampling))
-        for i in starts
-    ]
+    parts = [to_bytes(pipe.sample(list(texts[i : i + size]), list(seeds[i : i + size]), **sampling)) for i in starts]
     return torch.cat(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
 from sfumato.pipeline import wrap
+from sfumato.plan import Plan
 
 from .loop import Run, Schedule
 from .tokenizer import learn_tokenizer
@@ -94,6 +96,21 @@ class TrainT2I:
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < 16:
             raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
+
+    @torch.no_grad()
+    def plan(self) -> Plan:
+        """Memory of the larger stage, and time from one forward pass of each network (a step costs about three)."""
+        vae, unet = self.autoencoder(), self.unet()
+        began = time.perf_counter()
+        vae(torch.zeros(self.autoencoder_batch, 3, self.size, self.size))
+        between = time.perf_counter()
+        z = torch.zeros(self.batch, self.latent_channels, self.size // 8, self.size // 8)
+        unet(z, 500, torch.zeros(self.batch, self.context, self.text_width))
+        first, second = between - began, time.perf_counter() - between
+        trained = 4 * max(sum(p.numel() for p in net.parameters()) for net in (vae, unet))
+        memory = {"weights, averaged too": 2 * trained, "gradients": trained, "optimiser": 2 * trained}
+        seconds = 3 * (first * self.autoencoder_steps + second * self.steps)
+        return Plan(f"train a text-to-image pipeline on {self.data}", memory=memory, seconds=seconds)
 
     def run(self, out: str | Path, progress: bool = True) -> Path:
         """Train, or go on training, and write the pipeline to ``out/pipeline``."""
