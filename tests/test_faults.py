@@ -294,7 +294,7 @@ def test_a_damaged_model_is_refused_by_every_command(damage, told, damaged, mode
             "--out out",
             "this model's context holds 10",
         ),
-        ("attack concept-inversion --model {model} --images nowhere --concept star --out out", "holds no pictures"),
+        ("attack concept-inversion --model {model} --images nowhere --templates {{}} --concept star --out out", "holds no pictures"),
         ("train t2i --data nowhere --out out", "no pictures at 'nowhere'"),
         ("train t2i --data {model}/model_index.json --out out", "no pictures at"),
         ("train t2i --data {model}/unet --out out", "holds no pictures"),
