@@ -4,8 +4,8 @@
     python scripts/emoji.py --data DIR --out runs/emoji --only page
 
 DIR holds noto.parquet, openmoji.parquet and twemoji.parquet with the columns image, caption, group and style.
-Stages: subset (a fixed choice of emoji that all three artists drew), train (`sfumato train t2i`), classify (a style and a
-subject classifier, `transformers` ResNets trained on the real pictures), erase (five methods, two concepts), page
+Stages: subset (a fixed choice of emoji that all three artists drew), train (`sfumato train t2i`), classify (a style
+and a subject classifier, `transformers` ResNets trained on the real pictures), erase (five methods, two concepts), page
 (``docs/results/emoji.md`` with pictures). Every figure in that page is printed from the audits' ``report.json``.
 """
 
@@ -14,15 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-import sfumato as sf
 from sfumato.audit import audit
 from sfumato.audit.detectors import ClassifierDetector, Detection, Detector
 from sfumato.data.pictures import open_pictures, to_tensor
+from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx, esd, spm
+from sfumato.erase.base import Eraser
+from sfumato.files import save_png, write_json
+from sfumato.pipeline import Text2Image, load
 from sfumato.train.t2i import TrainT2I
 
 STYLES = ("noto", "openmoji", "twemoji")
@@ -131,7 +136,9 @@ def augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     x = 1 - torch.nn.functional.grid_sample(1 - x, grid, align_corners=False)
     soft = torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     mix = torch.rand(n, 1, 1, 1, generator=rng)
-    return mix * soft + (1 - mix) * x + 0.08 * torch.rand(n, 1, 1, 1, generator=rng) * torch.randn(x.shape, generator=rng)
+    return (
+        mix * soft + (1 - mix) * x + 0.08 * torch.rand(n, 1, 1, 1, generator=rng) * torch.randn(x.shape, generator=rng)
+    )
 
 
 class Emoji(Detector):
@@ -153,45 +160,110 @@ class Emoji(Detector):
         return self.pick(concept)(images, concept)
 
 
-def methods(concept: str) -> dict[str, object]:
-    """The five erasers, each with settings for a model of this size (chosen on the embedded model, other concepts)."""
-    style = concept.endswith(" style")
-    anchor = "emoji" if style else "dog face"
+def methods(concept: str) -> dict[str, Eraser]:
+    """The five erasers, with their presets for models of this size (chosen on the embedded model, other concepts)."""
+    anchor = "emoji" if concept.endswith(" style") else "dog face"
     common = {"concepts": (concept,)}
     return {
-        "uce": sf.erase.UCE(**common, anchors=(anchor,)),
-        "rece": sf.erase.RECE(**common, anchors=(anchor,), skip_start_token=True),
-        "esd-x": sf.erase.ESDx(**common, **SMALL["esd-x"]),
-        "esd-u": sf.erase.ESDu(**common, **SMALL["esd-u"]),
-        "spm": sf.erase.SPM(**common, **SMALL["spm"]),
+        "uce": UCE(**common, anchors=(anchor,)),
+        "rece": RECE(**common, anchors=(anchor,)),
+        "esd-x": ESDx(**common, **esd.PRESETS["sketch"]),
+        "esd-u": ESDu(**common, **esd.PRESETS["sketch"]),
+        "spm": SPM(**common, **spm.PRESETS["sketch"]),
+    }
+
+
+def plans(captions: list[str]) -> dict[str, tuple[list[str], list[str]]]:
+    """Concept to erase -> prompts that ask for it (and for what is retained), and what is retained."""
+    others = [c for c in captions if c != ERASED_OBJECT]
+    picked = [others[i] for i in np.random.default_rng(1).choice(len(others), 16, replace=False)]
+    return {
+        ERASED_STYLE: ([f"{s}, {{concept}}" for s in picked], [f"{s} style" for s in STYLES[1:]]),
+        ERASED_OBJECT: ([f"{{concept}}, {s} style" for s in STYLES], picked[:12]),
     }
 
 
 def erase_and_audit(model: Path, out: Path, detector: Detector, captions: list[str], n: int) -> None:
     """Both concepts with every method; a finished audit is not repeated."""
-    others = [c for c in captions if c != ERASED_OBJECT]
-    picked = [others[i] for i in np.random.default_rng(1).choice(len(others), 16, replace=False)]
-    plans = {
-        ERASED_STYLE: ([f"{s}, {{concept}}" for s in picked], [f"{s} style" for s in STYLES[1:]]),
-        ERASED_OBJECT: ([f"{{concept}}, {s} style" for s in STYLES], picked[:12]),
-    }
-    pipe = sf.load(str(model))
-    for concept, (prompts, retain) in plans.items():
+    pipe = load(str(model))
+    for concept, (prompts, retain) in plans(captions).items():
+        asked = [p.replace("{concept}", c) for c, p in product((concept, *retain[:2]), prompts[:4])]
+        strip(pipe, asked, out / "strips" / f"{slug(concept)}-original.png")
         for name, method in methods(concept).items():
-            folder = out / "audits" / f"{concept.replace(' ', '-')}-{name}"
+            folder = out / "audits" / f"{slug(concept)}-{name}"
             if (folder / "report.json").exists():
                 continue
             began = time.perf_counter()
             erased = method.apply(pipe)
             seconds = time.perf_counter() - began
-            attacks = ("concept-inversion",) if name in ("uce", "rece") else ()
+            strip(erased, asked, out / "strips" / f"{slug(concept)}-{name}.png")
             report = audit(
                 pipe, erased, (concept,), retain=retain, prompts=prompts, n=n, n_retain=max(8, n // 4),
-                detector=detector, attacks=attacks, edit=method, seed=7,
+                detector=detector, attacks=(), edit=method, seed=7,
             )  # fmt: skip
             report.save(folder)
-            e = report.erasure[concept]
-            print(f"{concept} / {name}: erased {e.rate:.2f} [{e.low:.2f}, {e.high:.2f}], edit {seconds:.0f} s", flush=True)
+            write_json(folder / "edit.json", {"seconds": seconds})
+            print(f"{concept} / {name}: erased {report.erasure[concept]}, edit {seconds:.0f} s", flush=True)
+
+
+def slug(concept: str) -> str:
+    return concept.replace(" ", "-")
+
+
+def strip(pipe: Text2Image, prompts: list[str], path: Path) -> None:
+    """One row of pictures, seed 3 for all, saved as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = pipe.sample(prompts, 3)
+    row = (torch.cat(list(pictures), dim=2) * 255).round().byte().permute(1, 2, 0).numpy()
+    save_png(path, row, {"generated by": "an image diffusion model", "prompts": " | ".join(prompts)})
+
+
+def page(out: Path, docs: Path) -> None:
+    """``docs/results/emoji.md`` and its pictures, from the reports, cards and settings under ``out``."""
+    settings = json.loads((out / "train" / "pipeline" / "sfumato.json").read_text())["config"]
+    cards = {k: json.loads((out / f"classifier-{k}" / "card.json").read_text()) for k in ("style", "caption")}
+    first = json.loads(next((out / "audits").glob("*/report.json")).read_text())
+    lines = [
+        "# Real input: emoji by three artists",
+        "",
+        f"A text-to-image pipeline trained by `scripts/emoji.py` on {first['protocol']['size']} px emoji of Noto "
+        f"(SIL OFL 1.1 / Apache 2.0), OpenMoji (CC-BY-SA 4.0) and Twemoji (CC-BY 4.0): "
+        f"{settings['autoencoder_steps']} autoencoder steps of {settings['autoencoder_batch']}, then "
+        f"{settings['steps']} diffusion steps of {settings['batch']}, on two CPU cores. Judges: "
+        f"a style classifier ({cards['style']['accuracy']:.1%} right, {cards['style']['measured on']}, "
+        f"n = {cards['style']['n']}) and a subject classifier ({cards['caption']['accuracy']:.1%} right, "
+        f"{cards['caption']['measured on']}, n = {cards['caption']['n']}), both trained on the real pictures.",
+    ]
+    rate = lambda r: f"{r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]"
+    for concept in (ERASED_STYLE, ERASED_OBJECT):
+        lines += ["", f"## Without '{concept}'", "", "| method | erased [95 %] | n | kept: mean | kept: least | "
+                  "integrity (lower is better) | edit |", "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        rows = []
+        for name in ("original", *methods(concept)):
+            picture = out / "strips" / f"{slug(concept)}-{name}.png"
+            if picture.exists():
+                rows.append(np.asarray(Image.open(picture)))
+            folder = out / "audits" / f"{slug(concept)}-{name}"
+            if not (folder / "report.json").exists():
+                continue
+            report, edit = (json.loads((folder / f).read_text()) for f in ("report.json", "edit.json"))
+            kept = {k: v for k, v in report["retention"].items() if v and v["rate"] is not None}
+            least = min(kept, key=lambda k: kept[k]["rate"])
+            mean = sum(v["rate"] for v in kept.values()) / len(kept)
+            i, e = report["integrity"], report["erasure"][concept]
+            lines.append(
+                f"| {name} | {rate(e)} | {e['n']} | {mean:.1%} | {least}: {rate(kept[least])} | {i['mean']:.3f} "
+                f"[{i['low']:.3f}, {i['high']:.3f}] | {edit['seconds']:.1f} s |"
+            )
+        detected = first["protocol"].get("detected_before")
+        lines += [f"\nThe judge finds the concept in the original's pictures: {detected}."] if detected else []
+        docs.mkdir(parents=True, exist_ok=True)
+        sheet = np.concatenate(rows)
+        Image.fromarray(sheet).save(docs / f"emoji-{slug(concept)}.png")
+        order = ", ".join(["original", *methods(concept)][: len(rows)])
+        lines += ["", f"![{concept}](emoji-{slug(concept)}.png)", "", f"Rows: {order}. The first four columns ask for "
+                  "the erased concept, the others for something else; every picture has the same seed."]  # fmt: skip
+    (docs / "emoji.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:

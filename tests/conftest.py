@@ -26,7 +26,7 @@ def byte_letters() -> list[str]:
 
 
 def clip_tokenizer(folder: Path, merges: list[str], length: int):
-    """A genuine CLIPTokenizer with the given merges, built in ``folder`` from the files that every version reads."""
+    """A genuine CLIPTokenizer with these merges, built in ``folder`` from files that every version reads."""
     from transformers import CLIPTokenizer
 
     letters = byte_letters()
@@ -196,7 +196,7 @@ def tiny_sdxl(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_clip_tokenizer(tmp_path_factory):
-    """The CLIP tokenizer of the released checkpoints (49,408 entries), from its published merges; else a skip."""
+    """The CLIP tokenizer of released checkpoints (49,408 entries), from its published merges; else a skip."""
     file = shared_data() / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
     if not file.exists():
         pytest.skip("the published CLIP merges are not at hand (shared/data/clip_bpe)")

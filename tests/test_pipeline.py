@@ -126,7 +126,8 @@ def test_a_seeds_picture_does_not_depend_on_its_batch(p, scheduler):
         return p.sample(*chosen, steps=4, scheduler=scheduler, eta=eta, **options)
 
     together = draw(range(5))
-    # float32 kernels sum in another order for another batch size: equal up to 1e-5 of the range, far below 1/255.
+    # float32 kernels sum in another order for another batch size: equal up to 1e-5 of the range, far below
+    # 1/255.
     for size in (1, 2, 3):
         torch.testing.assert_close(draw(range(5), batch_size=size), together, rtol=0, atol=1e-5)
     order = [3, 1, 4, 0, 2]

@@ -33,6 +33,9 @@ class Eraser(ABC):
                 f"give no anchor, one anchor for all, or one per concept: got {len(self.anchors)} anchors "
                 f"for {len(self.concepts)} concepts"
             )
+        kept = {p.strip().lower() for p in self.preserve}
+        if clash := [c for c in self.concepts if c.strip().lower() in kept]:
+            raise BadInput(f"{clash[0]!r} is both erased and preserved: name it in one of the two only")
 
     def anchor_for(self, index: int, default: str) -> str:
         """The anchor of concept number ``index``, or ``default`` when none was given."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters as forward hooks: attached, scaled per picture, summed, merged, and exported as LoRA files."""
+"""Low-rank adapters as forward hooks: attached, scaled per picture, summed, merged, exported as LoRA."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def targets_of(network: nn.Module, targets: str | Sequence[str]) -> dict[str, nn
     """The layers that an adapter is for, by name, in network order.
 
     Args:
-        targets: one or several of: "transformer" (every Linear and Conv2d inside the transformer blocks, projections in
-            and out and feed-forward included), kinds of attention projections ("cross.k", ...), names of layers.
+        targets: one or several of: "transformer" (every Linear and Conv2d inside the transformer blocks,
+            projections in and out and feed-forward included), kinds of attention projections ("cross.k",
+            ...), names of layers.
 
     Raises:
         BadInput: unknown target, or none.
@@ -57,13 +58,15 @@ def targets_of(network: nn.Module, targets: str | Sequence[str]) -> dict[str, nn
 class Adapter:
     """A sum of low-rank products beside some layers of a network: y = W x + b + scale (alpha / rank) U (V x).
 
-    V (down) starts Kaiming-uniform with a = sqrt(5), that is uniform within 1 / sqrt(fan in), and U (up) at zero, so
-    that a fresh adapter changes nothing, bit for bit. On a convolution V is one with the layer's kernel, stride and
-    padding to ``rank`` channels, and U is 1x1. Several adapters on a layer add up as a sum of products.
+    V (down) starts Kaiming-uniform with a = sqrt(5), that is uniform within 1 / sqrt(fan in), and U (up) at
+    zero, so that a fresh adapter changes nothing, bit for bit. On a convolution V is one with the layer's
+    kernel, stride and padding to ``rank`` channels, and U is 1x1. Several adapters on a layer add up as a sum
+    of products.
 
     Attributes:
-        scale: how strongly it acts: one number, or one per row of the network's batch. A tensor with n entries also
-            serves a batch of k n rows, entry i for rows i, n + i, ...: both halves of a guided batch.
+        scale: how strongly it acts: one number, or one per row of the network's batch. A tensor with n
+            entries also serves a batch of k n rows, entry i for rows i, n + i, ...: both halves of a guided
+            batch.
         gate: None, or a function from the conditioning of the pictures being sampled to one scale for each;
             `Text2Image.sample` and `trajectory` set ``scale`` by it, the same for both halves of guidance.
     """
@@ -116,9 +119,8 @@ class Adapter:
         """
         mine = self.state_dict()
         if odd := sorted(mine.keys() ^ state.keys()):
-            raise BadInput(
-                f"the adapter does not fit this network: {odd[0]} is {'missing' if odd[0] in mine else 'unused'}"
-            )
+            what = "missing" if odd[0] in mine else "unused"
+            raise BadInput(f"the adapter does not fit this network: {odd[0]} is {what}")
         for name, x in state.items():
             if x.shape != mine[name].shape:
                 raise BadInput(
@@ -141,7 +143,7 @@ class Adapter:
         return scale * self.alpha / self.rank * (up @ down.flatten(1)).view(-1, *down.shape[1:])
 
     def merge(self, scale: float = 1.0) -> Text2Image:
-        """A new pipeline, without adapters, that owns the adapted weights with ``scale`` times this one added in."""
+        """A new pipeline, without adapters, with ``scale`` times this one added into weights of its own."""
         made = self._owner.copy({f"{name}.weight" for name in self.layers})
         self.add_to(made.network, scale)
         return made

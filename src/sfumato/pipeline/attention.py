@@ -1,8 +1,8 @@
 """Watching and changing attention, and tapping features: context managers that restore the network exactly.
 
-While any of them is active, the attention layers it concerns compute their probabilities explicitly; all others, and
-all of them afterwards, keep the processors they had. Several compose in the order in which they were entered: each
-sees what the earlier ones have made of the attention.
+While any of them is active, the attention layers it concerns compute their probabilities explicitly; all
+others, and all of them afterwards, keep the processors they had. Several compose in the order in which they
+were entered: each sees what the earlier ones have made of the attention.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STAGES = ("kv", "logits", "probs")
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """Where attention happens: the layer's name in the network, "cross" or "self", and its feature map's side."""
+    """Where attention happens: layer name in the network, "cross" or "self", side of the feature map."""
 
     name: str
     kind: str
@@ -45,7 +45,8 @@ class AttentionRecord:
     Attributes:
         calls: one entry per call of the network, oldest first: layer -> probabilities, shaped
             (batch, heads, queries, keys), still in the graph if the call was. Queries run over the rows of a
-            square feature map with side ``layer.resolution``; keys of cross-attention are the prompt's tokens.
+            square feature map with side ``layer.resolution``; keys of cross-attention are the prompt's
+            tokens.
     """
 
     calls: list[dict[AttentionLayer, Float[Tensor, "batch head query key"]]] = field(default_factory=list)
@@ -126,16 +127,16 @@ def tap(p: Text2Image, where: str, function: Callable[[Any], Any] | None) -> Ite
 
 @dataclass
 class Tap:
-    """What `Text2Image.tap` has seen: the latest output of the tapped place, after replacement, in the graph."""
+    """What `Text2Image.tap` has seen: the latest output of the place, after replacement, in the graph."""
 
     value: Any = None
 
 
 class ExplicitAttention:
-    """A diffusers attention processor that computes softmax(q k^T / sqrt(d)) v in the open, for the listeners.
+    """A diffusers attention processor that computes softmax(q k^T / sqrt(d)) v in the open, for listeners.
 
-    Without listeners it equals diffusers' own processors up to rounding. Projections are called as modules, so
-    adapters on them act as ever.
+    Without listeners it equals diffusers' own processors up to rounding. Projections are called as modules,
+    so adapters on them act as ever.
     """
 
     def __init__(self, layer: AttentionLayer, listeners: list[_Listener], original: Any):
@@ -162,7 +163,8 @@ class ExplicitAttention:
             mask = attn.prepare_attention_mask(attention_mask, key.shape[-2], len(query))
             logits = logits + mask.view(len(query), attn.heads, -1, mask.shape[-1])
         (logits,) = self._apply("logits", logits)
-        # In half precision softmax loses the small probabilities; diffusers' fused kernels sum in float32, too.
+        # In half precision softmax loses the small probabilities; diffusers' fused kernels sum in float32,
+        # too.
         probs = (
             logits.float().softmax(dim=-1)
             if logits.dtype in (torch.float16, torch.bfloat16)

@@ -1,14 +1,14 @@
 """`Text2Image`: the one adapter through which every method sees a text-to-image model.
 
-M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. One subclass per
-family of pipelines (`sd.py`: SD 1.x/2.x; `sdxl.py`: SDXL) says how prompts are encoded and what else the network
-is told; everything else is here and in the modules beside it.
+M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. One subclass
+per family of pipelines (`sd.py`: SD 1.x/2.x; `sdxl.py`: SDXL) says how prompts are encoded and what else the
+network is told; everything else is here and in the modules beside it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,17 +19,16 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
-from . import adapter, attention, layers, lora, saving, sharing, tokens
+from . import adapter, attention, layers, lora, sampling, saving, sharing, tokens
 from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
-from .sampling import Scheduler, sample, states, trajectory
 
 
 class Text2Image:
     """A diffusers text-to-image pipeline as methods see it. Make one with `load` or `wrap`.
 
-    The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy` that
-    owns the parameters in question. Calling it, ``p(prompt)``, runs the diffusers pipeline itself.
+    The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy`
+    that owns the parameters in question. Calling it, ``p(prompt)``, runs the diffusers pipeline itself.
     """
 
     family: ClassVar[str]
@@ -77,7 +76,8 @@ class Text2Image:
         """The attention projections of the given kinds, in network order; all of them if none is given.
 
         Args:
-            kinds: any of "cross.q", "cross.k", "cross.v", "cross.out", "self.q", "self.k", "self.v", "self.out".
+            kinds: any of "cross.q", "cross.k", "cross.v", "cross.out", "self.q", "self.k", "self.v",
+                "self.out".
 
         Raises:
             BadInput: unknown kind.
@@ -154,7 +154,7 @@ class Text2Image:
     def unconditional(
         self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
     ) -> Conditioning:
-        """What guidance steers away from: ``negative``, or what the pipeline itself takes when none is given."""
+        """What guidance steers away from: ``negative``, or what the pipeline takes when none is given."""
         cond = negative if isinstance(negative, Conditioning) else self.encode(negative or "", size=size)
         return cond.repeat(n) if len(cond) == 1 else cond
 
@@ -165,8 +165,9 @@ class Text2Image:
     def add_token(self, word: str, init_word: str, vectors: int = 1) -> tokens.LearnedToken:
         """A new word to be learned: ``with p.add_token("<x>", "star") as token: ...``.
 
-        Inside the block prompts may use the word, and ``encode(..., grad=True)`` differentiates to its rows. SDXL's
-        pooled embedding is right here too, whatever the checkpoint's configured end token; diffusers' own is not.
+        Inside the block prompts may use the word, and ``encode(..., grad=True)`` differentiates to its rows.
+        SDXL's pooled embedding is right here too, whatever the checkpoint's configured end token; diffusers'
+        own is not.
 
         Args:
             word: without spaces, not yet a word of the model.
@@ -188,14 +189,14 @@ class Text2Image:
         targets: str | Sequence[str] = "transformer",
         generator: torch.Generator | None = None,
     ) -> adapter.Adapter:
-        """Attach a fresh low-rank adapter, which acts from now on and changes nothing yet; see `adapter.Adapter`.
+        """Attach a fresh low-rank adapter, which acts from now on and changes nothing yet; see `Adapter`.
 
         Args:
             name: a new name, under which `adapters` lists it.
             rank: of the product, at least 1.
             alpha: the product is scaled by alpha / rank.
-            targets: "transformer" (every linear layer and convolution inside the transformer blocks), or kinds of
-                attention projections as in `projections`.
+            targets: "transformer" (every linear layer and convolution inside the transformer blocks), or
+                kinds of attention projections as in `projections`.
             generator: for the initial down factors (CPU).
 
         Raises:
@@ -249,9 +250,10 @@ class Text2Image:
         """Change attention inside a block, differentiably; the network is exactly restored on exit.
 
         Args:
-            function: gets the layer and, by ``stage``, the probabilities or the logits, shaped (batch, heads, queries,
-                keys), or key and value, shaped (batch, heads, keys, width); returns what takes their place. The
-                number of keys may change. With guidance the batch holds both halves, conditional first.
+            function: gets the layer and, by ``stage``, the probabilities or the logits, shaped (batch, heads,
+                queries, keys), or key and value, shaped (batch, heads, keys, width); returns what takes their
+                place. The number of keys may change. With guidance the batch holds both halves, conditional
+                first.
             kind: "cross", "self", or None for both.
             where: which layers.
             stage: "probs" (after softmax), "logits" (before) or "kv".
@@ -305,7 +307,7 @@ class Text2Image:
     def encode_image(
         self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch channel h w"]:
-        """Scaled latents of pictures in [-1, 1], differentiable; the posterior's mean, or a draw with ``generator``."""
+        """Scaled latents of pictures in [-1, 1]: the posterior's mean, or a ``generator``'s draw."""
         vae = self.pipe.vae
         posterior = vae.encode(x.to(vae.dtype)).latent_dist
         z = posterior.mode() if generator is None else posterior.sample(generator=generator)
@@ -326,59 +328,9 @@ class Text2Image:
             return like.new_zeros(()), like.new_ones(())
         return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
 
-    def sample(
-        self,
-        prompts: str | Sequence[str] | None,
-        seeds: int | Sequence[int],
-        *,
-        steps: int = 25,
-        cfg_scale: float | None = None,
-        negative: str | Conditioning | None = None,
-        scheduler: Scheduler = None,
-        eta: float = 0.0,
-        size: int | None = None,
-        batch_size: int = 32,
-        cond: Conditioning | None = None,
-        cfg_interval: tuple[float, float] | None = None,
-        progress: bool = False,
-    ) -> Float[Tensor, "n 3 height width"]:
-        """One picture in [0, 1] per (prompt, seed); see `sfumato.pipeline.sampling.sample`."""
-        return sample(
-            self,
-            prompts,
-            seeds,
-            steps=steps,
-            cfg_scale=cfg_scale,
-            negative=negative,
-            scheduler=scheduler,
-            eta=eta,
-            size=size,
-            batch_size=batch_size,
-            cond=cond,
-            cfg_interval=cfg_interval,
-            progress=progress,
-        )
-
-    def trajectory(
-        self,
-        prompts: str | Sequence[str] | Conditioning,
-        seeds: int | Sequence[int],
-        *,
-        steps: int,
-        stop_after: int,
-        cfg_scale: float | None = None,
-        **options,
-    ) -> tuple[Float[Tensor, "n channel h w"], float]:
-        """The noisy latent after ``stop_after`` of ``steps`` steps and its time; see `sampling.trajectory`."""
-        return trajectory(
-            self, prompts, seeds, steps=steps, stop_after=stop_after, cfg_scale=cfg_scale, **options
-        )
-
-    def states(
-        self, prompts: str | Sequence[str] | Conditioning, seeds: int | Sequence[int], **options
-    ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
-        """The noisy latent and its time before every step and after the last; see `sampling.states`."""
-        return states(self, prompts, seeds, **options)
+    sample = sampling.sample
+    trajectory = sampling.trajectory
+    states = sampling.states
 
     # Copies and files
 
@@ -389,8 +341,9 @@ class Text2Image:
         tokens that are active here do not travel along.
 
         Args:
-            own: None (share everything); "all" (every weight of every part); a subset as in `parameters`; or names
-                of parameters: of the network ("mid_block. ...") or of another part ("text_encoder. ...").
+            own: None (share everything); "all" (every weight of every part); a subset as in `parameters`; or
+                names of parameters: of the network ("mid_block. ...") or of another part ("text_encoder.
+                ...").
 
         Raises:
             BadInput: unknown subset or name.
@@ -398,7 +351,7 @@ class Text2Image:
         return sharing.copy(self, own)
 
     def frozen_copy(self) -> Text2Image:
-        """``copy(own=None)``: the same weights under another roof, for losses that compare with the original."""
+        """``copy(own=None)``: the same weights, for losses that compare with the original."""
         return self.copy()
 
     def merged(self) -> Text2Image:

@@ -35,11 +35,11 @@ def native_prediction(scheduler) -> Prediction:
 
 
 def timestep_of(t: Float[Tensor, "..."] | float, T: int) -> Float[Tensor, "..."]:
-    """The network's timestep for continuous time t in [0, 1]: t T - 1, where timestep i stands at t = (i + 1) / T.
+    """The network's timestep for time t in [0, 1]: t T - 1, since timestep i stands at t = (i + 1) / T.
 
-    Computed in float64 and snapped to an integer when within 1e-3 of one, so that float32 times (whose rounding
-    error times T = 1000 stays below 1e-4) give exactly the embedding that training used. Times below 1 / T give 0,
-    the least noise that the network has seen.
+    Computed in float64 and snapped to an integer when within 1e-3 of one, so that float32 times (whose
+    rounding error times T = 1000 stays below 1e-4) give exactly the embedding that training used. Times below
+    1 / T give 0, the least noise that the network has seen.
     """
     x = torch.as_tensor(t, dtype=torch.float64) * T - 1.0
     nearest = x.round()
@@ -49,7 +49,8 @@ def timestep_of(t: Float[Tensor, "..."] | float, T: int) -> Float[Tensor, "..."]
 class NetworkDenoiser:
     """`Text2Image`'s network as a `Denoiser`.
 
-    Reads the network from its pipeline at every call, so adapters, attention edits and trained weights take effect.
+    Reads the network from its pipeline at every call, so adapters, attention edits and trained weights take
+    effect.
     """
 
     def __init__(self, owner: Text2Image):
@@ -69,7 +70,8 @@ class NetworkDenoiser:
 
         Args:
             z: noisy latent, variance-preserving (alpha x + sigma eps).
-            t: time in [0, 1], 1 = noise; one for all, or one per picture in any shape with that many elements.
+            t: time in [0, 1], 1 = noise; one for all, or one per picture in any shape with that many
+                elements.
             cond: as many rows as ``z``, or one row for all.
         """
         n, network = z.shape[0], self._owner.network

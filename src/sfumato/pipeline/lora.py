@@ -26,11 +26,13 @@ def save(
 ) -> None:
     """Write an adapter as a LoRA of fixed strength, which ``pipe.load_lora_weights`` and web UIs load.
 
-    A LoRA file knows no per-prompt strength: an adapter made for facilitated transport acts on every prompt alike.
+    A LoRA file knows no per-prompt strength: an adapter made for facilitated transport acts on every prompt
+    alike.
 
     Args:
         style: "diffusers" (``unet.<layer>.lora_A.weight`` / ``lora_B.weight``; such files carry no alpha, so
-            scale alpha / rank is multiplied into B) or "webui" (``lora_unet_<layer>`` with alpha; ``scale`` into up).
+            scale alpha / rank is multiplied into B) or "webui" (``lora_unet_<layer>`` with alpha; ``scale``
+            into up).
         scale: strength at which a loader's weight 1 acts.
         metadata: further entries of the file's header.
 
@@ -60,7 +62,8 @@ def read(path: str | Path, network: nn.Module) -> tuple[dict[str, Tensor], int, 
     """A LoRA file of either style as (state dict of an `Adapter`, rank, alpha).
 
     Raises:
-        BadInput: not a readable safetensors file, keys that belong to no layer of the network, or mixed ranks.
+        BadInput: not a readable safetensors file, keys that belong to no layer of the network, or mixed
+            ranks.
     """
     layers = {n for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     spelled = {name.replace(".", "_"): name for name in layers}

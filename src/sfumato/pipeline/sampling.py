@@ -1,7 +1,7 @@
-"""Sampling from a text-to-image pipeline: one loop over a fresh diffusers scheduler, and one seed per picture.
+"""Sampling from a text-to-image pipeline: one loop over a fresh diffusers scheduler, one seed a picture.
 
-A picture depends on its prompt, its seed and the settings; never on the batch it was computed in, because all its
-randomness comes from a CPU generator of its own.
+A picture depends on its prompt, its seed and the settings; never on the batch it was computed in, because all
+its randomness comes from a CPU generator of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAMED = {
 
 
 def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
-    """A fresh scheduler with the checkpoint's betas: "ddim", "dpm++", another scheduler's class and settings, or its own.
+    """A fresh scheduler: "ddim" or "dpm++" with the checkpoint's betas, a copy of another, or its own.
 
     Raises:
         BadInput: unknown name.
@@ -78,7 +78,8 @@ def sample(
         steps: denoising steps.
         cfg_scale: guidance, u + cfg_scale (c - u); 1 is none. Default: the pipeline's.
         negative: what guidance steers away from; None is what the pipeline itself takes when none is given.
-        scheduler: "ddim", "dpm++", a diffusers scheduler (its class and settings), or None for the pipeline's.
+        scheduler: "ddim", "dpm++", a diffusers scheduler (its class and settings), or None for the
+            pipeline's.
         eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
         size: side in pixels; default the model's.
         batch_size: pictures computed together; changes memory and speed only.
@@ -87,7 +88,8 @@ def sample(
         progress: show a bar.
 
     Raises:
-        BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot be.
+        BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot
+            be.
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be at least 1, got {batch_size}")

@@ -54,7 +54,7 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 
 
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
-    """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
+    """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of its making.
 
     The folder is whole or absent: it is written beside its place and renamed. Attached adapters are merged into the
     weights (see `Text2Image.merged`); attention edits and learned words are not part of it. What the pipeline's
@@ -66,22 +66,16 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
 
     Raises:
         BadInput: the folder exists, or the disk is full; nothing is left behind.
-        SfumatoError: a learned token is active; leave its block first (and save it by itself).
     """
-    if p.learned:
-        raise SfumatoError(
-            f"the learned word {p.learned[-1].word!r} is active: leave its block before saving"
-        )
-    folder, companions = Path(folder), p.companions
+    with without_learned(p):
+        return _save(p, Path(folder), overwrite, provenance)
+
+
+def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
+    companions = p.companions
     p = p.merged() if p.adapters else p
-    description = describe(p, weights=True)
-    record = {
-        "defaults": p.defaults,
-        "description": description,
-        "provenance": provenance,
-        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
-    }
     with atomic_folder(folder, overwrite=overwrite) as temporary:
+        description = describe(p, weights=True)
         with quiet():
             p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
@@ -89,7 +83,9 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
             _prefix_text_keys(temporary / encoder)
         for write in companions:
             write(temporary)
-        write_json(temporary / RECORD, record)
+        versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
+        record = {"description": description, "provenance": provenance, "versions": versions}
+        write_json(temporary / RECORD, {"defaults": p.defaults, **record})
         title = str(provenance.get("title") or folder.name).replace("\n", " ")
         text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
         (temporary / "README.md").write_text(text, encoding="utf-8")
@@ -149,7 +145,7 @@ def _sha256(named: dict[str, Tensor]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No file-by-file bars of diffusers and transformers: the caller shows its own progress. Restores the setting."""
+    """No file-by-file bars of diffusers and transformers, for the duration of the block."""
     shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
     for lib in shown:
         lib.disable_progress_bar()
@@ -176,7 +172,7 @@ def _prefix_text_keys(folder: Path) -> None:
 
 
 def _write_bpe(folder: Path, tokenizer) -> None:
-    """``vocab.json`` and ``merges.txt``, which transformers before 5 reads; 5 writes ``tokenizer.json`` alone."""
+    """Write ``vocab.json`` and ``merges.txt``, which transformers before 5 needs and 5 no longer writes."""
     if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
         return
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]

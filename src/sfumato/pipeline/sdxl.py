@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding and the picture's size as further conditioning."""
+"""Stable Diffusion XL: two text encoders, a pooled embedding and the picture's size as conditioning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class StableDiffusionXL(Text2Image):
         ]
         # SDXL was trained on the last but one layer, without the final normalisation.
         tokens = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
-        # By the mask, not by ids: checkpoints with the historical end token 2 pool at the largest id, a learned word's.
+        # By the mask, not by ids: checkpoints with the historical end token 2 pool at the largest id, a
+        # learned word's.
         ends = mask.sum(dim=1) - 1
         final = outputs[-1].last_hidden_state[torch.arange(len(ends), device=ends.device), ends]
         pooled = self.pipe.text_encoder_2.text_projection(final)

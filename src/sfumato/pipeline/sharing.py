@@ -56,7 +56,7 @@ def _owned(p: Text2Image, own: str | Iterable[str] | None) -> set[str]:
 
 
 def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
-    """A deep copy whose parameters are new objects over the old storage, except the owned ones, which are cloned."""
+    """A deep copy whose parameters are new objects over the old storage; the owned ones are cloned."""
     memo: dict[int, object] = {}
     for name, parameter in module.named_parameters():
         data = parameter.detach()
@@ -65,7 +65,8 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
     for layer in module.modules():
-        # Adapters, taps and attention edits belong to the original: copied, they would go on acting on its behalf.
+        # Adapters, taps and attention edits belong to the original: copied, they would go on acting on its
+        # behalf.
         memo[id(layer._forward_hooks)] = foreign(layer._forward_hooks)
         processor = getattr(layer, "processor", None)
         if isinstance(processor, ExplicitAttention):

@@ -1,4 +1,4 @@
-"""Learned words (textual inversion): rows added to the text encoders' embedding for as long as a block lasts."""
+"""Learned words (textual inversion): rows added to the text encoders' embeddings while a block lasts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _State = list[tuple[str, str, Any, nn.Module]]
 class LearnedToken:
     """A new word whose embedding is trained; a context manager, inside which prompts may use the word.
 
-    On exit tokenizers and embedding tables are exactly what they were (the same objects); the trained rows stay here, and
-    the block may be entered again. Words are left in the reverse order of entering, as ``with`` does by itself.
+    On exit tokenizers and embedding tables are exactly what they were (the same objects); the trained rows
+    stay here, and the block may be entered again. Words are left in the reverse order of entering, as
+    ``with`` does by itself.
 
     Attributes:
         word: the word as prompts write it.
@@ -87,7 +88,8 @@ class LearnedToken:
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the rows as a textual-inversion file that ``pipe.load_textual_inversion`` loads.
 
-        SD: {word: rows}. SDXL: {"clip_l": rows, "clip_g": rows}, given to that function one by one with ``token=word``.
+        SD: {word: rows}. SDXL: {"clip_l": rows, "clip_g": rows}, given to that function one by one with
+            ``token=word``.
         """
         keys = [self.word] if len(self.embeddings) == 1 else ["clip_l", "clip_g"]
         tensors = {k: e.detach().cpu().contiguous() for k, e in zip(keys, self.embeddings, strict=True)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
+from sfumato.files import atomic_folder, write_json
 
 from .loop import Run, Schedule
 from .tokenizer import learn_tokenizer
@@ -47,16 +46,27 @@ class TrainT2I:
     size: int = 64
     """Side of the pictures in pixels, a multiple of 8."""
     seed: int = 0
+    """Seed of the pictures, the weights and all noise."""
     start_from: str = ""
     """A pipeline folder whose autoencoder stage 1 starts from (the same shape); empty: from scratch."""
-    autoencoder_steps: int = 3800
+    autoencoder_steps: int = 4500
+    """Updates of the first stage."""
     autoencoder_batch: int = 8
-    autoencoder_lr: float = 8e-4
+    """Pictures in an update of the first stage."""
+    autoencoder_lr: float = 1e-3
+    """Learning rate of the first stage."""
     autoencoder_channels: tuple[int, ...] = (32, 32, 64, 128)
-    steps: int = 3800
-    batch: int = 128
-    lr: float = 1e-3
+    """Channels of the autoencoder's four levels; each but the last halves the side."""
+    latent_channels: int = 8
+    """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
+    steps: int = 4600
+    """Updates of the second stage."""
+    batch: int = 64
+    """Latents in an update of the second stage."""
+    lr: float = 7e-4
+    """Learning rate of the second stage."""
     ema: float = 0.999
+    """Decay of the averaged weights, which are the ones kept."""
     channels: tuple[int, ...] = (96, 128)
     """Channels of the U-Net's levels."""
     text_width: int = 128
@@ -64,13 +74,21 @@ class TrainT2I:
     layers: int = 1
     """Residual blocks a level."""
     text_layers: int = 2
+    """Layers of the text encoder."""
     context: int = 32
     """Longest prompt in tokens."""
     vocabulary: int = 4096
+    """Largest number of tokens that the tokenizer may learn."""
     caption_dropout: float = 0.1
+    """Share of captions replaced by the empty prompt, for guidance."""
+    cfg_scale: float = 3.0
+    """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
+    """Signal-to-noise ratio from which on the loss weight no longer grows."""
     precision: str = "bf16"
+    """"no", "bf16" or "fp16"."""
     checkpoint_every: int = 250
+    """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < 16:
@@ -95,7 +113,8 @@ class TrainT2I:
             seed=self.seed,
             checkpoint_every=self.checkpoint_every,
         )
-        keys = {**shared, "autoencoder_channels": self.autoencoder_channels, "start_from": self.start_from}
+        keys = {**shared, "autoencoder_channels": self.autoencoder_channels, "latent_channels": self.latent_channels}
+        keys["start_from"] = self.start_from
         Run(AutoencoderRecipe(autoencoder, pictures), first, out / "autoencoder", keys).fit(progress)
         autoencoder.eval().requires_grad_(False)
         latents = encode_all(autoencoder, pictures, out / "latents.safetensors")
@@ -141,13 +160,11 @@ class TrainT2I:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        target, new = out / "pipeline", out / "pipeline.new"
-        shutil.rmtree(new, ignore_errors=True)
-        pipe.save_pretrained(new, safe_serialization=True)
-        (new / "sfumato.json").write_text(json.dumps({"recipe": "train t2i", "config": asdict(self)}, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        new.rename(target)
-        return target
+        with atomic_folder(out / "pipeline", overwrite=True) as folder:
+            pipe.save_pretrained(folder, safe_serialization=True)
+            record = {"recipe": "train t2i", "config": asdict(self), "defaults": {"cfg_scale": self.cfg_scale}}
+            write_json(folder / "sfumato.json", record)
+        return out / "pipeline"
 
     def autoencoder(self) -> AutoencoderKL:
         """A KL autoencoder with one level per entry of ``autoencoder_channels`` (four levels: factor 8)."""
@@ -157,13 +174,13 @@ class TrainT2I:
             up_block_types=("UpDecoderBlock2D",) * levels,
             block_out_channels=self.autoencoder_channels,
             layers_per_block=1,
-            latent_channels=4,
+            latent_channels=self.latent_channels,
             norm_num_groups=8,
             sample_size=self.size,
         )
         with torch.no_grad():
             # The posterior starts narrow (deviation e^-3): at its usual width of 1 it drowns what it should carry.
-            autoencoder.quant_conv.bias[4:] = -6.0
+            autoencoder.quant_conv.bias[self.latent_channels :] = -6.0
         return autoencoder
 
     def unet(self) -> UNet2DConditionModel:
@@ -171,6 +188,8 @@ class TrainT2I:
         levels = len(self.channels)
         return UNet2DConditionModel(
             sample_size=self.size // 8,
+            in_channels=self.latent_channels,
+            out_channels=self.latent_channels,
             block_out_channels=self.channels,
             layers_per_block=self.layers,
             down_block_types=("CrossAttnDownBlock2D",) * levels,
@@ -243,7 +262,7 @@ class AutoencoderRecipe:
 
 @torch.no_grad()
 def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batch: int = 128) -> Tensor:
-    """The posterior mean of every picture's latent, (n, 4, size/8, size/8) float32, unscaled; kept in ``cache``."""
+    """The posterior mean of every picture's latent, (n, channels, size/8, size/8), unscaled; kept in ``cache``."""
     if cache.exists():
         return load_file(cache)["latents"]
     parts = []

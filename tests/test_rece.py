@@ -1,0 +1,253 @@
+"""RECE: the search and the rounds against their defining problems and a plain loop; whole pipelines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfumato.erase.closed_form import gram, ridge_edit
+from sfumato.erase.rece import PRESETS, RECE
+from sfumato.erase.revival import Stack, adversarial_embeddings, rounds
+from sfumato.erase.uce import UCE
+from sfumato.errors import BadInput
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}  # several systems in a row, each with a condition number up to about 1e4
+RIDGE, DIM = 0.1, 6
+REGULARISERS = ("zero", "standard", "surrogate-response", "surrogate-embedding", "surrogate-both")
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def layers(seed, outs=(4, 5, 8)):
+    original = [draw(seed + i, o, DIM) for i, o in enumerate(outs)]
+    edited = [w + 0.3 * draw(seed + 20 + i, *w.shape) for i, w in enumerate(original)]
+    return original, edited
+
+
+def sums(edited, original):
+    return sum(w.T @ w for w in edited), sum(w.T @ v for w, v in zip(edited, original, strict=True))
+
+
+def objective(found, c, o, edited, original, regulariser, ridge):
+    misses = sum((found @ w.T - c @ v.T).square().sum() for w, v in zip(edited, original, strict=True))
+    response = sum(((found - c) @ w.T).square().sum() for w in edited)
+    return (
+        misses
+        + ridge
+        * {
+            "zero": found.square().sum(),
+            "standard": (found - o).square().sum(),
+            "surrogate-response": response,
+            "surrogate-embedding": (found - c).square().sum(),
+            "surrogate-both": response + (found - c).square().sum(),
+        }[regulariser]
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(REGULARISERS), st.floats(0.01, 2.0))
+def test_gradient_of_the_search_vanishes(seed, regulariser, ridge):
+    original, edited = layers(seed)
+    c, o = draw(seed + 50, 5, DIM), draw(seed + 51, 5, DIM)
+    found, condition = adversarial_embeddings(c, *sums(edited, original), ridge, regulariser, pull=o)
+    found.requires_grad_()
+    value = objective(found, c, o, edited, original, regulariser, ridge)
+    (slope,) = torch.autograd.grad(value, found)
+    assert slope.abs().max() < 1e-10 * (1 + value.item())
+    assert condition >= 1 - 1e-12
+
+
+def test_unedited_projections_give_the_concept_back():
+    original, _ = layers(0)
+    c = draw(9, 5, DIM)
+    found, _ = adversarial_embeddings(c, *sums(original, original), ridge=1e-13)
+    torch.testing.assert_close(found, c, **TIGHT)
+    found, _ = adversarial_embeddings(c, *sums(original, original), ridge=0.7, regulariser="surrogate-both")
+    torch.testing.assert_close(found, c, **TIGHT)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.floats(1e-3, 1.0), st.floats(1.5, 100.0))
+def test_norm_falls_as_the_ridge_grows(seed, ridge, factor):
+    original, edited = layers(seed)
+    c = draw(seed + 50, 5, DIM)
+    small, large = (adversarial_embeddings(c, *sums(edited, original), r)[0].norm() for r in (ridge, factor * ridge))
+    assert large < small
+
+
+def loop_rounds(original, weights, concepts, anchors, kept, epochs, tensor):
+    """The published loop: every projection by itself, explicit inverses, targets from the weights as they are."""
+    for _ in range(epochs):
+        left, right = RIDGE * torch.eye(DIM, dtype=torch.float64), torch.zeros(DIM, DIM, dtype=torch.float64)
+        for w, v in zip(weights, original, strict=True):
+            left, right = left + w.T @ w, right + w.T @ v
+        found = [c @ (torch.linalg.inv(left) @ right).T for c in concepts]
+        edited = []
+        for w in weights:
+            a, b = 0.1 * w, 0.1 * torch.eye(DIM, dtype=torch.float64)
+            for c, g in zip(found, anchors, strict=True):
+                wanted = g @ w.T
+                if tensor:
+                    u = c @ w.T / (c @ w.T).norm()
+                    wanted = wanted - (u * wanted).sum() * u
+                a, b = a + wanted.T @ c, b + c.T @ c
+            a, b = a + 0.1 * (kept @ w.T).T @ kept, b + 0.1 * kept.T @ kept
+            edited.append(a @ torch.linalg.inv(b))
+        weights = edited
+    return weights
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 4), st.booleans())
+def test_rounds_equal_the_published_loop(seed, epochs, tensor):
+    original, _ = layers(seed)
+    concepts, anchors, kept = draw(seed + 60, 2, 3, DIM), draw(seed + 61, 2, 3, DIM), draw(seed + 62, 4, DIM)
+    stack = Stack(original, shared=not tensor)
+    pair = torch.tensor([0, 0, 0, 1, 1, 1]) if tensor else None
+    rows = concepts.flatten(0, 1), anchors.flatten(0, 1), gram(kept)
+    start, _ = ridge_edit(stack.original, *rows, pair=pair)
+    states = list(rounds(stack, start, concepts, anchors, gram(kept), epochs=epochs, ridge=RIDGE))
+    assert len(states) == epochs + 1
+    weights, _ = ridge_edit(original, *rows, pair=pair)
+    expected = loop_rounds(original, weights, concepts, anchors, kept, epochs, tensor)
+    for a, b in zip(stack.weights(states[-1].maps), expected, strict=True):
+        torch.testing.assert_close(a, b, **TIGHT)
+
+
+def test_residual_is_the_unexplained_share_of_the_response():
+    original, edited = layers(3)
+    concepts = draw(70, 2, 3, DIM)
+    common = torch.eye(DIM, dtype=torch.float64) + 0.3 * draw(71, DIM, DIM)
+    for stack, maps, new in (
+        (Stack(original), [common], [v @ common for v in original]),
+        (Stack(original, shared=False), edited, edited),
+    ):
+        state = next(rounds(stack, maps, concepts, concepts, None, epochs=0, ridge=RIDGE))
+        misses = whole = 0.0
+        for w, v in zip(new, original, strict=True):
+            misses += (state.embeddings @ w.T - concepts @ v.T).square().sum()
+            whole += (concepts @ v.T).square().sum()
+        assert state.residual == pytest.approx(float(misses / whole), rel=1e-10)
+        assert state.edit_condition is None
+
+
+# On pipelines
+
+
+@pytest.fixture(params=["tiny_sd", "tiny_sdxl"])
+def p(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("variant", ["replace", "tensor"])
+def test_no_rounds_is_uce(p, variant):
+    words = {"concepts": ("star", "blue circle"), "anchors": ("art",), "preserve": ("a square",), "variant": variant}
+    plain, none = UCE(**words).solve(p), RECE(**words, epochs=0).solve(p)
+    assert none.log["kept_round"] == 0 and len(none.log["residuals"]) == 1
+    for name, w in plain.weights.items():
+        torch.testing.assert_close(none.weights[name], w, rtol=1e-5, atol=1e-6)  # float32 weights
+
+
+def test_apply_changes_the_key_and_value_projections_only(p):
+    before = {name: w.detach().clone() for name, w in p.parameters("full").items()}
+    erased = RECE(concepts=("star",)).apply(p)
+    changed = {n for n, w in erased.parameters("full").items() if not torch.equal(before[n], w)}
+    assert changed == set(p.parameters("xattn-strict"))
+    assert all(torch.equal(w, before[name]) for name, w in p.parameters("full").items())
+
+
+def test_every_round_leaves_less_to_revive(tiny_sd):
+    edit = RECE(concepts=("star",), epochs=3, skip_start_token=True).solve(tiny_sd)
+    residuals = edit.log["residuals"]
+    assert len(residuals) == 4 and len(edit.log["edit_condition_numbers"]) == 3
+    assert residuals[0] < residuals[-1] <= 1 + 1e-9  # answering nothing at all would miss just the whole
+    assert edit.embeddings.shape == (4, 1, tiny_sd.context_length - 1, 16)
+    assert edit.log["kept_round"] == 3
+
+
+def test_the_search_beats_the_concept_itself_on_uce_and_loses_on_rece(tiny_sd):
+    """What the method is for: after UCE some embedding still brings the old response back; after RECE less so."""
+    words = {"concepts": ("star",), "skip_start_token": True}
+    original = [x.weight.double() for x in tiny_sd.projections("cross.v", "cross.k")]
+    c = tiny_sd.encode("star").tokens[0, 1:].double()
+
+    def best(pipe):
+        edited = [x.weight.double() for x in pipe.projections("cross.v", "cross.k")]
+        found, _ = adversarial_embeddings(c, *sums(edited, original), RIDGE)
+        return [
+            float(sum((x @ w.T - c @ v.T).square().sum() for w, v in zip(edited, original, strict=True)))
+            for x in (found, c)
+        ]
+
+    uce_found, uce_concept = best(UCE(concepts=("star",)).apply(tiny_sd))
+    rece_found, _ = best(RECE(**words).apply(tiny_sd))
+    assert uce_found < 0.7 * uce_concept
+    assert rece_found > uce_found
+
+
+def test_skipping_the_start_token_leaves_its_row_out_of_every_round(tiny_sd):
+    stack = Stack([x.weight.detach() for x in tiny_sd.projections("cross.v", "cross.k")])
+    maps, _ = UCE(concepts=("star",)).edit(tiny_sd, stack.original)
+    star, nothing = (tiny_sd.encode(word).tokens[:, 1:] for word in ("star", " "))
+    *_, last = rounds(stack, maps, star, nothing, gram(tiny_sd.encode("").tokens), epochs=2, ridge=RIDGE)
+    found = RECE(concepts=("star",), epochs=2, skip_start_token=True).solve(tiny_sd).embeddings
+    torch.testing.assert_close(found[-1], last.embeddings, **TIGHT)
+
+
+def test_stops_when_nothing_is_left_to_revive(tiny_sd):
+    full = RECE(concepts=("star",), epochs=3).solve(tiny_sd).log["residuals"]
+    edit = RECE(concepts=("star",), epochs=3, stop_residual=(full[0] + full[1]) / 2).solve(tiny_sd)
+    assert edit.log["residuals"] == pytest.approx(full[:2], rel=1e-9)
+    assert edit.log["kept_round"] == 1
+
+
+def test_the_round_with_the_lowest_score_is_kept(tiny_sd):
+    eraser, seen = RECE(concepts=("star",), epochs=3), []
+
+    def score(pipe):
+        seen.append(pipe.projections("cross.k")[0].weight.detach().clone())
+        return [3.0, 1.0, 2.0, 1.0][len(seen) - 1]
+
+    edit = eraser.solve(tiny_sd, score=score)
+    assert edit.log["kept_round"] == 1 and edit.log["scores"] == [3.0, 1.0, 2.0, 1.0]
+    assert torch.equal(edit.weights[f"{tiny_sd.projections('cross.k')[0].name}.weight"], seen[1])
+
+
+def test_edited_weights_load_in_plain_diffusers(p, tmp_path):
+    erased = RECE(concepts=("star",), epochs=1).apply(p)
+    erased.save(tmp_path / "erased")
+    loaded = type(p.pipe).from_pretrained(tmp_path / "erased")
+    expected = erased.parameters("full")
+    assert all(torch.equal(w, expected[name]) for name, w in loaded.unet.named_parameters())
+
+
+def test_the_log_is_plain_numbers(tiny_sd):
+    log = RECE(concepts=("star", "square"), epochs=1).solve(tiny_sd).log
+    assert json.loads(json.dumps(log)) == log
+
+
+def test_presets_are_settings_of_the_method():
+    assert {"nudity", "unsafe", "style", "hard-object", "easy-object"} == set(PRESETS)
+    for preset in PRESETS.values():
+        assert RECE(concepts=("star",), **preset).regulariser == "zero"
+
+
+def test_a_search_that_determines_nothing_is_refused():
+    few = [draw(0, 2, DIM)]
+    with pytest.raises(BadInput, match="choose another regulariser"):
+        adversarial_embeddings(draw(1, 3, DIM), *sums(few, few), RIDGE, "surrogate-response")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"epochs": -1}, "epochs"), ({"ridge": -0.1}, "ridge"), ({"regulariser": "none"}, "unknown regulariser")],
+)
+def test_bad_settings(setting, message):
+    with pytest.raises(BadInput, match=message):
+        RECE(concepts=("star",), **setting)
