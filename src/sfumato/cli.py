@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "pictures from prompts",
     "erase": "take a concept out of a text-to-image model",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
+    "compare": "two reports side by side, where both were measured in the same way",
     "attack": "try to bring an erased concept back",
     "train": "train a model",
     "ledger": "re-measure the central claim of a method",

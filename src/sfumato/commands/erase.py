@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def main(args: list[str]) -> None:
     refuse_existing(options.out, options.overwrite)
     check_words(options.model, method.concepts)
     pipe = load(options.model, options)
-    plan(entry, method, pipe, [f"{options.out}/ (a diffusers folder)"]).show()
+    plan(entry, method, pipe, method.concepts, [f"{options.out}/ (a diffusers folder)"]).show()
     erased, cost = erase(method, pipe)
     record = {**provenance(entry, method, pipe, options.model), "cost": cost}
     erased.save(options.out, overwrite=options.overwrite, provenance=record)
@@ -53,6 +54,7 @@ def erase(method: Any, pipe: Text2Image) -> tuple[Text2Image, dict[str, float | 
     seconds = time.perf_counter() - start
     before, after = pipe.parameters("full"), erased.parameters("full")
     changed = sum(p.numel() for name, p in after.items() if not torch.equal(p, before[name]))
+    changed += sum(p.numel() for adapter in erased.adapters.values() for p in adapter.parameters())
     cost = {
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(pipe),
@@ -62,12 +64,14 @@ def erase(method: Any, pipe: Text2Image) -> tuple[Text2Image, dict[str, float | 
     return erased, cost
 
 
-def plan(entry: catalog.Method, method: Any, pipe: Text2Image, writes: list[str]) -> Plan:
+def plan(
+    entry: catalog.Method, method: Any, pipe: Text2Image, concepts: Sequence[str], writes: list[str]
+) -> Plan:
     """The method's own plan where it makes one, otherwise the weights and the catalogue's words."""
     if hasattr(method, "plan"):
         return replace(method.plan(pipe), writes=writes)
     weights = sum(pipe.describe(weights=False)["parameters"].values()) * pipe.dtype.itemsize
-    title = f"{entry.verb} {entry.name}: {', '.join(getattr(method, 'concepts', ()))}"
+    title = f"{entry.verb} {entry.name}: {', '.join(concepts)}"
     return Plan(title, memory={"weights": weights}, time=entry.cost, writes=writes)
 
 

@@ -43,4 +43,8 @@ class Eraser(ABC):
 
     @abstractmethod
     def apply(self, pipe: Text2Image) -> Text2Image:
-        """A new pipeline without the concepts; ``pipe`` itself is not changed."""
+        """A new pipeline without the concepts; the weights of ``pipe`` are not changed.
+
+        A plain diffusers pipeline will do too: implementations pass it through `sfumato.pipeline.wrap`, which
+        freezes its weights.
+        """

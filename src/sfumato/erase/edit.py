@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline import Conditioning, Text2Image, wrap
 
 from .base import Eraser
 
@@ -50,6 +50,7 @@ class ClosedForm(Eraser):
         """The edit and its log; ``pipe`` is only read."""
 
     def apply(self, pipe: Text2Image) -> Text2Image:
+        pipe = wrap(pipe)
         return self.solve(pipe).write(pipe)
 
 

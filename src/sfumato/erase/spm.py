@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline import Conditioning, Text2Image, wrap
 from sfumato.pipeline.adapter import Adapter
 
 from .base import Eraser
@@ -145,6 +145,7 @@ class SPM(Eraser):
         Saved, it becomes a plain diffusers folder with the adapters merged at strength 1, and beside that
         ``adapter.safetensors`` (see `load_membranes`) and ``lora/`` (for ``load_lora_weights``; no transport).
         """
+        pipe = wrap(pipe)
         return attach(pipe, self.train(pipe), self.transport, self.composition)
 
     def train(self, pipe: Text2Image) -> list[Membrane]:

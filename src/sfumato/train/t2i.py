@@ -16,7 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
-from sfumato.files import atomic_folder, write_json
+from sfumato.files import atomic_file
+from sfumato.pipeline import wrap
 from sfumato.plan import Plan
 
 from .loop import Run, Schedule
@@ -61,7 +62,7 @@ class TrainT2I:
     """Channels of the autoencoder's four levels; each but the last halves the side."""
     latent_channels: int = 8
     """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
-    steps: int = 4600
+    steps: int = 4200
     """Updates of the second stage."""
     batch: int = 64
     """Latents in an update of the second stage."""
@@ -114,6 +115,8 @@ class TrainT2I:
     def run(self, out: str | Path, progress: bool = True) -> Path:
         """Train, or go on training, and write the pipeline to ``out/pipeline``."""
         out = Path(out)
+        if out.exists() and not out.is_dir():
+            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
         torch.manual_seed(self.seed)
         pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
         tokenizer = learn_tokenizer((pictures.caption(i) for i in range(len(pictures))), self.context, self.vocabulary)
@@ -137,6 +140,8 @@ class TrainT2I:
         latents = encode_all(autoencoder, pictures, out / "latents.safetensors")
         autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
 
+        # The first stage leaves the global state as it pleases, and none at all when it was done before a kill.
+        torch.manual_seed(self.seed + 1)
         unet = self.unet().to(memory_format=torch.channels_last)
         text = self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
         recipe = DiffusionRecipe(
@@ -177,11 +182,8 @@ class TrainT2I:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        with atomic_folder(out / "pipeline", overwrite=True) as folder:
-            pipe.save_pretrained(folder, safe_serialization=True)
-            record = {"recipe": "train t2i", "config": asdict(self), "defaults": {"cfg_scale": self.cfg_scale}}
-            write_json(folder / "sfumato.json", record)
-        return out / "pipeline"
+        made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
+        return wrap(pipe, {"cfg_scale": self.cfg_scale}).save(out / "pipeline", overwrite=True, provenance=made)
 
     def autoencoder(self) -> AutoencoderKL:
         """A KL autoencoder with one level per entry of ``autoencoder_channels`` (four levels: factor 8)."""
@@ -289,8 +291,8 @@ def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batc
         with torch.autocast(x.device.type, torch.bfloat16):
             parts.append(autoencoder.encode(x).latent_dist.mean.float().cpu())
     latents = torch.cat(parts)
-    save_file({"latents": latents.contiguous()}, cache.with_suffix(".new"))
-    cache.with_suffix(".new").rename(cache)
+    with atomic_file(cache) as temporary:
+        save_file({"latents": latents.contiguous()}, temporary)
     return latents
 
 
