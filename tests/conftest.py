@@ -26,7 +26,7 @@ def byte_letters() -> list[str]:
 
 
 def clip_tokenizer(folder: Path, merges: list[str], length: int):
-    """A genuine CLIPTokenizer with the given merges, built in ``folder`` from the files that every version reads."""
+    """A genuine CLIPTokenizer with these merges, built in ``folder`` from files that every version reads."""
     from transformers import CLIPTokenizer
 
     letters = byte_letters()
@@ -36,7 +36,12 @@ def clip_tokenizer(folder: Path, merges: list[str], length: int):
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "pad_token": "<|endoftext|>", **special}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": length,
+        "pad_token": "<|endoftext|>",
+        **special,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder)
 
@@ -57,9 +62,16 @@ def tiny_text_encoder(tokenizer, projection: bool = False, width: int = 16):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=LENGTH, projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         initializer_factor=5.0,  # random text encoders hardly tell words apart otherwise
     )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
@@ -69,8 +81,13 @@ def tiny_scheduler(prediction_type: str):
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=prediction_type,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
     )
 
 
@@ -78,8 +95,12 @@ def tiny_vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
     ).eval()
 
 
@@ -92,13 +113,23 @@ def make_tiny_sd(tmp_path_factory, prediction_type: str = "v_prediction", seed: 
         torch.manual_seed(seed)
         tokenizer = clip_tokenizer(tmp_path_factory.mktemp("tokenizer"), word_merges(), LENGTH)
         unet = UNet2DConditionModel(
-            sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
-            attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         ).eval()
         return StableDiffusionPipeline(
-            vae=tiny_vae(), text_encoder=tiny_text_encoder(tokenizer), tokenizer=tokenizer, unet=unet,
-            scheduler=tiny_scheduler(prediction_type), safety_checker=None, feature_extractor=None,
+            vae=tiny_vae(),
+            text_encoder=tiny_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=tiny_scheduler(prediction_type),
+            safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
         )
 
@@ -113,16 +144,29 @@ def make_tiny_sdxl(tmp_path_factory, prediction_type: str = "epsilon", seed: int
         tokenizer = clip_tokenizer(tmp_path_factory.mktemp("tokenizer"), word_merges(), LENGTH)
         tokenizer_2 = clip_tokenizer(tmp_path_factory.mktemp("tokenizer_2"), word_merges(), LENGTH)
         unet = UNet2DConditionModel(
-            sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=40,
-            attention_head_dim=(2, 4), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),
-            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=40,
+            attention_head_dim=(2, 4),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=24 + 6 * 8,
         ).eval()
         return StableDiffusionXLPipeline(
-            vae=tiny_vae(), text_encoder=tiny_text_encoder(tokenizer), tokenizer=tokenizer, unet=unet,
-            text_encoder_2=tiny_text_encoder(tokenizer_2, projection=True, width=24), tokenizer_2=tokenizer_2,
-            scheduler=tiny_scheduler(prediction_type), add_watermarker=False,
+            vae=tiny_vae(),
+            text_encoder=tiny_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            unet=unet,
+            text_encoder_2=tiny_text_encoder(tokenizer_2, projection=True, width=24),
+            tokenizer_2=tokenizer_2,
+            scheduler=tiny_scheduler(prediction_type),
+            add_watermarker=False,
         )
 
 
@@ -152,7 +196,7 @@ def tiny_sdxl(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_clip_tokenizer(tmp_path_factory):
-    """The CLIP tokenizer of the released checkpoints (49,408 entries), from its published merges; else a skip."""
+    """The CLIP tokenizer of released checkpoints (49,408 entries), from its published merges; else a skip."""
     file = shared_data() / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
     if not file.exists():
         pytest.skip("the published CLIP merges are not at hand (shared/data/clip_bpe)")

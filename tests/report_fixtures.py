@@ -22,7 +22,7 @@ def draw(shape: str, seed: int, size: int = 64, ink: str | None = None) -> np.nd
     """One shape on a plain ground, uint8 RGB; ``shape`` that is not known is an empty ground."""
     rng = np.random.default_rng(seed)
     paper, colour = PAPERS[rng.integers(len(PAPERS))], ink or INKS[rng.integers(len(INKS))]
-    scale = 4
+    scale = 3
     image = Image.new("RGB", (size * scale, size * scale), paper)
     pen = ImageDraw.Draw(image)
     cx, cy = (rng.uniform(0.4, 0.6, 2) * size * scale).tolist()
@@ -98,7 +98,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
                 interval(0.414, 128),
                 interval(0.031, 128),
                 interval(0.992, 128),
-                {"tokens": 1, "steps": 500, "learning_rate": 0.005, "training_pictures": 25, "seconds": 61.2},
+                {"tokens": 1, "steps": 500, "learning_rate": 0.005, "pictures": 25, "control": {"star": "circle"}},
             )
         },
         "cost": Cost(0.43, 812_400_000, 131_072, 5_012_345),
@@ -113,6 +113,8 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
             "guidance": 3.0,
             "size": 64,
             "resize": "none",
+            "detected_before": dict.fromkeys(concepts, 0.996),
+            "detected_unasked": dict.fromkeys(concepts, 0.002),
             "versions": {"sfumato": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.0"},
             "groups": {
                 "Near: other objects": [c for c in names if c in near],
@@ -130,7 +132,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
 def make_gallery(report: AuditReport, size: int = 64) -> Gallery:
     targets = {}
     for c in report.concepts:
-        targets[c] = [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(16)]
+        targets[c] = [Pair(draw(c, s, size), draw("circle", s, size), f"a {c}", s) for s in range(9)]
     retained = {}
     for k, c in enumerate(c for c in report.retention if c in SHAPES):
         pairs = []

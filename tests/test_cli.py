@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ import pytest
 import sfumato
 from sfumato import catalog, cli
 from sfumato.commands import erase as erase_command
-from sfumato.commands.options import field_docs, parse
+from sfumato.commands.options import field_docs, parse, sayable
 from sfumato.commands.sample import contact_sheet, read_seeds
+from sfumato.commands.verb import read
 from sfumato.errors import BadInput, SfumatoError
+from sfumato.files import GENERATED, read_png_metadata
 from sfumato.plan import Plan, human_bytes, human_time
 
 SOURCE = str(Path(sfumato.__file__).parents[1])
@@ -264,7 +267,7 @@ def test_help_explains_every_field(capsys):
     with pytest.raises(SystemExit):
         gentle("--help")
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for text in ("--concept", "--anchor", "--no-skip-start", "What stays.", "how much.", "averages.", "0.999"):
+    for text in ("--concept", "--anchor", "--no-skip-start", "What stays.", "how much.", "averages."):
         assert text in out
     assert "hidden" not in out
 
@@ -276,17 +279,38 @@ def test_field_docs_come_from_literals_and_from_attributes():
     assert docs["concepts"] == "What to erase."
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (str | Base | None, str | None),
+        (Sequence[str] | None, tuple[str, ...] | None),
+        (Sequence[str | Base], tuple[str, ...]),
+        (str | Path | SfumatoError, str | Path),
+        (Sequence[str | SfumatoError], tuple[str, ...]),
+        (SfumatoError | None, None),
+        (Any, None),
+        (tuple[int, ...], tuple[int, ...]),
+        (tuple[SfumatoError, ...], None),
+        (Literal["a"] | None, Literal["a"] | None),
+    ],
+)
+def test_the_sayable_part_of_a_type(kind, said):
+    assert sayable(kind) == said
+
+
 def test_functions_become_flags_too():
-    def audit(before: str, n: int = 3):
+    def audit(before: str, n: int = 3, detector: Any = None, retain: Sequence[str] | None = None):
         """Audit.
 
         Args:
             before: the original.
             n: how many.
+            retain: what must stay.
         """
 
-    own, settings = parse("sfumato audit", ["--before", "a", "--concept", "x", "--n", "5"], Base, audit)
-    assert settings == {"before": "a", "n": 5}
+    args = ["--before", "a", "--concept", "x", "--n", "5", "--retain", "y", "--retain", "z"]
+    own, settings = parse("sfumato audit", args, Base, audit)
+    assert settings == {"before": "a", "n": 5, "retain": ("y", "z")}
     assert own["concepts"] == ("x",)
 
 
@@ -334,7 +358,7 @@ class FakePipe:
 @pytest.fixture
 def gentle_in_catalog(monkeypatch):
     papers = catalog.get("uce").papers
-    entry = catalog.Method("erase", "gentle", f"{__name__}:Gentle", papers, "Gently.", "none", "never", "it all")
+    entry = catalog.Method("erase", "gentle", f"{__name__}:Gentle", papers, "Gently.", "none", "never", "it")
     monkeypatch.setattr(catalog, "METHODS", (*catalog.METHODS, entry))
     monkeypatch.setattr(erase_command, "load", lambda model, where: FakePipe())
 
@@ -411,7 +435,9 @@ def test_human_bytes(size, text):
     assert human_bytes(size) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2.4, "2 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.056, "0.056 s"), (2.4, "2.4 s"), (119.2, "119 s"), (600, "10 min"), (9000, "2.5 h")]
+)
 def test_human_time(seconds, text):
     assert human_time(seconds) == text
 
@@ -433,3 +459,109 @@ def test_doctor_finds_a_changed_and_a_missing_file(tmp_path):
     assert (state, what) == ("BROKEN", "embedded model")
     assert "model/a differs" in found and "model/b is missing" in found and "model/c" not in found
     assert assets(tmp_path / "nowhere")[0][0] == "BROKEN"
+
+
+PRESETS = {"paper": {}, "sketch": {"strength": 3.0, "steps": 7}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "strength", "steps"),
+    [
+        ("--model any", 0.5, None),
+        ("--model sketch", 3.0, 7),
+        ("", 3.0, 7),
+        ("--preset paper", 0.5, None),
+        ("--model=any --preset=sketch --strength 1", 1.0, 7),
+    ],
+)
+def test_presets_are_defaults_that_flags_override(gentle_in_catalog, flags, strength, steps):
+    args = ["gentle", "--concept", "star", "--out", "x", *flags.split()]
+    method = read("erase", args, erase_command.Erase, erase_command.EXAMPLE)[1]
+    assert (method.strength, method.steps) == (strength, steps)
+
+
+def test_unknown_preset(gentle_in_catalog, capsys):
+    assert cli.main(["erase", "gentle", "--concept", "star", "--out", "x", "--preset", "skech"]) == 2
+    assert "did you mean sketch?" in sentence(capsys)
+
+
+def test_checksums_cover_every_embedded_file():
+    from sfumato.commands.doctor import SUMS, assets
+
+    folder = Path(sfumato.__file__).parent / "assets"
+    assert [row for row in assets(folder) if row[0] != "ok"] == []
+    listed = {line.split(maxsplit=1)[1] for line in (folder / SUMS).read_text().splitlines()}
+    there = {f"./{f.relative_to(folder).as_posix()}" for f in folder.rglob("*") if f.is_file()}
+    assert listed == there - {f"./{SUMS}"}, "run scripts/checksums"
+
+
+def test_warnings_are_one_sentence(capsys, monkeypatch):
+    import warnings
+
+    def warn(args):
+        warnings.warn("cut off: 'boat'", stacklevel=1)
+
+    monkeypatch.setattr("sfumato.commands.methods.main", warn)
+    assert cli.main(["methods"]) == 0
+    assert sentence(capsys) == "sfumato: warning: cut off: 'boat'\n"
+
+
+# With a real pipeline, tiny and random
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_sd, tmp_path_factory):
+    return tiny_sd.save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def test_sample_writes_pictures_with_their_provenance(tiny_model, tiny_sd, tmp_path, capsys):
+    from PIL import Image
+
+    out = tmp_path / "pictures"
+    args = ["sample", "a red star", "a blue circle", "--model", str(tiny_model), "--seeds", "0,3", "--steps", "2"]
+    assert cli.main([*args, "--out", str(out), "--device", "cpu"]) == 0
+    pictures = sorted(out.glob("0*.png"))
+    assert [p.name for p in pictures] == [
+        "000-a-red-star-seed0.png",
+        "001-a-red-star-seed3.png",
+        "002-a-blue-circle-seed0.png",
+        "003-a-blue-circle-seed3.png",
+    ]
+    about = read_png_metadata(pictures[1])
+    assert (about["prompt"], about["seed"], about["steps"]) == ("a red star", "3", "2")
+    assert about["model-sha256"] == tiny_sd.describe()["sha256"]
+    assert about["Source"] == GENERATED
+    direct = tiny_sd.sample("a red star", 3, steps=2)[0].permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(Image.open(pictures[1])) / 255.0 - direct).max() <= 1 / 255
+    assert Image.open(out / "sheet.png").size == (2 * 128 + 12, 2 * 128 + 12)
+    assert json.loads((out / "sample.json").read_text())["seeds"] == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "model_index.json"),
+        (lambda folder: os.truncate(next((folder / "unet").glob("*.safetensors")), 5000), "truncated or corrupt"),
+    ],
+)
+def test_broken_models_are_bad_input(tiny_model, break_it, told, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    break_it(broken)
+    assert cli.main(["sample", "a star", "--model", str(broken), "--out", str(tmp_path / "out")]) == 2
+    assert told in sentence(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_model_is_bad_input(tmp_path, capsys):
+    assert cli.main(["sample", "a star", "--model", "skech", "--out", str(tmp_path / "out")]) == 2
+    assert "sketch" in sentence(capsys)
+
+
+def test_unknown_concept_word_is_bad_input():
+    with pytest.raises(BadInput, match="did you mean star"):
+        erase_command.check_words("sketch", ("sttar",))
+    erase_command.check_words("sketch", ("red star",))
+    erase_command.check_words("another/model", ("sttar",))

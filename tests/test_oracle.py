@@ -114,7 +114,7 @@ def test_card_matches_the_weights(oracle, tmp_path):
 
 def test_training_is_deterministic_and_writes_what_load_reads(tmp_path):
     for name in ("a", "b"):
-        train_oracle(tmp_path / name, seed=3, steps=2, n_test=10, log=lambda line: None)
+        train_oracle(tmp_path / name, seed=3, steps=1, n_test=10, log=lambda line: None)
     first, second = module.load(tmp_path / "a"), module.load(tmp_path / "b")
     assert first.card["sha256"] == second.card["sha256"]
     assert torch.equal(first(pictures(2))["object"], second(pictures(2))["object"])

@@ -47,7 +47,11 @@ def test_denoiser_is_the_network_at_the_integer_timestep_bit_for_bit(p, timestep
         added = {"added_cond_kwargs": {k: v.expand(2, -1) for k, v in added["added_cond_kwargs"].items()}}
     expected = p.pipe.unet(z, timestep, encoder_hidden_states=tokens.expand(2, -1, -1), **added).sample
     T = p.denoiser.timesteps
-    for t in ((timestep + 1) / T, torch.tensor((timestep + 1) / T), torch.full((2, 1, 1, 1), (timestep + 1) / T)):
+    for t in (
+        (timestep + 1) / T,
+        torch.tensor((timestep + 1) / T),
+        torch.full((2, 1, 1, 1), (timestep + 1) / T),
+    ):
         assert torch.equal(p.denoiser(z, t, p.encode("a red star")), expected)
 
 
@@ -61,7 +65,9 @@ def test_predictions_agree_with_each_other_and_with_the_checkpoints_betas(p):
     torch.testing.assert_close(abar**0.5 * x0 + (1 - abar) ** 0.5 * eps, z, rtol=1e-4, atol=1e-5)
     native = {"eps": eps, "v": abar**0.5 * eps - (1 - abar) ** 0.5 * x0}[p.denoiser.prediction]
     torch.testing.assert_close(native, p.denoiser(z, t, cond), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(p.denoiser.predict(z, t, cond, "score"), -eps / (1 - abar) ** 0.5, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        p.denoiser.predict(z, t, cond, "score"), -eps / (1 - abar) ** 0.5, rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -70,7 +76,9 @@ def test_times_may_differ_between_pictures(p):
     cond = p.encode(["a red star", "a blue circle"])
     both = p.denoiser.predict(z, torch.tensor([0.2, 0.9]), cond, "x0")
     for i, t in enumerate((0.2, 0.9)):
-        torch.testing.assert_close(both[i : i + 1], p.denoiser.predict(z[i : i + 1], t, cond[i], "x0"), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            both[i : i + 1], p.denoiser.predict(z[i : i + 1], t, cond[i], "x0"), rtol=1e-4, atol=1e-5
+        )
     with pytest.raises(ValueError, match="one time per picture"):
         p.denoiser(z, torch.tensor([0.1, 0.2, 0.3]), cond)
 
@@ -82,7 +90,12 @@ def test_sample_equals_the_diffusers_pipeline(p, eta, cfg_scale):
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     p.pipe.set_progress_bar_config(disable=True)
     theirs = p.pipe(
-        prompts, num_inference_steps=5, guidance_scale=cfg_scale, eta=eta, generator=generators, output_type="pt"
+        prompts,
+        num_inference_steps=5,
+        guidance_scale=cfg_scale,
+        eta=eta,
+        generator=generators,
+        output_type="pt",
     ).images
     assert ours.shape == (2, 3, p.size, p.size)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
@@ -92,8 +105,12 @@ def test_negative_prompt_equals_the_diffusers_pipeline(p):
     ours = p.sample("a red star", 5, steps=4, cfg_scale=4.0, negative="a blue square")
     p.pipe.set_progress_bar_config(disable=True)
     theirs = p.pipe(
-        "a red star", negative_prompt="a blue square", num_inference_steps=4, guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(5), output_type="pt",
+        "a red star",
+        negative_prompt="a blue square",
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="pt",
     ).images
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -109,7 +126,8 @@ def test_a_seeds_picture_does_not_depend_on_its_batch(p, scheduler):
         return p.sample(*chosen, steps=4, scheduler=scheduler, eta=eta, **options)
 
     together = draw(range(5))
-    # float32 kernels sum in another order for another batch size: equal up to 1e-5 of the range, far below 1/255.
+    # float32 kernels sum in another order for another batch size: equal up to 1e-5 of the range, far below
+    # 1/255.
     for size in (1, 2, 3):
         torch.testing.assert_close(draw(range(5), batch_size=size), together, rtol=0, atol=1e-5)
     order = [3, 1, 4, 0, 2]
@@ -130,19 +148,25 @@ def test_guidance_interval(p):
     guided = p.sample("a red star", 1, steps=4, cfg_scale=6.0)
     options = {"steps": 4, "cfg_scale": 6.0}
     assert torch.equal(guided, p.sample("a red star", 1, cfg_interval=(0.0, 1.0), **options))
-    torch.testing.assert_close(plain, p.sample("a red star", 1, cfg_interval=(2.0, 3.0), **options), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        plain, p.sample("a red star", 1, cfg_interval=(2.0, 3.0), **options), rtol=0, atol=1e-6
+    )
     some = p.sample("a red star", 1, cfg_interval=(0.0, 0.5), **options)
     assert not torch.allclose(some, guided) and not torch.allclose(some, plain)
 
 
 def test_trajectory_is_the_sampling_loop_stopped(p):
     seeds, steps = [5, 6], 4
-    noise = torch.stack([torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in seeds])
+    noise = torch.stack(
+        [torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
     z, t = p.trajectory("a red star", seeds, steps=steps, stop_after=0)
     assert torch.equal(z, noise) and t == pytest.approx(752 / 1000)  # leading spacing: 1 + 750, offset 1
     z, t = p.trajectory("a red star", seeds, steps=steps, stop_after=steps, cfg_scale=2.0)
     pictures = ((p.decode_latents(z) + 1) / 2).clamp(0, 1)
-    torch.testing.assert_close(pictures, p.sample("a red star", seeds, steps=steps, cfg_scale=2.0, scheduler="ddim"))
+    torch.testing.assert_close(
+        pictures, p.sample("a red star", seeds, steps=steps, cfg_scale=2.0, scheduler="ddim")
+    )
     assert t == 0.0
     middle, t2 = p.trajectory("a red star", seeds, steps=steps, stop_after=2, cfg_scale=1.0)
     from diffusers import DDIMScheduler
@@ -152,14 +176,18 @@ def test_trajectory_is_the_sampling_loop_stopped(p):
     z = noise
     with torch.no_grad():
         for timestep in solver.timesteps[:2]:
-            z = solver.step(p.denoiser(z, (float(timestep) + 1) / 1000, p.encode("a red star")), timestep, z).prev_sample
+            z = solver.step(
+                p.denoiser(z, (float(timestep) + 1) / 1000, p.encode("a red star")), timestep, z
+            ).prev_sample
     torch.testing.assert_close(middle, z)
     assert t2 == pytest.approx((float(solver.timesteps[2]) + 1) / 1000)
 
 
 def test_conditioning_can_be_given_instead_of_prompts(p):
     by_prompt = p.sample(["a red star", "a blue circle"], [1, 2], steps=2)
-    assert torch.equal(by_prompt, p.sample(None, [1, 2], cond=p.encode(["a red star", "a blue circle"]), steps=2))
+    assert torch.equal(
+        by_prompt, p.sample(None, [1, 2], cond=p.encode(["a red star", "a blue circle"]), steps=2)
+    )
     one = p.sample(None, [1, 2], cond=p.encode("a red star"), steps=2)
     torch.testing.assert_close(one, p.sample("a red star", [1, 2], steps=2))
 
@@ -191,7 +219,10 @@ def test_projections_list_every_attention_layer_with_its_resolution(p):
 
     layers = {n: m for n, m in p.network.named_modules() if isinstance(m, Attention) and n.endswith("attn2")}
     seen = {}
-    hooks = [m.register_forward_pre_hook(lambda m, a, n=n: seen.__setitem__(n, a[0].shape[1])) for n, m in layers.items()]
+    hooks = [
+        m.register_forward_pre_hook(lambda m, a, n=n: seen.__setitem__(n, a[0].shape[1]))
+        for n, m in layers.items()
+    ]
     with torch.no_grad():
         p.denoiser(torch.randn(1, *p.latent_shape()), 0.5, p.encode("a"))
     for hook in hooks:
@@ -226,11 +257,20 @@ def test_copies_share_what_they_do_not_own(p, own):
     if isinstance(own, list):
         own = ["conv_in.weight", next(f"text_encoder.{n}" for n, _ in p.pipe.text_encoder.named_parameters())]
     copy = p.copy(own)
-    full = {f"{k}.{n}": (w, w2) for k, m in p.parts().items()
-            for (n, w), (_, w2) in zip(m.named_parameters(), copy.parts()[k].named_parameters(), strict=True)}
-    owned = {
-        None: set(), "xattn": {f"unet.{n}" for n in p.parameters("xattn")} if own == "xattn" else set(), "all": set(full),
-    }.get(own) if not isinstance(own, list) else {"unet.conv_in.weight", own[1]}
+    full = {
+        f"{k}.{n}": (w, w2)
+        for k, m in p.parts().items()
+        for (n, w), (_, w2) in zip(m.named_parameters(), copy.parts()[k].named_parameters(), strict=True)
+    }
+    owned = (
+        {
+            None: set(),
+            "xattn": {f"unet.{n}" for n in p.parameters("xattn")} if own == "xattn" else set(),
+            "all": set(full),
+        }.get(own)
+        if not isinstance(own, list)
+        else {"unet.conv_in.weight", own[1]}
+    )
     for name, (w, w2) in full.items():
         assert w is not w2 and torch.equal(w, w2)
         assert (w.data_ptr() == w2.data_ptr()) == (name not in owned)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -51,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # the libraries below report what is no news to the user of a command
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = lambda message, *rest: _complain(f"warning: {message}")
+        return _guarded(args, debug)
+
+
+def _guarded(args: list[str], debug: bool) -> int:
+    """Dispatch, and turn every way to fail into a sentence and a status."""
     try:
         with contextlib.suppress(ValueError):  # not the main thread
             # a polite kill runs the clean-up of whatever is being written

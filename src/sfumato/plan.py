@@ -59,6 +59,8 @@ def human_bytes(size: float) -> str:
 
 def human_time(seconds: float) -> str:
     """Seconds below two minutes, then minutes, then hours."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -9,7 +9,7 @@ from sfumato.commands.erase import check_words, plan
 from sfumato.commands.verb import Where, load, read
 from sfumato.files import refuse_existing
 
-EXAMPLE = "sfumato attack {name} --model erased/ --original sketch --concept star --out attack/"
+EXAMPLE = "sfumato attack {name} --model erased/ --concept star --out attack/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,12 @@ class Attack(Where):
     model: str
     """The erased pipeline."""
     original: str = "sketch"
-    """The pipeline before erasure, which draws the pictures of the concept."""
+    """The pipeline before erasure, which draws pictures of the concept for attacks that learn from some."""
+    images: Path | None = None
+    """A folder of pictures of the concept to learn from instead."""
     concept: str
     """The erased concept."""
-    out: Path
+    out: Path = Path("attack")
     """Folder for the attack's pictures and its record."""
     overwrite: bool = False
     """Replace the output if it exists."""
@@ -31,9 +33,11 @@ class Attack(Where):
 def main(args: list[str]) -> None:
     entry, method, options = read("attack", args, Attack, EXAMPLE)
     refuse_existing(options.out, options.overwrite)
-    check_words(options.original, (options.concept,))
-    erased, original = load(options.model, options), load(options.original, options)
+    if options.images is None:
+        check_words(options.original, (options.concept,))
+    erased = load(options.model, options)
+    original = load(options.original, options) if options.images is None else None
     plan(entry, method, erased, [f"{options.out}/ (pictures and attack.json)"]).show()
-    result = method.run(erased, options.concept, original=original)
-    result.save(options.out, overwrite=options.overwrite)
-    print(f"{entry.name} against {options.model}: {options.out}")
+    found = method.run(erased, options.concept, images=options.images, original=original)
+    found.save(options.out, overwrite=options.overwrite)
+    print(f"{entry.name} against {options.model}: {options.out}; `sfumato audit` tells how often it succeeds")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato import catalog
-from sfumato.commands.verb import Where, load, provenance, read
+from sfumato.commands.verb import EMBEDDED, Where, load, provenance, read
 from sfumato.errors import unknown
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
@@ -65,7 +65,7 @@ def erase(method: Any, pipe: Text2Image) -> tuple[Text2Image, dict[str, float | 
 def plan(entry: catalog.Method, method: Any, pipe: Text2Image, writes: list[str]) -> Plan:
     """The method's own plan where it makes one, otherwise the weights and the catalogue's words."""
     if hasattr(method, "plan"):
-        return method.plan(pipe)
+        return replace(method.plan(pipe), writes=writes)
     weights = sum(pipe.describe(weights=False)["parameters"].values()) * pipe.dtype.itemsize
     title = f"{entry.verb} {entry.name}: {', '.join(getattr(method, 'concepts', ()))}"
     return Plan(title, memory={"weights": weights}, time=entry.cost, writes=writes)
@@ -73,7 +73,7 @@ def plan(entry: catalog.Method, method: Any, pipe: Text2Image, writes: list[str]
 
 def check_words(model: str, concepts: tuple[str, ...]) -> None:
     """Refuse concepts of which the embedded model's world has no word; other models know any word."""
-    if model != "sketch":
+    if model not in EMBEDDED:
         return
     from sfumato.data import sketch
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional
 
 from sfumato import catalog
 from sfumato.commands.options import parse
+from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
+from sfumato.plan import Plan, human_time
 
 EXAMPLE = "sfumato ledger rece"
 
@@ -21,20 +24,31 @@ class Ledger:
     name: Annotated[str | None, Positional] = None
     """The entry, which is named after its method."""
     table: bool = False
-    """Show the results of all entries instead, and measure nothing."""
+    """Print the page of all results, in Markdown, and measure nothing."""
+    folder: Path = Path("docs/ledger")
+    """Where the results are kept; measuring again replaces an entry's."""
 
 
 def main(args: list[str]) -> None:
     names = list(dict.fromkeys(m.ledger for m in catalog.METHODS if m.ledger))
     about = f"Example: {EXAMPLE}\n\nEntries: {', '.join(names)}. Each takes minutes and says so first."
     options = Ledger(**parse("sfumato ledger", args, Ledger, about=about)[0])
+    if options.name is None and not options.table:
+        raise BadInput(f"name an entry ({', '.join(names)}), or add --table to see all results")
+    if options.name is not None and options.name not in names:
+        raise unknown("ledger entry", options.name, names)
     from sfumato import ledger
 
     if options.table:
-        print(ledger.table())
-    elif options.name is None:
-        raise BadInput(f"name an entry ({', '.join(names)}), or add --table to see all results")
-    elif options.name not in names:
-        raise unknown("ledger entry", options.name, names)
-    else:
-        print(ledger.run(options.name))
+        print(ledger.table(options.folder))
+        return
+    seeds = len(ledger.load(options.name).seeds)
+    written = options.folder / f"{options.name}.json"
+    Plan(f"ledger {options.name}: {seeds} seeds", time="at most 15 min on two CPU cores", writes=[str(written)]).show()
+    record = ledger.run(options.name, options.folder)
+    rows = []
+    for claim in record["claims"].values():
+        effect = "{value:+.3g} [{low:+.3g}, {high:+.3g}]".format(**claim["effect"])
+        rows.append((claim["verdict"], effect, claim["sentence"]))
+    show_table(("verdict", "effect, 95 % interval", "claim"), rows)
+    print(f"{human_time(record['seconds'])}; written to {written}")

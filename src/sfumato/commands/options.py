@@ -11,14 +11,18 @@ import ast
 import collections.abc
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
+import operator
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from sfumato.errors import BadInput, unknown
 
@@ -36,12 +40,14 @@ class Flag:
 
     def __post_init__(self) -> None:
         self.option = "--" + self.name.replace("_", "-")
+        if isinstance(self.default, list):
+            self.default = tuple(self.default)
 
     @property
     def several(self) -> bool:
         """Whether it takes any number of values."""
-        origin, arguments = typing.get_origin(self.type), typing.get_args(self.type)
-        return origin in (list, collections.abc.Sequence) or (origin is tuple and arguments[-1:] == (...,))
+        parts = typing.get_args(self.type) if isinstance(self.type, types.UnionType) else (self.type,)
+        return any(typing.get_origin(p) is tuple and typing.get_args(p)[-1:] == (...,) for p in parts)
 
     @property
     def positional(self) -> bool:
@@ -68,10 +74,17 @@ class Flag:
         )
 
 
-def parse(command: str, args: Sequence[str], *sources: Any, about: str = "") -> list[dict[str, Any]]:
+def parse(
+    command: str,
+    args: Sequence[str],
+    *sources: Any,
+    about: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
     """The values that ``args`` give to each of ``sources`` (dataclasses or functions), defaults filled in.
 
     A name that several sources share is one flag, described by the first, and is passed to all of them.
+    ``defaults`` replace the sources' own.
 
     Raises:
         BadInput: what tyro finds wrong, in one sentence.
@@ -80,8 +93,12 @@ def parse(command: str, args: Sequence[str], *sources: Any, about: str = "") -> 
     import tyro
 
     described = [flags_of(source) for source in sources]
-    flags = {flag.name: flag for flags in reversed(described) for flag in flags}
-    flags = {flag.name: flags[flag.name] for source in described for flag in source}
+    flags: dict[str, Flag] = {}
+    for flag in chain.from_iterable(described):
+        flags.setdefault(flag.name, flag)
+    for name, value in (defaults or {}).items():
+        if name in flags:
+            flags[name].default = value
     _rename(flags)
     args = _gather(args, flags)
     _refuse_unknown(command, args, flags)
@@ -102,18 +119,37 @@ def parse(command: str, args: Sequence[str], *sources: Any, about: str = "") -> 
 
 
 def flags_of(source: Any) -> list[Flag]:
-    """The flags of a dataclass (its init fields) or of a function (its arguments)."""
+    """The flags of a dataclass (its init fields) or of a function (its arguments).
+
+    What no word can say, such as an object or a function, is left out and keeps its default.
+    """
     hints = typing.get_type_hints(source, include_extras=True)
     if dataclasses.is_dataclass(source):
         docs = field_docs(source)
-        fields = [f for f in dataclasses.fields(source) if f.init]
-        return [Flag(f.name, hints[f.name], _default(f), docs.get(f.name, "")) for f in fields]
-    docs = _argument_docs(source)
-    flags = []
-    for p in inspect.signature(source).parameters.values():
-        default = dataclasses.MISSING if p.default is p.empty else p.default
-        flags.append(Flag(p.name, hints[p.name], default, docs.get(p.name, "")))
-    return flags
+        defaults = {f.name: _default(f) for f in dataclasses.fields(source) if f.init}
+    else:
+        docs = _argument_docs(source)
+        parameters = inspect.signature(source).parameters.values()
+        defaults = {p.name: dataclasses.MISSING if p.default is p.empty else p.default for p in parameters}
+    flags = [Flag(name, sayable(hints[name]), default, docs.get(name, "")) for name, default in defaults.items()]
+    return [flag for flag in flags if flag.type is not None]
+
+
+def sayable(kind: Any) -> Any:
+    """The part of a type that can be written on a command line, or None.
+
+    ``str | Detector | None`` becomes ``str | None``; ``Sequence[str | Attack]`` becomes ``tuple[str, ...]``.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        kept = [part for part in map(sayable, inner) if part is not None and not dataclasses.is_dataclass(part)]
+        return functools.reduce(operator.or_, kept) if set(kept) - {types.NoneType} else None
+    if origin in (list, collections.abc.Sequence):
+        return tuple[sayable(inner[0]), ...] if sayable(inner[0]) is not None else None
+    if origin is tuple:
+        return kind if all(part is ... or sayable(part) is not None for part in inner) else None
+    plain = isinstance(kind, type) and issubclass(kind, (str, int, float, Path, types.NoneType, Enum))
+    return kind if plain or origin in (Literal, Annotated) or dataclasses.is_dataclass(kind) else None
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfumato.commands.verb import read
+from sfumato.plan import Plan
 
 EXAMPLE = "sfumato train {name} --data sketch --out run/"
 
@@ -19,6 +20,8 @@ class Train:
 
 
 def main(args: list[str]) -> None:
-    _, recipe, options = read("train", args, Train, EXAMPLE)
-    recipe.run(options.out)
-    print(f"trained: {options.out}")
+    entry, recipe, options = read("train", args, Train, EXAMPLE)
+    writes = [f"{options.out}/ (checkpoints, and the pipeline at the end)"]
+    plan = recipe.plan() if hasattr(recipe, "plan") else Plan(f"train {entry.name}", time=entry.cost)
+    replace(plan, writes=writes).show()
+    print(f"trained: {recipe.run(options.out)}")

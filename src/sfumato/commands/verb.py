@@ -6,16 +6,20 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
-from sfumato.errors import BadInput
+from sfumato.errors import BadInput, unknown
 
 if TYPE_CHECKING:
     from sfumato.pipeline import Text2Image
+
+EMBEDDED = ("sketch",)
+"""Models inside the package."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,14 @@ class Where:
     """cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of the weights; by default the model's own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Named settings of a method, as its module lists them in ``PRESETS``."""
+
+    preset: str | None = None
+    """Named settings; single flags override them."""
 
 
 def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[catalog.Method, Any, Any]:
@@ -51,9 +63,36 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     entry = catalog.get(args[0], verb)
     cls = entry.load()
     copied = example.format(name=entry.name)
-    about = f"Example: {copied}\n\n{entry.summary}\n{entry.paper}\nCost: {entry.cost}."
-    given, chosen = parse(f"sfumato {verb} {entry.name}", args[1:], cls, options, about=about)
+    about = f"Example: {copied}\n\n{entry.summary}\n\n{entry.paper}\n\nCost: {entry.cost}."
+    command = f"sfumato {verb} {entry.name}"
+    presets = getattr(sys.modules[cls.__module__], "PRESETS", {})
+    settings, listed = _preset(command, args[1:], presets, options)
+    if presets:
+        about += f"\n\nPresets: {listed}."
+    sources = (cls, options, Preset) if presets else (cls, options)
+    # a person at a terminal wants to see a long run move; in Python the caller decides
+    defaults = {"progress": True, **settings}
+    given, chosen, *_ = parse(command, args[1:], *sources, about=about, defaults=defaults)
     return entry, cls(**given), options(**chosen)
+
+
+def _preset(
+    command: str, args: Sequence[str], presets: Mapping[str, Mapping], options: type
+) -> tuple[Mapping, str]:
+    """The settings that ``args`` choose, and the names to choose from.
+
+    A preset named like the (original) model is chosen for it unasked: published settings suit models a
+    hundred times the size of the embedded one.
+    """
+    own = {field.name: field.default for field in dataclasses.fields(options)}
+    of = "original" if "original" in own else "model"
+    words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
+    model = words.get(f"--{of}", own.get(of))
+    name = words.get("--preset") or (model if model in presets else None)
+    if name is not None and name not in presets:
+        raise unknown(f"preset of {command}", name, presets)
+    listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in presets]
+    return presets.get(name, {}), ", ".join(listed)
 
 
 def load(model: str, where: Where) -> Text2Image:
@@ -69,7 +108,7 @@ def provenance(entry: catalog.Method, method: Any, parent: Text2Image, model: st
     """How an output was made: enough to make it again."""
     return {
         "command": shlex.join(["sfumato", *sys.argv[1:]]),
-        "method": {"verb": entry.verb, "name": entry.name, "paper": str(entry.paper)},
+        "method": {"name": entry.name, "verb": entry.verb, "paper": str(entry.paper)},
         "configuration": dataclasses.asdict(method),
         "parent": {"model": os.fspath(model), **parent.describe()},
         "versions": versions(),

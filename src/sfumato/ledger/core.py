@@ -110,9 +110,7 @@ def run(name: str, folder: Path | str = "docs/ledger", progress: bool = True) ->
         per_seed.append(experiment.measure(seed))
         if progress:
             seconds = time.perf_counter() - began
-            print(
-                f"{name}: seed {seed} done ({i + 1} of {len(experiment.seeds)}, {seconds:.0f} s)", flush=True
-            )
+            print(f"{name}: seed {seed} done ({i + 1} of {len(experiment.seeds)}, {seconds:.0f} s)", flush=True)
     results = {}
     for key, claim in experiment.claims.items():
         pairs = [result[key] for result in per_seed]
@@ -138,7 +136,7 @@ def run(name: str, folder: Path | str = "docs/ledger", progress: bool = True) ->
         "seconds": round(time.perf_counter() - began, 1),
         "versions": _versions(),
     }
-    write_json(Path(folder) / f"{name}.json", record)
+    write_json(Path(folder) / f"{name}.json", record, overwrite=True)
     return record
 
 
@@ -165,9 +163,7 @@ def table(folder: Path | str = "docs/ledger") -> str:
                 f"| {e['value']:+.3g} [{e['low']:+.3g}, {e['high']:+.3g}] | {claim['verdict']} "
                 f"| {record['seconds']:.0f} s |"
             )
-            seeds = ", ".join(
-                f"{s['seed']}: {s['method']:.3g} / {s['baseline']:.3g}" for s in claim["per_seed"]
-            )
+            seeds = ", ".join(f"{s['seed']}: {s['method']:.3g} / {s['baseline']:.3g}" for s in claim["per_seed"])
             n = claim["per_seed"][0]["n"]
             details += [
                 f"- **{claim['sentence']}** {claim['quantity']}; n = {n} for each seed. "

@@ -60,11 +60,11 @@ class GaussianMixture:
 class MixtureDenoiser:
     """The exact denoiser of a Gaussian mixture: E[x0 | z_t], or what it is as any other prediction.
 
-    ``cond`` reweights the components: a tensor of weights, [component] or [batch, component]; None is the
-    whole mixture. With Sigma_k = alpha C_k alpha + sigma^2 in the basis of the process and w_k = Sigma_k^-1
-    (z - alpha mu_k): E[x0 | z, k] = mu_k + C_k alpha w_k and E[eps | z, k] = sigma w_k, averaged over p(k |
-    z). Finite wherever some Sigma_k can be inverted, so also at alpha = 0 and, for full-rank data, at sigma
-    = 0.
+    ``cond`` reweights the components: a tensor of weights, [component] or [batch, component]; None is the whole
+    mixture. With Sigma_k = alpha C_k alpha + sigma^2 in the basis of the process and
+    w_k = Sigma_k^-1 (z - alpha mu_k): E[x0 | z, k] = mu_k + C_k alpha w_k and E[eps | z, k] = sigma w_k,
+    averaged over p(k | z). Finite wherever Sigma_k can be inverted, so also at alpha = 0 and, for full-rank
+    data, at sigma = 0.
     """
 
     process: GaussianProcess
@@ -106,7 +106,7 @@ class MixtureDenoiser:
         """w_k, log N(z; alpha mu_k, Sigma_k) and alpha with its dimensions flattened, [batch or 1, size]."""
         means, covariances = self._in_basis()
         batch, size = z.shape[0], means.shape[1]
-        times = max((x.shape[0] for x in (alpha, sigma) if x.ndim), default=1)
+        times = max(x.shape[0] if x.ndim == z.ndim else 1 for x in (alpha, sigma))
         alpha, sigma = (x.expand(times, *z.shape[1:]).reshape(times, size) for x in (alpha, sigma))
         noisy = alpha[:, None, :, None] * covariances * alpha[:, None, None, :]
         factor = torch.linalg.cholesky(noisy + torch.diag_embed(sigma**2)[:, None])

@@ -142,8 +142,9 @@ class GaussianProcess:
         log_keep = torch.logaddexp(torch.full_like(log_r, _log(1 - eta**2)), 2 * (_log(eta) + log_r)) / 2
         a = torch.where(same, 1.0, torch.exp(log_sigma_s - log_sigma_t + log_keep))
         b = -log_alpha_s.exp() * torch.expm1(log_r + log_keep)
-        var = -(eta**2) * torch.exp(2 * log_sigma_s) * torch.expm1(2 * log_r) if eta else torch.zeros_like(b)
-        return _cast(a, like), _cast(torch.where(same, 0.0, b), like), _cast(var, like)
+        var = -(eta**2) * torch.exp(2 * log_sigma_s) * torch.expm1(2 * log_r)
+        b, var = torch.where(same, 0.0, b), torch.where(same | (eta == 0), 0.0, var)
+        return _cast(a, like), _cast(b, like), _cast(var, like)
 
     def posterior(
         self,
@@ -186,7 +187,8 @@ class GaussianProcess:
         logsnr_t, logsnr_s = log_alpha_t - log_sigma_t, log_alpha_s - log_sigma_s
         same = logsnr_t == logsnr_s
         alpha = torch.where(same, 1.0, torch.exp(log_alpha_t - log_alpha_s))
-        var = -torch.exp(2 * log_sigma_t) * torch.expm1(2 * torch.where(same, 0.0, logsnr_t - logsnr_s))
+        var = -torch.exp(2 * log_sigma_t) * torch.expm1(2 * (logsnr_t - logsnr_s))
+        var = torch.where(same, 0.0, var)
         return _cast(alpha, like), _cast(var, like)
 
 

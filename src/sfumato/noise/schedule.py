@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -191,7 +191,7 @@ class DiscreteSchedule(Schedule):
     infinity after its last but one step.
     """
 
-    table: tuple[float, ...]
+    table: tuple[float, ...] = field(repr=False)
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Float[Tensor, "steps"]) -> DiscreteSchedule:
@@ -212,12 +212,11 @@ class DiscreteSchedule(Schedule):
         return knots, knots.diff(), math.log1p(math.exp(-self.table[0]))
 
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
-        # Rounding in t = (i + 1) / T must not move a timestep off its table value.
-        tolerance = 1e-4 if torch.is_tensor(t) and t.dtype != torch.float64 else 1e-9
         t = float64(t)
         knots, rises, first = self._segments(t)
         position = t * len(knots) - 1
-        position = torch.where((position - position.round()).abs() < tolerance, position.round(), position)
+        # (i + 1) / T in float32 must still be timestep i; next to zero SNR the difference is infinite.
+        position = torch.where((position - position.round()).abs() < 1e-4, position.round(), position)
         left = position.floor().clamp(0, len(rises) - 1).long()
         fraction = position - left
         inside = knots[left] + torch.where(fraction == 0, 0.0, fraction * rises[left])

@@ -86,8 +86,8 @@ class Interpolated(Schedule):
 
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         t = float64(t)
-        # One sum instead of two shifted schedules: stays finite where an unbounded base would give 0 *
-        infinity.shift = t * math.log(self.low / self.size) + (1 - t) * math.log(self.high / self.size)
+        # One sum instead of two shifted schedules, which an unbounded base would make 0 times infinity.
+        shift = t * math.log(self.low / self.size) + (1 - t) * math.log(self.high / self.size)
         return self.base.logsnr(t) + 2 * shift
 
     def dlogsnr_dt(self, t: Time) -> Float[Tensor, "..."]:

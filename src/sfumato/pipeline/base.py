@@ -1,14 +1,15 @@
 """`Text2Image`: the one adapter through which every method sees a text-to-image model.
 
-M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. One subclass per
-family of pipelines (`sd.py`: SD 1.x/2.x; `sdxl.py`: SDXL) says how prompts are encoded and what else the network
-is told; everything else is here and in the modules beside it.
+M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. One subclass
+per family of pipelines (`sd.py`: SD 1.x/2.x; `sdxl.py`: SDXL) says how prompts are encoded and what else the
+network is told; everything else is here and in the modules beside it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,17 +19,16 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
-from . import layers, saving, sharing
+from . import adapter, attention, layers, lora, sampling, saving, sharing, tokens
 from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
-from .sampling import Scheduler, sample, trajectory
 
 
 class Text2Image:
     """A diffusers text-to-image pipeline as methods see it. Make one with `load` or `wrap`.
 
-    The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy` that
-    owns the parameters in question. Calling it, ``p(prompt)``, runs the diffusers pipeline itself.
+    The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy`
+    that owns the parameters in question. Calling it, ``p(prompt)``, runs the diffusers pipeline itself.
     """
 
     family: ClassVar[str]
@@ -37,7 +37,10 @@ class Text2Image:
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         self.pipe = pipe
         self.defaults = {"cfg_scale": self.default_cfg_scale, **(defaults or {})}
-        self.adapters: dict[str, Any] = {}
+        self.adapters: dict[str, adapter.Adapter] = {}
+        self.learned: list[tokens.LearnedToken] = []
+        self.listeners: list[Any] = []
+        self.companions: list[Callable[[Path], None]] = []
         for part in self.parts().values():
             part.requires_grad_(False).eval()
         self.denoiser = NetworkDenoiser(self)
@@ -73,7 +76,8 @@ class Text2Image:
         """The attention projections of the given kinds, in network order; all of them if none is given.
 
         Args:
-            kinds: any of "cross.q", "cross.k", "cross.v", "cross.out", "self.q", "self.k", "self.v", "self.out".
+            kinds: any of "cross.q", "cross.k", "cross.v", "cross.out", "self.q", "self.k", "self.v",
+                "self.out".
 
         Raises:
             BadInput: unknown kind.
@@ -98,11 +102,16 @@ class Text2Image:
     def context_length(self) -> int:
         """How many tokens a prompt may have, start and end tokens included."""
         return min(
-            min(getattr(self.pipe, tok).model_max_length, getattr(self.pipe, enc).config.max_position_embeddings)
+            min(
+                getattr(self.pipe, tok).model_max_length,
+                getattr(self.pipe, enc).config.max_position_embeddings,
+            )
             for tok, enc in self.text_parts()
         )
 
-    def encode(self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None) -> Conditioning:
+    def encode(
+        self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None
+    ) -> Conditioning:
         """Encode prompts as the pipeline itself would.
 
         Args:
@@ -115,7 +124,7 @@ class Text2Image:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
-            raise BadInput("no prompt was given: give at least one, \"\" for the empty prompt")
+            raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
         ids, mask = zip(*(self._tokenize(tok, prompts) for tok, _ in self.text_parts()), strict=True)
         with torch.set_grad_enabled(grad):
             encoded = self._encode_ids(list(ids), mask[0], size or self.size)
@@ -127,26 +136,146 @@ class Text2Image:
 
     def _tokenize(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
         tokenizer, length = getattr(self.pipe, name), self.context_length
-        for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
+        prompts = self.pipe.maybe_convert_prompt(prompts, tokenizer)  # words learned as several tokens
+        for ids in tokenizer(prompts).input_ids:
             if len(ids) > length:
                 rest = tokenizer.decode(ids[length - 1 : -1]).strip()
                 message = f"the prompt has {len(ids)} tokens, the model reads {length}; cut off: {rest!r}"
                 warnings.warn(message, stacklevel=4)
-        out = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        out = tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         return out.input_ids.to(self.device), out.attention_mask.to(self.device)
 
     def last_word_token(self, cond: Conditioning) -> Tensor:
         """Index of the last word's last token in each row (0, the start token, for the empty prompt)."""
         return cond.mask.sum(dim=1) - 2
 
-    def unconditional(self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None) -> Conditioning:
-        """What guidance steers away from: ``negative``, or what the pipeline itself takes when none is given."""
+    def unconditional(
+        self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
+    ) -> Conditioning:
+        """What guidance steers away from: ``negative``, or what the pipeline takes when none is given."""
         cond = negative if isinstance(negative, Conditioning) else self.encode(negative or "", size=size)
         return cond.repeat(n) if len(cond) == 1 else cond
 
     def network_inputs(self, cond: Conditioning) -> dict[str, Any]:
         """What the network takes besides latent, timestep and token embeddings."""
         return {}
+
+    def add_token(self, word: str, init_word: str, vectors: int = 1) -> tokens.LearnedToken:
+        """A new word to be learned: ``with p.add_token("<x>", "star") as token: ...``.
+
+        Inside the block prompts may use the word, and ``encode(..., grad=True)`` differentiates to its rows.
+        SDXL's pooled embedding is right here too, whatever the checkpoint's configured end token; diffusers'
+        own is not.
+
+        Args:
+            word: without spaces, not yet a word of the model.
+            init_word: the rows start as the mean of this text's token embeddings.
+            vectors: tokens that the word stands for.
+
+        Raises:
+            BadInput: a word that cannot be one or exists already; more tokens than the context holds.
+        """
+        return tokens.new_token(self, word, init_word, vectors)
+
+    # Adapters
+
+    def add_adapter(
+        self,
+        name: str,
+        rank: int = 1,
+        alpha: float = 1.0,
+        targets: str | Sequence[str] = "transformer",
+        generator: torch.Generator | None = None,
+    ) -> adapter.Adapter:
+        """Attach a fresh low-rank adapter, which acts from now on and changes nothing yet; see `Adapter`.
+
+        Args:
+            name: a new name, under which `adapters` lists it.
+            rank: of the product, at least 1.
+            alpha: the product is scaled by alpha / rank.
+            targets: "transformer" (every linear layer and convolution inside the transformer blocks), or
+                kinds of attention projections as in `projections`.
+            generator: for the initial down factors (CPU).
+
+        Raises:
+            BadInput: the name is taken, or an unknown target.
+        """
+        if name in self.adapters:
+            raise BadInput(f"there is already an adapter {name!r}: remove it, or choose another name")
+        made = adapter.Adapter(self.network, rank, alpha, targets, generator, owner=self)
+        self.adapters[name] = made
+        return made
+
+    def load_adapter(self, name: str, path: str | Path) -> adapter.Adapter:
+        """Attach an adapter from a LoRA file for attention or transformer layers, of either spelling.
+
+        Raises:
+            BadInput: the name is taken, the file cannot be read, or it does not fit this network.
+        """
+        state, rank, alpha = lora.read(path, self.network)
+        made = self.add_adapter(name, rank, alpha, sorted({key.rsplit(".", 1)[0] for key in state}))
+        try:
+            made.load_state_dict(state)
+        except BadInput:
+            made.remove()
+            raise
+        return made
+
+    # Attention and features
+
+    def record_attention(
+        self,
+        kind: str | None = "cross",
+        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        keep: int | None = 1,
+    ) -> AbstractContextManager[attention.AttentionRecord]:
+        """Record attention probabilities: ``with p.record_attention() as seen: ...; seen.maps``.
+
+        Args:
+            kind: "cross", "self", or None for both.
+            where: which layers, e.g. ``lambda layer: layer.resolution <= 16``.
+            keep: how many of the latest network calls to keep; None for all (this can take much memory).
+        """
+        return attention.record(self, kind, where, keep)
+
+    def edit_attention(
+        self,
+        function: Callable[..., Any],
+        kind: str | None = "cross",
+        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        stage: attention.Stage = "probs",
+    ) -> AbstractContextManager[None]:
+        """Change attention inside a block, differentiably; the network is exactly restored on exit.
+
+        Args:
+            function: gets the layer and, by ``stage``, the probabilities or the logits, shaped (batch, heads,
+                queries, keys), or key and value, shaped (batch, heads, keys, width); returns what takes their
+                place. The number of keys may change. With guidance the batch holds both halves, conditional
+                first.
+            kind: "cross", "self", or None for both.
+            where: which layers.
+            stage: "probs" (after softmax), "logits" (before) or "kv".
+
+        Raises:
+            BadInput: unknown kind or stage (on entering).
+        """
+        return attention.edit(self, function, kind, where, stage)
+
+    def tap(
+        self, where: str = "bottleneck", function: Callable[[Any], Any] | None = None
+    ) -> AbstractContextManager[attention.Tap]:
+        """Read, and with ``function`` replace, features: ``with p.tap("bottleneck") as h: ...; h.value``.
+
+        Args:
+            where: "bottleneck" (the output of the middle block), or the name of any module of the network.
+            function: maps the module's output to what takes its place.
+
+        Raises:
+            BadInput: no such place (on entering).
+        """
+        return attention.tap(self, where, function)
 
     # Pictures and latents
 
@@ -169,14 +298,16 @@ class Text2Image:
         """
         size = size or self.size
         if size <= 0 or size % self.scale_factor:
-            raise BadInput(f"size {size} is not a multiple of {self.scale_factor} pixels, as this model needs")
+            raise BadInput(
+                f"size {size} is not a multiple of {self.scale_factor} pixels, as this model needs"
+            )
         side = size // self.scale_factor
         return self.network.config.in_channels, side, side
 
     def encode_image(
         self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch channel h w"]:
-        """Scaled latents of pictures in [-1, 1], differentiable; the posterior's mean, or a draw with ``generator``."""
+        """Scaled latents of pictures in [-1, 1]: the posterior's mean, or a ``generator``'s draw."""
         vae = self.pipe.vae
         posterior = vae.encode(x.to(vae.dtype)).latent_dist
         z = posterior.mode() if generator is None else posterior.sample(generator=generator)
@@ -197,42 +328,9 @@ class Text2Image:
             return like.new_zeros(()), like.new_ones(())
         return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
 
-    def sample(
-        self,
-        prompts: str | Sequence[str] | None,
-        seeds: int | Sequence[int],
-        *,
-        steps: int = 25,
-        cfg_scale: float | None = None,
-        negative: str | Conditioning | None = None,
-        scheduler: Scheduler = None,
-        eta: float = 0.0,
-        size: int | None = None,
-        batch_size: int = 32,
-        cond: Conditioning | None = None,
-        cfg_interval: tuple[float, float] | None = None,
-        progress: bool = False,
-    ) -> Float[Tensor, "n 3 height width"]:
-        """One picture in [0, 1] per (prompt, seed); see `sfumato.pipeline.sampling.sample`."""
-        return sample(
-            self, prompts, seeds, steps=steps, cfg_scale=cfg_scale, negative=negative, scheduler=scheduler, eta=eta,
-            size=size, batch_size=batch_size, cond=cond, cfg_interval=cfg_interval, progress=progress,
-        )
-
-    def trajectory(
-        self,
-        prompts: str | Sequence[str] | Conditioning,
-        seeds: int | Sequence[int],
-        *,
-        steps: int,
-        stop_after: int,
-        cfg_scale: float | None = None,
-        **options,
-    ) -> tuple[Float[Tensor, "n channel h w"], float]:
-        """The noisy latent after ``stop_after`` of ``steps`` steps and its time; see `sampling.trajectory`."""
-        return trajectory(
-            self, prompts, seeds, steps=steps, stop_after=stop_after, cfg_scale=cfg_scale, **options
-        )
+    sample = sampling.sample
+    trajectory = sampling.trajectory
+    states = sampling.states
 
     # Copies and files
 
@@ -243,8 +341,9 @@ class Text2Image:
         tokens that are active here do not travel along.
 
         Args:
-            own: None (share everything); "all" (every weight of every part); a subset as in `parameters`; or names
-                of parameters: of the network ("mid_block. ...") or of another part ("text_encoder. ...").
+            own: None (share everything); "all" (every weight of every part); a subset as in `parameters`; or
+                names of parameters: of the network ("mid_block. ...") or of another part ("text_encoder.
+                ...").
 
         Raises:
             BadInput: unknown subset or name.
@@ -252,10 +351,19 @@ class Text2Image:
         return sharing.copy(self, own)
 
     def frozen_copy(self) -> Text2Image:
-        """``copy(own=None)``: the same weights under another roof, for losses that compare with the original."""
+        """``copy(own=None)``: the same weights, for losses that compare with the original."""
         return self.copy()
 
-    def save(self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None) -> Path:
+    def merged(self) -> Text2Image:
+        """A new pipeline, without adapters, that owns the weights with all attached ones added in.
+
+        Each at its ``scale``; one with a gate (whose strength depends on the prompt) at strength 1.
+        """
+        return adapter.merged(self)
+
+    def save(
+        self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None
+    ) -> Path:
         """Write a diffusers folder that loads without this package; see `sfumato.pipeline.saving.save`."""
         return saving.save(self, folder, overwrite, provenance or {})
 

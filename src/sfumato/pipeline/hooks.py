@@ -1,4 +1,4 @@
-"""Forward hooks of ours, told apart from those of the libraries, so that copies of a pipeline leave ours behind."""
+"""Forward hooks of ours, told apart from the libraries', so that copies of a pipeline leave ours behind."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from sfumato.errors import BadInput
 
 KINDS = tuple(f"{where}.{what}" for where in ("cross", "self") for what in ("q", "k", "v", "out"))
 
-# Parts that ESD-u leaves alone although they are not cross-attention (the published code excludes them by name);
-# SDXL's size and pooled-text embedding is added into the time embedding and counts as a part of it.
+# Parts that ESD-u leaves alone although they are not cross-attention (the published code excludes them by
+# name); SDXL's size and pooled-text embedding is added into the time embedding and counts as a part of it.
 _TIME_AND_OUTPUT = ("time_embedding.", "add_embedding.", "conv_norm_out.", "conv_out.")
 
 _SUBSETS = {
@@ -31,10 +31,12 @@ class Projection:
     """One linear projection of an attention layer.
 
     Attributes:
-        name: the module's name inside the network, e.g. ``mid_block.attentions.0.transformer_blocks.0.attn2.to_k``.
+        name: the module's name inside the network, e.g.
+            ``mid_block.attentions.0.transformer_blocks.0.attn2.to_k``.
         kind: "cross.q", "cross.k", "cross.v", "cross.out", or the same with "self".
         module: the linear layer; closed-form edits write to ``module.weight`` of a copy that owns it.
-        resolution: side of the latent feature map at which the layer acts, at the pipeline's default picture size.
+        resolution: side of the latent feature map at which the layer acts, at the pipeline's default picture
+            size.
     """
 
     name: str
@@ -74,8 +76,12 @@ def projections(network: nn.Module, kinds: tuple[str, ...]) -> list[Projection]:
         for what in ("q", "k", "v", "out"):
             if f"{where}.{what}" not in wanted:
                 continue
-            suffix, module = ("to_out.0", layer.to_out[0]) if what == "out" else (f"to_{what}", getattr(layer, f"to_{what}"))
-            found.append(Projection(f"{name}.{suffix}", f"{where}.{what}", module, _side(name, sides)))
+            suffix, module = (
+                ("to_out.0", layer.to_out[0])
+                if what == "out"
+                else (f"to_{what}", getattr(layer, f"to_{what}"))
+            )
+            found.append(Projection(f"{name}.{suffix}", f"{where}.{what}", module, side_of(name, sides)))
     return found
 
 
@@ -96,8 +102,8 @@ def parameters(network: nn.Module, subset: str) -> dict[str, nn.Parameter]:
 def block_sides(network: nn.Module) -> dict[str, int]:
     """Feature-map side inside each block ("down_blocks.0", "mid_block", ...), at the default latent size.
 
-    Read off the structure: every stride-2 convolution with padding 1 maps a side s to ceil(s / 2), and an up block
-    works at the side of the down block whose skip connections it receives.
+    Read off the structure: every stride-2 convolution with padding 1 maps a side s to ceil(s / 2), and an up
+    block works at the side of the down block whose skip connections it receives.
     """
     size = network.config.sample_size
     side = size if isinstance(size, int) else size[0]
@@ -113,6 +119,6 @@ def block_sides(network: nn.Module) -> dict[str, int]:
     return sides
 
 
-def _side(name: str, sides: dict[str, int]) -> int:
+def side_of(name: str, sides: dict[str, int]) -> int:
     parts = name.split(".")
     return sides["mid_block"] if parts[0] == "mid_block" else sides[".".join(parts[:2])]

@@ -1,4 +1,4 @@
-"""From a name, a folder or a diffusers pipeline to a `Text2Image`; what is unsafe or unknown is refused in words."""
+"""From a name, a folder or a diffusers pipeline to a `Text2Image`; what is unsafe or unknown is refused."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ _FAMILIES: dict[type, type[Text2Image]] = {
 _SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = (
-    "convert it in an isolated environment: load it there with diffusers (from_pretrained or from_single_file) and "
-    "write it with save_pretrained(folder, safe_serialization=True)"
+    "convert it in an isolated environment: load it there with diffusers (from_pretrained or "
+    "from_single_file) and write it with save_pretrained(folder, safe_serialization=True)"
 )
+# What libraries raise on files that do not fit their classes.
+_LOADING = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -38,8 +40,8 @@ def load(
     """Load a text-to-image pipeline; only safetensors weights are read.
 
     Args:
-        model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id "owner/name" (the
-            only case that may use the network, and only if no folder of that name exists).
+        model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id
+            "owner/name" (the only case that may use the network, and only if no folder of that name exists).
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
 
@@ -51,25 +53,31 @@ def load(
     index = _index(source, folder)
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
-        raise BadInput(f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}")
+        raise BadInput(
+            f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}"
+        )
     if folder is not None:
         _check_files(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with quiet():
         try:
             pipe = kind.from_pretrained(
-                source, torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=folder is not None
+                source,
+                torch_dtype=dtype or torch.float32,
+                use_safetensors=True,
+                local_files_only=folder is not None,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except _LOADING as error:
             reason = str(error).strip().split("\n")[0]
             raise BadInput(f"{model} could not be loaded as a {kind.__name__}: {reason}") from error
+    _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
     return wrap(pipe.to(device), _defaults(folder))
 
 
 def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
-    """The adapter for a diffusers pipeline; a `Text2Image` is returned as it is. Freezes the pipeline's weights.
+    """The adapter for a diffusers pipeline; a `Text2Image` is returned as it is. Freezes the weights.
 
     Raises:
         BadInput: the pipeline's family is not supported.
@@ -82,8 +90,8 @@ def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None =
     config = pipe.unet.config
     if config.in_channels != config.out_channels or config.get("time_cond_proj_dim") is not None:
         raise BadInput(
-            f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is not "
-            f"supported; supported are plain {_SUPPORTED}"
+            f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is "
+            f"not supported; supported are plain {_SUPPORTED}"
         )
     return adapter(pipe, defaults)
 
@@ -100,7 +108,9 @@ def _folder(model: str) -> Path | None:
     if model in EMBEDDED:
         embedded = Path(__file__).parent.parent / "assets" / model
         if not embedded.is_dir():
-            raise BadInput(f"the embedded model {model!r} is missing from this installation: install the full package")
+            raise BadInput(
+                f"the embedded model {model!r} is missing from this installation: install the full package"
+            )
         return embedded
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
         return None
@@ -123,8 +133,12 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
     if not file.is_file():
         pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
         if pickles:
-            raise BadInput(f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {_CONVERT}")
-        raise BadInput(f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained")
+            raise BadInput(
+                f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {_CONVERT}"
+            )
+        raise BadInput(
+            f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained"
+        )
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -138,7 +152,8 @@ def _check_files(folder: Path) -> None:
     """Name the file that is pickled, truncated or corrupt before a library stumbles over it.
 
     Raises:
-        BadInput: a component has pickled weights only, or a safetensors file whose header and length disagree.
+        BadInput: a component has pickled weights only, or a safetensors file whose header and length
+            disagree.
     """
     for part in sorted(f for f in folder.iterdir() if f.is_dir()):
         safe = sorted(part.glob("*.safetensors"))
@@ -150,7 +165,32 @@ def _check_files(folder: Path) -> None:
                 with safe_open(file, "pt") as opened:
                     opened.keys()
             except (SafetensorError, OSError) as error:
-                raise BadInput(f"{file} is truncated or corrupt ({error}): fetch or write it again") from error
+                raise BadInput(
+                    f"{file} is truncated or corrupt ({error}): fetch or write it again"
+                ) from error
+
+
+def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
+    """Refuse a pipeline some of whose weights were in no file: libraries only log that they made them up.
+
+    diffusers leaves such weights without storage; transformers draws random ones, so its files are looked at.
+
+    Raises:
+        BadInput: names the first weight that is missing.
+    """
+    for part, module in pipe.components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        missing = [name for name, x in module.named_parameters() if x.is_meta]
+        if folder is not None and not missing and part.startswith("text_encoder"):
+            stored: set[str] = set()
+            for file in (folder / part).glob("*.safetensors"):
+                with safe_open(file, "pt") as opened:
+                    stored |= {key.removeprefix("text_model.") for key in opened.keys()}  # noqa: SIM118
+            names = (name for name, _ in module.named_parameters())
+            missing = [name for name in names if name.removeprefix("text_model.") not in stored]
+        if missing:
+            raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
 
 
 def _defaults(folder: Path | None) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""Sampling from a text-to-image pipeline: one loop over a fresh diffusers scheduler, and one seed per picture.
+"""Sampling from a text-to-image pipeline: one loop over a fresh diffusers scheduler, one seed a picture.
 
-A picture depends on its prompt, its seed and the settings; never on the batch it was computed in, because all its
-randomness comes from a CPU generator of its own.
+A picture depends on its prompt, its seed and the settings; never on the batch it was computed in, because all
+its randomness comes from a CPU generator of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +24,7 @@ from sfumato.sample.guidance import Guided
 from .conditioning import Conditioning
 
 if TYPE_CHECKING:
+    from .adapter import Adapter
     from .base import Text2Image
 
 Scheduler = str | SchedulerMixin | None
@@ -31,7 +35,7 @@ _NAMED = {
 
 
 def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
-    """A fresh scheduler with the checkpoint's betas: "ddim", "dpm++", another scheduler's class and settings, or its own.
+    """A fresh scheduler: "ddim" or "dpm++" with the checkpoint's betas, a copy of another, or its own.
 
     Raises:
         BadInput: unknown name.
@@ -39,7 +43,9 @@ def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
     config = p.pipe.scheduler.config
     if isinstance(scheduler, str):
         if scheduler not in _NAMED:
-            raise BadInput(f"unknown scheduler {scheduler!r}: use one of {', '.join(_NAMED)}, or a diffusers scheduler")
+            raise BadInput(
+                f"unknown scheduler {scheduler!r}: use one of {', '.join(_NAMED)}, or a diffusers scheduler"
+            )
         kind, settings = _NAMED[scheduler]
         # Latents are not bounded by 1: clipping, a default meant for pixels, must not sneak in.
         return kind.from_config(config, **{"clip_sample": config.get("clip_sample", False), **settings})
@@ -72,7 +78,8 @@ def sample(
         steps: denoising steps.
         cfg_scale: guidance, u + cfg_scale (c - u); 1 is none. Default: the pipeline's.
         negative: what guidance steers away from; None is what the pipeline itself takes when none is given.
-        scheduler: "ddim", "dpm++", a diffusers scheduler (its class and settings), or None for the pipeline's.
+        scheduler: "ddim", "dpm++", a diffusers scheduler (its class and settings), or None for the
+            pipeline's.
         eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
         size: side in pixels; default the model's.
         batch_size: pictures computed together; changes memory and speed only.
@@ -81,7 +88,8 @@ def sample(
         progress: show a bar.
 
     Raises:
-        BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot be.
+        BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot
+            be.
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be at least 1, got {batch_size}")
@@ -91,8 +99,7 @@ def sample(
     with _bar(progress, len(starts) * steps) as advance:
         for start in starts:
             chunk = slice(start, start + batch_size)
-            for z, _ in _states(p, jobs, chunk, steps, cfg_scale, scheduler, eta, cfg_interval, advance):
-                pass
+            z, _ = _last(_states(p, jobs, chunk, steps, cfg_scale, scheduler, eta, cfg_interval, advance))
             x = p.decode_latents(z)
             pictures.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
     return torch.cat(pictures)
@@ -125,11 +132,31 @@ def trajectory(
         raise BadInput(f"stop_after must lie between 0 and steps = {steps}, got {stop_after}")
     jobs = _Jobs.make(p, prompts, seeds, negative, size)
     states = _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
-    for i, state in enumerate(states):
-        # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
-        if i == stop_after < steps:
-            break
-    return state
+    # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
+    return _last(states) if stop_after == steps else _last(islice(states, stop_after + 1))
+
+
+@torch.no_grad()
+def states(
+    p: Text2Image,
+    prompts: str | Sequence[str] | Conditioning,
+    seeds: int | Sequence[int],
+    *,
+    steps: int,
+    cfg_scale: float | None = None,
+    negative: str | Conditioning | None = None,
+    scheduler: Scheduler = "ddim",
+    eta: float = 0.0,
+    size: int | None = None,
+    cfg_interval: tuple[float, float] | None = None,
+) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+    """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``steps`` + 1 of them."""
+    jobs = _Jobs.make(p, prompts, seeds, negative, size)
+    yield from _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
+
+
+def _last(states: Iterator) -> tuple[Tensor, float]:
+    return deque(states, maxlen=1).pop()
 
 
 @dataclass(frozen=True)
@@ -150,14 +177,20 @@ class _Jobs:
         seeds = [int(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
         n = max(len(prompts), len(seeds))
         if n == 0 or {len(prompts), len(seeds)} - {1, n}:
-            raise BadInput(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, or one of either")
+            raise BadInput(
+                f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, or one of either"
+            )
         if len(prompts) < n:
             prompts = prompts.repeat(n) if isinstance(prompts, Conditioning) else list(prompts) * n
         if isinstance(negative, Conditioning) and len(negative) not in (1, n):
-            raise BadInput(f"{len(negative)} negative conditionings for {n} pictures: give one, or one for each")
+            raise BadInput(
+                f"{len(negative)} negative conditionings for {n} pictures: give one, or one for each"
+            )
         return cls(prompts, seeds * n if len(seeds) < n else seeds, negative, size)
 
-    def conditioning(self, p: Text2Image, chunk: slice, guided: bool) -> tuple[Conditioning, Conditioning | None]:
+    def conditioning(
+        self, p: Text2Image, chunk: slice, guided: bool
+    ) -> tuple[Conditioning, Conditioning | None]:
         """The conditioning and, if guided, what guidance steers away from, for some of the pictures."""
         rows = self.prompts[chunk]
         if not isinstance(rows, Conditioning):
@@ -195,39 +228,51 @@ def _states(
     z = noise.to(p.device) * solver.init_noise_sigma
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
     options = _step_options(solver, eta, generators)
+    scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
     for timestep in solver.timesteps:
         x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
         yield x, t
-        z = solver.step(denoiser(x, t), timestep, z, **options, return_dict=False)[0]
+        with _scaled(scales):
+            pred = denoiser(x, t)
+        z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
         advance()
     yield z, 0.0
+
+
+def gated(p: Text2Image, cond: Conditioning) -> AbstractContextManager[None]:
+    """The adapters that have a gate, at the strength that it gives for each row of ``cond``, in a block."""
+    return _scaled([(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None])
+
+
+@contextmanager
+def _scaled(scales: list[tuple[Adapter, Float[Tensor, "rows"]]]) -> Iterator[None]:
+    """The adapters at these scales, one per picture, for the duration of the block."""
+    before = [(adapter, adapter.scale) for adapter, _ in scales]
+    try:
+        for adapter, scale in scales:
+            adapter.scale = scale
+        yield
+    finally:
+        for adapter, scale in before:
+            adapter.scale = scale
 
 
 def _step_options(solver, eta: float, generators: list[torch.Generator]) -> dict:
     """The arguments of ``solver.step`` that this solver knows."""
     names = solver.step.__code__.co_varnames[: solver.step.__code__.co_argcount]
     if eta and "eta" not in names:
-        raise BadInput(f"{type(solver).__name__} has no eta: use scheduler=\"ddim\"")
+        raise BadInput(f'{type(solver).__name__} has no eta: use scheduler="ddim"')
     return {k: v for k, v in {"eta": eta, "generator": generators}.items() if k in names}
 
 
-class _bar:
-    """A rich progress bar, or nothing; entering gives the function that advances it by one."""
+@contextmanager
+def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+    """A rich progress bar, or nothing; gives the function that advances it by one."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.progress import Progress
 
-    def __init__(self, shown: bool, total: int):
-        self._total = total
-        self._progress = None
-        if shown:
-            from rich.progress import Progress
-
-            self._progress = Progress(transient=True)
-
-    def __enter__(self):
-        if self._progress is None:
-            return lambda: None
-        self._progress.__enter__()
-        task = self._progress.add_task("drawing", total=self._total)
-        return lambda: self._progress.advance(task)
-
-    def __exit__(self, *error):
-        return None if self._progress is None else self._progress.__exit__(*error)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("drawing", total=total)
+        yield lambda: progress.advance(task)

@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from sfumato.files import atomic_folder, write_json
 
+from .tokens import without_learned
+
 if TYPE_CHECKING:
     from .base import Text2Image
 
@@ -52,10 +54,11 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 
 
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
-    """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of how it was made.
+    """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of its making.
 
-    The folder is whole or absent: it is written beside its place and renamed. Active adapters, attention edits and
-    learned tokens are not part of it; merge an adapter, or save it by itself.
+    The folder is whole or absent: it is written beside its place and renamed. Attached adapters are merged into the
+    weights (see `Text2Image.merged`); attention edits and learned words are not part of it. What the pipeline's
+    ``companions`` write comes beside it.
 
     Args:
         folder: where to; must not exist unless ``overwrite``.
@@ -64,21 +67,25 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
     Raises:
         BadInput: the folder exists, or the disk is full; nothing is left behind.
     """
-    folder = Path(folder)
-    description = describe(p, weights=True)
-    record = {
-        "defaults": p.defaults,
-        "description": description,
-        "provenance": provenance,
-        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, transformers)},
-    }
+    with without_learned(p):
+        return _save(p, Path(folder), overwrite, provenance)
+
+
+def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
+    companions = p.companions
+    p = p.merged() if p.adapters else p
     with atomic_folder(folder, overwrite=overwrite) as temporary:
+        description = describe(p, weights=True)
         with quiet():
             p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
             _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             _prefix_text_keys(temporary / encoder)
-        write_json(temporary / RECORD, record)
+        for write in companions:
+            write(temporary)
+        versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
+        record = {"description": description, "provenance": provenance, "versions": versions}
+        write_json(temporary / RECORD, {"defaults": p.defaults, **record})
         title = str(provenance.get("title") or folder.name).replace("\n", " ")
         text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
         (temporary / "README.md").write_text(text, encoding="utf-8")
@@ -88,7 +95,9 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
 def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
     """See `Text2Image.describe`."""
     config = p.pipe.scheduler.config
-    schedule = {k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")}
+    schedule = {
+        k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
+    }
     described = {
         "family": p.family,
         "pipeline": type(p.pipe).__name__,
@@ -100,7 +109,15 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "dtype": str(p.dtype).removeprefix("torch."),
         "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
     }
-    return {**described, "sha256": weights_sha256(p.parts())} if weights else described
+    if p.adapters:
+        described["adapters"] = {
+            name: {"rank": a.rank, "alpha": a.alpha, "sha256": _sha256(a.state_dict())}
+            for name, a in p.adapters.items()
+        }
+    if not weights:
+        return described
+    with without_learned(p):
+        return {**described, "sha256": weights_sha256(p.parts())}
 
 
 def weights_sha256(parts: dict[str, nn.Module]) -> str:
@@ -110,8 +127,14 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
     """
     # transformers 5 dropped the prefix "text_model." from the text encoder's names; the hash must not notice.
     named = {
-        f"{part}.{name.removeprefix('text_model.')}": x for part, m in parts.items() for name, x in m.named_parameters()
+        f"{part}.{name.removeprefix('text_model.')}": x
+        for part, m in parts.items()
+        for name, x in m.named_parameters()
     }
+    return _sha256(named)
+
+
+def _sha256(named: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(named):
         x = named[name].detach().to("cpu").contiguous()
@@ -122,7 +145,7 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No file-by-file bars of diffusers and transformers: the caller shows its own progress. Restores the setting."""
+    """No file-by-file bars of diffusers and transformers, for the duration of the block."""
     shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
     for lib in shown:
         lib.disable_progress_bar()
@@ -149,7 +172,7 @@ def _prefix_text_keys(folder: Path) -> None:
 
 
 def _write_bpe(folder: Path, tokenizer) -> None:
-    """``vocab.json`` and ``merges.txt``, which transformers before 5 reads; 5 writes ``tokenizer.json`` alone."""
+    """Write ``vocab.json`` and ``merges.txt``, which transformers before 5 needs and 5 no longer writes."""
     if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
         return
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]

@@ -11,7 +11,9 @@ from torch import nn
 
 from sfumato.errors import BadInput
 
+from .attention import ExplicitAttention
 from .hooks import foreign
+from .tokens import without_learned
 
 if TYPE_CHECKING:
     from .base import Text2Image
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 def copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
     """See `Text2Image.copy`."""
+    with without_learned(p):
+        return _copy(p, own)
+
+
+def _copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
     owned = _owned(p, own)
     parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
     scheduler = type(p.pipe.scheduler).from_config(p.pipe.scheduler.config)
@@ -49,7 +56,7 @@ def _owned(p: Text2Image, own: str | Iterable[str] | None) -> set[str]:
 
 
 def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
-    """A deep copy whose parameters are new objects over the old storage, except the owned ones, which are cloned."""
+    """A deep copy whose parameters are new objects over the old storage; the owned ones are cloned."""
     memo: dict[int, object] = {}
     for name, parameter in module.named_parameters():
         data = parameter.detach()
@@ -58,6 +65,10 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
     for layer in module.modules():
-        # Adapters and taps belong to the original: copied, their hooks would go on acting on its behalf.
+        # Adapters, taps and attention edits belong to the original: copied, they would go on acting on its
+        # behalf.
         memo[id(layer._forward_hooks)] = foreign(layer._forward_hooks)
+        processor = getattr(layer, "processor", None)
+        if isinstance(processor, ExplicitAttention):
+            memo[id(processor)] = processor.original
     return copying.deepcopy(module, memo)

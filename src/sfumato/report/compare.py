@@ -55,7 +55,7 @@ def _measured_how(report: AuditReport) -> dict[str, Any]:
 
 
 def _differ(a: Any, b: Any, name: str) -> Iterator[str]:
-    # A part that only one report measured is shown as not measured in the other; only the protocol must be whole.
+    # What only one report measured is shown as not measured in the other; only the protocol must be whole.
     optional = not name.startswith("protocol")
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in (a.keys() & b.keys()) if name == "attacks" else (a.keys() | b.keys()):

@@ -79,7 +79,13 @@ def changed_most(pairs: Sequence[Pair], count: int) -> list[Pair]:
     def key(pair: Pair) -> float:
         return float(difference(pair.before, pair.after).mean()) if pair.distance is None else pair.distance
 
-    return sorted(pairs, key=key, reverse=True)[:count]
+    return sorted(distinct(pairs), key=key, reverse=True)[:count]
+
+
+def distinct(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each prompt and seed once: a picture of a red star is listed under both of its concepts."""
+    seen = {(p.prompt, p.seed) if p.seed is not None else id(p): p for p in pairs}
+    return list(seen.values())
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ def embed(picture: Picture, max_side: int) -> Embedded:
     if max(image.size) > max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", **({"lossless": True, "method": 4} if small else {"quality": 84, "method": 4}))
+    options = {"lossless": True, "quality": 50} if small else {"quality": 84, "method": 2}
+    image.save(buffer, "WEBP", **options)
     uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return Embedded(uri, *image.size, small)

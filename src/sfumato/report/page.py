@@ -14,20 +14,21 @@ from typing import Any
 import jinja2
 
 from sfumato.report import verdict, words
-from sfumato.report.images import RAMP, SMALL, Embedded, Gallery, Pair, changed_most, difference, embed, heat
+from sfumato.report.images import RAMP, SMALL, Embedded, Gallery, Pair, changed_most, difference, distinct, embed, heat
 from sfumato.report.schema import AuditReport, Integrity, Interval
 
 LARGEST = 2_800_000
 """Bytes; pictures are shrunk until the page is below it."""
-SIDES = (384, 256, 192, 128, 96, 64, 32)
+SIDE = 384
+"""Pixels; the longest side a picture has on the page."""
 PAIRS = 64  # before/after pairs of erased concepts on one page, shared among the concepts
 PAIRS_EACH = 8
 THUMBNAILS = 60  # retained concepts that get a picture in the table
 CHANGED = 6  # worst cases shown with a heat map
 PANEL = 8  # pictures in each row of an attack's panel
 FILTERS = (
-    words.percent, words.number, words.seconds, words.size, words.value, words.bounds, words.count, words.full,
-    words.compact, words.quoted, words.moment, words.signed,
+    words.percent, words.number, words.seconds, words.size, words.value, words.bounds, words.count,
+    words.full, words.compact, words.quoted, words.moment, words.signed,
 )  # fmt: skip
 
 
@@ -148,7 +149,8 @@ def _show(pair: Pair, max_side: int, change: bool = False) -> Shown:
 def _pictures(report: AuditReport, gallery: Gallery, max_side: int) -> dict[str, Any]:
     each = max(2, min(PAIRS_EACH, PAIRS // max(1, len(gallery.targets))))
     targets = {c: list(p) for c, p in list(gallery.targets.items())[: PAIRS // 2]}
-    changed = changed_most([p for pairs in gallery.retained.values() for p in pairs], CHANGED)
+    retained = distinct([p for pairs in gallery.retained.values() for p in pairs])
+    changed = changed_most(retained, CHANGED)
     listed = [c for _, rows in retention_groups(report) for c, _ in rows if gallery.retained.get(c)]
     panels = {}
     for name, panel in gallery.attacks.items():
@@ -163,7 +165,7 @@ def _pictures(report: AuditReport, gallery: Gallery, max_side: int) -> dict[str,
         "targets": {c: [_show(p, max_side) for p in pairs[:each]] for c, pairs in targets.items()},
         "targets_total": {c: len(pairs) for c, pairs in targets.items()},
         "changed": [_show(p, max_side, change=True) for p in changed],
-        "retained_total": sum(map(len, gallery.retained.values())),
+        "retained_total": len(retained),
         "thumbnails": {c: _show(gallery.retained[c][0], min(max_side, SMALL)) for c in listed[:THUMBNAILS]},
         "panels": panels,
     }
@@ -189,14 +191,16 @@ def render(report: AuditReport, gallery: Gallery | None = None) -> str:
         "kept": words.average(list(report.retention.values())),
         "erased": words.average([report.erasure.get(c) for c in report.concepts]),
         "least": words.worst(report.retention),
+        "least_erased": words.worst(report.erasure),
         "groups": retention_groups(report),
         "axis": axis([i for _, rows in retention_groups(report) for _, i in rows]),
         "histogram": None if report.integrity is None else histogram(report.integrity),
         "definitions": verdict.DEFINITIONS,
         "limitations": verdict.limitations(report),
     }
-    for max_side in SIDES:
-        html = template.render(context, **_pictures(report, gallery, max_side))
-        if len(html.encode()) <= LARGEST:
-            break
+    max_side, html = SIDE, ""
+    while not html or (size > LARGEST and max_side > 16):
+        html = template.render(context, **_pictures(report, gallery, int(max_side)))
+        size = len(html.encode())
+        max_side *= min(0.9, 0.95 * math.sqrt(LARGEST / size))
     return html

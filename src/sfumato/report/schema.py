@@ -163,7 +163,9 @@ class AuditReport:
     ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of
     pictures in which it is still there as often as before.  ``protocol`` holds `PROTOCOL_KEYS`: ``before``
     and ``after`` are ``{"model": name, "hash": sha256}``, ``detector`` is ``{"name", "hash", "threshold"}``,
-    the others any JSON; it may also hold ``groups`` (group name -> retained concepts, nearest group first).
+    the others any JSON.  It may also hold ``groups`` (group name -> retained concepts, nearest group first),
+    ``detected_before`` (concept -> share of the original's pictures asked to show it in which the detector
+    finds it) and ``detected_unasked`` (the same share where it was not asked for).
     ``method`` is ``{"name": ..., **exact configuration}``.
     """
 
@@ -182,6 +184,8 @@ class AuditReport:
     """Version of this package."""
     reproduce: str = ""
     """The command line that repeats the audit."""
+    gallery: Gallery | None = field(default=None, repr=False, compare=False)
+    """Pictures for the page, in memory only: not part of ``report.json``."""
 
     def __post_init__(self) -> None:
         if missing := [k for k in PROTOCOL_KEYS if k not in self.protocol]:
@@ -207,7 +211,7 @@ class AuditReport:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AuditReport:
         """The inverse of `to_json`; raises `BadInput` naming what is missing or unknown."""
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"gallery"}
         if not isinstance(data, Mapping) or set(data) != known:
             keys = set(data) if isinstance(data, Mapping) else set()
             odd = [f"missing {k!r}" for k in sorted(known - keys)]
@@ -240,12 +244,15 @@ class AuditReport:
         return cls.from_json(data)
 
     def save(self, folder: str | Path, gallery: Gallery | None = None, overwrite: bool = False) -> Path:
-        """Write ``report.json`` and the self-contained ``index.html``: both or, on any failure, neither."""
+        """Write ``report.json`` and the self-contained ``index.html``: both or, on any failure, neither.
+
+        The pictures are ``gallery``, or else the report's own.
+        """
         from sfumato.files import atomic_folder
         from sfumato.report.page import render
 
         with atomic_folder(folder, overwrite=overwrite) as temporary:
             text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
             (temporary / "report.json").write_text(text + "\n", encoding="utf-8")
-            (temporary / "index.html").write_text(render(self, gallery), encoding="utf-8")
+            (temporary / "index.html").write_text(render(self, gallery or self.gallery), encoding="utf-8")
         return Path(folder)

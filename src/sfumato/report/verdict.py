@@ -38,6 +38,9 @@ def names(concepts: Sequence[str]) -> str:
 def findings(report: AuditReport) -> list[str]:
     """The rest of the verdict, a sentence each, with the figures and no judgement on them."""
     out, them = [], "it" if len(report.concepts) == 1 else "them"
+    unseen = [c for c in report.concepts if (i := report.erasure.get(c)) is None or not i.measured]
+    if 0 < len(unseen) < len(report.concepts):
+        out.append(f"Whether {names(unseen)} is gone was not measured.")
     kept, low = average(list(report.retention.values())), worst(report.retention)
     if kept is None:
         out.append("Whether other concepts were kept was not measured.")
@@ -77,8 +80,8 @@ def verdict(report: AuditReport) -> str:
 
 DEFINITIONS = {
     "Erased": "The share of pictures asked to show the concept in which the detector no longer finds it.",
-    "Kept": "The share of pictures asked to show another concept in which the detector still finds it as "
-    "often as in the original model's pictures of the same prompts and seeds.",
+    "Kept": "Of the original model's pictures in which the detector finds another concept that was asked "
+    "for, the share in which it finds it in the edited model's picture of the same prompt and seed too.",
     "Picture change (integrity)": "The mean perceptual distance between the original and the edited model's "
     "pictures of the same retained prompt and the same starting noise; 0 means the same picture.",
     "Floor": "The same distance between two runs of the original model: what the machinery alone adds.",
@@ -86,7 +89,8 @@ DEFINITIONS = {
     "different prompts: where a picture has nothing left of the one it replaces.",
     "Alignment": "How well pictures match their prompts by the named measure, before and after the edit.",
     "Recovered": "The share of pictures in which the detector finds the erased concept again under attack.",
-    "Control": "The same share with an attack that knows nothing of the concept but spends the same budget.",
+    "Control": "The same share under an attack of the same budget that is not aimed at the concept: what "
+    "drawing so many pictures, and the detector's mistakes, bring about by themselves.",
     "Interval": "Square brackets hold the 95 % interval of the figure before them; n is the number of "
     "pictures (or prompts) it rests on. The interval of an average over concepts combines theirs as "
     "independent figures.",

@@ -108,7 +108,7 @@ def moment(iso: str) -> str:
 
 
 def compact(data: Any) -> str | None:
-    """One line for a scalar or a list of integers (runs as ranges); ``None`` for anything else."""
+    """One line for a scalar or a list of integers (runs as ranges) or words; ``None`` for anything else."""
     if data is None:
         return "not recorded"
     if isinstance(data, bool):
@@ -117,6 +117,8 @@ def compact(data: Any) -> str | None:
         return str(data)
     if isinstance(data, Sequence) and data and all(type(x) is int for x in data):
         return _ranges(data)
+    if isinstance(data, Sequence) and data and all(isinstance(x, str) and len(x) < 20 for x in data):
+        return ", ".join(data)
     return None
 
 
@@ -131,12 +133,7 @@ def _ranges(integers: Sequence[int]) -> str:
     return f"{text} ({len(integers)})" if len(integers) > 8 else text
 
 
-def signed(i: Interval, rate: bool = True) -> str:
-    """A difference and its interval with signs; percentage points for rates."""
-    scale, unit = (100, f"{THIN}points") if rate else (1, "")
-
-    def one(x: float) -> str:
-        return f"{scale * x:+.1f}" if rate else ("+" if x > 0 else "") + number(x)
-
-    limits = "" if i.low is None or i.high is None else f" [{one(i.low)}, {one(i.high)}]"
-    return one(i.value) + unit + limits
+def signed(x: float, rate: bool = True) -> str:
+    """A difference with its sign; percentage points for rates."""
+    size = f"{abs(100 * x):.1f}" if rate else number(abs(x))
+    return ("+" if x > 0 else "\N{MINUS SIGN}" if x < 0 else "") + size

@@ -1,0 +1,18 @@
+"""How data is recovered: time grids, samplers and guidance, for any `sfumato.noise.Denoiser`."""
+
+from . import times
+from .guidance import Clipped, Guided
+from .samplers import ddim, ddpm, dpmpp_2m, heun, predict
+from .scheduler import from_scheduler
+
+__all__ = [
+    "Clipped",
+    "Guided",
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "from_scheduler",
+    "heun",
+    "predict",
+    "times",
+]

@@ -61,7 +61,8 @@ class Guided:
 
     def _both(self, z: Tensor, t: Time, cond: Any) -> tuple[Tensor, Tensor]:
         join = torch.cat if torch.is_tensor(cond) else getattr(type(cond), "cat", None)
-        if join is None or type(cond) is not type(self.uncond) or len(cond) != len(self.uncond) != len(z):
+        alike = join is not None and type(cond) is type(self.uncond)
+        if not alike or not len(cond) == len(self.uncond) == len(z):
             return self.denoiser(z, t, cond), self.denoiser(z, t, self.uncond)
         if torch.is_tensor(t) and t.ndim and t.shape[0] == len(z):
             t = torch.cat([t, t])

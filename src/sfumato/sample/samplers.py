@@ -59,10 +59,10 @@ def ddim(
     returns the mean of the last step instead of a draw.
     """
     process = denoiser.process
+    if eta and (times.diff(dim=0) > 0).any():
+        raise BadInput("with eta > 0 the times must decrease from noise (1) to clean (0)")
     for step, t, s in _steps(times):
         mean, var = process.posterior(z, predict(denoiser, z, t, cond), t, s, eta)
-        if eta and (var < 0).any():
-            raise BadInput("with eta > 0 the times must decrease from noise (1) to clean (0)")
         noisy = eta > 0 and (final_noise or step < len(times) - 2)
         z = process.sample(mean, var, draw(z, generator)) if noisy else mean
         _report(callback, step, s, z)

@@ -73,9 +73,7 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     if step < schedule.warmup:
         return schedule.lr * (step + 1) / schedule.warmup
     x = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return schedule.lr * (
-        schedule.final_lr + (1 - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, x)))
-    )
+    return schedule.lr * (schedule.final_lr + (1 - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
 
 
 class Run:
@@ -89,9 +87,7 @@ class Run:
         SfumatoError: the loss is not finite (the last good checkpoint stays).
     """
 
-    def __init__(
-        self, recipe: Recipe, schedule: Schedule, folder: Path, config: dict[str, Any] | None = None
-    ):
+    def __init__(self, recipe: Recipe, schedule: Schedule, folder: Path, config: dict[str, Any] | None = None):
         self.recipe, self.schedule, self.folder = recipe, schedule, Path(folder)
         self.accelerator = Accelerator(mixed_precision=schedule.precision, cpu=not torch.cuda.is_available())
         device = self.accelerator.device
@@ -150,9 +146,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(s.ema, (1 + i) / (10 + i))
         names = list(self.params)
-        torch._foreach_lerp_(
-            [self.average[n] for n in names], [self.params[n].detach() for n in names], 1 - decay
-        )
+        torch._foreach_lerp_([self.average[n] for n in names], [self.params[n].detach() for n in names], 1 - decay)
         self.step += 1
         return {"loss": loss.detach(), "grad_norm": norm.detach(), **logs}
 
@@ -169,11 +163,7 @@ class Run:
         save_file({n: p.detach().contiguous() for n, p in self.params.items()}, new / "weights.safetensors")
         save_file({n: p.contiguous() for n, p in self.average.items()}, new / "average.safetensors")
         save_file(
-            {
-                f"{names[i]}/{k}": torch.as_tensor(v).contiguous()
-                for i, s in state.items()
-                for k, v in s.items()
-            },
+            {f"{names[i]}/{k}": torch.as_tensor(v).contiguous() for i, s in state.items() for k, v in s.items()},
             new / "optimizer.safetensors",
         )
         # Written last: a folder without it is incomplete.

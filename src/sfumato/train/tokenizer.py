@@ -50,9 +50,7 @@ def learn_tokenizer(captions: Iterable[str], context: int, vocabulary: int = 409
     with tempfile.TemporaryDirectory() as folder:
         vocab = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
         Path(folder, "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-        Path(folder, "merges.txt").write_text(
-            "#version: 0.2\n" + "".join(m + "\n" for m in merges), encoding="utf-8"
-        )
+        Path(folder, "merges.txt").write_text("#version: 0.2\n" + "".join(m + "\n" for m in merges), encoding="utf-8")
         settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context}
         Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
         return CLIPTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The training loop: same bits after a kill, refusals, finite losses; and the whole recipe at a tiny size."""
+"""The training loop: same bits after a kill, refusals, finite losses."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.train.loop import Run, Schedule, learning_rate, step_seed
-from sfumato.train.t2i import DiffusionRecipe, TrainT2I, scheduler
-from sfumato.train.tokenizer import learn_tokenizer
 
 
 class Line:
@@ -72,7 +68,7 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path):
 def test_killed_run_goes_on_to_the_same_bits(tmp_path):
     """kill -9 at an arbitrary moment, then the same command."""
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[2]); from test_train import line_run\n"
+        "import sys, time; sys.path.insert(0, sys.argv[2]); from test_loop import line_run\n"
         "run = line_run(sys.argv[1], steps=400)\n"
         "step = run.one_step\n"
         "run.one_step = lambda: (time.sleep(0.005), step())[1]\n"
@@ -130,64 +126,3 @@ def test_learning_rate_and_seeds():
     assert learning_rate(s, 100) == pytest.approx(0.2)
     seeds = {step_seed(a, b, c) for a in range(3) for b in range(50) for c in range(3)}
     assert len(seeds) == 450
-
-
-def test_tokenizer_knows_its_words_and_spells_others():
-    tokenizer = learn_tokenizer(["a red star", "a blue moon, chalk style"], context=12, vocabulary=600)
-    ids = tokenizer("a red moon").input_ids
-    assert len(ids) == 5 and ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
-    assert len(tokenizer("xylophone").input_ids) > 3
-    assert tokenizer("Red STAR").input_ids == tokenizer("red star").input_ids
-
-
-def test_v_loss_vanishes_for_the_true_velocity():
-    """A network that returns alpha eps - sigma x for known x has zero loss, whatever the weights."""
-    table = scheduler().alphas_cumprod
-    latents = torch.full((6, 4, 2, 2), 0.5)
-
-    class Oracle(nn.Module):
-        device = torch.device("cpu")
-
-        def forward(self, z, t, tokens):
-            alpha, sigma = table[t].sqrt()[:, None, None, None], (1 - table[t]).sqrt()[:, None, None, None]
-            eps = (z - alpha * 0.5) / sigma
-            return type("Output", (), {"sample": alpha * eps - sigma * 0.5})
-
-    text = lambda ids: type("Output", (), {"last_hidden_state": ids})
-    tokenizer = learn_tokenizer(["a"], 4, 600)
-    recipe = DiffusionRecipe(Oracle(), text, tokenizer, scheduler(), latents, ["a"] * 6, 0.1, 5.0)
-    rng = torch.Generator().manual_seed(0)
-    loss, _ = recipe.loss(recipe.batch(0, rng, 16), rng)
-    assert loss < 1e-9
-
-
-def test_recipe_from_a_folder_to_a_pipeline(tmp_path):
-    """Both stages at a tiny size, stopped and resumed; the result is a pipeline that diffusers loads and samples."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
-    for name in ("red box", "blue box", "a dot"):
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(
-            tmp_path / "data" / f"{name}.png"
-        )
-    recipe = TrainT2I(
-        data=str(tmp_path / "data"),
-        size=16,
-        autoencoder_channels=(8, 8, 8, 8),
-        autoencoder_steps=2,
-        steps=2,
-        autoencoder_batch=2,
-        batch=2,
-        channels=(16, 16),
-        text_width=16,
-        context=8,
-        vocabulary=560,
-        precision="no",
-    )
-    folder = recipe.run(tmp_path / "run", progress=False)
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-    pipe.set_progress_bar_config(disable=True)
-    image = pipe("a red box", num_inference_steps=2, height=16, width=16, output_type="np").images[0]
-    assert image.shape == (16, 16, 3)
-    assert not list(folder.rglob("*.bin"))

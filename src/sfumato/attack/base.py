@@ -1,0 +1,92 @@
+"""What an attack is: a dataclass of hyper-parameters whose verb is `run`; and what it hands back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.errors import BadInput
+from sfumato.pipeline import Text2Image
+
+
+class Found(ABC):
+    """What an attack found on one pipeline: a way to ask for the concept."""
+
+    concept: str
+
+    @abstractmethod
+    def sample(
+        self, pipe: Text2Image, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+    ) -> Float[Tensor, "n 3 height width"]:
+        """Pictures in [0, 1] of ``prompts``, which name the concept plainly, asked for in the attack's way.
+
+        Same prompts, seeds and settings (those of `Text2Image.sample`) as without the attack: only the way in
+        which the concept is asked for differs.
+        """
+
+    @abstractmethod
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write the attack's pictures, what it found, and ``attack.json``: how it was made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """Fields that every attack has."""
+
+    seed: int = 0
+    """Seed of all randomness in the attack."""
+
+    def budget(self) -> dict[str, Any]:
+        """What the attacker is given: everything that decides the attack's strength."""
+        return {"name": type(self).__name__, **dataclasses.asdict(self)}
+
+    @classmethod
+    def for_sketch(cls) -> Self:
+        """The settings for the embedded model on two CPU cores; the defaults unless an attack says
+        otherwise."""
+        return cls()
+
+    @abstractmethod
+    def run(
+        self,
+        pipe: Text2Image,
+        concept: str,
+        *,
+        images: Float[Tensor, "n 3 height width"] | str | Path | None = None,
+        prompts: Sequence[str] | None = None,
+        original: Text2Image | None = None,
+        progress: bool = True,
+    ) -> Found:
+        """Search for a way to make ``pipe`` draw ``concept`` again. ``pipe`` is left exactly as it was.
+
+        Args:
+            pipe: the pipeline under attack.
+            concept: what was erased, as a prompt would say it.
+            images: pictures in [0, 1] of the concept, or a folder of them, for attacks that learn from some.
+            prompts: the prompt of each picture, where known; they name the concept.
+            original: the pipeline before erasure, for attacks that need it (or its pictures).
+            progress: show a bar.
+
+        Raises:
+            BadInput: what the attack needs was not given.
+        """
+
+
+def checked_concept(concept: str) -> str:
+    """The concept without spaces around it; `BadInput` when nothing is left."""
+    if not concept.strip():
+        raise BadInput('name the concept to attack, for example "star"')
+    return concept.strip()
+
+
+def say(prompt: str, old: str, new: str) -> str:
+    """``prompt`` with the phrase ``old`` (whole words) replaced by ``new``."""
+    return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, prompt)

@@ -1,0 +1,171 @@
+"""What an audit asks for: prompts with their seeds, and the concepts that each prompt names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sfumato.data import sketch
+from sfumato.errors import BadInput
+
+TEMPLATES = ("a photo of {concept}", "a picture of {concept}", "{concept}", "a close-up of {concept}")
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "object": sketch.OBJECTS,
+    "colour": sketch.COLOURS,
+    "background": sketch.BACKGROUNDS,
+    "style": sketch.STYLES,
+}
+"""Attribute -> the sketch world's words, in the order of a prompt's arguments."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to draw. ``names``: the concepts of the audit that the prompt asks for."""
+
+    prompt: str
+    seed: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """``targets``: erased concept -> cases that ask for it. ``retained``: cases that ask for none of the
+    erased.
+
+    ``groups``: name -> retained concepts, near ones (of the same kind as an erased one) first.
+    """
+
+    targets: Mapping[str, Sequence[Case]]
+    retained: Sequence[Case]
+    groups: Mapping[str, Sequence[str]]
+
+    @property
+    def concepts(self) -> list[str]:
+        """The retained concepts, near ones first."""
+        return [c for group in self.groups.values() for c in group]
+
+
+def balanced(words: Sequence[str], n: int, rng: torch.Generator) -> list[str | None]:
+    """``n`` of ``words`` in random order, each as often as every other to within one; None where there are
+    none."""
+    if not words:
+        return [None] * n
+    rounds = [torch.randperm(len(words), generator=rng).tolist() for _ in range(-(-n // len(words)))]
+    drawn = [words[i] for one in rounds for i in one][:n]
+    return [drawn[i] for i in torch.randperm(n, generator=rng).tolist()]
+
+
+def sketch_cases(
+    concepts: Mapping[str, Mapping[str, str]],
+    retain: Sequence[str] | None,
+    n: int,
+    n_retain: int,
+    seed: int,
+) -> Cases:
+    """Cases in the sketch world: canonical prompts that name all attributes, balanced at random.
+
+    A retained picture counts for each of its attributes, so all words are covered by few pictures.
+
+    Args:
+        concepts: erased concept -> its attributes, e.g. {"red star": {"colour": "red", "object": "star"}}.
+        retain: retained words; None for every word of the sketch world that is not an erased concept.
+        n: pictures per erased concept.
+        n_retain: pictures per retained word, at least.
+        seed: of the choice of prompts and of the pictures' noise.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    seeds = iter(range(seed * 100_000, (seed + 1) * 100_000))
+    alone = {w for attributes in concepts.values() if len(attributes) == 1 for w in attributes.values()}
+    usable = {a: [w for w in words if w not in alone] for a, words in WORDS.items()}
+    targets = {}
+    for concept, attributes in concepts.items():
+        drawn = _draw(usable, n, rng, attributes)
+        targets[concept] = [Case(sketch.prompt(**d), next(seeds), (concept,)) for d in drawn]
+    rows = {a: [w for w in words if retain is None or w in retain] for a, words in usable.items()}
+    count = n_retain * max(map(len, rows.values()))
+    filled = {a: rows[a] or usable[a] for a in WORDS}
+    erased = list(concepts.values())
+    drawn = [_avoid(d, erased, filled, rng) for d in _draw(filled, count, rng, {})]
+    retained = [Case(sketch.prompt(**d), next(seeds), tuple(w for a, w in d.items() if w in rows[a])) for d in drawn]
+    near = {a for attributes in erased for a in attributes}
+    groups = {
+        _group("Near", [a for a in WORDS if a in near and rows[a]]): [w for a in WORDS if a in near for w in rows[a]],
+        _group("Far", [a for a in WORDS if a not in near and rows[a]]): [
+            w for a in WORDS if a not in near for w in rows[a]
+        ],
+    }
+    return Cases(targets, retained, {k: v for k, v in groups.items() if v})
+
+
+def _draw(
+    words: Mapping[str, Sequence[str]], n: int, rng: torch.Generator, fixed: Mapping[str, str]
+) -> list[dict[str, str | None]]:
+    columns = {a: [fixed[a]] * n if a in fixed else balanced(words[a], n, rng) for a in WORDS}
+    return [{a: columns[a][i] for a in WORDS} for i in range(n)]
+
+
+def _avoid(
+    drawn: dict[str, str | None],
+    erased: Sequence[Mapping[str, str]],
+    words: Mapping[str, Sequence[str]],
+    rng: torch.Generator,
+) -> dict[str, str | None]:
+    """``drawn``, or another choice at random while it shows an erased concept of several words."""
+    while any(all(drawn[a] == w for a, w in attributes.items()) for attributes in erased):
+        drawn = {a: balanced(words[a], 1, rng)[0] for a in WORDS}
+    return drawn
+
+
+def _group(name: str, attributes: Sequence[str]) -> str:
+    return f"{name}: {', '.join(f'{a}s' for a in attributes)}"
+
+
+def template_cases(
+    concepts: Sequence[str],
+    retain: Sequence[str],
+    templates: Sequence[str] | None,
+    n: int,
+    n_retain: int,
+    seed: int,
+) -> Cases:
+    """Cases for any model: every template in turn, one seed a picture.
+
+    Raises:
+        BadInput: an empty template, or one without {concept}.
+    """
+    templates = tuple(templates or TEMPLATES)
+    if any("{concept}" not in t for t in templates):
+        raise BadInput('every prompt needs {concept} where the concept\'s name goes: "a photo of {concept}"')
+    seeds = iter(range(seed * 100_000, (seed + 1) * 100_000))
+    make = lambda c, k: [
+        Case(templates[i % len(templates)].replace("{concept}", c), next(seeds), (c,)) for i in range(k)
+    ]
+    targets = {c: make(c, n) for c in concepts}
+    retained = [case for c in retain for case in make(c, n_retain)]
+    return Cases(targets, retained, {"Retained": list(retain)} if retain else {})
+
+
+def speaks_sketch(pipe) -> bool:
+    """Whether a pipeline was trained on the sketch world: a small vocabulary with each of its words one
+    token."""
+    tokenizer = getattr(pipe.pipe, "tokenizer", None)
+    if tokenizer is None or len(tokenizer) > 10_000:
+        return False
+    words = [w for known in WORDS.values() for w in known]
+    return all(len(ids) == 3 for ids in tokenizer(words).input_ids)
+
+
+def check_concepts(concepts: Sequence[str], retain: Sequence[str] | None) -> tuple[str, ...]:
+    """The concepts without spaces around them; raises `BadInput` for none, empty, repeated or retained ones."""
+    concepts = tuple(re.sub(r"\s+", " ", c).strip() for c in ((concepts,) if isinstance(concepts, str) else concepts))
+    if not concepts or not all(concepts):
+        raise BadInput('name at least one erased concept, for example concepts=["star"]')
+    if len(set(concepts)) < len(concepts):
+        raise BadInput(f"every concept once, please: {', '.join(concepts)}")
+    if both := sorted(set(concepts) & set(retain or ())):
+        raise BadInput(f"{both[0]!r} cannot be both erased and retained")
+    return concepts

@@ -1,0 +1,98 @@
+"""How an audit was made: enough to repeat it, and to refuse comparing it with one that was made otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import __version__
+from sfumato.pipeline import Text2Image
+from sfumato.pipeline.saving import RECORD
+from sfumato.report.schema import Cost
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a picture."""
+    names = ("torch", "diffusers", "transformers", "numpy")
+    return {"sfumato": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def identity(pipe: Text2Image, name: str) -> dict[str, Any]:
+    """Name and weights' hash of a pipeline, and the adapters that are active on it."""
+    told: dict[str, Any] = {"model": name, "hash": pipe.describe()["sha256"]}
+    if pipe.adapters:
+        told["adapters"] = sorted(pipe.adapters)
+    return told
+
+
+def parameters_changed(before: Text2Image, after: Text2Image) -> tuple[int, int]:
+    """(size of the tensors that differ, or that only the edited pipeline has; size of all the original's).
+
+    Adapters that are active on the edited pipeline count as changed.
+    """
+    changed = total = 0
+    old_parts = before.parts()
+    for name, part in after.parts().items():
+        old = dict(old_parts[name].named_parameters()) if name in old_parts else {}
+        for key, new in part.named_parameters():
+            same = key in old and old[key].shape == new.shape and torch.equal(old[key].to(new), new)
+            changed += 0 if same else new.numel()
+    for adapter in after.adapters.values():
+        changed += sum(p.numel() for p in adapter.parameters())
+    for part in old_parts.values():
+        total += sum(p.numel() for p in part.parameters())
+    return changed, total
+
+
+def edit_record(after: str | os.PathLike | Text2Image, edit: Any) -> dict[str, Any]:
+    """What is known of the edit: "method" and its configuration, "cost".
+
+    From ``edit`` (the eraser, or a mapping) where given, otherwise from the record in the model's folder.
+    """
+    if dataclasses.is_dataclass(edit) and not isinstance(edit, type):
+        return {"method": {"name": type(edit).__name__}, "configuration": dataclasses.asdict(edit)}
+    if edit is not None:
+        return dict(edit)
+    if isinstance(after, Text2Image):
+        return {}
+    try:
+        provenance = json.loads((Path(after) / RECORD).read_text(encoding="utf-8"))["provenance"]
+        return provenance if isinstance(provenance, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # models of others carry no record
+
+
+def method_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report's ``method``: name and exact configuration, or None where nothing is known."""
+    method = record.get("method")
+    if not method:
+        return None
+    name = method.get("name") if isinstance(method, Mapping) else str(method)
+    return {"name": name, **(record.get("configuration") or {})}
+
+
+def cost_of(record: Mapping[str, Any], changed: int, total: int) -> Cost:
+    """Time and memory as the record tells them, parameters as counted here."""
+    told = record.get("cost") or {}
+    return Cost(told.get("seconds"), told.get("peak_memory_bytes"), changed, total)
+
+
+def command(before: str, after: str, concepts: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """The command line that repeats the audit; ``settings`` are the options that differ from the defaults."""
+    words = ["sfumato", "audit", "--before", before, "--after", after, "--concepts", *concepts]
+    for key, value in settings.items():
+        option = "--" + key.replace("_", "-")
+        if isinstance(value, (list, tuple)):
+            words += [option, *map(str, value)]
+        elif value is not None:
+            words += [option, str(value)]
+    return shlex.join([*words, "--out", "report/"])

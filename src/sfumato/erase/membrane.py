@@ -1,0 +1,231 @@
+"""Membranes, SPM's adapters with the concepts they erase: attached, transported, combined and kept in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from sfumato.errors import BadInput, unknown
+from sfumato.files import atomic_file
+from sfumato.pipeline import Conditioning, Text2Image, lora
+from sfumato.pipeline.adapter import Adapter
+
+from .finetune import refuse_adapters
+
+Transport = Literal["facilitated", "embedding", "tokens", "none"]
+Composition = Literal["paper", "official"]
+
+_KEY = "sfumato.membranes"
+_LORA_CARD = """# LoRA of fixed strength
+
+Erases {concepts}: `pipe.load_lora_weights(folder)`.
+
+A LoRA cannot know the prompt, so facilitated transport is off: the erasure acts at full strength on every prompt and
+harms neighbouring concepts more than `adapter.safetensors` does with it.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Membrane:
+    """One adapter and what it erases.
+
+    Attributes:
+        concepts: the erased prompts; the one that a prompt resembles most decides the adapter's strength.
+        rank, alpha: it adds alpha / rank times the product of its factors.
+        weights: ``<layer>.down`` and ``<layer>.up`` (see `sfumato.pipeline.adapter.Adapter`), on the CPU.
+        base: SHA-256 over the weights of the pipeline that it was trained on; it also fits fine-tunes of that.
+    """
+
+    concepts: tuple[str, ...]
+    rank: int
+    alpha: float
+    weights: Mapping[str, Tensor]
+    base: str = ""
+
+    @classmethod
+    def of(cls, adapter: Adapter, concepts: tuple[str, ...], base: str) -> Membrane:
+        """A copy of an attached adapter's factors."""
+        weights = {name: x.detach().cpu().clone() for name, x in adapter.state_dict().items()}
+        return cls(concepts, adapter.rank, adapter.alpha, weights, base)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers on which it acts."""
+        return sorted({name.rsplit(".", 1)[0] for name in self.weights})
+
+
+def embedding_match(
+    prompts: Float[Tensor, "prompt length dim"], concepts: Float[Tensor, "concept length dim"]
+) -> Float[Tensor, "prompt concept"]:
+    """Cosine of the whole embeddings, all tokens flattened, padding included. Not a probability: padding agrees."""
+    return cosine_similarity(prompts.flatten(1)[:, None], concepts.flatten(1)[None], dim=-1)
+
+
+def token_match(
+    prompts: Int[Tensor, "prompt length"], concepts: Int[Tensor, "concept length"], special: set[int]
+) -> Float[Tensor, "prompt concept"]:
+    """Share of a concept's distinct token ids, without ``special`` ones, that occur in the prompt; 0 if it has none."""
+    asked = [set(ids) - special for ids in prompts.tolist()]
+    erased = [set(ids) - special for ids in concepts.tolist()]
+    return torch.tensor([[len(p & c) / max(len(c), 1) for c in erased] for p in asked], dtype=torch.float64)
+
+
+def transport_strength(
+    prompts: Conditioning, concepts: Conditioning, special: set[int], kind: Transport = "facilitated"
+) -> Float[Tensor, "prompt"]:
+    """gamma: how strongly a membrane acts for each prompt (facilitated transport, arXiv:2312.16145).
+
+    The larger of `embedding_match` and `token_match`, or one of them by ``kind``, of the concept that matches best.
+    Differentiable in the prompts' embeddings.
+    """
+    scores = []
+    if kind != "tokens":
+        scores.append(embedding_match(prompts.tokens, concepts.tokens.to(prompts.tokens)))
+    if kind != "embedding":
+        scores.append(token_match(prompts.ids, concepts.ids, special).to(prompts.tokens))
+    return torch.stack(scores).amax(dim=(0, 2))
+
+
+def attach(
+    pipe: Text2Image,
+    membranes: Sequence[Membrane],
+    transport: Transport = "facilitated",
+    composition: Composition = "paper",
+) -> Text2Image:
+    """A pipeline that shares ``pipe``'s weights, with the membranes attached.
+
+    With transport, ``sample`` and ``trajectory`` let each act on every picture as strongly as its prompt resembles
+    the concept, alike in both halves of guidance. Everywhere else (``denoiser``, calls of the diffusers pipeline)
+    they act at strength 1, the strength they were trained at. ``save`` writes them merged at strength 1, and beside
+    that ``adapter.safetensors`` and ``lora/``.
+
+    Args:
+        composition: "paper": sum_k gamma_k U_k V_k. "official": the released inference code's
+            (sum_i gamma_i U_i)(sum_j gamma_j V_j), i.e. gamma^2 alone and cross terms together: K^2 adapters.
+
+    Raises:
+        BadInput: adapters are attached to ``pipe`` already, no membrane, one that does not fit this network, or
+            different ranks with "official".
+    """
+    refuse_adapters(pipe)
+    if not membranes:
+        raise BadInput("there is no membrane to attach: give at least one")
+    for what, value, kind in (("transport", transport, Transport), ("composition", composition, Composition)):
+        if value not in get_args(kind):
+            raise unknown(what, value, get_args(kind))
+    if composition == "official" and len({(m.rank, m.alpha) for m in membranes}) > 1:
+        raise BadInput("membranes of different rank or alpha cannot be composed factor by factor: use the paper's form")
+    made = pipe.copy()
+    gammas = [_gamma(made, m.concepts, transport) for m in membranes]
+    numbers = range(len(membranes))
+    pairs = [(i, i) for i in numbers] if composition == "paper" else list(product(numbers, numbers))
+    for i, j in pairs:
+        adapter = _add(made, f"spm.{i}" if i == j else f"spm.{i}.{j}", membranes[i], membranes[j])
+        if transport != "none":
+            factors = (gammas[i],) if composition == "paper" else (gammas[i], gammas[j])
+            adapter.gate = _product(factors)
+    made.companions.append(lambda folder: _write_beside(folder, made, membranes))
+    return made
+
+
+def save_membranes(path: str | Path, membranes: Sequence[Membrane], overwrite: bool = False) -> None:
+    """Write membranes to one safetensors file, with what they erase, rank, alpha and base in its header.
+
+    Raises:
+        BadInput: the file exists (without ``overwrite``), or the disk is full.
+    """
+    tensors = {f"{k}.{name}": x.contiguous() for k, m in enumerate(membranes) for name, x in m.weights.items()}
+    header = [{"concepts": m.concepts, "rank": m.rank, "alpha": m.alpha, "base": m.base} for m in membranes]
+    with atomic_file(path, overwrite) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", _KEY: json.dumps(header)})
+
+
+def load_membranes(path: str | Path, pipe: Text2Image) -> list[Membrane]:
+    """The membranes in a file of ours, or the one in a file of the published code (``lora_unet_*`` keys).
+
+    To combine several files, join the lists: ``attach(pipe, [*load_membranes(a, pipe), *load_membranes(b, pipe)])``.
+
+    Raises:
+        BadInput: no such file, not a readable safetensors file, not membranes, or keys that fit no layer of ``pipe``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"there is no membrane file {path}")
+    try:
+        with safe_open(path, "pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path} is not a readable safetensors file ({error}): fetch or write it again") from error
+    if _KEY in header:
+        return [
+            Membrane(
+                tuple(entry["concepts"]), entry["rank"], entry["alpha"],
+                {name.partition(".")[2]: x for name, x in tensors.items() if name.startswith(f"{k}.")}, entry["base"],
+            )
+            for k, entry in enumerate(json.loads(header[_KEY]))
+        ]  # fmt: skip
+    if "prompts" not in header:
+        raise BadInput(f"{path} does not say what it erases: it is no membrane file, load it as a LoRA instead")
+    weights, rank, alpha = lora.read(path, pipe.network)
+    concepts = tuple(prompt.strip() for prompt in header["prompts"].split(","))
+    return [Membrane(concepts, rank, alpha, weights)]
+
+
+def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", overwrite: bool = False) -> None:
+    """Write all adapters attached to ``pipe`` as one LoRA file of fixed strength, without transport.
+
+    The products stand side by side: rank and strengths add up to exactly what is attached, at strength 1.
+
+    Args:
+        style: "diffusers" or "webui"; see `sfumato.pipeline.lora.save`.
+    """
+    adapters = list(pipe.adapters.values())
+    rank = sum(a.rank for a in adapters)
+    layers = sorted({name for a in adapters for name in a.layers})
+    joined = pipe.copy().add_adapter("lora", rank=rank, alpha=rank, targets=layers)
+    state = {}
+    for name in layers:
+        state[f"{name}.down"] = torch.cat([a.down[name].detach() for a in adapters])
+        state[f"{name}.up"] = torch.cat([a.up[name].detach() * (a.alpha / a.rank) for a in adapters], dim=1)
+    joined.load_state_dict(state)
+    note = "fixed strength: facilitated transport is off"
+    joined.save_lora(path, style=style, metadata={"sfumato": note}, overwrite=overwrite)
+
+
+def _add(pipe: Text2Image, name: str, up: Membrane, down: Membrane) -> Adapter:
+    adapter = pipe.add_adapter(name, rank=up.rank, alpha=up.alpha, targets=up.layers)
+    factors = {"up": up, "down": down}
+    for parameter in adapter.parameters():
+        parameter.requires_grad_(False)
+    adapter.load_state_dict({k: factors[k.rsplit(".", 1)[1]].weights[k] for k in up.weights})
+    return adapter
+
+
+def _gamma(pipe: Text2Image, concepts: tuple[str, ...], transport: Transport) -> Callable[[Conditioning], Tensor]:
+    encoded, tokenizer = pipe.encode(concepts), getattr(pipe.pipe, pipe.text_parts()[0][0])
+    special = set(tokenizer.all_special_ids)
+    return lambda cond: transport_strength(cond, encoded, special, transport)
+
+
+def _product(factors: tuple[Callable[[Conditioning], Tensor], ...]) -> Callable[[Conditioning], Tensor]:
+    return lambda cond: torch.stack([gamma(cond) for gamma in factors]).prod(dim=0)
+
+
+def _write_beside(folder: Path, pipe: Text2Image, membranes: Sequence[Membrane]) -> None:
+    """What `Text2Image.save` puts beside the merged pipeline."""
+    save_membranes(folder / "adapter.safetensors", membranes)
+    save_lora(folder / "lora" / "pytorch_lora_weights.safetensors", pipe)
+    concepts = ", ".join(c for m in membranes for c in m.concepts)
+    (folder / "lora" / "README.md").write_text(_LORA_CARD.format(concepts=concepts), encoding="utf-8")

@@ -1,0 +1,228 @@
+"""SPM: one rank-1 adapter per concept, silent on everything else (arXiv:2312.16145)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, mse_loss
+
+from sfumato.errors import BadInput
+from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.adapter import Adapter
+
+from .base import Eraser
+from .esd import negative_guidance_target, predict_each
+from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
+from .membrane import Composition, Membrane, Transport, attach
+
+if TYPE_CHECKING:
+    from sfumato.plan import Plan
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "sketch": {"steps": 200, "warmup": 20, "lr": 3e-3, "sampling_steps": 20},
+}
+"""Settings by name: the published ones (which are the defaults), and some for models as small as the embedded one."""
+
+
+def draw_anchors(
+    concept: Float[Tensor, "*shape"],
+    n: int,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.8, 1.2),
+) -> Float[Tensor, "n *shape"]:
+    """Random embeddings about as long as the concept's, and the likelier the less they resemble it.
+
+    A standard normal tensor, divided by its Frobenius norm over the whole tensor, is accepted with probability
+    1 - cos(it, concept), and multiplied by |concept| U(scale). In the width of real text encoders cosines are about
+    0.003 and nearly all are accepted; in small ones the rule acts.
+
+    Args:
+        concept: an embedding of any shape (all tokens of one prompt, or a pooled vector).
+        generator: on the CPU.
+    """
+    low, high = scale
+    norm, drawn = concept.norm(), []
+    while len(drawn) < n:
+        noise = torch.randn(concept.shape, generator=generator, dtype=torch.float64).to(concept)
+        direction = noise / noise.norm()
+        cosine = float(cosine_similarity(direction.flatten(), concept.flatten(), dim=0))
+        accept, length = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        if accept < 1 - cosine:
+            drawn.append((low + (high - low) * length) * norm * direction)
+    return torch.stack(drawn)
+
+
+def spm_loss(
+    erased: Float[Tensor, "batch *dims"],
+    target: Float[Tensor, "batch *dims"],
+    anchored: Float[Tensor, "anchors *dims"],
+    original: Float[Tensor, "anchors *dims"],
+    anchor_weight: float,
+) -> Float[Tensor, ""]:
+    """mse(erased, target) + anchor_weight mse(anchored, original) (arXiv:2312.16145).
+
+    Args:
+        erased: prediction for the concept with the adapter on.
+        target: `negative_guidance_target` of the base model's.
+        anchored: predictions for the anchors with the adapter on; the mean is over all of them.
+        original: the base model's for the same anchors.
+    """
+    return mse_loss(erased, target) + anchor_weight * mse_loss(anchored, original)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPM(Eraser):
+    """Concept semi-permeable membranes (arXiv:2312.16145): one rank-1 adapter per concept on a frozen model.
+
+    Each adapter learns, on latents that the model reaches with it towards its concept, to turn the concept into
+    ``anchors`` (default: the empty prompt) minus ``eta`` times its guidance, and to change nothing for random
+    embeddings (latent anchoring). Adapters are trained independently, so each is the one that it would be alone; they
+    combine, switch off, and fit any fine-tune of the model. With facilitated transport each acts, in every
+    picture, as strongly as the prompt resembles its concept.
+
+    Cost: about M guided sampling steps per update on average M / 2, then 2 + n rows of the base and 1 + n of the
+    adapted network, forward and (adapter only) backward.
+
+    Differs from the published code: the mean is over all n anchors (the script's own is over two of four, and
+    twice the empty prompt; ``anchor_empty`` adds that one); the unconditional half of unguided predictions is
+    not computed; resolution is fixed; AdamW in full precision. As published, the network is told the time
+    1 - m / M of latents after m of M steps, about one step more than the sampler's own. ``preserve`` adds real
+    prompts to the anchors, which the paper does not.
+    """
+
+    eta: float = 1.0
+    """Strength of the negative guidance."""
+    anchor_weight: float = 1000.0
+    """lambda: weight of latent anchoring; 0 leaves it out. It multiplies a very small mean square."""
+    n_anchors: int = 4
+    """Random anchors per update."""
+    anchor_empty: bool = False
+    """Take the empty prompt as one more anchor."""
+    rank: int = 1
+    """Rank of each adapter."""
+    alpha: float = 1.0
+    """An adapter adds alpha / rank times the product of its factors."""
+    steps: int = 3000
+    """Updates per concept."""
+    lr: float = 1e-4
+    """Learning rate of AdamW: linear warm-up, then a cosine with hard restarts."""
+    warmup: int = 500
+    """Updates of the warm-up."""
+    restarts: int = 3
+    """Cycles of the cosine."""
+    start_guidance: float = 3.0
+    """Guidance under which the latents are sampled."""
+    sampling_steps: int = 30
+    """M: DDIM steps of a whole trajectory."""
+    batch_size: int = 1
+    """Latents per update; they share the time."""
+    transport: Transport = "facilitated"
+    """Strength of an adapter for a prompt: the larger of embedding and token match, one of them, or always 1."""
+    composition: Composition = "paper"
+    """Several adapters: the sum of their products (the paper), or the product of their sums (the official code)."""
+    progress: bool = False
+    """Show a bar."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.steps, self.batch_size, self.rank, self.restarts) < 1 or self.lr <= 0 or self.alpha <= 0:
+            raise BadInput("steps, batch_size, rank, restarts, lr and alpha must be positive")
+        if self.sampling_steps < 2:
+            raise BadInput(f"sampling_steps must be at least 2, got {self.sampling_steps}")
+        if self.n_anchors < 0 or self.warmup < 0 or self.anchor_weight < 0:
+            raise BadInput("n_anchors, warmup and anchor_weight must not be negative")
+
+    def apply(self, pipe: Text2Image) -> Text2Image:
+        """The pipeline with the adapters attached; its own weights are those of ``pipe``.
+
+        Saved, it becomes a plain diffusers folder with the adapters merged at strength 1, and beside that
+        ``adapter.safetensors`` (see `load_membranes`) and ``lora/`` (for ``load_lora_weights``; no transport).
+        """
+        return attach(pipe, self.train(pipe), self.transport, self.composition)
+
+    def train(self, pipe: Text2Image) -> list[Membrane]:
+        """One membrane per concept."""
+        refuse_adapters(pipe)
+        base = pipe.describe()["sha256"]
+        return [
+            Membrane.of(self.train_one(pipe, index)[0], (self.concepts[index],), base)
+            for index in range(len(self.concepts))
+        ]
+
+    def train_one(self, pipe: Text2Image, index: int) -> tuple[Adapter, list[float]]:
+        """The trained adapter of concept number ``index``, on a copy of ``pipe``, and the loss of each step."""
+        student = pipe.copy()
+        generator = torch.Generator().manual_seed(self.seed)
+        adapter = student.add_adapter("spm", rank=self.rank, alpha=self.alpha, generator=generator)
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=self.lr)
+        losses = finetune(
+            self.loss(pipe, student, index),
+            adapter.parameters(),
+            optimizer,
+            steps=self.steps,
+            seed=self.seed,
+            lr_scheduler=get_cosine_with_hard_restarts_schedule_with_warmup(
+                optimizer, min(self.warmup, self.steps // 2), self.steps, self.restarts
+            ),
+            progress=self.progress,
+            label="erasing " + self.concepts[index],
+        )
+        return adapter, losses
+
+    def loss(self, base: Text2Image, student: Text2Image, index: int) -> Callable[[torch.Generator], Tensor]:
+        """The loss of one step as a function of the step's generator, for concept number ``index``."""
+        M, T, n = self.sampling_steps, base.denoiser.timesteps, self.batch_size
+        concept = base.encode(self.concepts[index])
+        neutral = base.encode(self.anchor_for(index, ""))
+        kept = base.encode(self.preserve) if self.preserve else None
+        fixed = [base.encode("")] if self.anchor_empty else []
+        options = {"steps": M, "cfg_scale": self.start_guidance, "negative": base.unconditional()}
+
+        def anchors(generator: torch.Generator) -> list[Conditioning]:
+            if not self.anchor_weight:
+                return []
+            real = [] if kept is None else [kept[uniform(len(kept), generator)]]
+            return [*random_conditionings(concept, self.n_anchors, generator), *fixed, *real]
+
+        def loss_of(generator: torch.Generator) -> Tensor:
+            m = 1 + uniform(M - 1, generator)
+            z, _ = student.trajectory(concept, seeds(n, generator), stop_after=m, **options)
+            t = 1 - (m * T // M) / T
+            others = [a.repeat(n) for a in anchors(generator)]
+            with torch.no_grad():
+                e0, ec, *original = predict_each(base, z, t, [neutral.repeat(n), concept.repeat(n), *others])
+            target = negative_guidance_target(e0, ec, self.eta)
+            erased, *anchored = predict_each(student, z, t, [concept.repeat(n), *others])
+            if not others:
+                return mse_loss(erased, target)
+            return spm_loss(erased, target, torch.cat(anchored), torch.cat(original), self.anchor_weight)
+
+        return loss_of
+
+    def plan(self, pipe: Text2Image) -> Plan:
+        """Memory and time, from one timed pass of the network."""
+        scratch = pipe.copy()
+        trained = sum(p.numel() for p in scratch.add_adapter("spm", rank=self.rank, alpha=self.alpha).parameters())
+        anchors = (self.n_anchors + self.anchor_empty + bool(self.preserve)) * bool(self.anchor_weight)
+        per_step = self.sampling_steps + 5 + 4 * anchors
+        passes = len(self.concepts) * self.steps * self.batch_size * per_step
+        return make_plan(pipe, f"SPM: {', '.join(self.concepts)}, {self.steps} steps each", trained, passes)
+
+
+def random_conditionings(cond: Conditioning, n: int, generator: torch.Generator) -> list[Conditioning]:
+    """``n`` conditionings like the single row of ``cond``, with `draw_anchors` for its embeddings.
+
+    Token and pooled embeddings (SDXL) are drawn separately, as in the published code.
+    """
+    tokens = draw_anchors(cond.tokens[0], n, generator)
+    pooled = [None] * n if cond.pooled is None else draw_anchors(cond.pooled[0], n, generator)[:, None]
+    return [
+        cond.replace(tokens=tokens[i][None], pooled=pooled[i], prompts=("",)) for i in range(n)
+    ]

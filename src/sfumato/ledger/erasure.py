@@ -1,0 +1,54 @@
+"""What ledger entries about erasing share: drawing the same cases from several pipelines and reading them off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from sfumato.audit.cases import sketch_cases
+from sfumato.audit.detectors import OracleDetector
+from sfumato.data.sketch import OBJECTS
+from sfumato.pipeline import Text2Image, load
+
+STEPS = 15
+"""Denoising steps of a picture: enough for the oracle, and the same for all that is compared."""
+
+
+@cache
+def sketch() -> Text2Image:
+    """The embedded pipeline."""
+    return load("sketch")
+
+
+def concepts_of(seed: int, n: int = 1) -> tuple[str, ...]:
+    """``n`` objects to erase, another choice for every seed; never the star, on which settings are tuned."""
+    others = [o for o in OBJECTS if o != "star"]
+    return tuple(str(c) for c in np.random.default_rng(seed).choice(others, n, replace=False))
+
+
+def survey(
+    pipes: Mapping[str, Text2Image], concepts: Sequence[str], *, seed: int, n: int = 48, n_retain: int = 8
+) -> dict[str, dict[str, np.ndarray]]:
+    """Draw the same prompts and seeds from every pipeline and let the oracle read them.
+
+    Returns:
+        For each pipeline: ``gone``, one number for each picture that was asked for a concept (1 where the oracle does
+        not find it), and ``kept``, one for each other picture: the share of the attributes asked for that are there.
+    """
+    detector = OracleDetector()
+    cases = sketch_cases({c: detector.attributes(c) for c in concepts}, None, n, n_retain, seed)
+    targets = [case for some in cases.targets.values() for case in some]
+    result = {}
+    for name, pipe in pipes.items():
+        draw = lambda some, p=pipe: p.sample(
+            [c.prompt for c in some], [c.seed for c in some], steps=STEPS, batch_size=64
+        )
+        images, others = draw(targets), draw(cases.retained)
+        found = {c: detector(images, c).present.numpy() for c in concepts}
+        gone = [1.0 - float(found[case.names[0]][i]) for i, case in enumerate(targets)]
+        seen = {w: detector(others, w).present.numpy() for w in {w for case in cases.retained for w in case.names}}
+        kept = [float(np.mean([seen[w][i] for w in case.names])) for i, case in enumerate(cases.retained)]
+        result[name] = {"gone": np.array(gone), "kept": np.array(kept)}
+    return result

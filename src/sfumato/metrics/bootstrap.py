@@ -1,0 +1,160 @@
+"""Intervals for means and rates by resampling (Efron and Tibshirani 1993), with the generator in your hands.
+
+The items that are resampled are what chance varies: pictures of different prompts and seeds for a rate,
+prompts (each the mean over its seeds) for a distance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.special import ndtr, ndtri
+
+from sfumato.errors import BadInput
+
+RESAMPLES = 10_000
+_AT_ONCE = 2_000_000  # indices held in memory at a time
+
+Method = Literal["percentile", "bca"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean or rate with its interval ``[low, high]`` over ``n`` items; NaN where it cannot be told.
+
+    ``method`` says how the interval was made: "percentile" or "bca" (bootstrap), "wilson" (rates of exactly 0
+    or 1), "constant" (all items equal), "none" (fewer than two items).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+
+def mean_interval(
+    values: Float[Tensor, "n"],
+    generator: torch.Generator,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    method: Method = "bca",
+) -> Estimate:
+    """The mean of ``values`` and its bootstrap interval.
+
+    Args:
+        values: one number per item; finite.
+        generator: the only source of randomness (a CPU generator).
+        level: coverage aimed at, in (0, 1).
+        resamples: bootstrap samples.
+        method: "bca" corrects the percentiles for bias and skewness (Efron 1987), which matters for distances
+            that pile up at 0; "percentile" takes them as they are.
+
+    Raises:
+        BadInput: values that are not one-dimensional or not finite, a level outside (0, 1).
+    """
+    x = _checked(values, level)
+    n = len(x)
+    if n < 2:
+        return Estimate(float(x[0]) if n else math.nan, math.nan, math.nan, n, "none")
+    mean = x.mean()
+    if bool((x == x[0]).all()):
+        return Estimate(float(x[0]), float(x[0]), float(x[0]), n, "constant")
+    means = resampled_means(x, generator, resamples)
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    if method == "bca":
+        tails = bca_tails(x, means, tails)
+    elif method != "percentile":
+        raise BadInput(f'unknown interval {method!r}: use "bca" or "percentile"')
+    low, high = torch.quantile(means, tails).tolist()
+    return Estimate(float(mean), low, high, n, method)
+
+
+def rate_interval(
+    hits: Bool[Tensor, "n"], generator: torch.Generator, *, level: float = 0.95, resamples: int = RESAMPLES
+) -> Estimate:
+    """The share of ``hits`` and its percentile bootstrap interval.
+
+    At a share of exactly 0 or 1 every resample is the same and the bootstrap would claim certainty; there the
+    interval is Wilson's score interval (`wilson`), and ``method`` says so.
+    """
+    if hits.dtype != torch.bool:
+        raise BadInput(f"a rate is taken over True and False, not over {hits.dtype}")
+    n, k = len(hits), int(hits.sum())
+    if n and k in (0, n):
+        return Estimate(k / n, *wilson(k, n, level), n, "wilson")
+    return mean_interval(hits.double(), generator, level=level, resamples=resamples, method="percentile")
+
+
+def paired_difference(
+    first: Float[Tensor, "n"],
+    second: Float[Tensor, "n"],
+    generator: torch.Generator,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    method: Method = "bca",
+) -> Estimate:
+    """Mean of ``second - first``, item by item, with its bootstrap interval over items.
+
+    Both were measured on the same items (prompts and seeds), so what is common to both cancels.
+
+    Raises:
+        BadInput: sets of different length.
+    """
+    if first.shape != second.shape:
+        raise BadInput(f"paired sets have one length, not {len(first)} and {len(second)}")
+    difference = second.double() - first.double()
+    return mean_interval(difference, generator, level=level, resamples=resamples, method=method)
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a rate (Wilson 1927): the rates p with |successes/n - p| <= z
+    sqrt(p(1-p)/n)."""
+    z = float(ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
+    p, w = successes / n, z * z / n
+    centre, half = p + w / 2, math.sqrt(w * (p * (1 - p) + w / 4))
+    # Exactly 0 and 1 at the ends, which rounding would miss.
+    low = 0.0 if successes == 0 else (centre - half) / (1 + w)
+    return low, 1.0 if successes == n else (centre + half) / (1 + w)
+
+
+def resampled_means(x: Float[Tensor, "n"], generator: torch.Generator, resamples: int) -> Float[Tensor, "resamples"]:
+    """Means of ``resamples`` samples of n items drawn from ``x`` with replacement."""
+    n, rows = len(x), max(1, _AT_ONCE // len(x))
+    parts = []
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        parts.append(x[torch.randint(n, (count, n), generator=generator)].mean(dim=1))
+    return torch.cat(parts)
+
+
+def bca_tails(
+    x: Float[Tensor, "n"], means: Float[Tensor, "resamples"], tails: Float[Tensor, "tails"]
+) -> Float[Tensor, "tails"]:
+    """The percentiles of ``means`` that bound the BCa interval instead of ``tails`` (Efron 1987, eq. 2.3).
+
+    The bias correction counts ties as half; the acceleration of a mean is the jackknife's
+    sum d^3 / (6 (sum d^2)^1.5) with d the deviations from the mean.
+    """
+    d = x - x.mean()
+    acceleration = d.pow(3).sum() / (6 * d.square().sum().pow(1.5))
+    below = (means < x.mean()).double().mean() + (means == x.mean()).double().mean() / 2
+    margin = 0.5 / len(means)
+    bias = ndtri(below.clamp(margin, 1 - margin))
+    shifted = bias + ndtri(tails)
+    return ndtr(bias + shifted / (1 - acceleration * shifted))
+
+
+def _checked(values: Tensor, level: float) -> Float[Tensor, "n"]:
+    if not 0 < level < 1:
+        raise BadInput(f"the level of an interval lies between 0 and 1, not {level}")
+    if values.ndim != 1 or not bool(torch.isfinite(values).all()):
+        raise BadInput("an interval is made of one finite number per item")
+    return values.detach().to("cpu", torch.float64)

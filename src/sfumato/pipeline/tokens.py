@@ -1,0 +1,182 @@
+"""Learned words (textual inversion): rows added to the text encoders' embeddings while a block lasts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfumato.errors import BadInput, SfumatoError
+from sfumato.files import atomic_file
+
+if TYPE_CHECKING:
+    from .base import Text2Image
+
+
+# Per text encoder: component names of tokenizer and encoder, the tokenizer, the embedding table.
+_State = list[tuple[str, str, Any, nn.Module]]
+
+
+class LearnedToken:
+    """A new word whose embedding is trained; a context manager, inside which prompts may use the word.
+
+    On exit tokenizers and embedding tables are exactly what they were (the same objects); the trained rows
+    stay here, and the block may be entered again. Words are left in the reverse order of entering, as
+    ``with`` does by itself.
+
+    Attributes:
+        word: the word as prompts write it.
+        embeddings: one parameter of shape (vectors, width) per text encoder, float32.
+    """
+
+    def __init__(self, p: Text2Image, word: str, rows: list[Float[Tensor, "vectors width"]]):
+        self.word = word
+        self.embeddings = tuple(nn.Parameter(r.detach().clone().float()) for r in rows)
+        self._p = p
+        self._undo: _State = []
+
+    @property
+    def embedding(self) -> Float[nn.Parameter, "vectors width"]:
+        """The trainable rows of the first text encoder (the only one of SD 1.x/2.x)."""
+        return self.embeddings[0]
+
+    @property
+    def vectors(self) -> int:
+        return self.embedding.shape[0]
+
+    @property
+    def names(self) -> list[str]:
+        """The tokens that the word stands for, named as diffusers names those of a multi-vector word."""
+        return [self.word, *(f"{self.word}_{i}" for i in range(1, self.vectors))]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser trains."""
+        return list(self.embeddings)
+
+    def __enter__(self) -> LearnedToken:
+        if self._undo:
+            raise SfumatoError(f"the word {self.word!r} is already active")
+        pipe = self._p.pipe
+        extensions: _State = []
+        check_length(self._p, sum(t.vectors for t in self._p.learned) + self.vectors)
+        for (tok, enc), rows in zip(self._p.text_parts(), self.embeddings, strict=True):
+            tokenizer, encoder = getattr(pipe, tok), getattr(pipe, enc)
+            table = encoder.get_input_embeddings()
+            extended = _with_words(tokenizer, self.names)
+            if extended.convert_tokens_to_ids(self.names[0]) != num_words(table):
+                raise SfumatoError(f"the tokenizer of {enc} and its embedding table differ in size")
+            extensions.append((tok, enc, extended, _Extended(table, rows)))
+        self._undo = _swap(self._p, extensions)
+        self._p.learned.append(self)
+        return self
+
+    def __exit__(self, *error) -> None:
+        if not self._p.learned or self._p.learned[-1] is not self:
+            raise SfumatoError(f"the word {self.word!r} must be left before those that were added earlier")
+        self._p.learned.pop()
+        _swap(self._p, self._undo)
+        self._undo = []
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the rows as a textual-inversion file that ``pipe.load_textual_inversion`` loads.
+
+        SD: {word: rows}. SDXL: {"clip_l": rows, "clip_g": rows}, given to that function one by one with
+            ``token=word``.
+        """
+        keys = [self.word] if len(self.embeddings) == 1 else ["clip_l", "clip_g"]
+        tensors = {k: e.detach().cpu().contiguous() for k, e in zip(keys, self.embeddings, strict=True)}
+        with atomic_file(path, overwrite) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def new_token(p: Text2Image, word: str, init_word: str, vectors: int) -> LearnedToken:
+    """See `Text2Image.add_token`."""
+    check_length(p, vectors)
+    if not word or word.split() != [word]:
+        raise BadInput(f"{word!r} cannot be a learned word: give one word without spaces")
+    rows = []
+    for tok, enc in p.text_parts():
+        tokenizer, table = getattr(p.pipe, tok), getattr(p.pipe, enc).get_input_embeddings()
+        ids = tokenizer(init_word, add_special_tokens=False).input_ids
+        if not ids:
+            raise BadInput("the word to start from is empty: name one that the model knows")
+        known = tokenizer.get_vocab()
+        if word in known or f"{word.lower()}</w>" in known:
+            raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as <{word}>")
+        with torch.no_grad():
+            mean = table(torch.tensor([ids], device=p.device))[0].float().mean(dim=0, keepdim=True)
+        rows.append(mean.repeat(vectors, 1))
+    return LearnedToken(p, word, rows)
+
+
+def check_length(p: Text2Image, vectors: int) -> None:
+    """Raise `BadInput` if so many learned tokens leave no room in a prompt."""
+    room = p.context_length - 2
+    if not 1 <= vectors <= room:
+        raise BadInput(
+            f"{vectors} learned tokens: this model's context holds 1 to {room} besides start and end"
+        )
+
+
+def num_words(table: nn.Module) -> int:
+    """Rows of an embedding table, learned ones included."""
+    return table.weight.shape[0]
+
+
+@contextmanager
+def without_learned(p: Text2Image) -> Iterator[None]:
+    """The pipeline as it is without its learned words, for the duration of the block."""
+    before = [_swap(p, token._undo) for token in reversed(p.learned)]
+    try:
+        yield
+    finally:
+        for state in reversed(before):
+            _swap(p, state)
+
+
+def _swap(p: Text2Image, state: _State) -> _State:
+    """Put tokenizers and tables in place; gives those that were there."""
+    before = []
+    for tok, enc, tokenizer, table in state:
+        encoder = getattr(p.pipe, enc)
+        before.append((tok, enc, getattr(p.pipe, tok), encoder.get_input_embeddings()))
+        setattr(p.pipe, tok, tokenizer)
+        encoder.set_input_embeddings(table)
+    return before
+
+
+class _Extended(nn.Module):
+    """An embedding table with further rows, of which only those receive gradients."""
+
+    def __init__(self, table: nn.Module, rows: nn.Parameter):
+        super().__init__()
+        self.table, self.rows = table, rows
+
+    @property
+    def weight(self) -> Float[Tensor, "words width"]:
+        return torch.cat([self.table.weight, self.rows.to(self.table.weight.dtype)])
+
+    def forward(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        first = num_words(self.table)
+        old = self.table(ids.clamp(max=first - 1))
+        new = F.embedding((ids - first).clamp(min=0), self.rows.to(old.device)).to(old.dtype)
+        return torch.where((ids >= first)[..., None], new, old)
+
+
+def _with_words(tokenizer, words: list[str]):
+    """A copy of a tokenizer that knows further words."""
+    extended = copy.deepcopy(tokenizer)
+    # transformers 5 gives CLIP's tokenizer a patched decode, which copying loses.
+    if hasattr(extended, "_wrap_decode_method_backend_tokenizer"):
+        extended._wrap_decode_method_backend_tokenizer()
+    if extended.add_tokens(words) != len(words):
+        raise BadInput(f"{words[0]!r} is already a word of this model: choose a new one")
+    return extended
