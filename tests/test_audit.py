@@ -234,3 +234,10 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         with pytest.raises(BadInput, match="LPIPS cannot be measured here"):
             audit(never, never, ["star"], detector=Fixed(always), **SMALL | {"distance": "lpips"})
         assert "torch" in reason
+
+
+def test_nothing_to_retain_is_an_audit_too(tiny_sd, other):
+    report = audit(tiny_sd, other, ["star"], detector=Fixed(always), **SMALL | {"retain": ()})
+    assert report.retention == {} and report.integrity is None and report.erasure["star"].value == 0
+    assert report.protocol["detected_unasked"] == {"star": None}
+    assert not sketch_cases({"star": {"object": "star"}}, (), 2, 2, seed=0).retained

@@ -16,6 +16,7 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.sampling import gated
 from sfumato.pipeline.tokens import LearnedToken
 
 from .base import Attack, Found, checked_concept, say
@@ -84,7 +85,7 @@ class ConceptInversion(Attack):
     @classmethod
     def for_sketch(cls) -> ConceptInversion:
         """For the embedded model on two CPU cores: fewer steps, and the pictures' own prompts as templates."""
-        return cls(steps=200, lr=0.02, batch=32, captions=True)
+        return cls(steps=120, lr=0.02, batch=8, captions=True)
 
     def run(
         self,
@@ -210,11 +211,15 @@ def denoising_loss(
     eps: Float[Tensor, "batch channel h w"],
     cond: Conditioning,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the network's native prediction at (alpha z0 + sigma eps, t)."""
+    """Mean squared error of the network's native prediction at (alpha z0 + sigma eps, t).
+
+    Adapters with a gate act as strongly as they would on a picture of that conditioning.
+    """
     denoiser = pipe.denoiser
     alpha, sigma = denoiser.process.alpha_sigma(t, z0)
     target = compose(z0, eps, alpha, sigma, denoiser.prediction)
-    return (denoiser(alpha * z0 + sigma * eps, t, cond) - target).square().mean()
+    with gated(pipe, cond):
+        return (denoiser(alpha * z0 + sigma * eps, t, cond) - target).square().mean()
 
 
 def encode_once(pipe: Text2Image, texts: Sequence[str]) -> Conditioning:

@@ -24,7 +24,7 @@ from .under_attack import Outcome, Pictures, to_float
 
 FLOOR = 8
 """Pictures that the original draws twice, to see that nothing but the edit tells the two models apart."""
-CEILING = 24
+CEILING = 16
 """Pictures that the original draws again with other seeds."""
 OTHER_SEEDS = 50_000
 

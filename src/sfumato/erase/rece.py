@@ -30,10 +30,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 class RECE(UCE):
     """UCE, then rounds of: find the embeddings that revive the concept, and redirect those to the anchor as well.
 
-    Implements eqs. 3 to 9 of Gong et al., "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models"
-    (ECCV 2024, arXiv:2407.12383). The fields of `UCE` govern the edit it starts from; in the rounds, every token of
-    the context is paired with the anchor's, targets and ``lam`` refer to the weights as they then are, and
-    only the search refers to the original ones.
+    Implements Gong et al., "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models" (ECCV 2024,
+    arXiv:2407.12383): its edit (eq. 3, that of UCE) and its closed-form search (`adversarial_embeddings`), as in the
+    released code. The fields of `UCE` govern the edit it starts from; in the rounds, every token of the context is
+    paired with the anchor's, targets and ``lam`` refer to the weights as they then are, and only the search refers
+    to the original ones.
 
     Cost: one Gram matrix of all projections and one product with each in the end. As every edit multiplies
     all projections from the right by one and the same matrix, the rounds work on (d, d) matrices only (not so with

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -237,6 +237,11 @@ def _states(
         z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
         advance()
     yield z, 0.0
+
+
+def gated(p: Text2Image, cond: Conditioning) -> AbstractContextManager[None]:
+    """The adapters that have a gate, at the strength that it gives for each row of ``cond``, in a block."""
+    return _scaled([(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None])
 
 
 @contextmanager

@@ -110,17 +110,18 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
     }
     if p.adapters:
-        described["adapters"] = {name: {"rank": a.rank, "alpha": a.alpha} for name, a in p.adapters.items()}
+        described["adapters"] = {
+            name: {"rank": a.rank, "alpha": a.alpha, "sha256": _sha256(a.state_dict())}
+            for name, a in p.adapters.items()
+        }
     if not weights:
         return described
-    # What adapters add decides the pictures as much as the weights do, so it belongs to the hash.
-    factors = {f"adapter.{n}.{k}": x for n, a in p.adapters.items() for k, x in a.state_dict().items()}
     with without_learned(p):
-        return {**described, "sha256": weights_sha256(p.parts(), factors)}
+        return {**described, "sha256": weights_sha256(p.parts())}
 
 
-def weights_sha256(parts: dict[str, nn.Module], more: dict[str, Tensor] | None = None) -> str:
-    """SHA-256 over the name, dtype, shape and bytes of every parameter (and of ``more``), sorted by name.
+def weights_sha256(parts: dict[str, nn.Module]) -> str:
+    """SHA-256 over the name, dtype, shape and bytes of every parameter, sorted by name.
 
     It does not depend on how files are laid out, on sharding, or on the device.
     """
@@ -130,7 +131,10 @@ def weights_sha256(parts: dict[str, nn.Module], more: dict[str, Tensor] | None =
         for part, m in parts.items()
         for name, x in m.named_parameters()
     }
-    named |= more or {}
+    return _sha256(named)
+
+
+def _sha256(named: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(named):
         x = named[name].detach().to("cpu").contiguous()
