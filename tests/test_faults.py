@@ -294,18 +294,24 @@ def test_a_damaged_model_is_refused_by_every_command(damage, told, damaged, mode
             "--out out",
             "this model's context holds 10",
         ),
-        ("attack concept-inversion --model {model} --images nowhere --concept star --out out", "holds no pictures"),
+        (
+            "attack concept-inversion --model {model} --images nowhere --templates {{}} --concept star --out out",
+            "holds no pictures",
+        ),
         ("train t2i --data nowhere --out out", "no pictures at 'nowhere'"),
         ("train t2i --data {model}/model_index.json --out out", "no pictures at"),
         ("train t2i --data {model}/unet --out out", "holds no pictures"),
+        ("train t2i --data {model}/unet/config.json.parquet --out out", "no such Parquet file"),
+        ("train t2i --batch 0 --out out", "must be at least 1"),
+        ("train t2i --data {pictures} --start-from nowhere --out out", "there is no model 'nowhere'"),
         ("train t2j --out out", "did you mean t2i?"),
         ("compare {model} {model} --out out", "no report at"),
         ("compare {model} --out out", "name two reports"),
     ],
 )
-def test_bad_input(args, told, model, capsys, tmp_path, monkeypatch):
+def test_bad_input(args, told, model, pictures, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    complaint(args.format(model=model).split(), capsys, told)
+    complaint(args.format(model=model, pictures=pictures).split(), capsys, told)
     assert names(tmp_path) == []
 
 

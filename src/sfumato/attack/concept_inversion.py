@@ -30,6 +30,11 @@ TEMPLATES = (
     "an image of {}",
     "{}",
 )
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "sketch": {"steps": 120, "lr": 0.02, "batch": 8, "captions": True},
+}
+"""Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
 INIT_WORDS = ("object", "shape", "art", "photo", "a")
 
 
@@ -71,7 +76,8 @@ class ConceptInversion(Attack):
     templates: tuple[str, ...] = TEMPLATES
     """Phrases with {} where the new word stands."""
     captions: bool = False
-    """Learn from each picture's own prompt with the concept replaced by the new word, not from templates."""
+    """Learn from each picture's own prompt, where known, with the concept replaced by the new word, not from
+    templates."""
     show: int = 8
     """Pictures drawn with the new word in the end, for `Inversion.save`."""
 
@@ -85,7 +91,7 @@ class ConceptInversion(Attack):
     @classmethod
     def for_sketch(cls) -> ConceptInversion:
         """For the embedded model on two CPU cores: fewer steps, and the pictures' own prompts as templates."""
-        return cls(steps=120, lr=0.02, batch=8, captions=True)
+        return cls(**PRESETS["sketch"])
 
     def run(
         self,
@@ -132,9 +138,9 @@ class ConceptInversion(Attack):
 
     def _texts(self, said: str, concept: str, prompts: Sequence[str] | None, n: int) -> list[list[str]]:
         """For every picture the texts that may go with it."""
-        if not self.captions:
+        if not self.captions or prompts is None:
             return [[t.replace("{}", said) for t in self.templates]] * n
-        if prompts is None or len(prompts) != n or any(say(p, concept, "") == p for p in prompts):
+        if len(prompts) != n or any(say(p, concept, "") == p for p in prompts):
             raise BadInput(f"captions=True needs the prompt of every picture, and {concept!r} in each")
         return [[say(p, concept, said)] for p in prompts]
 

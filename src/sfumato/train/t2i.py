@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
-from sfumato.pipeline import wrap
+from sfumato.pipeline import load, wrap
 from sfumato.plan import Plan
 
 from .loop import Run, Schedule
@@ -88,14 +88,18 @@ class TrainT2I:
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows."""
-    precision: str = "bf16"
-    """"no", "bf16" or "fp16"."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Mixed precision; fp16 on a GPU only."""
     checkpoint_every: int = 250
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < 16:
             raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
+        if min(self.autoencoder_steps, self.steps, self.autoencoder_batch, self.batch, self.checkpoint_every) < 1:
+            raise BadInput("steps, batches and checkpoint_every of both stages must be at least 1")
+        if self.precision == "fp16" and not torch.cuda.is_available():
+            raise BadInput("precision fp16 needs a GPU: use bf16 or no")
 
     @torch.no_grad()
     def plan(self) -> Plan:
@@ -122,7 +126,7 @@ class TrainT2I:
         tokenizer = learn_tokenizer((pictures.caption(i) for i in range(len(pictures))), self.context, self.vocabulary)
         autoencoder = self.autoencoder()
         if self.start_from:
-            autoencoder = AutoencoderKL.from_pretrained(self.start_from, subfolder="vae", use_safetensors=True)
+            autoencoder = load(self.start_from, "cpu").pipe.vae.requires_grad_(True)
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SHARED}
         first = Schedule(
             self.autoencoder_steps,
