@@ -62,7 +62,7 @@ class TrainT2I:
     """Channels of the autoencoder's four levels; each but the last halves the side."""
     latent_channels: int = 8
     """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
-    steps: int = 4200
+    steps: int = 3000
     """Updates of the second stage."""
     batch: int = 64
     """Latents in an update of the second stage."""
