@@ -335,7 +335,7 @@ class FakePipe:
 
         self.network = torch.nn.Linear(2, 3)
         self.network.weight.data.fill_(value)
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device, self.dtype, self.adapters = torch.device("cpu"), torch.float32, {}
 
     def parameters(self, subset):
         return dict(self.network.named_parameters())

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
-from sfumato.files import atomic_file
+from sfumato.files import atomic_file, clear_leftovers
 from sfumato.pipeline import load, wrap
 from sfumato.plan import Plan
 
@@ -287,6 +287,7 @@ class AutoencoderRecipe:
 def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batch: int = 128) -> Tensor:
     """The posterior mean of every picture's latent, (n, channels, size/8, size/8), unscaled; kept in ``cache``."""
     if cache.exists():
+        clear_leftovers(cache)
         return load_file(cache)["latents"]
     parts = []
     for start in range(0, len(pictures), batch):
