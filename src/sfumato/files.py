@@ -82,15 +82,6 @@ def clear_leftovers(path: str | os.PathLike) -> None:
     _sweep(_absolute(path), path)
 
 
-def clear_leftovers(path: str | os.PathLike) -> None:
-    """Remove what killed writers of ``path`` left; for an output that is reused, so that nobody writes it again.
-
-    Raises:
-        BadInput: another run is writing it at this moment.
-    """
-    _sweep(_absolute(path), path)
-
-
 def sha256_of(path: str | os.PathLike) -> str:
     """Hex SHA-256 of a file, or of a folder's sorted relative names and file digests."""
     path = Path(path)
