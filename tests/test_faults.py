@@ -388,7 +388,13 @@ def test_a_damaged_checkpoint_is_named(pictures, capsys, tmp_path, monkeypatch):
 
 
 def test_training_on_real_parquet_files(tmp_path, capsys):
+    pq = pytest.importorskip("pyarrow.parquet")
     source = shared_data() / "emoji" / "noto.parquet"
     if not source.exists():
         pytest.skip("the emoji pictures are not at hand (shared/data/emoji)")
-    assert cli.main([*train(source, tmp_path / "run"), "--caption", "{caption}, noto style"]) == 0
+    pq.write_table(pq.read_table(source).slice(0, 4), tmp_path / "some.parquet")
+    args = train(tmp_path / "some.parquet", tmp_path / "run")
+    complaint([*args, "--caption", "{caption} in {colour}"], capsys, "no column of")
+    assert cli.main([*args, "--caption", "{caption}, noto style"]) == 0
+    (tmp_path / "some.parquet").write_bytes(b"PAR1")
+    complaint(args, capsys, "cannot be read as Parquet files")

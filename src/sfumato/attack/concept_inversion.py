@@ -18,6 +18,7 @@ from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
 from sfumato.pipeline.tokens import LearnedToken
+from sfumato.progress import track
 
 from .base import Attack, Found, checked_concept, say
 from .files import read_pictures, save_found
@@ -154,7 +155,7 @@ class ConceptInversion(Attack):
         T, losses = pipe.denoiser.timesteps, []
         pick = lambda n: int(torch.randint(n, (), generator=rng))
         with token:
-            for _ in steps_of(self.steps, "learning a word", progress):
+            for _ in track(range(self.steps), "learning a word", progress):
                 at = torch.randint(len(z0), (self.batch,), generator=rng)
                 t = (torch.randint(T, (self.batch,), generator=rng) + 1) / T
                 eps = torch.randn(self.batch, *z0.shape[1:], generator=rng)
@@ -271,12 +272,3 @@ def check_length(pipe: Text2Image, templates: Sequence[str], tokens: int) -> Non
                     f"{tokens} new tokens do not fit into {template!r}: that makes {need} tokens, and this "
                     f"model's context holds {room}"
                 )
-
-
-def steps_of(n: int, label: str, progress: bool):
-    """``range(n)``, with a bar if wanted."""
-    if not progress:
-        return range(n)
-    from rich.progress import track
-
-    return track(range(n), description=label, transient=True)

@@ -18,6 +18,7 @@ from sfumato.metrics.bootstrap import rate_interval
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load, wrap
 from sfumato.pipeline.sampling import make_scheduler
+from sfumato.progress import track
 from sfumato.report import schema
 from sfumato.report.schema import AuditReport
 
@@ -248,11 +249,7 @@ def _draw(
 ) -> Pictures:
     """8-bit pictures, batch by batch, with a bar if wanted."""
     size = sampling["batch_size"]
-    starts = range(0, len(texts), size)
-    if progress:
-        from rich.progress import track
-
-        starts = track(starts, description=label, transient=True)
+    starts = track(range(0, len(texts), size), label, progress)
     parts = [to_bytes(pipe.sample(list(texts[i : i + size]), list(seeds[i : i + size]), **sampling)) for i in starts]
     return torch.cat(parts)
 

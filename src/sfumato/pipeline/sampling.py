@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.progress import console
 from sfumato.sample.guidance import Guided
 
 from .conditioning import Conditioning
@@ -273,6 +274,6 @@ def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
         return
     from rich.progress import Progress
 
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, console=console()) as progress:
         task = progress.add_task("drawing", total=total)
         yield lambda: progress.advance(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,12 +146,15 @@ def _sha256(named: dict[str, Tensor]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No file-by-file bars of diffusers and transformers, for the duration of the block."""
+    """No file-by-file bars and no news of renamed arguments from diffusers and transformers inside the block."""
     shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
     for lib in shown:
         lib.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # diffusers 0.42 renames torch_dtype, which 0.32 needs
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for lib in shown:
             lib.enable_progress_bar()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import disk_is_full
+from sfumato.progress import console
 
 
 class Recipe(Protocol):
@@ -255,7 +256,7 @@ class _bar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+        self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console())
         self.progress.start()
         task = self.progress.add_task(self.title, total=self.total, completed=self.done, text="")
         return lambda step, text: self.progress.update(task, completed=step, text=text)
