@@ -224,6 +224,4 @@ def random_conditionings(cond: Conditioning, n: int, generator: torch.Generator)
     """
     tokens = draw_anchors(cond.tokens[0], n, generator)
     pooled = [None] * n if cond.pooled is None else draw_anchors(cond.pooled[0], n, generator)[:, None]
-    return [
-        cond.replace(tokens=tokens[i][None], pooled=pooled[i], prompts=("",)) for i in range(n)
-    ]
+    return [cond.replace(tokens=tokens[i][None], pooled=pooled[i], prompts=("",)) for i in range(n)]
