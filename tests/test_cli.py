@@ -234,8 +234,8 @@ class Gentle(Base):
     """Steps; by default as many as it takes."""
     hidden: list = field(default_factory=list, init=False)
 
-    def apply(self, pipe):
-        return pipe.erased(self)
+    def run(self, pipe):
+        return pipe.erased(self), {"condition_number": 3.0}
 
 
 def gentle(*args: str) -> Gentle:

@@ -44,8 +44,8 @@ def main(args: list[str]) -> None:
     entry = catalog.get("rece", "erase")
     method = entry.load()(concepts=(options.concept,))
     pipe = load("sketch", options)
-    erased, cost = erase(method, pipe)
-    record = {**provenance(entry, method, pipe, "sketch"), "cost": cost}
+    erased, outcome = erase(method, pipe)
+    record = {**provenance(entry, method, pipe, "sketch"), **outcome}
     with atomic_folder(options.out, options.overwrite) as folder:
         erased.save(folder / "erased", provenance=record)
         report = audit(before="sketch", after=str(folder / "erased"), concepts=(options.concept,))
@@ -55,5 +55,5 @@ def main(args: list[str]) -> None:
         report = replace(report, protocol={**report.protocol, "after": after}, reproduce=told(report.reproduce))
         report.save(folder / "report")
     summary(report)
-    print(f"erased in {human_time(cost['seconds'])}, all in {human_time(time.perf_counter() - start)}")
+    print(f"erased in {human_time(outcome['cost']['seconds'])}, all in {human_time(time.perf_counter() - start)}")
     print(f"open {options.out / 'report' / 'index.html'}")

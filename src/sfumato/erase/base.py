@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image
@@ -48,3 +49,7 @@ class Eraser(ABC):
         A plain diffusers pipeline will do too: implementations pass it through `sfumato.pipeline.wrap`, which
         freezes its weights.
         """
+
+    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        """`apply`, and what the method has to say about how it went, for the record (JSON types)."""
+        return self.apply(pipe), {}

@@ -50,8 +50,12 @@ class ClosedForm(Eraser):
         """The edit and its log; ``pipe`` is only read."""
 
     def apply(self, pipe: Text2Image) -> Text2Image:
+        return self.run(pipe)[0]
+
+    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         pipe = wrap(pipe)
-        return self.solve(pipe).write(pipe)
+        edit = self.solve(pipe)
+        return edit.write(pipe), edit.log
 
 
 def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:

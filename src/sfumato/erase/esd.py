@@ -123,6 +123,10 @@ class ESD(Eraser):
         """A pipeline that shares all but the trained weights with ``pipe``."""
         return self.train(wrap(pipe))[0]
 
+    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        student, losses = self.train(pipe)
+        return student, {"losses": losses}
+
     def train(self, pipe: Text2Image) -> tuple[Text2Image, list[float]]:
         """The erased pipeline, and the loss of each step."""
         refuse_adapters(pipe)

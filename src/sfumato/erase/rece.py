@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -24,6 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "easy-object": {"ridge": 1e-1, "epochs": 1},
 }
 """The published settings by kind of concept: ``RECE(concepts=..., **PRESETS["style"])``."""
+
+ILL_CONDITIONED = 1e10
+"""Condition number from which on a search in float64 is good to fewer than about six digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,13 @@ class RECE(UCE):
             done.append(state._replace(maps=[]))
             if self.stop_residual is not None and state.residual >= self.stop_residual:
                 break
+        worst = max(s.search_condition for s in done)
+        if worst > ILL_CONDITIONED:
+            warnings.warn(
+                f"the search for embeddings is ill-conditioned ({worst:.0e}): the edited weights have grown out of "
+                f"proportion; raise ridge ({self.ridge:g}) or lower epochs ({self.epochs})",
+                stacklevel=2,
+            )
         log = {
             **log,
             "kept_round": kept_round,
