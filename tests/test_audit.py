@@ -241,3 +241,8 @@ def test_nothing_to_retain_is_an_audit_too(tiny_sd, other):
     assert report.retention == {} and report.integrity is None and report.erasure["star"].value == 0
     assert report.protocol["detected_unasked"] == {"star": None}
     assert not sketch_cases({"star": {"object": "star"}}, (), 2, 2, seed=0).retained
+
+
+def test_models_of_two_families_are_no_pair(tiny_sd, tiny_sdxl):
+    with pytest.raises(BadInput, match="no pair"):
+        audit(tiny_sd, tiny_sdxl, ["star"], retain=["moon"], detector=Fixed(always))

@@ -109,6 +109,8 @@ def audit(
     if min(n, n_retain, n_attack) < 1:
         raise BadInput("an audit needs at least one picture of each kind: n, n_retain and n_attack from 1 on")
     old, new = _open(before), _open(after)
+    if old.family != new.family:
+        raise BadInput(f"one model is of the family {old.family}, the other of {new.family}: they are no pair")
     if old.size != new.size:
         raise BadInput(f"the models draw pictures of {old.size} and of {new.size} pixels: they are no pair")
     batch_size = batch_size or (64 if old.size <= 128 else 8)
@@ -262,10 +264,13 @@ def _control(concept: str, cases: Cases) -> str | None:
 def _changed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that differ from their defaults and that a command line can say."""
     parameters = inspect.signature(audit).parameters
-    sayable = (str, int, float, list, tuple)
+
+    def sayable(value: Any) -> bool:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        return all(isinstance(part, (str, int, float)) for part in parts)
+
     return {
         k: given[k]
         for k, p in parameters.items()
-        if p.default is not p.empty and k not in ("edit", "progress") and given[k] != p.default
-        and isinstance(given[k], sayable)
-    }  # fmt: skip
+        if p.default is not p.empty and k not in ("edit", "progress") and given[k] != p.default and sayable(given[k])
+    }

@@ -174,7 +174,12 @@ class TrainT2I:
             "text_layers": self.text_layers,
             "text_width": self.text_width,
         }
-        keys |= {"context": self.context, "dropout": self.caption_dropout, "gamma": self.min_snr_gamma}
+        keys |= {
+            "context": self.context,
+            "vocabulary": self.vocabulary,
+            "dropout": self.caption_dropout,
+            "gamma": self.min_snr_gamma,
+        }
         Run(recipe, second, out / "diffusion", keys).fit(progress)
         pipe = StableDiffusionPipeline(
             vae=autoencoder,
@@ -255,6 +260,7 @@ def scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,
     )
 
 
