@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sfumato import catalog
 from sfumato.commands.audit import summary
-from sfumato.commands.erase import check_words, erase
+from sfumato.commands.erase import check_words, erase, preserve_world
 from sfumato.commands.options import parse
 from sfumato.commands.verb import Where, load, provenance
 from sfumato.files import atomic_folder, refuse_existing
@@ -39,10 +39,11 @@ def main(args: list[str]) -> None:
     Plan(title, time="at most 3 min on two CPU cores", writes=writes).show()
 
     from sfumato.audit import audit
+    from sfumato.erase.rece import PRESETS
 
     start = time.perf_counter()
     entry = catalog.get("rece", "erase")
-    method = entry.load()(concepts=(options.concept,))
+    method = preserve_world("sketch", entry.load()(concepts=(options.concept,), **PRESETS["sketch"]))
     pipe = load("sketch", options)
     erased, outcome = erase(method, pipe)
     record = {**provenance(entry, method, pipe, "sketch"), **outcome}

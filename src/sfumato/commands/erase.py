@@ -38,6 +38,7 @@ def main(args: list[str]) -> None:
     entry, method, options = read("erase", args, Erase, EXAMPLE)
     refuse_existing(options.out, options.overwrite)
     check_words(options.model, method.concepts)
+    method = preserve_world(options.model, method)
     pipe = load(options.model, options)
     plan(entry, method, pipe, method.concepts, [f"{options.out}/ (a diffusers folder)"]).show()
     erased, told = erase(method, pipe)
@@ -90,6 +91,21 @@ def check_words(model: str, concepts: tuple[str, ...]) -> None:
     for concept in concepts:
         if not known & set(concept.lower().split()):
             raise unknown("concept of the sketch world", concept, words)
+
+
+def preserve_world(model: str, method: Eraser) -> Eraser:
+    """``method``, told to preserve all other words of the embedded model's world unless it was told what to preserve.
+
+    Only closed-form edits: the others weigh each preserved prompt against the concept, which so many would outweigh.
+    """
+    from sfumato.data import sketch
+    from sfumato.erase.edit import ClosedForm
+
+    if model not in EMBEDDED or method.preserve or not isinstance(method, ClosedForm):
+        return method
+    words = (*sketch.OBJECTS, *sketch.COLOURS, *sketch.BACKGROUNDS, *sketch.STYLES)
+    named = {part for concept in method.concepts for part in concept.lower().split()}
+    return replace(method, preserve=tuple(w for w in words if w not in named))
 
 
 def peak_memory(pipe: Text2Image) -> int | None:
