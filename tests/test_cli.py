@@ -385,7 +385,7 @@ def test_a_failing_method_leaves_nothing(gentle_in_catalog, tmp_path, capsys, mo
     def fail(self, pipe):
         raise SfumatoError("it diverged")
 
-    monkeypatch.setattr(Gentle, "apply", fail)
+    monkeypatch.setattr(Gentle, "run", fail)
     out = tmp_path / "erased"
     assert cli.main(["erase", "gentle", "--model", "any", "--concept", "star", "--out", str(out)]) == 1
     assert capsys.readouterr().err.endswith("sfumato: it diverged\n")
