@@ -7,7 +7,9 @@
 embeddings of the scale of CLIP's. Text encoding is left out of both sides. The published loops evaluate every
 projection again for every projection, concept and preserved prompt, so their time is measured on ``--layers`` of
 the 32 projections, and on at most ``--prompts`` prompts of each kind, and scaled up in proportion; their inverses
-are counted in full. The difference between the two results is taken where the loop was run in full.
+are counted in full. The difference between the two results is taken where the loop was run in full: it is the
+float32 inverse of the loop, as rounding the exact (float64) result to float32 changes it by 3e-8 and ours is
+within 3e-7 of it.
 """
 
 from __future__ import annotations
@@ -79,6 +81,10 @@ def loop_search(weights: list[Tensor], edited: list[Tensor], concepts: Tensor, p
     return seconds * len(concepts) / some
 
 
+def row(name: str, number: int, published: float, ours: float, condition: float, gap: str) -> None:
+    print(f"{name:5} {number:>8} {published:9.2f} s {ours:7.3f} s {published / ours:6.0f}x {condition:10.0f} {gap}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100])
@@ -114,7 +120,7 @@ def main() -> None:
         ours, (edited, condition) = min((timed(uce) for _ in range(options.repeats)), key=lambda r: r[0])
         gaps = [float((edited[i] - w).norm() / w.norm()) for i, w in reference if w is not None]
         gap = f"{max(gaps):10.1e}" if gaps else f"{'-':>10}"
-        print(f"UCE   {number:>8} {published:9.2f} s {ours:7.3f} s {published / ours:6.0f}x {condition:10.0f} {gap}")
+        row("UCE", number, published, ours, condition, gap)
         search = loop_search(weights, edited, concepts, options.prompts)
         published = published + options.epochs * (published + search)
         ours, (_, condition) = min((timed(rece) for _ in range(options.repeats)), key=lambda r: r[0])

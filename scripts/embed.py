@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+
+from sfumato.pipeline import load
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 25e6
@@ -19,10 +20,11 @@ LIMIT = 25e6
 
 def main(source: Path, name: str = "sketch") -> None:
     target = ROOT / "src" / "sfumato" / "assets" / name
-    pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True).to(torch.float16)
-    shutil.rmtree(target, ignore_errors=True)
-    pipe.save_pretrained(target, safe_serialization=True)
-    shutil.copy(source / "sfumato.json", target)
+    record = json.loads((source / "sfumato.json").read_text())
+    made = record.get("provenance") or {"recipe": record["recipe"], "config": record["config"]}
+    pipe = load(source, "cpu")
+    pipe.pipe.to(torch.float16)
+    pipe.save(target, overwrite=True, provenance=made)
     size = sum(f.stat().st_size for f in target.rglob("*.safetensors"))
     subprocess.run(["bash", ROOT / "scripts" / "checksums"], check=True)
     print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB in safetensors")

@@ -58,7 +58,7 @@ def main() -> None:
     if not args.docs:
         return
     folder = Path(pipe.pipe.config._name_or_path)
-    config = json.loads((folder / "sfumato.json").read_text())["config"]
+    config = json.loads((folder / "sfumato.json").read_text())["provenance"]["config"]
     size = sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
     about = pipe.describe()
     text = [

@@ -1,4 +1,5 @@
-"""The audit: exact cases of every figure, on a tiny random pipeline and with detectors whose answers are known."""
+"""The audit: exact cases of every figure, on a tiny random pipeline and with detectors whose answers are
+known."""
 
 import json
 from collections import Counter
@@ -172,9 +173,7 @@ def test_attacks_are_bounded_and_carry_their_budget(tiny_sd, other, tmp_path):
 
 
 def test_the_seed_decides(tiny_sd, other):
-    one, two = (
-        audit(tiny_sd, other, ["star"], detector=Fixed(reddish), seed=s, **SMALL).to_json() for s in (0, 0)
-    )
+    one, two = (audit(tiny_sd, other, ["star"], detector=Fixed(reddish), seed=s, **SMALL).to_json() for s in (0, 0))
     assert {k: v for k, v in one.items() if k != "created"} == {k: v for k, v in two.items() if k != "created"}
     third = audit(tiny_sd, other, ["star"], detector=Fixed(reddish), seed=1, **SMALL)
     assert not set(third.protocol["seeds"]) & set(one["protocol"]["seeds"])
@@ -223,7 +222,7 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         (["star"], {"distance": "lipps"}, "unknown distance"),
         (["star"], {"attacks": ("concept-invasion",)}, "unknown"),
         (["star"], {"detector": None}, "say how to see the concept"),
-        (["star"], {"detector": "./nothing-here"}, "no detector"),
+        (["star"], {"detector": "./nothing-here"}, "not a model of transformers"),
         (["star"], {"n": 0}, "at least one picture"),
     ):
         with pytest.raises(BadInput, match=words):
@@ -235,3 +234,15 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         with pytest.raises(BadInput, match="LPIPS cannot be measured here"):
             audit(never, never, ["star"], detector=Fixed(always), **SMALL | {"distance": "lpips"})
         assert "torch" in reason
+
+
+def test_nothing_to_retain_is_an_audit_too(tiny_sd, other):
+    report = audit(tiny_sd, other, ["star"], detector=Fixed(always), **SMALL | {"retain": ()})
+    assert report.retention == {} and report.integrity is None and report.erasure["star"].value == 0
+    assert report.protocol["detected_unasked"] == {"star": None}
+    assert not sketch_cases({"star": {"object": "star"}}, (), 2, 2, seed=0).retained
+
+
+def test_models_of_two_families_are_no_pair(tiny_sd, tiny_sdxl):
+    with pytest.raises(BadInput, match="no pair"):
+        audit(tiny_sd, tiny_sdxl, ["star"], retain=["moon"], detector=Fixed(always))

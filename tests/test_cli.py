@@ -234,8 +234,8 @@ class Gentle(Base):
     """Steps; by default as many as it takes."""
     hidden: list = field(default_factory=list, init=False)
 
-    def apply(self, pipe):
-        return pipe.erased(self)
+    def run(self, pipe):
+        return pipe.erased(self), {"condition_number": 3.0}
 
 
 def gentle(*args: str) -> Gentle:
@@ -335,7 +335,7 @@ class FakePipe:
 
         self.network = torch.nn.Linear(2, 3)
         self.network.weight.data.fill_(value)
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device, self.dtype, self.adapters = torch.device("cpu"), torch.float32, {}
 
     def parameters(self, subset):
         return dict(self.network.named_parameters())

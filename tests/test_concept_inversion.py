@@ -82,7 +82,7 @@ def test_the_loss_is_zero_for_a_denoiser_that_knows(tiny_sd, tiny_sd_eps):
                 return self.process.convert(self.x0, z, t, "x0", self.prediction)
 
         z0, eps = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        view = type("View", (), {"denoiser": Knowing(z0)})()
+        view = type("View", (), {"denoiser": Knowing(z0), "adapters": {}})()
         loss = denoising_loss(view, z0, torch.tensor([0.1, 0.5, 0.9, 1.0]), eps, None)
         assert float(loss) < 1e-20  # float64: (1e-16 / sigma)^2
 
@@ -133,3 +133,19 @@ def test_bad_input(tiny_sd):
     with pytest.raises(BadInput, match="does not name"):
         found.sample(tiny_sd, ["a circle"], [0], steps=1)
     assert neutral_word(tiny_sd) == "art"
+
+
+def test_a_gated_adapter_is_attacked_at_its_strength(tiny_sd):
+    pipe = tiny_sd.copy()
+    adapter = pipe.add_adapter("membrane", generator=torch.Generator().manual_seed(0))
+    for up in adapter.up.values():
+        up.data.fill_(0.05)
+    z0, eps = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, cond = torch.tensor([0.3, 0.6]), pipe.encode(["a star", "a circle"])
+    loss = lambda: float(denoising_loss(pipe, z0, t, eps, cond).detach())
+    full = loss()
+    adapter.gate = lambda cond: torch.zeros(len(cond))
+    assert loss() == float(denoising_loss(tiny_sd, z0, t, eps, cond).detach()) != full
+    adapter.gate = lambda cond: torch.ones(len(cond))
+    assert loss() == pytest.approx(full, rel=1e-5)  # one scale a row instead of one for all
+    assert adapter.scale == 1.0

@@ -112,7 +112,7 @@ def test_interrupted_save_leaves_the_last_good_checkpoint(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     run.one_step()
-    with monkeypatch.context() as patched, pytest.raises(OSError):
+    with monkeypatch.context() as patched, pytest.raises(BadInput, match="disk is full"):
         patched.setattr("sfumato.train.loop.save_file", full_disk)
         run.save()
     again = line_run(tmp_path)

@@ -285,6 +285,19 @@ def test_copies_share_what_they_do_not_own(p, own):
     assert copy.pipe.scheduler is not p.pipe.scheduler
 
 
+def test_a_copy_keeps_scheduler_settings_that_diffusers_would_correct(tiny_sd):
+    from diffusers import DDIMScheduler
+
+    whole = tiny_sd.copy()
+    settings = {k: v for k, v in whole.pipe.scheduler.config.items() if not k.startswith("_")}
+    whole.pipe.scheduler = DDIMScheduler(**{**settings, "steps_offset": 0})
+    whole = wrap(whole.pipe)
+    assert whole.copy().pipe.scheduler.config.steps_offset == 0
+    draw = lambda p: p.sample("star", 0, steps=2)
+    assert torch.equal(draw(whole.copy()), draw(whole))
+    assert not torch.equal(draw(whole), draw(tiny_sd))
+
+
 def test_training_a_copy_never_changes_the_original(p):
     before, picture = p.describe()["sha256"], p.sample("a red star", 0, steps=2)
     copy = p.copy("xattn")

@@ -227,6 +227,13 @@ def test_edited_weights_load_in_plain_diffusers(p, tmp_path):
     assert all(torch.equal(w, expected[name]) for name, w in loaded.unet.named_parameters())
 
 
+def test_an_ill_conditioned_search_is_said(tiny_sd, monkeypatch):
+    worst = max(RECE(concepts=("star",)).solve(tiny_sd).log["search_condition_numbers"])
+    monkeypatch.setattr("sfumato.erase.rece.ILL_CONDITIONED", 0.9 * worst)
+    with pytest.warns(UserWarning, match="raise ridge"):
+        RECE(concepts=("star",)).solve(tiny_sd)
+
+
 def test_the_log_is_plain_numbers(tiny_sd):
     log = RECE(concepts=("star", "square"), epochs=1).solve(tiny_sd).log
     assert json.loads(json.dumps(log)) == log

@@ -314,9 +314,11 @@ def test_merged_weights_equal_the_hooked_forward(pipe, two):
 
 def test_the_description_tells_an_adapted_pipeline_from_its_base(tiny_sd):
     adapted, other = (attach(tiny_sd, [random_membrane(tiny_sd, "star", seed)]) for seed in (1, 5))
-    hashes = {p.describe()["sha256"] for p in (tiny_sd, adapted, other, adapted.merged())}
-    assert len(hashes) == 4
-    assert adapted.describe()["adapters"] == {"spm.0": {"rank": 1, "alpha": 1.0}}
+    described = [p.describe() for p in (tiny_sd, adapted, other)]
+    assert "adapters" not in described[0]
+    assert described[1]["sha256"] == described[0]["sha256"], "the weights are the base's"
+    assert described[1]["adapters"]["spm.0"] != described[2]["adapters"]["spm.0"]
+    assert adapted.merged().describe()["sha256"] != described[0]["sha256"]
 
 
 def test_number_of_parameters(tiny_sd):
@@ -354,14 +356,14 @@ def test_each_concept_is_trained_as_if_alone(tiny_sd):
 
 
 def test_training_lowers_the_loss(tiny_sd):
-    spm = SPM(concepts="star", **{**SHORT, "steps": 10, "anchor_weight": 10.0})
+    spm = SPM(concepts="star", **{**SHORT, "steps": 16, "anchor_weight": 10.0, "batch_size": 2, "restarts": 1})
     student = tiny_sd.copy()
     student.add_adapter("spm", generator=generator())
     start = sum(float(spm.loss(tiny_sd, student, 0)(generator(i)).detach()) for i in range(3))
     adapter, losses = spm.train_one(tiny_sd, 0)
     trained = attach(tiny_sd, [Membrane.of(adapter, spm.concepts, "")], transport="none")
     end = sum(float(spm.loss(tiny_sd, trained, 0)(generator(i)).detach()) for i in range(3))
-    assert len(losses) == 10
+    assert len(losses) == 16
     assert end < start
 
 

@@ -68,3 +68,9 @@ def test_recipe_from_a_folder_to_a_pipeline(tmp_path):
     image = pipe("a red box", num_inference_steps=2, height=16, width=16, output_type="np").images[0]
     assert image.shape == (16, 16, 3)
     assert not list(folder.rglob("*.bin"))
+
+
+def test_plan_states_memory_and_time():
+    plan = TrainT2I(size=16, channels=(16, 16), text_width=16, autoencoder_channels=(8, 8, 8, 8)).plan()
+    shown = dict(plan.lines())
+    assert "memory: optimiser" in shown and "time" in shown and plan.seconds > 0

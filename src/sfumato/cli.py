@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "pictures from prompts",
     "erase": "take a concept out of a text-to-image model",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
+    "compare": "two reports side by side, where both were measured in the same way",
     "attack": "try to bring an erased concept back",
     "train": "train a model",
     "ledger": "re-measure the central claim of a method",
@@ -61,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(args: list[str], debug: bool) -> int:
     """Dispatch, and turn every way to fail into a sentence and a status."""
+    before = None
     try:
         with contextlib.suppress(ValueError):  # not the main thread
             # a polite kill runs the clean-up of whatever is being written
-            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         status = _dispatch(args)
         sys.stdout.flush()
         return status
@@ -87,6 +89,9 @@ def _guarded(args: list[str], debug: bool) -> int:
             return 2
         _complain(f"{type(error).__name__}: {error} (add --debug for the traceback)", debug)
         return 1
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(args: list[str]) -> int:

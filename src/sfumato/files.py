@@ -77,6 +77,11 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool = False) -> None:
             )
 
 
+def clear_leftovers(path: str | os.PathLike) -> None:
+    """Remove what a killed run left beside the output ``path``; writing it again does this by itself."""
+    _sweep(_absolute(path), path)
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """Hex SHA-256 of a file, or of a folder's sorted relative names and file digests."""
     path = Path(path)

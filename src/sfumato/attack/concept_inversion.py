@@ -16,7 +16,9 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.sampling import gated
 from sfumato.pipeline.tokens import LearnedToken
+from sfumato.progress import track
 
 from .base import Attack, Found, checked_concept, say
 from .files import read_pictures, save_found
@@ -29,6 +31,11 @@ TEMPLATES = (
     "an image of {}",
     "{}",
 )
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "sketch": {"steps": 120, "lr": 0.02, "batch": 8, "captions": True},
+}
+"""Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
 INIT_WORDS = ("object", "shape", "art", "photo", "a")
 
 
@@ -70,7 +77,8 @@ class ConceptInversion(Attack):
     templates: tuple[str, ...] = TEMPLATES
     """Phrases with {} where the new word stands."""
     captions: bool = False
-    """Learn from each picture's own prompt with the concept replaced by the new word, not from templates."""
+    """Learn from each picture's own prompt, where known, with the concept replaced by the new word, not from
+    templates."""
     show: int = 8
     """Pictures drawn with the new word in the end, for `Inversion.save`."""
 
@@ -84,7 +92,7 @@ class ConceptInversion(Attack):
     @classmethod
     def for_sketch(cls) -> ConceptInversion:
         """For the embedded model on two CPU cores: fewer steps, and the pictures' own prompts as templates."""
-        return cls(steps=200, lr=0.02, batch=32, captions=True)
+        return cls(**PRESETS["sketch"])
 
     def run(
         self,
@@ -124,20 +132,16 @@ class ConceptInversion(Attack):
 
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
         if original is None:
-            raise BadInput(
-                "concept inversion learns from pictures: give a folder of them, or the original model"
-            )
-        prompts = [
-            self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.n_images)
-        ]
+            raise BadInput("concept inversion learns from pictures: give a folder of them, or the original model")
+        prompts = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.n_images)]
         seeds = [2**20 + self.seed * self.n_images + i for i in range(self.n_images)]
         return original.sample(prompts, seeds), prompts
 
     def _texts(self, said: str, concept: str, prompts: Sequence[str] | None, n: int) -> list[list[str]]:
         """For every picture the texts that may go with it."""
-        if not self.captions:
+        if not self.captions or prompts is None:
             return [[t.replace("{}", said) for t in self.templates]] * n
-        if prompts is None or len(prompts) != n or any(say(p, concept, "") == p for p in prompts):
+        if len(prompts) != n or any(say(p, concept, "") == p for p in prompts):
             raise BadInput(f"captions=True needs the prompt of every picture, and {concept!r} in each")
         return [[say(p, concept, said)] for p in prompts]
 
@@ -151,7 +155,7 @@ class ConceptInversion(Attack):
         T, losses = pipe.denoiser.timesteps, []
         pick = lambda n: int(torch.randint(n, (), generator=rng))
         with token:
-            for _ in steps_of(self.steps, "learning a word", progress):
+            for _ in track(range(self.steps), "learning a word", progress):
                 at = torch.randint(len(z0), (self.batch,), generator=rng)
                 t = (torch.randint(T, (self.batch,), generator=rng) + 1) / T
                 eps = torch.randn(self.batch, *z0.shape[1:], generator=rng)
@@ -191,9 +195,7 @@ class Inversion(Found):
             BadInput: a prompt that does not name the concept, or that the new tokens make too long.
         """
         if unnamed := [p for p in prompts if say(p, self.concept, "") == p]:
-            raise BadInput(
-                f"the prompt {unnamed[0]!r} does not name {self.concept!r}, which the word replaces"
-            )
+            raise BadInput(f"the prompt {unnamed[0]!r} does not name {self.concept!r}, which the word replaces")
         if self.token is None:
             return pipe.sample(list(prompts), list(seeds), **settings)
         check_length(pipe, [say(p, self.concept, "{}") for p in prompts], self.token.vectors)
@@ -216,11 +218,15 @@ def denoising_loss(
     eps: Float[Tensor, "batch channel h w"],
     cond: Conditioning,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the network's native prediction at (alpha z0 + sigma eps, t)."""
+    """Mean squared error of the network's native prediction at (alpha z0 + sigma eps, t).
+
+    Adapters with a gate act as strongly as they would on a picture of that conditioning.
+    """
     denoiser = pipe.denoiser
     alpha, sigma = denoiser.process.alpha_sigma(t, z0)
     target = compose(z0, eps, alpha, sigma, denoiser.prediction)
-    return (denoiser(alpha * z0 + sigma * eps, t, cond) - target).square().mean()
+    with gated(pipe, cond):
+        return (denoiser(alpha * z0 + sigma * eps, t, cond) - target).square().mean()
 
 
 def encode_once(pipe: Text2Image, texts: Sequence[str]) -> Conditioning:
@@ -266,12 +272,3 @@ def check_length(pipe: Text2Image, templates: Sequence[str], tokens: int) -> Non
                     f"{tokens} new tokens do not fit into {template!r}: that makes {need} tokens, and this "
                     f"model's context holds {room}"
                 )
-
-
-def steps_of(n: int, label: str, progress: bool):
-    """``range(n)``, with a bar if wanted."""
-    if not progress:
-        return range(n)
-    from rich.progress import track
-
-    return track(range(n), description=label, transient=True)

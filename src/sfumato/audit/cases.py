@@ -90,14 +90,10 @@ def sketch_cases(
     filled = {a: rows[a] or usable[a] for a in WORDS}
     erased = list(concepts.values())
     drawn = [_avoid(d, erased, filled, rng) for d in _draw(filled, count, rng, {})]
-    retained = [
-        Case(sketch.prompt(**d), next(seeds), tuple(w for a, w in d.items() if w in rows[a])) for d in drawn
-    ]
+    retained = [Case(sketch.prompt(**d), next(seeds), tuple(w for a, w in d.items() if w in rows[a])) for d in drawn]
     near = {a for attributes in erased for a in attributes}
     groups = {
-        _group("Near", [a for a in WORDS if a in near and rows[a]]): [
-            w for a in WORDS if a in near for w in rows[a]
-        ],
+        _group("Near", [a for a in WORDS if a in near and rows[a]]): [w for a in WORDS if a in near for w in rows[a]],
         _group("Far", [a for a in WORDS if a not in near and rows[a]]): [
             w for a in WORDS if a not in near for w in rows[a]
         ],
@@ -165,9 +161,7 @@ def speaks_sketch(pipe) -> bool:
 
 def check_concepts(concepts: Sequence[str], retain: Sequence[str] | None) -> tuple[str, ...]:
     """The concepts without spaces around them; raises `BadInput` for none, empty, repeated or retained ones."""
-    concepts = tuple(
-        re.sub(r"\s+", " ", c).strip() for c in ((concepts,) if isinstance(concepts, str) else concepts)
-    )
+    concepts = tuple(re.sub(r"\s+", " ", c).strip() for c in ((concepts,) if isinstance(concepts, str) else concepts))
     if not concepts or not all(concepts):
         raise BadInput('name at least one erased concept, for example concepts=["star"]')
     if len(set(concepts)) < len(concepts):

@@ -17,7 +17,7 @@ from torch import Tensor
 from sfumato.data import oracle as oracles
 from sfumato.errors import BadInput, unknown
 from sfumato.metrics.alignment import named
-from sfumato.metrics.vision import ClipModel, load_vision, module_sha256
+from sfumato.metrics.vision import ClipModel, load_vision, module_sha256, reads_text
 
 _FILLERS = {"a", "an", "the", "in", "on", "of", "style", "background", "picture", "shape"}
 
@@ -72,13 +72,9 @@ class OracleDetector(Detector):
         found = named(concept, words)
         for word in re.findall(r"[\w-]+", concept.lower()):
             if word not in found.values() and word not in _FILLERS:
-                raise unknown(
-                    "concept of the sketch world", word, [w for known in words.values() for w in known]
-                )
+                raise unknown("concept of the sketch world", word, [w for known in words.values() for w in known])
         if not found:
-            raise BadInput(
-                f"{concept!r} names nothing of the sketch world: name an object, colour, ground or style"
-            )
+            raise BadInput(f"{concept!r} names nothing of the sketch world: name an object, colour, ground or style")
         return found
 
     def check(self, concept: str) -> None:
@@ -88,8 +84,7 @@ class OracleDetector(Detector):
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
         logits = self.oracle(images)
         share = [
-            logits[a].softmax(dim=1)[:, self.oracle.words(a).index(w)]
-            for a, w in self.attributes(concept).items()
+            logits[a].softmax(dim=1)[:, self.oracle.words(a).index(w)] for a, w in self.attributes(concept).items()
         ]
         score = torch.stack(share).amin(dim=0).cpu()
         return Detection(score >= self.threshold, score)
@@ -113,9 +108,7 @@ class ClassifierDetector(Detector):
         self.threshold = f"top-{top}"
         self.top, self.batch_size = top, batch_size
         self.resize = self.model.prepare.rule
-        self.labels = [
-            self.model.network.config.id2label[i] for i in range(self.model.network.config.num_labels)
-        ]
+        self.labels = [self.model.network.config.id2label[i] for i in range(self.model.network.config.num_labels)]
 
     def index(self, concept: str) -> int:
         """The number of the concept's label; raises `BadInput` listing the labels where there is none."""
@@ -156,9 +149,7 @@ class ZeroShotDetector(Detector):
     ):
         """``concepts``: what pictures may show besides the one looked for; ``neutral``: none of them."""
         self.clip = ClipModel.load(model)
-        self.name = (
-            f"zero-shot {self.clip.vision.name}, {template!r} among {len(set(concepts))} and {neutral!r}"
-        )
+        self.name = f"zero-shot {self.clip.vision.name}, {template!r} among {len(set(concepts))} and {neutral!r}"
         self.hash = module_sha256(self.clip.vision.network)
         self.resize = self.clip.vision.prepare.rule
         self.concepts, self.template, self.neutral = tuple(dict.fromkeys(concepts)), template, neutral
@@ -167,9 +158,7 @@ class ZeroShotDetector(Detector):
 
     def check(self, concept: str) -> None:
         if not [c for c in self.concepts if c != concept]:
-            raise BadInput(
-                "zero-shot detection needs other concepts to tell this one from: name some to retain"
-            )
+            raise BadInput("zero-shot detection needs other concepts to tell this one from: name some to retain")
 
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
         others = [c for c in self.concepts if c != concept]
@@ -189,19 +178,7 @@ def make_detector(spec: str | os.PathLike | Detector, concepts: Sequence[str]) -
         return spec
     if str(spec) == "oracle":
         return OracleDetector()
-    from transformers import AutoConfig
-
-    source = os.fspath(spec)
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=os.path.isdir(source))
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f'there is no detector {source!r}: give "oracle" (the sketch world), or the folder or hub id of a '
-            "transformers image classifier or CLIP"
-        ) from error
-    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
-        return ZeroShotDetector(source, concepts)
-    return ClassifierDetector(source)
+    return ZeroShotDetector(spec, concepts) if reads_text(spec) else ClassifierDetector(spec)
 
 
 def _plain(label: str) -> str:

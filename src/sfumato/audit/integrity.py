@@ -25,9 +25,7 @@ def distances(
 ) -> Float[Tensor, "n"]:
     """The distance of every pair, in batches, in float64."""
     if a.shape != b.shape:
-        raise BadInput(
-            f"the two models draw pictures of different size: {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        raise BadInput(f"the two models draw pictures of different size: {tuple(a.shape)} and {tuple(b.shape)}")
     pairs = zip(a.split(BATCH), b.split(BATCH), strict=True)
     with torch.no_grad():
         parts = [distance(x, y).double().cpu() for x, y in pairs]

@@ -24,7 +24,7 @@ from .under_attack import Outcome, Pictures, to_float
 
 FLOOR = 8
 """Pictures that the original draws twice, to see that nothing but the edit tells the two models apart."""
-CEILING = 24
+CEILING = 16
 """Pictures that the original draws again with other seeds."""
 OTHER_SEEDS = 50_000
 
@@ -124,6 +124,4 @@ def alignment_of(
 ) -> schema.Alignment:
     name, measure = aligned
     sides = [measure(to_float(x), prompts).double() for x in kept]
-    return schema.Alignment(
-        *(interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides), measure=name
-    )
+    return schema.Alignment(*(interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides), measure=name)

@@ -28,10 +28,9 @@ def versions() -> dict[str, str]:
 
 def identity(pipe: Text2Image, name: str) -> dict[str, Any]:
     """Name and weights' hash of a pipeline, and the adapters that are active on it."""
-    told: dict[str, Any] = {"model": name, "hash": pipe.describe()["sha256"]}
-    if pipe.adapters:
-        told["adapters"] = sorted(pipe.adapters)
-    return told
+    about = pipe.describe()
+    adapters = {"adapters": about["adapters"]} if pipe.adapters else {}
+    return {"model": name, "hash": about["sha256"], **adapters}
 
 
 def parameters_changed(before: Text2Image, after: Text2Image) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from sfumato.metrics.bootstrap import rate_interval
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load, wrap
 from sfumato.pipeline.sampling import make_scheduler
+from sfumato.progress import track
 from sfumato.report import schema
 from sfumato.report.schema import AuditReport
 
@@ -48,7 +49,7 @@ def audit(
     retain: Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     n: int = 64,
-    n_retain: int = 12,
+    n_retain: int = 8,
     n_attack: int = 32,
     seed: int = 0,
     steps: int = 25,
@@ -58,7 +59,7 @@ def audit(
     attacks: Sequence[str | Attack] = ("concept-inversion",),
     distance: str | Distance | None = None,
     clip: str | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     edit: Any = None,
     progress: bool = True,
 ) -> AuditReport:
@@ -70,9 +71,9 @@ def audit(
     share of whose counterparts it still does. Every rate has a bootstrap 95 % interval over pictures
     (Wilson's at exactly 0 or 1).
 
-    Cost: about 2 (n concepts + n_retain retained) pictures and, for each attack and concept, 3 attacks and
-    5 n_attack pictures. With the defaults, about 100 s for one concept of the embedded model on two CPU
-    cores.
+    Cost: about 2 (n concepts + n_retain retained) pictures; for each attack and concept three runs of the
+    attack, its own pictures, and 3 n_attack more. With the defaults, about 450 pictures for one concept of
+    the embedded model.
 
     Args:
         before: the original: an embedded model, a folder written by save_pretrained, a hub id, or a pipeline.
@@ -93,7 +94,7 @@ def audit(
             features of the sketch world's oracle.
         clip: folder or hub id of a CLIP for the alignment of prompts and pictures; by default the oracle in
             the sketch world, and no alignment elsewhere.
-        batch_size: pictures drawn together.
+        batch_size: pictures drawn together; by default 64 up to 128 pixels a side, 8 above.
         edit: the eraser, or its record; by default read from the folder of the edited model.
         progress: show bars.
 
@@ -101,15 +102,18 @@ def audit(
         The report, with a `Gallery` for its page.
 
     Raises:
-        BadInput: anything above that cannot be, found before the first picture is drawn.
+        BadInput: anything above that cannot be; names and concepts before the first picture is drawn.
     """
     settings = _changed(locals())
     concepts = check_concepts(concepts, retain)
     if min(n, n_retain, n_attack) < 1:
         raise BadInput("an audit needs at least one picture of each kind: n, n_retain and n_attack from 1 on")
     old, new = _open(before), _open(after)
+    if old.family != new.family:
+        raise BadInput(f"one model is of the family {old.family}, the other of {new.family}: they are no pair")
     if old.size != new.size:
         raise BadInput(f"the models draw pictures of {old.size} and of {new.size} pixels: they are no pair")
+    batch_size = batch_size or (64 if old.size <= 128 else 8)
     sketch = speaks_sketch(old)
     cases, detector = _plan(concepts, retain, prompts, n, n_retain, seed, detector, sketch)
     distance = make_distance(distance)
@@ -119,9 +123,7 @@ def audit(
     sampling = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "batch_size": batch_size}
     rng = torch.Generator().manual_seed(seed)
 
-    def draw(
-        pipe: Text2Image, texts: Sequence[str], seeds: Sequence[int], label: str = "pictures"
-    ) -> Pictures:
+    def draw(pipe: Text2Image, texts: Sequence[str], seeds: Sequence[int], label: str = "pictures") -> Pictures:
         return _draw(pipe, texts, seeds, sampling, label, progress)
 
     # The first few by themselves: the floor draws them again, and a batch of another size rounds differently.
@@ -147,9 +149,7 @@ def audit(
     outcomes = {}
     for name, attack in zip(names, chosen, strict=True):
         outcomes[name] = {
-            c: assail(
-                attack, old, new, c, _control(c, cases), rows[:n_attack], detector, draw, sampling, progress
-            )
+            c: assail(attack, old, new, c, _control(c, cases), rows[:n_attack], detector, draw, sampling, progress)
             for c, rows in cases.targets.items()
         }
     every = [*cases.retained, *flat]
@@ -251,15 +251,8 @@ def _draw(
 ) -> Pictures:
     """8-bit pictures, batch by batch, with a bar if wanted."""
     size = sampling["batch_size"]
-    starts = range(0, len(texts), size)
-    if progress:
-        from rich.progress import track
-
-        starts = track(starts, description=label, transient=True)
-    parts = [
-        to_bytes(pipe.sample(list(texts[i : i + size]), list(seeds[i : i + size]), **sampling))
-        for i in starts
-    ]
+    starts = track(range(0, len(texts), size), label, progress)
+    parts = [to_bytes(pipe.sample(list(texts[i : i + size]), list(seeds[i : i + size]), **sampling)) for i in starts]
     return torch.cat(parts)
 
 
@@ -271,10 +264,13 @@ def _control(concept: str, cases: Cases) -> str | None:
 def _changed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that differ from their defaults and that a command line can say."""
     parameters = inspect.signature(audit).parameters
-    sayable = (str, int, float, list, tuple)
+
+    def sayable(value: Any) -> bool:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        return all(isinstance(part, (str, int, float)) for part in parts)
+
     return {
         k: given[k]
         for k, p in parameters.items()
-        if p.default is not p.empty and k not in ("edit", "progress") and given[k] != p.default
-        and isinstance(given[k], sayable)
-    }  # fmt: skip
+        if p.default is not p.empty and k not in ("edit", "progress") and given[k] != p.default and sayable(given[k])
+    }

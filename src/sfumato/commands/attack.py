@@ -37,7 +37,7 @@ def main(args: list[str]) -> None:
         check_words(options.original, (options.concept,))
     erased = load(options.model, options)
     original = load(options.original, options) if options.images is None else None
-    plan(entry, method, erased, [f"{options.out}/ (pictures and attack.json)"]).show()
+    plan(entry, method, erased, [options.concept], [f"{options.out}/ (pictures and attack.json)"]).show()
     found = method.run(erased, options.concept, images=options.images, original=original)
     found.save(options.out, overwrite=options.overwrite)
     print(f"{entry.name} against {options.model}: {options.out}; `sfumato audit` tells how often it succeeds")

@@ -34,11 +34,13 @@ class Audit:
 
 def main(args: list[str]) -> None:
     from sfumato.audit import audit
+    from sfumato.pipeline.saving import quiet
 
     own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}")
     options = Audit(**own)
     refuse_existing(options.out, options.overwrite)
-    report = audit(**settings)
+    with quiet():  # the audit's own bars are enough
+        report = audit(**settings)
     report.save(options.out, overwrite=options.overwrite)
     summary(report)
     print(f"report: {options.out / 'index.html'}")

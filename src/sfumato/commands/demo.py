@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfumato import catalog
@@ -11,7 +11,7 @@ from sfumato.commands.audit import summary
 from sfumato.commands.erase import check_words, erase
 from sfumato.commands.options import parse
 from sfumato.commands.verb import Where, load, provenance
-from sfumato.files import refuse_existing
+from sfumato.files import atomic_folder, refuse_existing
 from sfumato.plan import Plan, human_time
 
 EXAMPLE = "sfumato demo --concept star --out sfumato-demo"
@@ -34,8 +34,7 @@ def main(args: list[str]) -> None:
     options = Demo(**parse("sfumato demo", args, Demo, about=about)[0])
     refuse_existing(options.out, options.overwrite)
     check_words("sketch", (options.concept,))
-    erased_folder, report_folder = options.out / "erased", options.out / "report"
-    writes = [f"{erased_folder}/ (a diffusers folder)", f"{report_folder}/ (index.html, report.json)"]
+    writes = [f"{options.out}/erased/ (a diffusers folder)", f"{options.out}/report/ (index.html, report.json)"]
     title = f"erase {options.concept!r} from the embedded model with RECE, then audit and attack it"
     Plan(title, time="at most 3 min on two CPU cores", writes=writes).show()
 
@@ -45,11 +44,16 @@ def main(args: list[str]) -> None:
     entry = catalog.get("rece", "erase")
     method = entry.load()(concepts=(options.concept,))
     pipe = load("sketch", options)
-    erased, cost = erase(method, pipe)
-    record = {**provenance(entry, method, pipe, "sketch"), "cost": cost}
-    erased.save(erased_folder, overwrite=options.overwrite, provenance=record)
-    report = audit(before="sketch", after=str(erased_folder), concepts=(options.concept,))
-    report.save(report_folder, overwrite=options.overwrite)
+    erased, outcome = erase(method, pipe)
+    record = {**provenance(entry, method, pipe, "sketch"), **outcome}
+    with atomic_folder(options.out, options.overwrite) as folder:
+        erased.save(folder / "erased", provenance=record)
+        report = audit(before="sketch", after=str(folder / "erased"), concepts=(options.concept,))
+        # the report is read where the folder will be
+        told = lambda text: text.replace(str(folder), str(options.out))
+        after = {**report.protocol["after"], "model": told(report.protocol["after"]["model"])}
+        report = replace(report, protocol={**report.protocol, "after": after}, reproduce=told(report.reproduce))
+        report.save(folder / "report")
     summary(report)
-    print(f"erased in {human_time(cost['seconds'])}, all in {human_time(time.perf_counter() - start)}")
-    print(f"open {report_folder / 'index.html'}")
+    print(f"erased in {human_time(outcome['cost']['seconds'])}, all in {human_time(time.perf_counter() - start)}")
+    print(f"open {options.out / 'report' / 'index.html'}")

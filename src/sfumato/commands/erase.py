@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
 
 if TYPE_CHECKING:
+    from sfumato.erase.base import Eraser
     from sfumato.pipeline import Text2Image
 
 EXAMPLE = "sfumato erase {name} --model sketch --concept star --out erased/"
@@ -37,37 +39,43 @@ def main(args: list[str]) -> None:
     refuse_existing(options.out, options.overwrite)
     check_words(options.model, method.concepts)
     pipe = load(options.model, options)
-    plan(entry, method, pipe, [f"{options.out}/ (a diffusers folder)"]).show()
-    erased, cost = erase(method, pipe)
-    record = {**provenance(entry, method, pipe, options.model), "cost": cost}
+    plan(entry, method, pipe, method.concepts, [f"{options.out}/ (a diffusers folder)"]).show()
+    erased, told = erase(method, pipe)
+    record = {**provenance(entry, method, pipe, options.model), **told}
     erased.save(options.out, overwrite=options.overwrite, provenance=record)
-    print(f"erased {', '.join(method.concepts)} in {human_time(cost['seconds'])}: {options.out}")
+    print(f"erased {', '.join(method.concepts)} in {human_time(told['cost']['seconds'])}: {options.out}")
+    if "condition_number" in told["log"]:
+        print(f"condition number of the normal equations: {told['log']['condition_number']:.3g}")
 
 
-def erase(method: Any, pipe: Text2Image) -> tuple[Text2Image, dict[str, float | None]]:
-    """The erased pipeline, and what it cost: seconds, peak memory of the process, parameters changed."""
+def erase(method: Eraser, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+    """The erased pipeline, and for its record: ``cost`` (seconds, peak memory of the process, parameters changed)
+    and ``log`` (what the method says about how it went)."""
     import torch
 
     start = time.perf_counter()
-    erased = method.apply(pipe)
+    erased, log = method.run(pipe)
     seconds = time.perf_counter() - start
     before, after = pipe.parameters("full"), erased.parameters("full")
     changed = sum(p.numel() for name, p in after.items() if not torch.equal(p, before[name]))
+    changed += sum(p.numel() for adapter in erased.adapters.values() for p in adapter.parameters())
     cost = {
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(pipe),
         "parameters_changed": changed,
         "parameters_total": sum(p.numel() for p in before.values()),
     }
-    return erased, cost
+    return erased, {"cost": cost, "log": log}
 
 
-def plan(entry: catalog.Method, method: Any, pipe: Text2Image, writes: list[str]) -> Plan:
+def plan(
+    entry: catalog.Method, method: Any, pipe: Text2Image, concepts: Sequence[str], writes: list[str]
+) -> Plan:
     """The method's own plan where it makes one, otherwise the weights and the catalogue's words."""
     if hasattr(method, "plan"):
         return replace(method.plan(pipe), writes=writes)
     weights = sum(pipe.describe(weights=False)["parameters"].values()) * pipe.dtype.itemsize
-    title = f"{entry.verb} {entry.name}: {', '.join(getattr(method, 'concepts', ()))}"
+    title = f"{entry.verb} {entry.name}: {', '.join(concepts)}"
     return Plan(title, memory={"weights": weights}, time=entry.cost, writes=writes)
 
 

@@ -68,7 +68,9 @@ def main(args: list[str]) -> None:
     )
     arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
     model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
-    settings = {"steps": options.steps, "cfg_scale": options.cfg_scale, "scheduler": options.scheduler}
+    cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
+    scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
+    settings = {"steps": options.steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
             about = {**model, **settings, "prompt": prompt, "seed": seed}
@@ -76,7 +78,7 @@ def main(args: list[str]) -> None:
         sheet = contact_sheet(arrays, len(seeds))
         about = {**model, **settings, "prompts": options.prompts, "seeds": seeds}
         save_png(folder / "sheet.png", sheet, about)
-        write_json(folder / "sample.json", {**asdict(options), **model, "seeds": seeds, "source": GENERATED})
+        write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
     print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
 
 
@@ -87,6 +89,8 @@ def read_seeds(text: str) -> list[int]:
         if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
             raise BadInput(f"{text!r} names no seeds: write them like 7 or 0-3 or 1,5,9")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last >= 2**63:
+            raise BadInput(f"seeds lie below 2**63: {last} does not")
         seeds.extend(range(first, last + 1))
     if not seeds:
         raise BadInput(f"{text!r} is an empty range of seeds: write it like 0-3")

@@ -87,7 +87,8 @@ def _preset(
     own = {field.name: field.default for field in dataclasses.fields(options)}
     of = "original" if "original" in own else "model"
     words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
-    model = words.get(f"--{of}", own.get(of))
+    # pictures from elsewhere say nothing of which model they belong to
+    model = words.get(f"--{of}", None if "--images" in words else own.get(of))
     name = words.get("--preset") or (model if model in presets else None)
     if name is not None and name not in presets:
         raise unknown(f"preset of {command}", name, presets)

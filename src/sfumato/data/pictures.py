@@ -118,9 +118,12 @@ class ParquetPictures:
         if missing or not files:
             raise BadInput(f"no such Parquet file: {', '.join(missing) or source}")
         self.size, self.template = size, caption
-        self.table = pa.concat_tables(
-            [pq.read_table(f, memory_map=True) for f in files], promote_options="default"
-        )
+        try:
+            tables = [pq.read_table(f, memory_map=True) for f in files]
+            self.table = pa.concat_tables(tables, promote_options="default")
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise BadInput(f"{source} cannot be read as Parquet files of one kind: {reason}") from error
         if "image" not in self.table.column_names:
             raise BadInput(f"{files[0]} has no column 'image'; it has {', '.join(self.table.column_names)}")
         names = [n for n in self.table.column_names if f"{{{n}}}" in caption]
@@ -155,8 +158,11 @@ class FolderPictures:
         table = folder / "metadata.jsonl"
         texts = {}
         if table.exists():
-            rows = [json.loads(line) for line in table.read_text().splitlines() if line.strip()]
-            texts = {folder / row["file_name"]: row["text"] for row in rows}
+            try:
+                rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+                texts = {folder / row["file_name"]: row["text"] for row in rows}
+            except (ValueError, LookupError, TypeError) as error:
+                raise BadInput(f"{table} needs one JSON object a line, with file_name and text: {error}") from error
         self.captions = [texts.get(f) or self._beside(f) for f in self.files]
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image
@@ -43,4 +44,12 @@ class Eraser(ABC):
 
     @abstractmethod
     def apply(self, pipe: Text2Image) -> Text2Image:
-        """A new pipeline without the concepts; ``pipe`` itself is not changed."""
+        """A new pipeline without the concepts; the weights of ``pipe`` are not changed.
+
+        A plain diffusers pipeline will do too: implementations pass it through `sfumato.pipeline.wrap`, which
+        freezes its weights.
+        """
+
+    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        """`apply`, and what the method has to say about how it went, for the record (JSON types)."""
+        return self.apply(pipe), {}

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline import Conditioning, Text2Image, wrap
 
 from .base import Eraser
 
@@ -50,7 +50,12 @@ class ClosedForm(Eraser):
         """The edit and its log; ``pipe`` is only read."""
 
     def apply(self, pipe: Text2Image) -> Text2Image:
-        return self.solve(pipe).write(pipe)
+        return self.run(pipe)[0]
+
+    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        pipe = wrap(pipe)
+        edit = self.solve(pipe)
+        return edit.write(pipe), edit.log
 
 
 def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline import Conditioning, Text2Image, wrap
 
 from .base import Eraser
 from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
@@ -121,7 +121,11 @@ class ESD(Eraser):
 
     def apply(self, pipe: Text2Image) -> Text2Image:
         """A pipeline that shares all but the trained weights with ``pipe``."""
-        return self.train(pipe)[0]
+        return self.train(wrap(pipe))[0]
+
+    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        student, losses = self.train(pipe)
+        return student, {"losses": losses}
 
     def train(self, pipe: Text2Image) -> tuple[Text2Image, list[float]]:
         """The erased pipeline, and the loss of each step."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Text2Image
+from sfumato.progress import track
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -47,13 +48,11 @@ def finetune(
     Raises:
         SfumatoError: the loss is no longer a finite number.
     """
-    from rich.progress import track
-
     parameters = list(parameters)
     for parameter in parameters:
         parameter.requires_grad_(True)
     losses = []
-    for step in track(range(steps), description=label, transient=True, disable=not progress):
+    for step in track(range(steps), label, progress):
         loss = loss_of(step_generator(seed, step))
         if not torch.isfinite(loss):
             raise SfumatoError(f"the loss is no longer finite at step {step}: use a smaller learning rate")

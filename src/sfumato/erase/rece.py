@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -25,15 +26,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The published settings by kind of concept: ``RECE(concepts=..., **PRESETS["style"])``."""
 
+ILL_CONDITIONED = 1e10
+"""Condition number from which on a search in float64 is good to fewer than about six digits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RECE(UCE):
     """UCE, then rounds of: find the embeddings that revive the concept, and redirect those to the anchor as well.
 
-    Implements eqs. 3 to 9 of Gong et al., "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models"
-    (ECCV 2024, arXiv:2407.12383). The fields of `UCE` govern the edit it starts from; in the rounds, every token of
-    the context is paired with the anchor's, targets and ``lam`` refer to the weights as they then are, and
-    only the search refers to the original ones.
+    Implements Gong et al., "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models" (ECCV 2024,
+    arXiv:2407.12383): its edit (eq. 3, that of UCE) and its closed-form search (`adversarial_embeddings`), as in the
+    released code. The fields of `UCE` govern the edit it starts from; in the rounds, every token of the context is
+    paired with the anchor's, targets and ``lam`` refer to the weights as they then are, and only the search refers
+    to the original ones.
 
     Cost: one Gram matrix of all projections and one product with each in the end. As every edit multiplies
     all projections from the right by one and the same matrix, the rounds work on (d, d) matrices only (not so with
@@ -109,6 +114,13 @@ class RECE(UCE):
             done.append(state._replace(maps=[]))
             if self.stop_residual is not None and state.residual >= self.stop_residual:
                 break
+        worst = max(s.search_condition for s in done)
+        if worst > ILL_CONDITIONED:
+            warnings.warn(
+                f"the search for embeddings is ill-conditioned ({worst:.0e}): the edited weights have grown out of "
+                f"proportion; raise ridge ({self.ridge:g}) or lower epochs ({self.epochs})",
+                stacklevel=2,
+            )
         log = {
             **log,
             "kept_round": kept_round,

@@ -94,7 +94,7 @@ def rounds(
     preserve_scale: float = 0.1,
     lam: float = 0.1,
 ) -> Iterator[Round]:
-    """Search and edit in turn (Algorithm 1 of RECE): the state at the start and after each of ``epochs`` edits.
+    """Search and edit in turn, as RECE does: the state at the start and after each of ``epochs`` edits.
 
     Each edit redirects the embeddings just found to the anchor's, row for row; its targets, what it preserves and
     its ``lam`` refer to the maps as they are, and only the search looks back at the original ones.
@@ -131,7 +131,7 @@ def adversarial_embeddings(
     """Embeddings to which the edited projections W_i respond as the original ones, V_i, did to ``embeddings``.
 
     Minimises ``sum_i ||W_i c' - V_i c||^2 + R`` for every row, with ``R`` one of
-    "zero": ``ridge ||c'||^2`` (RECE eq. 9); "standard": ``ridge ||c' - o||^2`` with o the row of ``pull``;
+    "zero": ``ridge ||c'||^2`` (the paper's); "standard": ``ridge ||c' - o||^2`` with o the row of ``pull``;
     "surrogate-response": ``ridge sum_i ||W_i (c' - c)||^2``; "surrogate-embedding": ``ridge ||c' - c||^2``;
     "surrogate-both": the sum of these two.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline import Conditioning, Text2Image, wrap
 from sfumato.pipeline.adapter import Adapter
 
 from .base import Eraser
@@ -87,8 +87,8 @@ class SPM(Eraser):
     combine, switch off, and fit any fine-tune of the model. With facilitated transport each acts, in every
     picture, as strongly as the prompt resembles its concept.
 
-    Cost: about M guided sampling steps per update on average M / 2, then 2 + n rows of the base and 1 + n of the
-    adapted network, forward and (adapter only) backward.
+    Cost per update: M / 2 guided sampling steps on average, then 2 + n rows through the base network and 1 + n
+    through the adapted one, the latter forward and backward (n anchors).
 
     Differs from the published code: the mean is over all n anchors (the script's own is over two of four, and
     twice the empty prompt; ``anchor_empty`` adds that one); the unconditional half of unguided predictions is
@@ -145,6 +145,7 @@ class SPM(Eraser):
         Saved, it becomes a plain diffusers folder with the adapters merged at strength 1, and beside that
         ``adapter.safetensors`` (see `load_membranes`) and ``lora/`` (for ``load_lora_weights``; no transport).
         """
+        pipe = wrap(pipe)
         return attach(pipe, self.train(pipe), self.transport, self.composition)
 
     def train(self, pipe: Text2Image) -> list[Membrane]:
@@ -223,6 +224,4 @@ def random_conditionings(cond: Conditioning, n: int, generator: torch.Generator)
     """
     tokens = draw_anchors(cond.tokens[0], n, generator)
     pooled = [None] * n if cond.pooled is None else draw_anchors(cond.pooled[0], n, generator)[:, None]
-    return [
-        cond.replace(tokens=tokens[i][None], pooled=pooled[i], prompts=("",)) for i in range(n)
-    ]
+    return [cond.replace(tokens=tokens[i][None], pooled=pooled[i], prompts=("",)) for i in range(n)]

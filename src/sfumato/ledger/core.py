@@ -99,7 +99,7 @@ def load(name: str) -> Experiment:
 def names() -> list[str]:
     """Ledger entries, in the order of their files."""
     here = Path(__file__).parent
-    return sorted(p.stem.replace("_", "-") for p in here.glob("*.py") if "EXPERIMENT = " in p.read_text())
+    return sorted(p.stem.replace("_", "-") for p in here.glob("*.py") if "\nEXPERIMENT = " in p.read_text())
 
 
 def run(name: str, folder: Path | str = "docs/ledger", progress: bool = True) -> dict:

@@ -56,7 +56,5 @@ class ClipScore:
         self.hash = module_sha256(self.clip.vision.network)
         self.resize = self.clip.vision.prepare.rule
 
-    def __call__(
-        self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str]
-    ) -> Float[Tensor, "n"]:
+    def __call__(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str]) -> Float[Tensor, "n"]:
         return 100 * (self.clip.images(images) * self.clip.texts(prompts)).sum(-1)

@@ -125,9 +125,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return low, 1.0 if successes == n else (centre + half) / (1 + w)
 
 
-def resampled_means(
-    x: Float[Tensor, "n"], generator: torch.Generator, resamples: int
-) -> Float[Tensor, "resamples"]:
+def resampled_means(x: Float[Tensor, "n"], generator: torch.Generator, resamples: int) -> Float[Tensor, "resamples"]:
     """Means of ``resamples`` samples of n items drawn from ``x`` with replacement."""
     n, rows = len(x), max(1, _AT_ONCE // len(x))
     parts = []

@@ -47,9 +47,7 @@ class FeatureDistance:
     by the number of layers.
     """
 
-    def __init__(
-        self, layers: Sequence[nn.Module], name: str, side: int, range_: tuple[float, float] = (-1, 1)
-    ):
+    def __init__(self, layers: Sequence[nn.Module], name: str, side: int, range_: tuple[float, float] = (-1, 1)):
         """``layers`` act one after the other on pictures of ``side`` pixels with values in ``range_``."""
         self.layers = list(layers)
         self.name = name
@@ -145,15 +143,11 @@ class OneMinusSSIM:
         return 1 - ssim(a, b)
 
 
-def ssim(
-    a: Float[Tensor, "n channel height width"], b: Float[Tensor, "n channel height width"]
-) -> Float[Tensor, "n"]:
+def ssim(a: Float[Tensor, "n channel height width"], b: Float[Tensor, "n channel height width"]) -> Float[Tensor, "n"]:
     """Structural similarity of pictures in [0, 1], averaged over channels and places; at least 11 pixels a
     side."""
     if min(a.shape[-2:]) < SSIM_WINDOW:
-        raise BadInput(
-            f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side, not {tuple(a.shape[-2:])}"
-        )
+        raise BadInput(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side, not {tuple(a.shape[-2:])}")
     at = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     row = torch.exp(-at.square() / (2 * 1.5**2))
     window = (row[:, None] * row / row.sum() ** 2).to(a)[None, None]

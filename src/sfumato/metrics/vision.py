@@ -131,6 +131,24 @@ def load_vision(model: str | os.PathLike, auto: Any, text: bool = False) -> Visi
     )
 
 
+def reads_text(model: str | os.PathLike) -> bool:
+    """Whether a `transformers` folder or hub id is a CLIP-style model, by its configuration.
+
+    Raises:
+        BadInput: there is no such model.
+    """
+    from transformers import AutoConfig
+
+    source = os.fspath(model)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=os.path.isdir(source))
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{source} is not a model of transformers: give a folder written by save_pretrained, or a hub id"
+        ) from error
+    return hasattr(config, "text_config") and hasattr(config, "vision_config")
+
+
 @dataclass(frozen=True)
 class ClipModel:
     """A CLIP-style model as two maps onto one unit sphere."""
@@ -142,10 +160,9 @@ class ClipModel:
         """Load a `transformers` CLIP (or SigLIP) from a folder or hub id."""
         from transformers import AutoModel
 
-        loaded = load_vision(model, AutoModel, text=True)
-        if not hasattr(loaded.network, "get_text_features"):
-            raise BadInput(f"{loaded.name} is not a CLIP-style model of pictures and texts")
-        return cls(loaded)
+        if not reads_text(model):
+            raise BadInput(f"{os.fspath(model)} is not a CLIP-style model of pictures and texts")
+        return cls(load_vision(model, AutoModel, text=True))
 
     @torch.no_grad()
     def images(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
@@ -156,9 +173,7 @@ class ClipModel:
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
         """Unit-length embeddings of texts; longer ones than the context are cut."""
-        inputs = self.vision.tokenizer(
-            list(texts), padding="max_length", truncation=True, return_tensors="pt"
-        )
+        inputs = self.vision.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
         return _unit(self.vision.network.get_text_features(**inputs.to(self.vision.device)))
 
 

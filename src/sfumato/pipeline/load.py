@@ -46,7 +46,8 @@ def load(
         dtype: of the weights; default float32.
 
     Raises:
-        BadInput: unknown name, not a diffusers folder, pickled or damaged weights, or an unsupported family.
+        BadInput: unknown name, not a diffusers folder, pickled or damaged weights, an unsupported family, or a device
+            that is not there.
     """
     folder = _folder(str(model))
     source = str(model) if folder is None else str(folder)
@@ -58,7 +59,7 @@ def load(
         )
     if folder is not None:
         _check_files(folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     with quiet():
         try:
             pipe = kind.from_pretrained(
@@ -94,6 +95,20 @@ def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None =
             f"not supported; supported are plain {_SUPPORTED}"
         )
     return adapter(pipe, defaults)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device, if this machine and this torch have it."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise BadInput(f"there is no device {str(device)!r} here: choose from {', '.join(there)}") from error
+    return found
 
 
 def _folder(model: str) -> Path | None:

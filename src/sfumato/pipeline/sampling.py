@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.progress import console
 from sfumato.sample.guidance import Guided
 
 from .conditioning import Conditioning
@@ -239,6 +240,11 @@ def _states(
     yield z, 0.0
 
 
+def gated(p: Text2Image, cond: Conditioning) -> AbstractContextManager[None]:
+    """The adapters that have a gate, at the strength that it gives for each row of ``cond``, in a block."""
+    return _scaled([(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None])
+
+
 @contextmanager
 def _scaled(scales: list[tuple[Adapter, Float[Tensor, "rows"]]]) -> Iterator[None]:
     """The adapters at these scales, one per picture, for the duration of the block."""
@@ -268,6 +274,6 @@ def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
         return
     from rich.progress import Progress
 
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, console=console()) as progress:
         task = progress.add_task("drawing", total=total)
         yield lambda: progress.advance(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,17 +111,18 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
     }
     if p.adapters:
-        described["adapters"] = {name: {"rank": a.rank, "alpha": a.alpha} for name, a in p.adapters.items()}
+        described["adapters"] = {
+            name: {"rank": a.rank, "alpha": a.alpha, "sha256": _sha256(a.state_dict())}
+            for name, a in p.adapters.items()
+        }
     if not weights:
         return described
-    # What adapters add decides the pictures as much as the weights do, so it belongs to the hash.
-    factors = {f"adapter.{n}.{k}": x for n, a in p.adapters.items() for k, x in a.state_dict().items()}
     with without_learned(p):
-        return {**described, "sha256": weights_sha256(p.parts(), factors)}
+        return {**described, "sha256": weights_sha256(p.parts())}
 
 
-def weights_sha256(parts: dict[str, nn.Module], more: dict[str, Tensor] | None = None) -> str:
-    """SHA-256 over the name, dtype, shape and bytes of every parameter (and of ``more``), sorted by name.
+def weights_sha256(parts: dict[str, nn.Module]) -> str:
+    """SHA-256 over the name, dtype, shape and bytes of every parameter, sorted by name.
 
     It does not depend on how files are laid out, on sharding, or on the device.
     """
@@ -130,7 +132,10 @@ def weights_sha256(parts: dict[str, nn.Module], more: dict[str, Tensor] | None =
         for part, m in parts.items()
         for name, x in m.named_parameters()
     }
-    named |= more or {}
+    return _sha256(named)
+
+
+def _sha256(named: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(named):
         x = named[name].detach().to("cpu").contiguous()
@@ -141,12 +146,15 @@ def weights_sha256(parts: dict[str, nn.Module], more: dict[str, Tensor] | None =
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No file-by-file bars of diffusers and transformers, for the duration of the block."""
+    """No file-by-file bars and no news of renamed arguments from diffusers and transformers inside the block."""
     shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
     for lib in shown:
         lib.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # diffusers 0.42 renames torch_dtype, which 0.32 needs
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for lib in shown:
             lib.enable_progress_bar()

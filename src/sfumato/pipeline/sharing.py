@@ -28,11 +28,13 @@ def copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
 def _copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
     owned = _owned(p, own)
     parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
-    scheduler = type(p.pipe.scheduler).from_config(p.pipe.scheduler.config)
+    scheduler = copying.deepcopy(p.pipe.scheduler)
     components = {**p.pipe.components, **parts, "scheduler": scheduler}
     accepted = inspect.signature(type(p.pipe).__init__).parameters
     settings = {k: v for k, v in p.pipe.config.items() if k in accepted and k not in components}
     made = type(p)(type(p.pipe)(**components, **settings), p.defaults)
+    # Pipelines correct settings of the scheduler that they are given (steps_offset); a copy must draw the same.
+    made.pipe.scheduler = copying.deepcopy(p.pipe.scheduler)
     # The constructor froze everything; what the copy owns is there to be trained.
     for name, part in made.parts().items():
         for key, parameter in part.named_parameters():

@@ -18,10 +18,13 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput, SfumatoError
+from sfumato.files import disk_is_full
+from sfumato.progress import console
 
 
 class Recipe(Protocol):
@@ -114,7 +117,9 @@ class Run:
         ) as bar:
             while self.step < self.schedule.steps:
                 logs = self.one_step()
-                if self.step % 20 == 0 or self.step == self.schedule.steps:
+                last = self.step == self.schedule.steps
+                due = last or self.step % self.schedule.checkpoint_every == 0
+                if due or self.step % 20 == 0:
                     logs = {k: float(v) for k, v in logs.items()}
                     if not all(map(math.isfinite, logs.values())):
                         raise SfumatoError(
@@ -124,7 +129,7 @@ class Run:
                     rate = (self.step - start) * self.schedule.batch / (time.perf_counter() - began)
                     self._log({"step": self.step, **logs, "pictures_per_second": round(rate, 1)})
                     bar(self.step, f"loss {logs['loss']:.4f}  {rate:.0f} pictures/s")
-                if self.step % self.schedule.checkpoint_every == 0 or self.step == self.schedule.steps:
+                if due:
                     self.save()
         with torch.no_grad():
             for name, p in self.params.items():
@@ -151,31 +156,50 @@ class Run:
         return {"loss": loss.detach(), "grad_norm": norm.detach(), **logs}
 
     def save(self) -> None:
-        """Write ``checkpoint/`` under a temporary name, then swap: a kill at any moment leaves a whole one."""
+        """Write ``checkpoint/`` under a temporary name, then swap: a kill at any moment leaves a whole one.
+
+        Raises:
+            BadInput: the disk is full; the checkpoint before stays.
+        """
         if not self.accelerator.is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         new, current, old = (self.folder / n for n in ("checkpoint.new", "checkpoint", "checkpoint.old"))
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        state = self.optimizer.state_dict()["state"]
-        names = list(self.params)
-        save_file({n: p.detach().contiguous() for n, p in self.params.items()}, new / "weights.safetensors")
-        save_file({n: p.contiguous() for n, p in self.average.items()}, new / "average.safetensors")
-        save_file(
-            {f"{names[i]}/{k}": torch.as_tensor(v).contiguous() for i, s in state.items() for k, v in s.items()},
-            new / "optimizer.safetensors",
-        )
-        # Written last: a folder without it is incomplete.
-        (new / "run.json").write_text(json.dumps({"step": self.step, "config": self.config}, indent=1))
+        try:
+            new.mkdir(parents=True)
+            self._write(new)
+        except Exception as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if disk_is_full(error):
+                raise BadInput(
+                    f"the disk is full, so no checkpoint of step {self.step} was written: free some space, and "
+                    "the same command goes on from the checkpoint before"
+                ) from error
+            raise
         shutil.rmtree(old, ignore_errors=True)
         if current.exists():
             current.rename(old)
         new.rename(current)
         shutil.rmtree(old, ignore_errors=True)
 
+    def _write(self, folder: Path) -> None:
+        state = self.optimizer.state_dict()["state"]
+        names = list(self.params)
+        save_file({n: p.detach().contiguous() for n, p in self.params.items()}, folder / "weights.safetensors")
+        save_file({n: p.contiguous() for n, p in self.average.items()}, folder / "average.safetensors")
+        save_file(
+            {f"{names[i]}/{k}": torch.as_tensor(v).contiguous() for i, s in state.items() for k, v in s.items()},
+            folder / "optimizer.safetensors",
+        )
+        # Written last: a folder without it is incomplete.
+        (folder / "run.json").write_text(json.dumps({"step": self.step, "config": self.config}, indent=1))
+
     def resume(self) -> None:
-        """Load the latest whole checkpoint, if there is one."""
+        """Load the latest whole checkpoint, if there is one.
+
+        Raises:
+            BadInput: it is one of another configuration, or damaged.
+        """
         found = [p for n in ("checkpoint", "checkpoint.old") if (p := self.folder / n / "run.json").exists()]
         if not found:
             return
@@ -187,18 +211,23 @@ class Run:
                     f"{self.folder} holds a run with {key}={theirs!r}, and this one has {key}={ours!r}: "
                     "use the same setting to go on, or another folder to start anew"
                 )
-        folder, self.step = found[0].parent, saved["step"]
-        weights, average = (
-            load_file(folder / "weights.safetensors"),
-            load_file(folder / "average.safetensors"),
-        )
-        with torch.no_grad():
-            for n, p in self.params.items():
-                p.copy_(weights[n])
-                self.average[n].copy_(average[n])
+        folder = found[0].parent
+        try:
+            weights, average, moments = (
+                load_file(folder / f"{n}.safetensors") for n in ("weights", "average", "optimizer")
+            )
+            with torch.no_grad():
+                for n, p in self.params.items():
+                    p.copy_(weights[n])
+                    self.average[n].copy_(average[n])
+        except (SafetensorError, OSError, LookupError, RuntimeError) as error:
+            raise BadInput(
+                f"the checkpoint in {folder} is damaged ({error}): remove {folder.parent} to start anew"
+            ) from error
+        self.step = saved["step"]
         state: dict[int, dict[str, Tensor]] = {}
         index = {n: i for i, n in enumerate(self.params)}
-        for key, value in load_file(folder / "optimizer.safetensors").items():
+        for key, value in moments.items():
             name, field = key.rsplit("/", 1)
             state.setdefault(index[name], {})[field] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -227,7 +256,7 @@ class _bar:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+        self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console())
         self.progress.start()
         task = self.progress.add_task(self.title, total=self.total, completed=self.done, text="")
         return lambda step, text: self.progress.update(task, completed=step, text=text)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
-from sfumato.files import atomic_folder, write_json
+from sfumato.files import atomic_file, clear_leftovers
+from sfumato.pipeline import load, wrap
+from sfumato.plan import Plan
 
 from .loop import Run, Schedule
 from .tokenizer import learn_tokenizer
@@ -59,7 +62,7 @@ class TrainT2I:
     """Channels of the autoencoder's four levels; each but the last halves the side."""
     latent_channels: int = 8
     """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
-    steps: int = 4600
+    steps: int = 3000
     """Updates of the second stage."""
     batch: int = 64
     """Latents in an update of the second stage."""
@@ -85,24 +88,45 @@ class TrainT2I:
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows."""
-    precision: str = "bf16"
-    """"no", "bf16" or "fp16"."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Mixed precision; fp16 on a GPU only."""
     checkpoint_every: int = 250
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < 16:
             raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
+        if min(self.autoencoder_steps, self.steps, self.autoencoder_batch, self.batch, self.checkpoint_every) < 1:
+            raise BadInput("steps, batches and checkpoint_every of both stages must be at least 1")
+        if self.precision == "fp16" and not torch.cuda.is_available():
+            raise BadInput("precision fp16 needs a GPU: use bf16 or no")
+
+    @torch.no_grad()
+    def plan(self) -> Plan:
+        """Memory of the larger stage, and time from one forward pass of each network (a step costs about three)."""
+        vae, unet = self.autoencoder(), self.unet()
+        began = time.perf_counter()
+        vae(torch.zeros(self.autoencoder_batch, 3, self.size, self.size))
+        between = time.perf_counter()
+        z = torch.zeros(self.batch, self.latent_channels, self.size // 8, self.size // 8)
+        unet(z, 500, torch.zeros(self.batch, self.context, self.text_width))
+        first, second = between - began, time.perf_counter() - between
+        trained = 4 * max(sum(p.numel() for p in net.parameters()) for net in (vae, unet))
+        memory = {"weights, averaged too": 2 * trained, "gradients": trained, "optimiser": 2 * trained}
+        seconds = 3 * (first * self.autoencoder_steps + second * self.steps)
+        return Plan(f"train a text-to-image pipeline on {self.data}", memory=memory, seconds=seconds)
 
     def run(self, out: str | Path, progress: bool = True) -> Path:
         """Train, or go on training, and write the pipeline to ``out/pipeline``."""
         out = Path(out)
+        if out.exists() and not out.is_dir():
+            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
         torch.manual_seed(self.seed)
         pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
         tokenizer = learn_tokenizer((pictures.caption(i) for i in range(len(pictures))), self.context, self.vocabulary)
         autoencoder = self.autoencoder()
         if self.start_from:
-            autoencoder = AutoencoderKL.from_pretrained(self.start_from, subfolder="vae", use_safetensors=True)
+            autoencoder = load(self.start_from, "cpu").pipe.vae.requires_grad_(True)
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SHARED}
         first = Schedule(
             self.autoencoder_steps,
@@ -120,6 +144,8 @@ class TrainT2I:
         latents = encode_all(autoencoder, pictures, out / "latents.safetensors")
         autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
 
+        # The first stage leaves the global state as it pleases, and none at all when it was done before a kill.
+        torch.manual_seed(self.seed + 1)
         unet = self.unet().to(memory_format=torch.channels_last)
         text = self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
         recipe = DiffusionRecipe(
@@ -148,7 +174,12 @@ class TrainT2I:
             "text_layers": self.text_layers,
             "text_width": self.text_width,
         }
-        keys |= {"context": self.context, "dropout": self.caption_dropout, "gamma": self.min_snr_gamma}
+        keys |= {
+            "context": self.context,
+            "vocabulary": self.vocabulary,
+            "dropout": self.caption_dropout,
+            "gamma": self.min_snr_gamma,
+        }
         Run(recipe, second, out / "diffusion", keys).fit(progress)
         pipe = StableDiffusionPipeline(
             vae=autoencoder,
@@ -160,11 +191,8 @@ class TrainT2I:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        with atomic_folder(out / "pipeline", overwrite=True) as folder:
-            pipe.save_pretrained(folder, safe_serialization=True)
-            record = {"recipe": "train t2i", "config": asdict(self), "defaults": {"cfg_scale": self.cfg_scale}}
-            write_json(folder / "sfumato.json", record)
-        return out / "pipeline"
+        made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
+        return wrap(pipe, {"cfg_scale": self.cfg_scale}).save(out / "pipeline", overwrite=True, provenance=made)
 
     def autoencoder(self) -> AutoencoderKL:
         """A KL autoencoder with one level per entry of ``autoencoder_channels`` (four levels: factor 8)."""
@@ -232,6 +260,7 @@ def scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,
     )
 
 
@@ -264,6 +293,7 @@ class AutoencoderRecipe:
 def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batch: int = 128) -> Tensor:
     """The posterior mean of every picture's latent, (n, channels, size/8, size/8), unscaled; kept in ``cache``."""
     if cache.exists():
+        clear_leftovers(cache)
         return load_file(cache)["latents"]
     parts = []
     for start in range(0, len(pictures), batch):
@@ -272,8 +302,8 @@ def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batc
         with torch.autocast(x.device.type, torch.bfloat16):
             parts.append(autoencoder.encode(x).latent_dist.mean.float().cpu())
     latents = torch.cat(parts)
-    save_file({"latents": latents.contiguous()}, cache.with_suffix(".new"))
-    cache.with_suffix(".new").rename(cache)
+    with atomic_file(cache) as temporary:
+        save_file({"latents": latents.contiguous()}, temporary)
     return latents
 
 
