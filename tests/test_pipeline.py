@@ -135,6 +135,12 @@ def test_a_seeds_picture_does_not_depend_on_its_batch(p, scheduler):
     assert (together[0] - together[2]).abs().max() > 1e-2  # same prompt, other seed
 
 
+def test_the_progress_bar_changes_nothing(tiny_sd):
+    options = {"steps": 2, "batch_size": 1}
+    with_bar = tiny_sd.sample("a red star", [1, 2], progress=True, **options)
+    assert torch.equal(with_bar, tiny_sd.sample("a red star", [1, 2], **options))
+
+
 def test_sampling_leaves_the_pipeline_as_it_was(p):
     before = dict(vars(p.pipe.scheduler))
     p.sample("a red star", [1, 2], steps=3)

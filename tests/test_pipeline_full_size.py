@@ -97,7 +97,7 @@ def test_sd1_takes_a_step_and_survives_saving(real_clip_tokenizer, tmp_path):
     assert sum(x.numel() for x in p.parameters("full").values()) == 859_520_964
     cond = p.encode("a photo of a tench, by Van Gogh")
     assert cond.tokens.shape == (1, 77, 768)
-    last = cond.ids[0, p.last_word_token(cond)]
+    last = int(cond.ids[0, p.last_word_token(cond)])
     assert p.pipe.tokenizer.decode([last]) == "gogh"
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
