@@ -25,6 +25,11 @@ def main(source: Path, name: str = "sketch") -> None:
     pipe = load(source, "cpu")
     pipe.pipe.to(torch.float16)
     pipe.save(target, overwrite=True, provenance=made)
+    for config in target.rglob("*.json"):
+        told = json.loads(config.read_text())
+        if isinstance(told, dict) and "_name_or_path" in told:  # where it was trained is nobody's business
+            del told["_name_or_path"]
+            config.write_text(json.dumps(told, indent=2) + "\n")
     size = sum(f.stat().st_size for f in target.rglob("*.safetensors"))
     subprocess.run(["bash", ROOT / "scripts" / "checksums"], check=True)
     print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB in safetensors")
