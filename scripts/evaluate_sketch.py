@@ -69,7 +69,7 @@ def main() -> None:
         "",
         f"Read by the [oracle](oracle.md) on {args.n} balanced prompts, {args.steps} steps, guidance "
         f"{args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each ({seconds:.0f} s of sampling; "
-        f"`python scripts/evaluate_sketch.py --docs docs`):",
+        f"`python scripts/evaluate_sketch.py --n {args.n} --docs docs`):",
         "",
         *table,
         "",
