@@ -160,7 +160,7 @@ METHODS: tuple[Method, ...] = (
         "erase", "rece", "sfumato.erase.rece:RECE", (_RECE, _UCE),
         "Closed form, iterated: finds the embedding that revives the concept after UCE and erases it too.",
         cost="seconds, no gradients, no pictures",
-        when="The first choice: as quick as UCE and harder to undo.",
+        when="The first choice: as quick as UCE and, by its paper, harder to undo.",
         beware="Closes the text route only; a small lambda harms neighbours.",
         ledger="rece",
     ),

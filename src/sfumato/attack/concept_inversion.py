@@ -246,14 +246,14 @@ def on(pipe: Text2Image, token: LearnedToken, init_word: str) -> Iterator[None]:
 
 def new_word(pipe: Text2Image) -> str:
     """A word that no tokenizer of the pipeline knows."""
-    known = [getattr(pipe.pipe, tok).get_vocab() for tok, _ in pipe.text_parts()]
+    known = [tokenizer.get_vocab() for tokenizer in pipe.tokenizers]
     return next(w for w in (f"<v{i}>" for i in count()) if not any(w in vocab for vocab in known))
 
 
 def neutral_word(pipe: Text2Image) -> str:
     """The first of `INIT_WORDS` that is one token in every text encoder."""
     for word in INIT_WORDS:
-        if all(len(getattr(pipe.pipe, tok)(word).input_ids) == 3 for tok, _ in pipe.text_parts()):
+        if all(len(tokenizer(word).input_ids) == 3 for tokenizer in pipe.tokenizers):
             return word
     raise BadInput(f"none of {', '.join(INIT_WORDS)} is one token of this model: name an init word")
 
@@ -264,9 +264,9 @@ def check_length(pipe: Text2Image, templates: Sequence[str], tokens: int) -> Non
     room = pipe.context_length - 2
     if tokens > room:
         raise BadInput(f"{tokens} new tokens do not fit: this model's context holds {room}")
-    for tok, _ in pipe.text_parts():
+    for tokenizer in pipe.tokenizers:
         for template in templates:
-            need = len(getattr(pipe.pipe, tok)(template.replace("{}", " ")).input_ids) - 2 + tokens
+            need = len(tokenizer(template.replace("{}", " ")).input_ids) - 2 + tokens
             if need > room:
                 raise BadInput(
                     f"{tokens} new tokens do not fit into {template!r}: that makes {need} tokens, and this "

@@ -152,8 +152,8 @@ def template_cases(
 def speaks_sketch(pipe) -> bool:
     """Whether a pipeline was trained on the sketch world: a small vocabulary with each of its words one
     token."""
-    tokenizer = getattr(pipe.pipe, "tokenizer", None)
-    if tokenizer is None or len(tokenizer) > 10_000:
+    tokenizer = pipe.tokenizers[0]
+    if len(tokenizer) > 10_000:
         return False
     words = [w for known in WORDS.values() for w in known]
     return all(len(ids) == 3 for ids in tokenizer(words).input_ids)

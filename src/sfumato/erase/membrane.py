@@ -214,7 +214,7 @@ def _add(pipe: Text2Image, name: str, up: Membrane, down: Membrane) -> Adapter:
 
 
 def _gamma(pipe: Text2Image, concepts: tuple[str, ...], transport: Transport) -> Callable[[Conditioning], Tensor]:
-    encoded, tokenizer = pipe.encode(concepts), getattr(pipe.pipe, pipe.text_parts()[0][0])
+    encoded, tokenizer = pipe.encode(concepts), pipe.tokenizers[0]
     special = set(tokenizer.all_special_ids)
     return lambda cond: transport_strength(cond, encoded, special, transport)
 

@@ -72,6 +72,11 @@ class Text2Image:
         """(tokenizer, text encoder) as component names, in the order in which their embeddings are joined."""
         raise NotImplementedError
 
+    @property
+    def tokenizers(self) -> list:
+        """The tokenizers, one for each text encoder, in the order of `text_parts`."""
+        return [getattr(self.pipe, name) for name, _ in self.text_parts()]
+
     def projections(self, *kinds: str) -> list[layers.Projection]:
         """The attention projections of the given kinds, in network order; all of them if none is given.
 
