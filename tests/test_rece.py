@@ -240,7 +240,7 @@ def test_the_log_is_plain_numbers(tiny_sd):
 
 
 def test_presets_are_settings_of_the_method():
-    assert {"nudity", "unsafe", "style", "hard-object", "easy-object"} == set(PRESETS)
+    assert set(PRESETS) == {"nudity", "unsafe", "style", "hard-object", "easy-object", "sketch"}
     for preset in PRESETS.values():
         assert RECE(concepts=("star",), **preset).regulariser == "zero"
 
