@@ -119,6 +119,7 @@ def influence_interval(
     influence: Float[Tensor, "n"],
     generator: torch.Generator,
     *,
+    noise: float = 0.0,
     level: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Estimate:
@@ -133,6 +134,8 @@ def influence_interval(
     Args:
         value: the statistic of these items.
         influence: n times its derivative by the weight of each item, of mean 0.
+        noise: standard error of the statistic for these very items, where it depends on random numbers of its own; the
+            interval is widened by it in quadrature.
 
     Raises:
         BadInput: as `mean_interval`.
@@ -140,8 +143,10 @@ def influence_interval(
     around = mean_interval(influence, generator, level=level, resamples=resamples)
     if around.method == "none":
         return Estimate(value, math.nan, math.nan, around.n, "none")
-    shift = value - around.value
-    return Estimate(value, around.low + shift, around.high + shift, around.n, "influence")
+    error = float(influence.double().std()) / math.sqrt(around.n)
+    wider = math.hypot(1, noise / error) if error else 1.0
+    low, high = (wider * (end - around.value) for end in (around.low, around.high))
+    return Estimate(value, value + low, value + high, around.n, "influence")
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -23,12 +23,14 @@ _AT_ONCE = 8_000_000  # kernel values held in memory at a time
 class Discrepancy:
     """An MMD^2, its standard deviation over subsets (0 where there are none) and what each picture contributes.
 
-    ``influence`` has mean 0 and one entry for every generated picture that took part.
+    ``influence`` has mean 0 and one entry for every generated picture that took part; ``noise`` is the standard error
+    that comes from the choice of subsets.
     """
 
     value: float
     spread: float
     influence: Float[Tensor, "n"]
+    noise: float = 0.0
 
 
 def kid(
@@ -44,7 +46,8 @@ def kid(
         [sum_{i!=j} k(x_i, x_j) + sum_{i!=j} k(y_i, y_j)] / (s (s - 1)) - 2 / s^2 sum_{ij} k(x_i, y_j)
 
     averaged over ``subsets`` pairs of subsets of ``size`` pictures drawn without replacement (fewer where a set is
-    smaller; where it is all of both sets, there is one subset). May be negative. Not multiplied by anything.
+    smaller; where it is all of both sets, there is one subset). May be negative. Not multiplied by anything. The
+    influences leave out that other subsets would have been drawn, which is ``noise``.
 
     Raises:
         BadInput: fewer than two pictures in a set, or features that do not fit.
@@ -65,7 +68,8 @@ def kid(
     found = torch.tensor(values, dtype=torch.float64)
     seen = times > 0
     own = total[seen] / times[seen]
-    return Discrepancy(float(found.mean()), float(found.std(correction=0)), own - own.mean())
+    spread = float(found.std(correction=0))
+    return Discrepancy(float(found.mean()), spread, own - own.mean(), spread / subsets**0.5)
 
 
 def cmmd(

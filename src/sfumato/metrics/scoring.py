@@ -21,7 +21,7 @@ from .features import BATCH, Batches, Features, cache_name, extract, from_cache,
 from .pairs import PairMetric
 from .perceptual import LPIPS, PSNR, SSIM
 from .record import Score
-from .sets import SETS
+from .sets import SETS, SetMetric
 from .sources import Source, one_size
 
 PAIRS = ("psnr", "ssim", "lpips", "clip")
@@ -115,6 +115,7 @@ class Run:
         self.prompts = self._prompts() if "clip" in self.names else []
         if set(self.names) & set(PAIRS):
             self._check_pairs()
+        self.sets = self._set_metrics()
         self.pairs = self._pair_metrics()
 
     def plan(self, writes: Sequence[str] = ()) -> Plan:
@@ -142,16 +143,11 @@ class Run:
         """All numbers, in the order in which they were asked for."""
         features = {(s, e): self._features(s, e, progress) for s, e in self._jobs()}
         found = self._pairs(progress)
-        for name in self.names:
-            if name in found or name in PAIRS:
-                continue
-            extractor = self._extractor_of(name)
-            if name == "is" and extractor is None:
-                raise BadInput("the Inception score needs an --extractor that classifies: inception or oracle")
-            metric = SETS[name](extractor, seed=self.settings.seed)
-            real = features.get((self.real, extractor)) if metric.needs_real else None
-            measured = metric.measure(real, features[self.fake, extractor])
-            found |= measured if isinstance(measured, dict) else {name: measured}
+        for name, metric in self.sets.items():
+            if name not in found:
+                real = features[self.real, metric.extractor] if metric.needs_real else None
+                measured = metric.measure(real, features[self.fake, metric.extractor])
+                found |= measured if isinstance(measured, dict) else {name: measured}
         return [found[name] for name in self.names]
 
     def _extractor(self, names: Sequence[str]) -> Extractor | None:
@@ -177,13 +173,23 @@ class Run:
     def _extractor_of(self, name: str) -> Extractor | None:
         return self.clip if name == "cmmd" and self.clip else self.extractor
 
+    def _set_metrics(self) -> dict[str, SetMetric]:
+        """The metrics of two sets, by the names that were asked for."""
+        metrics = {}
+        for name in (n for n in self.names if n in SETS):
+            extractor = self._extractor_of(name)
+            if name == "is" and extractor is None:
+                raise BadInput("the Inception score needs an --extractor that classifies: inception or oracle")
+            metrics[name] = SETS[name](extractor, seed=self.settings.seed)
+            metrics[name].check(self.real.n if self.real else 0, self.fake.n)
+        return metrics
+
     def _jobs(self) -> list[tuple[Source, Extractor | None]]:
         """Which features are needed of which set, each once."""
         jobs = {}
-        for name in self.names:
-            if name in SETS:
-                sources = self.sources if SETS[name].needs_real else [self.fake]
-                jobs |= {(source, self._extractor_of(name)): None for source in sources}
+        for metric in self.sets.values():
+            sources = self.sources if metric.needs_real else [self.fake]
+            jobs |= {(source, metric.extractor): None for source in sources}
         return list(jobs)
 
     @cached_property

@@ -25,7 +25,7 @@ from sfumato.errors import BadInput
 from .bootstrap import Estimate, influence_interval, mean_interval, rate_interval
 from .extractors import Extractor
 from .features import Features
-from .frechet import Gaussian, frechet_distance, frechet_infinity, frechet_influence
+from .frechet import SIZES, Gaussian, frechet_distance, frechet_infinity, frechet_influence
 from .gather import gather_rows
 from .inception_score import inception_score
 from .kernels import Discrepancy, cmmd, kid
@@ -89,11 +89,22 @@ class SetMetric(ABC):
             if not len(values):
                 raise BadInput(f"{self.name} has seen no {word} pictures: update it with some first")
             found[side] = Features(values, **self._about())
+        self.check(len(found.get(True, ())), len(found[False]))
         return self.measure(found.get(True), found[False])
 
     def _about(self) -> dict[str, str]:
         e = self.extractor
         return {"extractor": e.name, "weights": e.hash, "resize": e.resize} if e else {}
+
+    def least(self) -> tuple[int, int]:
+        """How many real and generated pictures it takes at the least."""
+        return (2 if self.needs_real else 0), 2
+
+    def check(self, n_real: int, n_generated: int) -> None:
+        """Raise `BadInput` where these are too few."""
+        for word, n, least in zip(("real", "generated"), (n_real, n_generated), self.least(), strict=True):
+            if n < least:
+                raise BadInput(f"{self.name} needs at least {least} {word} pictures, and there are {n}")
 
     @abstractmethod
     def measure(self, real: Features, generated: Features) -> Any:
@@ -144,8 +155,9 @@ class SetMetric(ABC):
         """The metric's name with these features."""
         return self.name if not self.general or generated.extractor.startswith("inception-v3-2015") else self.general
 
-    def of_influence(self, value: float, influence: Tensor) -> Estimate:
-        return influence_interval(value, influence, self.generator(), level=self.level, resamples=RESAMPLES)
+    def of_influence(self, value: float, influence: Tensor, noise: float = 0.0) -> Estimate:
+        drawn = {"level": self.level, "resamples": RESAMPLES}
+        return influence_interval(value, influence, self.generator(), noise=noise, **drawn)
 
 
 class FID(SetMetric):
@@ -203,6 +215,9 @@ class FIDInfinity(SetMetric):
         self.smallest, self.draws = smallest, draws
         super().__init__(extractor, **settings)
 
+    def least(self) -> tuple[int, int]:
+        return 2, (self.smallest or 2) + SIZES - 1
+
     def measure(self, real: Features, generated: Features) -> Score:
         found = frechet_infinity(
             real.gaussian, generated.values, self.generator(), smallest=self.smallest, draws=self.draws
@@ -228,7 +243,7 @@ class KID(SetMetric):
         size = min(self.size, len(real), len(generated))
         subsets = 1 if size == len(real) == len(generated) else self.subsets
         return self.score(
-            self.of_influence(found.value, found.influence), real, generated,
+            self.of_influence(found.value, found.influence, found.noise), real, generated,
             convention=f"(x.y/d + 1)^3, {subsets} subsets of {size}", spread=found.spread,
         )  # fmt: skip
 
@@ -270,6 +285,9 @@ class InceptionScore(SetMetric):
         self.splits = splits
         super().__init__(extractor, **settings)
 
+    def least(self) -> tuple[int, int]:
+        return 0, self.splits
+
     def measure(self, real: Features | None, generated: Features) -> Score:
         logits = self.extractor.logits(generated.values).cpu()
         found = inception_score(logits, self.generator(), splits=self.splits)
@@ -289,6 +307,9 @@ class Fidelity(SetMetric):
         """``k`` and ``k_density`` as in `neighbours.neighbours`."""
         self.k, self.k_density = k, k_density
         super().__init__(extractor, **settings)
+
+    def least(self) -> tuple[int, int]:
+        return max(self.k, self.k_density) + 1, self.k + 1
 
     def measure(self, real: Features, generated: Features) -> dict[str, Score]:
         found: Neighbours = neighbours(real.values, generated.values, k=self.k, k_density=self.k_density)
