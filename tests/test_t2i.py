@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.errors import BadInput
+from sfumato.train.parent import chain
 from sfumato.train.t2i import DiffusionRecipe, TrainT2I, scheduler
 from sfumato.train.tokenizer import learn_tokenizer
 
@@ -102,6 +103,7 @@ def test_the_chain_of_commands_is_recorded(tiny, trained, tmp_path):
     grandchild = replace(tiny, start_from=str(child), seed=2).run(tmp_path / "grandchild", progress=False)
     made = json.loads((grandchild / "sfumato.json").read_text())["provenance"]
     assert [made["config"]["seed"], made["parent"]["config"]["seed"]] == [2, 1]
+    assert [step["config"]["seed"] for step in chain(made)] == [0, 1, 2]
     assert made["parent"]["parent"] == {**first["provenance"], "sha256": first["description"]["sha256"]}
 
 

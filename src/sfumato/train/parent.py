@@ -55,3 +55,12 @@ def open_parent(model: str) -> Parent:
     # The recorded hash is that of the weights as stored; they may have been widened here.
     sha256 = (record.get("description") or {}).get("sha256") or pipeline.describe()["sha256"]
     return Parent(model, pipeline, {**made, "sha256": sha256})
+
+
+def chain(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trainings that led to a pipeline, the first one first, from its record's "provenance"."""
+    steps = []
+    while "config" in made:
+        steps.insert(0, made)
+        made = made.get("parent") or {}
+    return steps
