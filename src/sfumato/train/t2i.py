@@ -94,8 +94,8 @@ class TrainT2I:
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows."""
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """Mixed precision; fp16 on a GPU only."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision: auto is bf16 where the device has it; fp16 on a GPU only."""
     checkpoint_every: int = 250
     """Updates between checkpoints."""
 
