@@ -7,5 +7,6 @@ from .layers import KINDS, SUBSETS, Projection
 from .load import EMBEDDED, load, read_record, wrap
 
 __all__ = [
-    "EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "load", "read_record", "wrap",
+    "EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "load",
+    "read_record", "wrap",
 ]  # fmt: skip
