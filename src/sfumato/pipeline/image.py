@@ -71,7 +71,7 @@ class NetworkDenoiser:
             cond: class numbers; None is "no class".
         """
         network, times = self._owner.network, z.shape[: z.ndim - 3]
-        logsnr = self.process.schedule.logsnr(t)
+        logsnr = self.process.schedule.level(t)
         if logsnr.ndim:
             # A time per picture may come padded with ones, ready to broadcast against z.
             logsnr = logsnr.reshape(logsnr.shape + (1,) * (len(times) - logsnr.ndim))
