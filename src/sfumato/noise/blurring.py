@@ -4,8 +4,9 @@
 
 V^T is the orthonormal two-dimensional cosine transform (DCT-II), lambda_ij = (pi i / H)^2 + (pi j / W)^2 the
 frequencies, tau_t = sigma_B(t)^2 / 2 the dissipation time and sigma_B(t) = sigma_blur_max sin^2(pi t / 2) the standard
-deviation of the blur in pixels (section 4 of the paper, and the pseudo-code in its appendix). a_t and sigma_t are scalars and come from
-a schedule; the paper's is ``Cosine(-10, 10)``. High frequencies are destroyed first, so they are restored last.
+deviation of the blur in pixels (section 4 of the paper, and the pseudo-code in its appendix). a_t and sigma_t are
+scalars and come from a schedule; the paper's is ``Cosine(-10, 10)``. High frequencies are destroyed first, so they are
+restored last.
 
 Everything is elementwise in the cosine basis, so marginals, transitions, posterior and every
 sampler are those of `GaussianProcess`, with one alpha per frequency.
