@@ -57,9 +57,7 @@ def information(
     low, high = (np.interp(x, levels, gained) for x in _finite_ends(schedule, start, end))
     if not high > low:
         raise BadInput(f"no information is gained between t = {start} and t = {end}")
-    rising = torch.cat([torch.ones(1, dtype=torch.bool), gained.diff() > 0])
-    wanted = low + (high - low) * uniform(steps, 0.0, 1.0)
-    found = np.interp(wanted, gained[rising], levels[rising])
+    found = np.interp(low + (high - low) * uniform(steps, 0.0, 1.0), gained, levels)
     return _exact_ends(schedule.time(torch.from_numpy(found)), start, end)
 
 
