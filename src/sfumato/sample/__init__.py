@@ -2,10 +2,12 @@
 
 from . import times
 from .guidance import Clipped, Guided
+from .s2n import S2N
 from .samplers import ddim, ddpm, dpmpp_2m, heun, predict
 from .scheduler import from_scheduler
 
 __all__ = [
+    "S2N",
     "Clipped",
     "Guided",
     "ddim",
