@@ -2,6 +2,7 @@
 
 from .denoiser import Denoiser
 from .process import GaussianProcess, Prediction
+from .rolling import Window
 from .schedule import (
     Cosine,
     DiscreteSchedule,
@@ -27,4 +28,5 @@ __all__ = [
     "ScaledLinearBeta",
     "Schedule",
     "Shifted",
+    "Window",
 ]

@@ -2,6 +2,7 @@
 
 from . import times
 from .guidance import Clipped, Guided
+from .rolling import roll, rollout
 from .samplers import ddim, ddpm, dpmpp_2m, heun, predict
 from .scheduler import from_scheduler
 
@@ -14,5 +15,7 @@ __all__ = [
     "from_scheduler",
     "heun",
     "predict",
+    "roll",
+    "rollout",
     "times",
 ]
