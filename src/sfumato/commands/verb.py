@@ -97,12 +97,19 @@ def _preset(
 
 
 def load(model: str, where: Where) -> Text2Image:
-    """The model, on the wanted device and in the wanted precision."""
+    """The text-to-image model, on the wanted device and in the wanted precision.
+
+    Raises:
+        BadInput: as `sfumato.load`; a model that takes no text.
+    """
     import torch
 
-    from sfumato.pipeline import load
+    from sfumato.pipeline import ImageModel, load
 
-    return load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+    found = load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+    if isinstance(found, ImageModel):
+        raise BadInput(f"{model} draws pictures without text: this command needs a text-to-image pipeline")
+    return found
 
 
 def provenance(entry: catalog.Method, method: Any, parent: Text2Image, model: str) -> dict[str, Any]:

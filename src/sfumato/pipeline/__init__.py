@@ -1,8 +1,9 @@
-"""Text-to-image pipelines behind one adapter, `Text2Image`."""
+"""Text-to-image pipelines behind one adapter, `Text2Image`, and this project's pixel models, `ImageModel`."""
 
 from .base import Text2Image
 from .conditioning import Conditioning
+from .image import ImageModel
 from .layers import KINDS, SUBSETS, Projection
 from .load import EMBEDDED, load, wrap
 
-__all__ = ["EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "Projection", "Text2Image", "load", "wrap"]
+__all__ = ["EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "load", "wrap"]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from sfumato.errors import BadInput
 
 from .base import Text2Image
+from .image import CLASS, ImageModel, load_image_model
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
@@ -36,8 +37,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def load(
     model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> Text2Image:
-    """Load a text-to-image pipeline; only safetensors weights are read.
+) -> Text2Image | ImageModel:
+    """Load a text-to-image pipeline, or an `ImageModel` of this project; only safetensors weights are read.
 
     Args:
         model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id
@@ -52,6 +53,9 @@ def load(
     folder = _folder(str(model))
     source = str(model) if folder is None else str(folder)
     index = _index(source, folder)
+    if folder is not None and index.get("_class_name") == CLASS:
+        _check_files(folder)
+        return load_image_model(folder, index, _device(device))
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
         raise BadInput(
