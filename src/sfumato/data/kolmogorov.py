@@ -35,14 +35,14 @@ class KolmogorovFlow:
 
     size: int = 32
     """Grid points a side; waves up to size / 3 are kept."""
-    viscosity: float = 0.02
-    drag: float = 0.0
+    viscosity: float = 0.01
+    drag: float = 0.1
     """Linear friction, which bounds the largest scales."""
-    wavenumber: int = 4
+    wavenumber: int = 3
     """Of the forcing."""
     amplitude: float = 1.0
     """Of the forcing."""
-    dt: float = 0.02
+    dt: float = 0.04
 
     def __post_init__(self) -> None:
         if self.size < 4 or self.size % 2:
