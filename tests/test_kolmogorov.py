@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sfumato.data.kolmogorov import KolmogorovFlow, coarsen
+from sfumato.data import kolmogorov
+from sfumato.data.kolmogorov import SCALE, KolmogorovFlow, KolmogorovFrames, coarsen
 from sfumato.errors import BadInput
 
 FLOW = KolmogorovFlow(size=24, viscosity=0.01, drag=0.1, wavenumber=3, dt=0.04)
@@ -191,3 +192,55 @@ def test_a_blow_up_is_said():
 def test_odd_grids_are_refused():
     with pytest.raises(BadInput, match="got 7"):
         coarsen(torch.zeros(24, 24), 7)
+
+
+def frames(cache, **changes) -> KolmogorovFrames:
+    settings = {"size": 8, "frames": 3, "seed": 5, "flows": 2, "length": 5, "every": 2, "cache": cache}
+    return KolmogorovFrames(**{**settings, **changes})
+
+
+@pytest.fixture
+def short_spin_up(monkeypatch):
+    whole = KolmogorovFlow.trajectories
+    monkeypatch.setattr(
+        KolmogorovFlow, "trajectories", lambda self, *args, **options: whole(self, *args, **options, spin_up=3)
+    )
+
+
+def test_clips_are_all_runs_of_frames_of_the_flows(tmp_path, short_spin_up):
+    clips = frames(tmp_path)
+    assert len(clips) == 2 * 3
+    flows = coarsen(KolmogorovFlow(32).trajectories(2, 5, 2, rng(5)), 8).float() / SCALE
+    for i in range(len(clips)):
+        clip = clips.clip(i)
+        assert clip.shape == (3, 1, 8, 8) and clip.dtype == torch.float32
+        assert torch.equal(clip[:, 0], flows[i % 2, i // 2 : i // 2 + 3])
+    with pytest.raises(IndexError):
+        clips.clip(6)
+
+
+def test_flows_are_solved_once(tmp_path, short_spin_up, monkeypatch):
+    first = frames(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    other = frames(tmp_path, seed=6)
+    assert not torch.equal(first.vorticity, other.vorticity)
+    monkeypatch.delattr(kolmogorov.KolmogorovFlow, "trajectories")
+    assert torch.equal(frames(tmp_path, frames=2).vorticity, first.vorticity)
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, short_spin_up):
+    first = frames(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(b"half a file")
+    assert torch.equal(frames(tmp_path).vorticity, first.vorticity)
+    assert torch.equal(frames(tmp_path).vorticity, first.vorticity)
+
+
+def test_without_a_place_for_the_cache_all_goes_on(tmp_path, short_spin_up):
+    (tmp_path / "file").touch()
+    assert len(frames(tmp_path / "file")) == 6
+
+
+def test_clips_longer_than_the_flows_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="do not fit into flows of 5"):
+        frames(tmp_path, frames=6)

@@ -10,14 +10,22 @@ are float64 and batched; the same seed gives the same flow.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Complex, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.files import atomic_file
+from sfumato.progress import track
 
 Field = Float[Tensor, "*batch size size"]
 Spectrum = Complex[Tensor, "*batch size half"]
@@ -157,12 +165,11 @@ class KolmogorovFlow:
         return self.mean_product(spectrum, spectrum) / 2
 
     def trajectories(
-        self, n: int, frames: int, every: int, generator: torch.Generator, spin_up: int = 1500
+        self, n: int, frames: int, every: int, generator: torch.Generator, spin_up: int = 500, progress: bool = False
     ) -> Float[Tensor, "n frames size size"]:
         """Vorticity of ``n`` independent flows, ``every`` time steps a frame, after ``spin_up`` steps from `random`."""
-        spectrum = self.step(self.random(n, generator), spin_up) if spin_up else self.random(n, generator)
-        shots = [spectrum]
-        for _ in range(frames - 1):
+        shots = [self.step(self.random(n, generator), spin_up)]
+        for _ in track(range(frames - 1), "solving the flow", progress):
             shots.append(self.step(shots[-1], every))
         return self.field(torch.stack(shots, dim=1))
 
@@ -184,3 +191,59 @@ def coarsen(vorticity: Field, size: int) -> Field:
     new[..., :half, :half] = spectrum[..., :half, :half]
     new[..., size - half + 1 :, :half] = spectrum[..., old - half + 1 :, :half]
     return torch.fft.irfft2(new, s=(size, size)) * (size / old) ** 2
+
+
+SCALE = 6.0
+"""Vorticity that frames have as 1: about twice the standard deviation of the default flow."""
+
+
+class KolmogorovFrames:
+    """Clips of the default flow's vorticity over `SCALE`, on ``size`` points: every run of frames of ``flows`` flows.
+
+    Frames are ``every`` time steps apart. The flows are solved once, on at least 32 points, and kept as safetensors in
+    ``cache``: by default the folder named by SFUMATO_CACHE, or .cache/sfumato in the user's home.
+    Cost: ``flows`` times (``length * every`` + 500) time steps, once; a minute or two for the defaults.
+
+    Raises:
+        BadInput: clips longer than the flows.
+    """
+
+    channels, bounded = 1, False
+
+    def __init__(
+        self,
+        size: int,
+        frames: int,
+        seed: int = 0,
+        *,
+        flows: int = 64,
+        length: int = 160,
+        every: int = 10,
+        cache: Path | str | None = None,
+        progress: bool = False,
+    ):
+        if frames > length:
+            raise BadInput(f"clips of {frames} frames do not fit into flows of {length}")
+        self.frames = frames
+        self.flow = KolmogorovFlow(size=max(size, 32))
+        what = repr((1, self.flow, size, seed, flows, length, every))  # 1: the version of what follows
+        folder = Path(cache or os.environ.get("SFUMATO_CACHE") or Path.home() / ".cache" / "sfumato")
+        file = folder / f"kolmogorov-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
+        try:
+            self.vorticity = load_file(file)["vorticity"]
+        except (OSError, LookupError, SafetensorError):  # not there yet, or damaged
+            generator = torch.Generator().manual_seed(seed)
+            fine = self.flow.trajectories(flows, length, every, generator, progress=progress)
+            self.vorticity = coarsen(fine, size).float()
+            # Kept to save time; where that cannot be, or another process is at it, nothing is lost.
+            with contextlib.suppress(BadInput, OSError), atomic_file(file, overwrite=True) as temporary:
+                save_file({"vorticity": self.vorticity.contiguous()}, temporary)
+
+    def __len__(self) -> int:
+        return self.vorticity.shape[0] * (self.vorticity.shape[1] - self.frames + 1)
+
+    def clip(self, index: int) -> Float[Tensor, "frames 1 size size"]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, flow = divmod(index, self.vorticity.shape[0])
+        return self.vorticity[flow, start : start + self.frames, None] / SCALE
