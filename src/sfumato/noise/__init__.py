@@ -3,6 +3,7 @@
 from .blurring import BlurringProcess, Constant
 from .denoiser import Denoiser
 from .process import GaussianProcess, Prediction
+from .rolling import Window
 from .schedule import (
     Cosine,
     DiscreteSchedule,
@@ -30,4 +31,5 @@ __all__ = [
     "ScaledLinearBeta",
     "Schedule",
     "Shifted",
+    "Window",
 ]

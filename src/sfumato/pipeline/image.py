@@ -32,7 +32,6 @@ from sfumato.sample.times import uniform
 from .saving import RECORD, quiet, weights_sha256
 
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++": dpmpp_2m}
-CLASS = "ImageModel"
 _NETS = "sfumato.nets"
 _CARD = """---
 tags: [sfumato]
@@ -211,7 +210,7 @@ class ImageModel:
             BadInput: the folder exists (without ``overwrite``), or the disk is full.
         """
         index = {
-            "_class_name": CLASS,
+            "_class_name": type(self).__name__,
             "network": [_NETS, type(self.network).__name__],
             "process": to_config(self.process),
             "prediction": self.prediction,
@@ -262,8 +261,8 @@ class _LabelGuided:
         return Guided(self.model.denoiser, cond, nothing, self.scale, self.interval, measure="logsnr")(z, t)
 
 
-def load_image_model(folder: Path, index: dict[str, Any], device: torch.device) -> ImageModel:
-    """The model that `ImageModel.save` wrote.
+def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any], device: torch.device) -> ImageModel:
+    """The model of type ``cls`` that `ImageModel.save` wrote.
 
     Raises:
         BadInput: an unknown network, or files that do not fit.
@@ -280,4 +279,4 @@ def load_image_model(folder: Path, index: dict[str, Any], device: torch.device) 
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(f"{folder} could not be loaded as a {name}: {reason}") from error
-    return ImageModel(network.requires_grad_(False).eval().to(device), process, *parts)
+    return cls(network.requires_grad_(False).eval().to(device), process, *parts)
