@@ -27,6 +27,7 @@ COMMANDS = {
     "attack": "try to bring an erased concept back",
     "train": "train a model",
     "information": "what a model knows at each noise level: mean squared error and mutual information",
+    "score": "FID, KID, precision, recall and others, of pictures against real ones or prompts",
     "ledger": "re-measure the central claim of a method",
     "cite": "the BibTeX of exactly what a method runs",
     "doctor": "check versions, devices, embedded models and disk",
