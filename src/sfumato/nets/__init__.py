@@ -12,5 +12,6 @@ and return a tensor shaped like ``z``. A network knows neither the noise process
 from .residual_uvit import ResidualUViT
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .unet import UNet
+from .video import VideoUNet
 
-__all__ = ["ResidualUViT", "SimpleUNet", "SimpleUViT", "UNet"]
+__all__ = ["ResidualUViT", "SimpleUNet", "SimpleUViT", "UNet", "VideoUNet"]

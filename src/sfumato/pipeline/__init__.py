@@ -4,6 +4,10 @@ from .base import Text2Image
 from .conditioning import Conditioning
 from .image import ImageModel
 from .layers import KINDS, SUBSETS, Projection
-from .load import EMBEDDED, load, wrap
+from .load import EMBEDDED, load, read_record, wrap
+from .video import VideoModel
 
-__all__ = ["EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "load", "wrap"]
+__all__ = [
+    "EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "VideoModel", "load",
+    "read_record", "wrap",
+]  # fmt: skip

@@ -14,16 +14,18 @@ from safetensors import SafetensorError, safe_open
 from sfumato.errors import BadInput
 
 from .base import Text2Image
-from .image import CLASS, ImageModel, load_image_model
+from .image import ImageModel, load_image_model
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
+from .video import VideoModel
 
 EMBEDDED = ("sketch",)
 _FAMILIES: dict[type, type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
 }
+_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
 _SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = (
@@ -53,9 +55,10 @@ def load(
     folder = _folder(str(model))
     source = str(model) if folder is None else str(folder)
     index = _index(source, folder)
-    if folder is not None and index.get("_class_name") == CLASS:
+    own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
+    if own is not None:
         _check_files(folder)
-        return load_image_model(folder, index, _device(device))
+        return load_image_model(own, folder, index, _device(device))
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
         raise BadInput(
@@ -78,7 +81,7 @@ def load(
     _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
-    return wrap(pipe.to(device), _defaults(folder))
+    return wrap(pipe.to(device), _defaults(read_record(model)))
 
 
 def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
@@ -212,10 +215,23 @@ def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
             raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
 
 
-def _defaults(folder: Path | None) -> dict[str, Any]:
-    """Sampling defaults that the folder's record states (guidance); empty for other folders."""
+def read_record(model: str | Path) -> dict[str, Any]:
+    """What the folder of ``model`` says of its making (see `sfumato.pipeline.saving`); empty where nothing is said.
+
+    Raises:
+        BadInput: there is no such model.
+    """
+    folder = _folder(str(model))
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if folder else {}
-        return {k: float(v) for k, v in record.get("defaults", {}).items() if k == "cfg_scale"}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return {}  # a foreign file of that name says nothing to us
+    return record if isinstance(record, dict) else {}
+
+
+def _defaults(record: dict[str, Any]) -> dict[str, Any]:
+    """Sampling defaults that a record states (guidance); empty for other folders."""
+    try:
+        return {k: float(v) for k, v in record.get("defaults", {}).items() if k == "cfg_scale"}
+    except (ValueError, TypeError, AttributeError):
+        return {}

@@ -2,10 +2,13 @@
 
 from . import times
 from .guidance import Clipped, Guided
+from .rolling import roll, rollout
+from .s2n import S2N
 from .samplers import ddim, ddpm, dpmpp_2m, heun, predict
 from .scheduler import from_scheduler
 
 __all__ = [
+    "S2N",
     "Clipped",
     "Guided",
     "ddim",
@@ -14,5 +17,7 @@ __all__ = [
     "from_scheduler",
     "heun",
     "predict",
+    "roll",
+    "rollout",
     "times",
 ]
