@@ -10,6 +10,7 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from sfumato.sample.times import uniform
 
 from .saving import RECORD, quiet, weights_sha256
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++": dpmpp_2m}
+# The last step ends in the picture itself, without noise on it.
+SAMPLERS = {"ddpm": partial(ddpm, final_noise=False), "ddim": ddim, "heun": heun, "dpm++": dpmpp_2m}
 _NETS = "sfumato.nets"
 _CARD = """---
 tags: [sfumato]
@@ -96,8 +98,8 @@ class ImageModel:
         prediction: what the network's output is.
         shape: of one sample: (channel, height, width), or (frame, channel, height, width).
         labels: names of the classes; empty for a model without.
-        defaults: how `sample` samples unless told otherwise: ``sampler``, ``steps``, ``cfg_scale``, ``cfg_interval``
-            (log-SNRs) and ``clip`` (x0 is clamped to [-1, 1]).
+        defaults: how `sample` samples unless told otherwise: ``sampler`` and its ``options`` (arguments by name),
+            ``steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs) and ``clip`` (x0 is clamped to [-1, 1]).
     """
 
     network: ModelMixin
@@ -109,7 +111,7 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         self.shape, self.labels = tuple(self.shape), tuple(self.labels)
-        base = {"sampler": "ddpm", "steps": 256, "cfg_scale": 1.0, "cfg_interval": None, "clip": True}
+        base = {"sampler": "ddpm", "options": {}, "steps": 256, "cfg_scale": 1.0, "cfg_interval": None, "clip": True}
         self.defaults = {**base, **self.defaults}
         self.denoiser = NetworkDenoiser(self)
 
@@ -164,6 +166,8 @@ class ImageModel:
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
         solver = _sampler(self.defaults["sampler"] if sampler is None else sampler)
+        if sampler in (None, self.defaults["sampler"]):
+            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
         cond = None
         if labels is not None:
             names = [labels] * len(seeds) if isinstance(labels, str | int) else list(labels)
@@ -177,6 +181,7 @@ class ImageModel:
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
             z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
             rows = None if cond is None else cond[start : start + batch_size]
+            z = self.process.diffuse(torch.zeros_like(z), times[0], z)  # noise of this process, in its scale
             x = solver(denoiser, z, times, rows, generator=generators)
             parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
         return torch.cat(parts)
