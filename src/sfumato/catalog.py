@@ -142,6 +142,11 @@ _GUIDANCE = Paper(
     "ho2022classifierfree", "2207.12598", "Classifier-Free Diffusion Guidance",
     "Ho, Jonathan and Salimans, Tim", 2022, "",
 )  # fmt: skip
+_ROLLING = Paper(
+    "ruhe2024rolling", "2402.09470", "Rolling Diffusion Models",
+    "Ruhe, David and Heek, Jonathan and Salimans, Tim and Hoogeboom, Emiel",
+    2024, "International Conference on Machine Learning",
+)  # fmt: skip
 INTEGRITY = Paper(
     "schioppa2024integrity", "2411.02068", "Model Integrity when Unlearning with T2I Diffusion Models",
     "Schioppa, Andrea and Hoogeboom, Emiel and Heek, Jonathan", 2024, "",
@@ -204,6 +209,14 @@ METHODS: tuple[Method, ...] = (
         when="A pipeline of your own, from pictures with captions.",
         beware="Small pictures and small vocabularies on CPU.",
         no_ledger="measured by the oracle when it ends",
+    ),
+    Method(
+        "train", "rolling", "sfumato.train.rolling:Rolling", (_ROLLING,),
+        "Sequences of any length from a window of frames in which later frames carry more noise.",
+        cost="one network call with gradients on a whole window per update",
+        when="Long roll-outs of frames whose future is uncertain: video, fluids, weather.",
+        beware="Short clips of simple motion gain nothing over ordinary video diffusion.",
+        ledger="rolling",
     ),
 )  # fmt: skip
 
