@@ -157,10 +157,9 @@ class Rolling(PixelRecipe):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "sketch": {"size": 32},
-    "kolmogorov": {"data": "kolmogorov", "size": 32, "periodic": True, "flip": False},
+    "kolmogorov": {"data": "kolmogorov", "periodic": True},
     "kolmogorov-small": {
-        "data": "kolmogorov", "size": 16, "periodic": True, "window": 6, "channels": (32, 64), "layers": 1, "patch": 2,
+        "data": "kolmogorov", "periodic": True, "size": 16, "window": 6, "channels": (32, 64), "layers": 1, "patch": 2,
         "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "steps": 1000, "ema": 0.99,
         "sampling_steps": 4,
     },
