@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sfumato import catalog
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_folder, write_json
 from sfumato.noise import GaussianProcess
@@ -70,7 +71,7 @@ class NetworkDenoiser:
             cond: class numbers; None is "no class".
         """
         network, times = self._owner.network, z.shape[: z.ndim - 3]
-        logsnr = self.process.schedule.logsnr(t)
+        logsnr = self.process.schedule.level(t)
         if logsnr.ndim:
             # A time per picture may come padded with ones, ready to broadcast against z.
             logsnr = logsnr.reshape(logsnr.shape + (1,) * (len(times) - logsnr.ndim))
@@ -141,7 +142,7 @@ class ImageModel:
         labels: str | int | Sequence[str | int] | None = None,
         *,
         steps: int | None = None,
-        sampler: str | None = None,
+        sampler: str | Callable[..., Tensor] | None = None,
         cfg_scale: float | None = None,
         cfg_interval: tuple[float, float] | None = None,
         batch_size: int = 64,
@@ -153,7 +154,8 @@ class ImageModel:
             seeds: one per picture, or one number.
             labels: class names or numbers: one for all or one per seed. None: drawn without a class.
             steps, sampler, cfg_scale, cfg_interval: default: the model's ``defaults``; samplers are "ddpm", "ddim",
-                "heun" and "dpm++", guidance 1 is none, the interval is in log-SNR.
+                "heun", "dpm++", one of the catalogue by its name ("s2n") or any of `sfumato.sample` itself
+                (``S2N(rho=0.3)``); guidance 1 is none, the interval is in log-SNR.
             batch_size: pictures computed together.
             progress: show a bar.
 
@@ -161,9 +163,7 @@ class ImageModel:
             BadInput: an unknown sampler or class, or numbers of seeds and labels that do not match.
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-        chosen = self.defaults["sampler"] if sampler is None else sampler
-        if chosen not in SAMPLERS:
-            raise unknown("sampler", str(chosen), SAMPLERS)
+        solver = _sampler(self.defaults["sampler"] if sampler is None else sampler)
         cond = None
         if labels is not None:
             names = [labels] * len(seeds) if isinstance(labels, str | int) else list(labels)
@@ -177,7 +177,7 @@ class ImageModel:
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
             z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
             rows = None if cond is None else cond[start : start + batch_size]
-            x = SAMPLERS[chosen](denoiser, z, times, rows, generator=generators)
+            x = solver(denoiser, z, times, rows, generator=generators)
             parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
         return torch.cat(parts)
 
@@ -225,6 +225,17 @@ class ImageModel:
             text = _CARD.format(title=Path(folder).name, provenance=json.dumps(provenance or {}, indent=2, default=str))
             (temporary / "README.md").write_text(text, encoding="utf-8")
         return Path(folder)
+
+
+def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    methods = {m.name: m for m in catalog.methods("sample")}
+    if callable(chosen):
+        return chosen
+    if chosen in methods:
+        return methods[chosen].load()()
+    if chosen not in SAMPLERS:
+        raise unknown("sampler", str(chosen), (*SAMPLERS, *methods))
+    return SAMPLERS[chosen]
 
 
 @dataclass(eq=False)

@@ -3,10 +3,12 @@
 from . import times
 from .guidance import Clipped, Guided
 from .rolling import roll, rollout
+from .s2n import S2N
 from .samplers import ddim, ddpm, dpmpp_2m, heun, predict
 from .scheduler import from_scheduler
 
 __all__ = [
+    "S2N",
     "Clipped",
     "Guided",
     "ddim",

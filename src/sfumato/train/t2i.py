@@ -20,7 +20,7 @@ from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
 
 from .autoencoder import AutoencoderRecipe, encode_all
-from .loop import Run, Schedule
+from .loop import Run, Schedule, resolved_precision
 from .parent import Parent, open_parent
 from .tokenizer import learn_tokenizer
 
@@ -252,7 +252,7 @@ class TrainT2I:
         autoencoder.eval().requires_grad_(False)
         of = {**self._shared(), "seed": self.seed, "autoencoder": weights_sha256({"vae": autoencoder})}
         cache = out / "latents.safetensors"
-        latents = encode_all(autoencoder, pictures, cache, json.dumps(of), self.precision, progress)
+        latents = encode_all(autoencoder, pictures, cache, json.dumps(of), resolved_precision(self.precision), progress)
         if self.autoencoder_steps:
             autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
         return latents
