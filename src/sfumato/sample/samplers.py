@@ -63,13 +63,13 @@ def ddim(
     process = denoiser.process
     if eta and (times.diff(dim=0) > 0).any():
         raise BadInput("with eta > 0 the times must decrease from noise (1) to clean (0)")
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         mean, var = process.posterior(z, predict(denoiser, z, t, cond), t, s, eta)
         if variance:
             var = widened(process, var, z, t, s, variance)
         noisy = eta > 0 and (final_noise or step < len(times) - 2)
         z = process.sample(mean, var, draw(z, generator)) if noisy else mean
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
 
 
@@ -115,7 +115,7 @@ def heun(
     ignored.
     """
     process = denoiser.process
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         x0, eps = process.split(denoiser(z, t, cond), z, t, denoiser.prediction)
         end = process.diffuse(x0, s, eps)
         if not torch.isinf(process.logsnr(s)).any():
@@ -123,7 +123,7 @@ def heun(
             x0, eps = (x0 + x0_end) / 2, (eps + eps_end) / 2
             end = z + process.diffuse(x0, s, eps) - process.diffuse(x0, t, eps)
         z = end
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
 
 
@@ -144,13 +144,13 @@ def dpmpp_2m(
     """
     process = denoiser.process
     before = before_t = None
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         x0 = ahead = predict(denoiser, z, t, cond)
         if before is not None and step < len(times) - 2:
             ahead = extrapolated(process, x0, before, t, before_t, s)
         z, _ = process.posterior(z, ahead, t, s, eta=0.0)
         before, before_t = x0, t
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
 
 
@@ -167,14 +167,14 @@ def extrapolated(
     return x0 + process.from_basis(weight * process.to_basis(x0 - before))
 
 
-def steps_of(times: Times) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _steps(times: Times) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(number, from, to) of every step of a grid."""
     if len(times) < 2:
         raise BadInput(f"a grid needs at least two times, got {len(times)}")
     return ((step, t, s) for step, (t, s) in enumerate(pairwise(times)))
 
 
-def report(callback: Callback | None, step: int, time: Tensor, z: Tensor) -> None:
+def _report(callback: Callback | None, step: int, time: Tensor, z: Tensor) -> None:
     """Call the callback, if there is one."""
     if callback is not None:
         callback(step, time, z)
