@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "two reports side by side, where both were measured in the same way",
     "attack": "try to bring an erased concept back",
     "train": "train a model",
+    "distill": "from many sampling steps to few",
     "ledger": "re-measure the central claim of a method",
     "cite": "the BibTeX of exactly what a method runs",
     "doctor": "check versions, devices, embedded models and disk",

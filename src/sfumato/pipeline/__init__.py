@@ -2,8 +2,10 @@
 
 from .base import Text2Image
 from .conditioning import Conditioning
+from .distilled import few_steps
 from .image import ImageModel
 from .layers import KINDS, SUBSETS, Projection
 from .load import EMBEDDED, load, wrap
 
-__all__ = ["EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "load", "wrap"]
+__all__ = ["EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "few_steps",
+           "load", "wrap"]  # fmt: skip

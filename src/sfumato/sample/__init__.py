@@ -2,17 +2,19 @@
 
 from . import times
 from .guidance import Clipped, Guided
-from .samplers import ddim, ddpm, dpmpp_2m, heun, predict
+from .samplers import addim, ddim, ddpm, dpmpp_2m, heun, predict, prediction_error
 from .scheduler import from_scheduler
 
 __all__ = [
     "Clipped",
     "Guided",
+    "addim",
     "ddim",
     "ddpm",
     "dpmpp_2m",
     "from_scheduler",
     "heun",
     "predict",
+    "prediction_error",
     "times",
 ]
