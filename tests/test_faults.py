@@ -373,7 +373,7 @@ def test_a_disk_that_fills_up_while_training(pictures, capsys, tmp_path, monkeyp
         complaint(args, capsys, "the disk is full")
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("checkpoint*"))
     with monkeypatch.context() as patched:
-        patched.setattr("sfumato.train.t2i.save_file", full_disk)
+        patched.setattr("sfumato.train.autoencoder.save_file", full_disk)
         complaint(args, capsys, "the disk is full")
     assert names(tmp_path / "run") == ["autoencoder"]
 

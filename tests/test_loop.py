@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.train.loop import Run, Schedule, learning_rate, step_seed
+from sfumato.train.loop import Run, Schedule, learning_rate, resolved_precision, step_seed
 
 
 class Line:
@@ -126,3 +126,19 @@ def test_learning_rate_and_seeds():
     assert learning_rate(s, 100) == pytest.approx(0.2)
     seeds = {step_seed(a, b, c) for a in range(3) for b in range(50) for c in range(3)}
     assert len(seeds) == 450
+
+
+@pytest.mark.parametrize(("decay", "half", "end"), [("cosine", 1.0, 0.0), ("linear", 1.0, 0.0), ("constant", 2.0, 2.0)])
+def test_shapes_of_the_learning_rate(decay, half, end):
+    s = Schedule(110, 1, 2.0, warmup=10, final_lr=0.0, decay=decay)
+    assert [learning_rate(s, i) for i in (4, 10, 60, 110)] == pytest.approx([1.0, 2.0, half, end])
+
+
+def test_an_unknown_decay_is_refused():
+    with pytest.raises(BadInput, match="did you mean cosine"):
+        Schedule(1, 1, 1.0, decay="cosin")
+
+
+def test_automatic_precision_is_resolved_and_recorded(tmp_path):
+    run = line_run(tmp_path, precision="auto")
+    assert run.config["precision"] == run.schedule.precision == resolved_precision("auto") in ("no", "bf16")

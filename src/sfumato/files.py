@@ -22,6 +22,7 @@ from sfumato.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 try:
     import fcntl
@@ -93,6 +94,21 @@ def sha256_of(path: str | os.PathLike) -> str:
         (f for f in path.rglob("*") if f.is_file()), key=lambda f: f.relative_to(path).as_posix()
     ):
         total.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+    return total.hexdigest()
+
+
+def tensors_sha256(named: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over the name, dtype, shape and bytes of every tensor, sorted by name.
+
+    It does not depend on how files are laid out, on sharding, or on the device.
+    """
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(named):
+        x = named[name].detach().to("cpu").contiguous()
+        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        total.update(x.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
 

@@ -19,7 +19,7 @@ import torch
 from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
-from sfumato.pipeline import ImageModel, Text2Image, few_steps, load
+from sfumato.pipeline import ImageModel, Text2Image, few_steps, load, read_record
 from sfumato.plan import Plan
 from sfumato.train.loop import Recipe, Run, Schedule
 
@@ -48,8 +48,8 @@ class Distiller:
     """Largest gradient norm."""
     ema: float = 0.9999
     """Decay of the averaged weights, which are the ones kept."""
-    precision: str = "no"
-    """Mixed precision: "no", "bf16" or "fp16"."""
+    precision: str = "auto"
+    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 where the device has it."""
     seed: int = 0
     """Seed of all that is drawn."""
     checkpoint_every: int = 500
@@ -64,13 +64,14 @@ class Distiller:
 
     # What a method says
 
-    def recipe(self, teacher: Model, student: Model, folder: Path) -> Recipe:
+    def recipe(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> Recipe:
         """What the loop trains.
 
         Args:
             teacher: frozen; it shares its weights with what the user gave, so they must not be changed.
             student: a copy whose ``network`` is the caller's to train.
             folder: where the run lives, for what should outlast a kill (encoded pictures, drawn pairs).
+            progress: show bars while preparing.
         """
         raise NotImplementedError
 
@@ -112,6 +113,11 @@ class Distiller:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return values if isinstance(self.teacher, str) else {k: v for k, v in values.items() if k != "teacher"}
 
+    def parent(self, teacher: Model) -> dict[str, Any]:
+        """Where the teacher comes from: its own record, as far as it has one, and the hash of its weights."""
+        record = read_record(self.teacher).get("provenance") if isinstance(self.teacher, str) else None
+        return {**(record or {}), "sha256": teacher.describe()["sha256"]}
+
     def plan(self) -> Plan:
         """Memory, and time from one forward pass of the teacher."""
         teacher = self.open_teacher()
@@ -141,10 +147,10 @@ class Distiller:
             teacher = self.open_teacher()
             torch.manual_seed(self.seed)
             student = teacher.copy(own="full")
-            parent = teacher.describe()
+            parent = self.parent(teacher)
             own = {k: v for k, v in self.settings().items() if k not in {f.name for f in fields(Schedule)}}
             own |= {"distilled_steps": self.steps, "teacher": parent["sha256"]}
-            run = Run(self.recipe(teacher, student, out), self.schedule(), out / "training", own)
+            run = Run(self.recipe(teacher, student, out, progress), self.schedule(), out / "training", own)
             run.fit(progress)
         finally:
             _load.cache_clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
-from sfumato.files import atomic_file
-from sfumato.pipeline import Conditioning, ImageModel, Text2Image
+from sfumato.pipeline import Conditioning, ImageModel
 from sfumato.pipeline.saving import weights_sha256
-from sfumato.progress import track
+from sfumato.train.autoencoder import encode_all
 
 from .base import Model
 
@@ -37,7 +33,7 @@ class FromPictures:
     unconditional: float = 0.0
     """Share of pictures shown without caption or class, for a student that is to draw without them too."""
 
-    def open_data(self, model: Model, folder: Path, seed: int) -> CleanData:
+    def open_data(self, model: Model, folder: Path, seed: int, progress: bool = False) -> CleanData:
         """The data for ``model``; latents are encoded once and kept in ``folder``.
 
         Raises:
@@ -52,9 +48,11 @@ class FromPictures:
             if model.labels and names != model.labels:
                 raise BadInput(f"the teacher knows the classes {model.labels}, these pictures have {names or 'none'}")
             return CleanData(model, found, None, self.unconditional)
-        source = {"data": self.data, "seed": seed, "pictures": len(found), "size": size}
-        latents = encode_all(model, found, folder / "latents.safetensors", source)
-        return CleanData(model, found, latents, self.unconditional)
+        autoencoder = model.parts()["vae"]
+        key = [self.data, seed, len(found), size, weights_sha256({"vae": autoencoder})]
+        folder.mkdir(parents=True, exist_ok=True)
+        latents = encode_all(autoencoder, found, folder / "latents.safetensors", json.dumps(key), progress=progress)
+        return CleanData(model, found, model.scale_latents(latents), self.unconditional)
 
 
 @dataclass(frozen=True)
@@ -85,27 +83,3 @@ class CleanData:
         told = self.model.encode([self.pictures.caption(i) for i in rows.tolist()])
         numbers = torch.arange(len(rows))
         return Conditioning.cat([told, without])[torch.where(bare, numbers + len(rows), numbers)]
-
-
-@torch.no_grad()
-def encode_all(
-    model: Text2Image, pictures: Pictures, cache: Path, source: dict[str, Any], batch: int = 64
-) -> Float[Tensor, "n channel height width"]:
-    """Scaled latents of all pictures (posterior means, float32), kept in ``cache`` for the same autoencoder and data."""
-    known = {**source, "autoencoder": weights_sha256({"vae": model.pipe.vae})}
-    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    if cache.exists():
-        with safe_open(cache, "pt") as stored:
-            if (stored.metadata() or {}).get("key") == key:
-                return stored.get_tensor("latents")
-    starts = range(0, len(pictures), batch)
-    parts = []
-    for start in track(starts, "encoding", len(starts) > 20):
-        rows = range(start, min(start + batch, len(pictures)))
-        x = to_tensor([pictures.picture(i) for i in rows]).to(model.device)
-        parts.append(model.encode_image(x).float().cpu())
-    latents = torch.cat(parts).contiguous()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(cache) as temporary:
-        save_file({"latents": latents}, temporary, metadata={"key": key})
-    return latents

@@ -72,8 +72,8 @@ class MultistepCM(FromPictures, Distiller):
         if min(self.eta, self.first_eta or 0.0) < 0 or self.huber <= 0:
             raise BadInput(f"eta must not be negative, huber be positive: got {self.eta} and {self.huber}")
 
-    def recipe(self, teacher: Model, student: Model, folder: Path) -> MultistepTraining:
-        return MultistepTraining(self, teacher, student, self.open_data(teacher, folder, self.seed))
+    def recipe(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> MultistepTraining:
+        return MultistepTraining(self, teacher, student, self.open_data(teacher, folder, self.seed, progress))
 
     def substeps(self, step: int) -> int:
         """Teacher steps in a segment at update ``step``: N_teacher / S, rounded."""

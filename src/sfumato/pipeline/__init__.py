@@ -5,7 +5,9 @@ from .conditioning import Conditioning
 from .distilled import few_steps
 from .image import ImageModel
 from .layers import KINDS, SUBSETS, Projection
-from .load import EMBEDDED, load, wrap
+from .load import EMBEDDED, load, read_record, wrap
 
-__all__ = ["EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "few_steps",
-           "load", "wrap"]  # fmt: skip
+__all__ = [
+    "EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "few_steps", "load",
+    "read_record", "wrap",
+]  # fmt: skip

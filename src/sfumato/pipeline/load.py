@@ -79,7 +79,7 @@ def load(
     _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
-    return wrap(pipe.to(device), _defaults(folder))
+    return wrap(pipe.to(device), _defaults(read_record(model)))
 
 
 def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
@@ -215,11 +215,24 @@ def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
             raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
 
 
-def _defaults(folder: Path | None) -> dict[str, Any]:
-    """Sampling defaults that the folder's record states (guidance, steps); empty for other folders."""
+def read_record(model: str | Path) -> dict[str, Any]:
+    """What the folder of ``model`` says of its making (see `sfumato.pipeline.saving`); empty where nothing is said.
+
+    Raises:
+        BadInput: there is no such model.
+    """
+    folder = _folder(str(model))
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if folder else {}
-        kinds = {"cfg_scale": float, "steps": int}
-        return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return {}  # a foreign file of that name says nothing to us
+    return record if isinstance(record, dict) else {}
+
+
+def _defaults(record: dict[str, Any]) -> dict[str, Any]:
+    """Sampling defaults that a record states (guidance, steps); empty for other folders."""
+    kinds = {"cfg_scale": float, "steps": int}
+    try:
+        return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
+    except (ValueError, TypeError, AttributeError):
+        return {}

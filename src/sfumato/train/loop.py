@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfumato.errors import BadInput, SfumatoError
+from sfumato.errors import BadInput, SfumatoError, unknown
 from sfumato.files import disk_is_full
 from sfumato.progress import console
 
@@ -53,17 +54,42 @@ class Schedule:
     batch: int
     lr: float
     warmup: int = 200
-    """Steps of linear warm-up; a cosine then takes the rate to ``final_lr`` times ``lr``."""
+    """Steps of linear warm-up."""
+    decay: str = "cosine"
+    """How the rate then goes to ``final_lr`` times ``lr``: "cosine", "linear", or not at all: "constant"."""
     final_lr: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decays of the averaged gradient and of its square."""
+    eps: float = 1e-8
+    """AdamW's constant in the denominator."""
     weight_decay: float = 0.01
     clip: float = 1.0
     """Largest gradient norm."""
     ema: float = 0.999
     """Decay of the averaged weights, reached gradually: min(ema, (1 + i) / (10 + i)) at step i."""
-    precision: str = "bf16"
-    """"no", "bf16" or "fp16": accelerate's mixed precision."""
+    precision: str = "auto"
+    """"no", "bf16" or "fp16": accelerate's mixed precision; "auto": bf16 where the device has it, else no."""
     seed: int = 0
     checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("cosine", "linear", "constant"):
+            raise unknown("decay", self.decay, ("cosine", "linear", "constant"))
+        object.__setattr__(self, "precision", resolved_precision(self.precision))
+
+
+def resolved_precision(word: str) -> str:
+    """What "auto" means on this machine; any other word is returned as it is.
+
+    bf16 pays on GPUs since compute capability 8.0 and on CPUs that multiply in it; the others emulate it slowly.
+    """
+    if word != "auto":
+        return word
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
+    native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    arm = platform.machine() in ("arm64", "aarch64") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if arm or any(getattr(torch.cpu, name, bool)() for name in native) else "no"
 
 
 def step_seed(seed: int, step: int, stream: int = 0) -> int:
@@ -72,11 +98,14 @@ def step_seed(seed: int, step: int, stream: int = 0) -> int:
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
-    """Linear warm-up, then cosine from ``lr`` to ``final_lr * lr``."""
+    """Linear warm-up, then as ``decay`` says from ``lr`` to ``final_lr * lr``."""
     if step < schedule.warmup:
         return schedule.lr * (step + 1) / schedule.warmup
-    x = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return schedule.lr * (schedule.final_lr + (1 - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+    if schedule.decay == "constant":
+        return schedule.lr
+    x = min(1.0, (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup))
+    left = 1 - x if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * x))
+    return schedule.lr * (schedule.final_lr + (1 - schedule.final_lr) * left)
 
 
 class Run:
@@ -100,7 +129,11 @@ class Run:
             f"{k}.{n}": p for k, m in self.modules.items() for n, p in m.named_parameters() if p.requires_grad
         }
         optimizer = torch.optim.AdamW(
-            self.params.values(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
+            self.params.values(),
+            lr=schedule.lr,
+            betas=schedule.betas,
+            eps=schedule.eps,
+            weight_decay=schedule.weight_decay,
         )
         self.optimizer = self.accelerator.prepare(optimizer)
         self.average = {n: p.detach().clone() for n, p in self.params.items()}

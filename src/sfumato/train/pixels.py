@@ -54,8 +54,8 @@ class PixelRecipe:
     """AdamW's weight decay."""
     ema: float = 0.9999
     """Decay of the averaged weights, which are the ones kept."""
-    precision: str = "no"
-    """Mixed precision: "no", "bf16" or "fp16"."""
+    precision: str = "auto"
+    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 where the device has it."""
     seed: int = 0
     """Seed of the pictures, the weights and all noise."""
     checkpoint_every: int = 500
