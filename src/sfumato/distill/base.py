@@ -105,8 +105,8 @@ class Distiller:
 
     def schedule(self) -> Schedule:
         """The loop's settings."""
-        shared = {f.name: getattr(self, f.name) for f in fields(Schedule) if f.name != "steps" and hasattr(self, f.name)}
-        return Schedule(steps=self.iterations, **shared)
+        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)} - {"steps"}
+        return Schedule(steps=self.iterations, **{name: getattr(self, name) for name in shared})
 
     def settings(self) -> dict[str, Any]:
         """The configuration in plain values; a teacher given as an object is left out."""

@@ -44,9 +44,9 @@ class FromPictures:
         size = model.shape[-1] if isinstance(model, ImageModel) else model.size
         found = open_pictures(self.data, size, self.caption, seed, self.pictures)
         if isinstance(model, ImageModel):
-            names = tuple(getattr(found, "label_names", ()))
-            if model.labels and names != model.labels:
-                raise BadInput(f"the teacher knows the classes {model.labels}, these pictures have {names or 'none'}")
+            if model.labels and found.label_names != model.labels:
+                ours, theirs = (", ".join(names) or "none" for names in (model.labels, found.label_names))
+                raise BadInput(f"the teacher knows the classes {ours}; these pictures have {theirs}")
             return CleanData(model, found, None, self.unconditional)
         autoencoder = model.parts()["vae"]
         key = [self.data, seed, len(found), size, weights_sha256({"vae": autoencoder})]
@@ -65,7 +65,7 @@ class CleanData:
     unconditional: float
 
     def batch(self, rng: torch.Generator, size: int) -> dict[str, Tensor]:
-        """``size`` rows, drawn with ``rng`` only: clean data ``x``, their numbers, and which go without conditioning."""
+        """``size`` rows, drawn with ``rng`` only: clean data ``x``, their numbers, which go without conditioning."""
         rows = torch.randint(len(self.pictures), (size,), generator=rng)
         bare = torch.rand(size, generator=rng) < self.unconditional
         x = to_tensor([self.pictures.picture(i) for i in rows.tolist()]) if self.latents is None else self.latents[rows]

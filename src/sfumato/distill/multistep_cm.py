@@ -27,10 +27,10 @@ class MultistepCM(FromPictures, Distiller):
     Time is cut into ``steps`` = S equal segments. The network learns that all points of one ODE trajectory inside a
     segment predict, by one DDIM step (eq. 4, 5), the same start of the segment: the loss compares the prediction at t
     with the network's own at s = t - 1 / T, without gradient, where (z_s, s) is one step of aDDIM (algorithm 3) from
-    (z_t, t) with the teacher's prediction ("cd") or the clean picture itself ("ct"). S = 1 is a consistency model, large
-    S a diffusion model. T grows from ``first_teacher_steps`` to ``last_teacher_steps``. The student has the teacher's
-    network and inputs, and samples in S plain DDIM steps. A guided teacher is distilled together with its guidance; the
-    variance for aDDIM is taken around its prediction without guidance.
+    (z_t, t) with the teacher's prediction ("cd") or the clean picture itself ("ct"). S = 1 is a consistency model,
+    large S a diffusion model. T grows from ``first_teacher_steps`` to ``last_teacher_steps``. The student has the
+    teacher's network and inputs, and samples in S plain DDIM steps. A guided teacher is distilled together with its
+    guidance; the variance for aDDIM is taken around its prediction without guidance.
 
     Defaults are the paper's for ImageNet; learning rate, warm-up and EMA are not stated there. Cost of an update: the
     student forward and backward, once more forward, and the teacher forward (twice when guided, not at all in "ct").
@@ -48,8 +48,8 @@ class MultistepCM(FromPictures, Distiller):
     anneal: int = 100_000
     """Updates over which T (log-linearly) and eta (linearly) reach their last values."""
     eta: float = 0.75
-    """Share of the squared error of the teacher's prediction that aDDIM puts back as variance; 0 is a DDIM teacher, which
-    suits one and two steps better."""
+    """Share of the squared error of the teacher's prediction that aDDIM puts back as variance; 0 is a DDIM teacher,
+    which suits one and two steps better."""
     first_eta: float | None = None
     """Its value at first, when it too is to change; by default the same."""
     cfg_scale: float | None = None

@@ -99,7 +99,8 @@ class ImageModel:
         shape: of one sample: (channel, height, width), or (frame, channel, height, width).
         labels: names of the classes; empty for a model without.
         defaults: how `sample` samples unless told otherwise: ``sampler``, ``steps``, ``cfg_scale``, ``cfg_interval``
-            (log-SNRs), ``clip`` (x0 is clamped to [-1, 1]) and ``distilled_steps`` (the only number it can take, if any).
+            (log-SNRs), ``clip`` (x0 is clamped to [-1, 1]) and ``distilled_steps`` (the only number of steps that it
+            can take, if it was distilled).
     """
 
     network: ModelMixin
@@ -185,7 +186,8 @@ class ImageModel:
             progress: show a bar.
 
         Raises:
-            BadInput: an unknown sampler or class, steps that a distilled model cannot take, or numbers of seeds and labels that do not match.
+            BadInput: an unknown sampler or class, steps that a distilled model cannot take, or numbers of seeds and
+                labels that do not match.
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
         chosen = self.defaults["sampler"] if sampler is None else sampler
