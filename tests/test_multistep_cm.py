@@ -39,7 +39,7 @@ class Learned(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, z, t, cond=None):
-        return TEACHER(z, t, cond) + self.drift * self.dropout(torch.ones_like(z))
+        return TEACHER(z, t) + self.drift * self.dropout(torch.ones_like(z))
 
 
 class Points:

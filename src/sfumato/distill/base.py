@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
+from accelerate import PartialState
 
 from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess
@@ -145,6 +146,9 @@ class Distiller:
             raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
         try:
             teacher = self.open_teacher()
+            # Where the loop will train; a teacher given as an object may be elsewhere.
+            device = PartialState(cpu=not torch.cuda.is_available()).device
+            (teacher.network if isinstance(teacher, ImageModel) else teacher.pipe).to(device)
             torch.manual_seed(self.seed)
             student = teacher.copy(own="full")
             parent = self.parent(teacher)
