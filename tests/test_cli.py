@@ -53,7 +53,7 @@ def test_help_lists_every_command(args, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [*cli.COMMANDS, *(f"{method.verb} {method.name}" for method in catalog.METHODS)]
+    "command", [*cli.COMMANDS, *(method.command for method in catalog.METHODS)]
 )
 def test_help_of_every_command_starts_with_an_example(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0

@@ -27,6 +27,7 @@ COMMANDS = {
     "attack": "try to bring an erased concept back",
     "train": "train a model",
     "distill": "from many sampling steps to few",
+    "information": "what a model knows at each noise level: mean squared error and mutual information",
     "ledger": "re-measure the central claim of a method",
     "cite": "the BibTeX of exactly what a method runs",
     "doctor": "check versions, devices, embedded models and disk",

@@ -16,7 +16,7 @@ from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
 
 if TYPE_CHECKING:
-    from sfumato.pipeline import Text2Image
+    from sfumato.pipeline import ImageModel, Text2Image
 
 EMBEDDED = ("sketch",)
 """Models inside the package."""
@@ -96,17 +96,28 @@ def _preset(
     return presets.get(name, {}), ", ".join(listed)
 
 
+def load_any(model: str, where: Where) -> Text2Image | ImageModel:
+    """The model, on the wanted device and in the wanted precision.
+
+    Raises:
+        BadInput: as `sfumato.load`.
+    """
+    import torch
+
+    from sfumato.pipeline import load
+
+    return load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+
+
 def load(model: str, where: Where) -> Text2Image:
     """The text-to-image model, on the wanted device and in the wanted precision.
 
     Raises:
         BadInput: as `sfumato.load`; a model that takes no text.
     """
-    import torch
+    from sfumato.pipeline import ImageModel
 
-    from sfumato.pipeline import ImageModel, load
-
-    found = load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+    found = load_any(model, where)
     if isinstance(found, ImageModel):
         raise BadInput(f"{model} draws pictures without text: this command needs a text-to-image pipeline")
     return found

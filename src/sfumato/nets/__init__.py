@@ -9,6 +9,9 @@ All have one signature, ``network(z, logsnr, labels)``:
 and return a tensor shaped like ``z``. A network knows neither the noise process nor what its output means.
 """
 
+from .residual_uvit import ResidualUViT
+from .simple_uvit import SimpleUNet, SimpleUViT
 from .unet import UNet
+from .video import VideoUNet
 
-__all__ = ["UNet"]
+__all__ = ["ResidualUViT", "SimpleUNet", "SimpleUViT", "UNet", "VideoUNet"]

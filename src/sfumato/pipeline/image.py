@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy as copying
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sfumato import catalog
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_folder, write_json
 from sfumato.noise import GaussianProcess
@@ -33,7 +34,6 @@ from sfumato.sample.times import uniform
 from .saving import RECORD, quiet, weights_sha256
 
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "addim": addim, "heun": heun, "dpm++": dpmpp_2m}
-CLASS = "ImageModel"
 _NETS = "sfumato.nets"
 _CARD = """---
 tags: [sfumato]
@@ -73,7 +73,7 @@ class NetworkDenoiser:
             cond: class numbers; None is "no class".
         """
         network, times = self._owner.network, z.shape[: z.ndim - 3]
-        logsnr = self.process.schedule.logsnr(t)
+        logsnr = self.process.schedule.level(t)
         if logsnr.ndim:
             # A time per picture may come padded with ones, ready to broadcast against z.
             logsnr = logsnr.reshape(logsnr.shape + (1,) * (len(times) - logsnr.ndim))
@@ -169,7 +169,7 @@ class ImageModel:
         labels: str | int | Sequence[str | int] | None = None,
         *,
         steps: int | None = None,
-        sampler: str | None = None,
+        sampler: str | Callable[..., Tensor] | None = None,
         cfg_scale: float | None = None,
         cfg_interval: tuple[float, float] | None = None,
         batch_size: int = 64,
@@ -181,7 +181,8 @@ class ImageModel:
             seeds: one per picture, or one number.
             labels: class names or numbers: one for all or one per seed. None: drawn without a class.
             steps, sampler, cfg_scale, cfg_interval: default: the model's ``defaults``; samplers are "ddpm", "ddim",
-                "addim", "heun" and "dpm++", guidance 1 is none, the interval is in log-SNR.
+                "addim", "heun", "dpm++", one of the catalogue by its name ("s2n") or any of `sfumato.sample` itself
+                (``S2N(rho=0.3)``); guidance 1 is none, the interval is in log-SNR.
             batch_size: pictures computed together.
             progress: show a bar.
 
@@ -190,9 +191,7 @@ class ImageModel:
                 labels that do not match.
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-        chosen = self.defaults["sampler"] if sampler is None else sampler
-        if chosen not in SAMPLERS:
-            raise unknown("sampler", str(chosen), SAMPLERS)
+        solver = _sampler(self.defaults["sampler"] if sampler is None else sampler)
         cond = None
         if labels is not None:
             names = [labels] * len(seeds) if isinstance(labels, str | int) else list(labels)
@@ -208,7 +207,7 @@ class ImageModel:
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
             z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
             rows = None if cond is None else cond[start : start + batch_size]
-            x = SAMPLERS[chosen](denoiser, z, times, rows, generator=generators)
+            x = solver(denoiser, z, times, rows, generator=generators)
             parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
         return torch.cat(parts)
 
@@ -241,7 +240,7 @@ class ImageModel:
             BadInput: the folder exists (without ``overwrite``), or the disk is full.
         """
         index = {
-            "_class_name": CLASS,
+            "_class_name": type(self).__name__,
             "network": [_NETS, type(self.network).__name__],
             "process": to_config(self.process),
             "prediction": self.prediction,
@@ -256,6 +255,17 @@ class ImageModel:
             text = _CARD.format(title=Path(folder).name, provenance=json.dumps(provenance or {}, indent=2, default=str))
             (temporary / "README.md").write_text(text, encoding="utf-8")
         return Path(folder)
+
+
+def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    methods = {m.name: m for m in catalog.methods("sample")}
+    if callable(chosen):
+        return chosen
+    if chosen in methods:
+        return methods[chosen].load()()
+    if chosen not in SAMPLERS:
+        raise unknown("sampler", str(chosen), (*SAMPLERS, *methods))
+    return SAMPLERS[chosen]
 
 
 @dataclass(eq=False)
@@ -281,8 +291,8 @@ class _LabelGuided:
         return Guided(self.model.denoiser, cond, nothing, self.scale, self.interval, measure="logsnr")(z, t)
 
 
-def load_image_model(folder: Path, index: dict[str, Any], device: torch.device) -> ImageModel:
-    """The model that `ImageModel.save` wrote.
+def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any], device: torch.device) -> ImageModel:
+    """The model of type ``cls`` that `ImageModel.save` wrote.
 
     Raises:
         BadInput: an unknown network, or files that do not fit.
@@ -299,4 +309,4 @@ def load_image_model(folder: Path, index: dict[str, Any], device: torch.device) 
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(f"{folder} could not be loaded as a {name}: {reason}") from error
-    return ImageModel(network.requires_grad_(False).eval().to(device), process, *parts)
+    return cls(network.requires_grad_(False).eval().to(device), process, *parts)

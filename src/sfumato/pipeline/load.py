@@ -15,16 +15,18 @@ from sfumato.errors import BadInput
 
 from .base import Text2Image
 from .distilled import listens_to_guidance
-from .image import CLASS, ImageModel, load_image_model
+from .image import ImageModel, load_image_model
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
+from .video import VideoModel
 
 EMBEDDED = ("sketch",)
 _FAMILIES: dict[type, type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
 }
+_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
 _SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = (
@@ -54,9 +56,10 @@ def load(
     folder = _folder(str(model))
     source = str(model) if folder is None else str(folder)
     index = _index(source, folder)
-    if folder is not None and index.get("_class_name") == CLASS:
+    own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
+    if own is not None:
         _check_files(folder)
-        return load_image_model(folder, index, _device(device))
+        return load_image_model(own, folder, index, _device(device))
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
         raise BadInput(

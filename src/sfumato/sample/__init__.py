@@ -2,10 +2,13 @@
 
 from . import times
 from .guidance import Clipped, Guided
+from .rolling import roll, rollout
+from .s2n import S2N
 from .samplers import addim, ddim, ddpm, dpmpp_2m, heun, predict, prediction_error
 from .scheduler import from_scheduler
 
 __all__ = [
+    "S2N",
     "Clipped",
     "Guided",
     "addim",
@@ -16,5 +19,7 @@ __all__ = [
     "heun",
     "predict",
     "prediction_error",
+    "roll",
+    "rollout",
     "times",
 ]

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..noise.addim import addim_step, posterior_variance
 from ..noise.denoiser import Denoiser
+from ..noise.process import GaussianProcess
 from ..noise.schedule import Time
 
 Times = Float[Tensor, "steps+1 *broadcast"]
@@ -64,11 +65,11 @@ def ddim(
     process = denoiser.process
     if eta and (times.diff(dim=0) > 0).any():
         raise BadInput("with eta > 0 the times must decrease from noise (1) to clean (0)")
-    for step, t, s in _steps(times):
+    for step, t, s in steps_of(times):
         mean, var = process.posterior(z, predict(denoiser, z, t, cond), t, s, eta)
         noisy = eta > 0 and (final_noise or step < len(times) - 2)
         z = process.sample(mean, var, draw(z, generator)) if noisy else mean
-        _report(callback, step, s, z)
+        report(callback, step, s, z)
     return z
 
 
@@ -148,7 +149,7 @@ def heun(
     ignored.
     """
     process = denoiser.process
-    for step, t, s in _steps(times):
+    for step, t, s in steps_of(times):
         x0, eps = process.split(denoiser(z, t, cond), z, t, denoiser.prediction)
         end = process.diffuse(x0, s, eps)
         if not torch.isinf(process.logsnr(s)).any():
@@ -156,7 +157,7 @@ def heun(
             x0, eps = (x0 + x0_end) / 2, (eps + eps_end) / 2
             end = z + process.diffuse(x0, s, eps) - process.diffuse(x0, t, eps)
         z = end
-        _report(callback, step, s, z)
+        report(callback, step, s, z)
     return z
 
 
@@ -177,26 +178,37 @@ def dpmpp_2m(
     """
     process = denoiser.process
     before = before_t = None
-    for step, t, s in _steps(times):
-        x0 = predict(denoiser, z, t, cond)
-        ahead = x0
+    for step, t, s in steps_of(times):
+        x0 = ahead = predict(denoiser, z, t, cond)
         if before is not None and step < len(times) - 2:
-            now = process.logsnr(t, z)
-            ratio = (process.logsnr(s, z) - now) / (now - process.logsnr(before_t, z)) / 2
-            weight = torch.where(torch.isfinite(ratio), ratio, 0.0).to(z)
-            ahead = x0 + process.from_basis(weight * process.to_basis(x0 - before))
+            ahead = extrapolated(process, x0, before, t, before_t, s)
         z, _ = process.posterior(z, ahead, t, s, eta=0.0)
         before, before_t = x0, t
-        _report(callback, step, s, z)
+        report(callback, step, s, z)
     return z
 
 
-def _steps(times: Times) -> Iterator[tuple[int, Tensor, Tensor]]:
+def extrapolated(
+    process: GaussianProcess, x0: Tensor, before: Tensor, t: Tensor, before_t: Tensor, s: Tensor
+) -> Tensor:
+    """x0 at t and ``before`` at before_t, extrapolated linearly in log-SNR to the middle of the step from t to s.
+
+    x0 itself where a log-SNR is infinite or stands still.
+    """
+    now = process.logsnr(t, x0)
+    ratio = (process.logsnr(s, x0) - now) / (now - process.logsnr(before_t, x0)) / 2
+    weight = torch.where(torch.isfinite(ratio), ratio, 0.0).to(x0)
+    return x0 + process.from_basis(weight * process.to_basis(x0 - before))
+
+
+def steps_of(times: Times) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(number, from, to) of every step of a grid."""
     if len(times) < 2:
         raise BadInput(f"a grid needs at least two times, got {len(times)}")
     return ((step, t, s) for step, (t, s) in enumerate(pairwise(times)))
 
 
-def _report(callback: Callback | None, step: int, time: Tensor, z: Tensor) -> None:
+def report(callback: Callback | None, step: int, time: Tensor, z: Tensor) -> None:
+    """Call the callback, if there is one."""
     if callback is not None:
         callback(step, time, z)

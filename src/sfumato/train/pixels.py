@@ -104,11 +104,21 @@ class PixelRecipe:
         """How the saved model samples by default; see `ImageModel.defaults`."""
         return {}
 
-    # The run
+    # The data and the run
 
     def open(self) -> Pictures:
         """The data."""
         return open_pictures(self.data, self.size, seed=self.seed, count=self.pictures)
+
+    def read(self, pictures: Pictures, rows: list[int]) -> Float[Tensor, "row *sample"]:
+        """The samples ``rows`` of what `open` opened, [-1, 1] for pictures."""
+        return to_tensor([pictures.picture(row) for row in rows])
+
+    def grid(self, model: ImageModel, pictures: Pictures, rng: torch.Generator, n: int) -> Float[Tensor, "n 3 h w"]:
+        """Pictures to look at while training lasts, in [0, 1], drawn in 50 steps."""
+        labels = [i % len(model.labels) for i in range(n)] if model.labels else None
+        seeds = torch.randint(2**31, (n,), generator=rng).tolist()
+        return model.sample(seeds, labels, steps=min(50, model.defaults["steps"]))
 
     def model(self, labels: tuple[str, ...]) -> ImageModel:
         """A fresh model for data with these classes."""
@@ -184,9 +194,9 @@ class PixelTraining:
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
         rows = torch.randint(len(self.pictures), (size,), generator=rng).tolist()
-        x = to_tensor([self.pictures.picture(i) for i in rows])
+        x = self.recipe.read(self.pictures, rows)
         if self.recipe.flip:
-            x = torch.where(torch.rand(size, 1, 1, 1, generator=rng) < 0.5, x.flip(-1), x)
+            x = torch.where((torch.rand(size, generator=rng) < 0.5).reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
         if not self.model.labels:
             return {"x": x, "labels": None}
         labels = torch.tensor([self.pictures.label(i) for i in rows])
@@ -203,7 +213,5 @@ class PixelTraining:
 
     @torch.no_grad()
     def grid(self, rng: torch.Generator, n: int = 16) -> Float[Tensor, "n 3 height width"]:
-        """Pictures to look at while training lasts, drawn in 50 steps."""
-        labels = [i % len(self.model.labels) for i in range(n)] if self.model.labels else None
-        seeds = torch.randint(2**31, (n,), generator=rng).tolist()
-        return self.model.sample(seeds, labels, steps=min(50, self.model.defaults["steps"]))
+        """Pictures to look at while training lasts."""
+        return self.recipe.grid(self.model, self.pictures, rng, n)
