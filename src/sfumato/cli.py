@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "two reports side by side, where both were measured in the same way",
     "attack": "try to bring an erased concept back",
     "train": "train a model",
+    "distill": "from many sampling steps to few",
     "information": "what a model knows at each noise level: mean squared error and mutual information",
     "score": "FID, KID, precision, recall and others, of pictures against real ones or prompts",
     "ledger": "re-measure the central claim of a method",

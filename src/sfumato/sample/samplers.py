@@ -18,12 +18,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput
+from ..noise.addim import addim_step, posterior_variance
 from ..noise.denoiser import Denoiser
 from ..noise.process import GaussianProcess
+from ..noise.schedule import Time
 
 Times = Float[Tensor, "steps+1 *broadcast"]
 Callback = Callable[[int, Tensor, Tensor], None]
 Generators = torch.Generator | list[torch.Generator]
+Variance = Callable[[Time], Float[Tensor, "..."]]
 
 
 def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: str = "x0") -> Tensor:
@@ -71,6 +74,53 @@ def ddim(
         z = process.sample(mean, var, draw(z, generator)) if noisy else mean
         _report(callback, step, s, z)
     return z
+
+
+def addim(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *dims"],
+    times: Times,
+    cond: Any = None,
+    eta: float = 0.1,
+    variance: Variance | None = None,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+) -> Float[Tensor, "batch *dims"]:
+    """aDDIM (arXiv:2403.06807, algorithm 3): `ddim` without its loss of variance. First order, deterministic.
+
+    The truth is taken to spread around the prediction with variance ``eta`` * ``variance(t)``. Without a function,
+    ``variance`` is the paper's analytic rule, which belongs to ``eta`` = 0.1; with the measured error of the denoiser
+    (`prediction_error`) the paper takes 0.75. ``eta`` = 0 is `ddim`. Draws nothing: ``generator`` is ignored.
+
+    Raises:
+        BadInput: a negative ``eta``; times that increase.
+    """
+    if eta < 0:
+        raise BadInput(f"eta must not be negative, got {eta}")
+    if (times.diff(dim=0) > 0).any():
+        raise BadInput("aDDIM runs from noise (1) to clean (0): the times must decrease")
+    process = denoiser.process
+    for step, t, s in _steps(times):
+        var = posterior_variance(process, t) if variance is None else variance(t)
+        z = addim_step(process, z, predict(denoiser, z, t, cond), t, s, eta * var)
+        _report(callback, step, s, z)
+    return z
+
+
+@torch.no_grad()
+def prediction_error(
+    denoiser: Denoiser,
+    x0: Float[Tensor, "batch *dims"],
+    times: Float[Tensor, "times"],
+    generator: torch.Generator,
+    cond: Any = None,
+) -> Float[Tensor, "times"]:
+    """Mean squared error of the denoiser's x0 in each dimension at each time, over the clean data ``x0``."""
+    errors = []
+    for t in times:
+        z = denoiser.process.diffuse(x0, t, draw(x0, generator))
+        errors.append((predict(denoiser, z, t, cond) - x0).double().square().mean())
+    return torch.stack(errors)
 
 
 def ddpm(
