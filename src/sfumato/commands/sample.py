@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional
 
+from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.verb import Where, load
-from sfumato.errors import BadInput
-from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
+from sfumato.errors import BadInput, unknown
+from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 
+SCHEDULERS = ("ddim", "addim", "dpm++")
 EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
 
 
@@ -31,14 +34,15 @@ class Sample(Where):
     """An embedded model, a folder written by save_pretrained, or a hub id."""
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
-    steps: int = 25
-    """Denoising steps."""
+    steps: int | None = None
+    """Denoising steps; by default 25, or what the model was distilled for."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
     negative: str | None = None
     """What guidance steers away from."""
-    scheduler: Literal["ddim", "dpm++"] | None = None
-    """The sampler; by default the model's own."""
+    scheduler: str | None = None
+    """The sampler: ddim, addim, dpm++, or a method of the verb (`sfumato choose sample`), which brings its own options
+    (see --scheduler NAME --help); by default the model's own."""
     size: int | None = None
     """Side of the pictures in pixels; by default the model's own."""
     overwrite: bool = False
@@ -46,8 +50,7 @@ class Sample(Where):
 
 
 def main(args: list[str]) -> None:
-    given = parse("sfumato sample", _seed_alias(args), Sample, about=f"Example: {EXAMPLE}")[0]
-    options = Sample(**given)
+    options, rule = _read(_seed_alias(args))
     if not options.prompts or any(not prompt.strip() for prompt in options.prompts):
         raise BadInput(f"give at least one prompt, none of them empty, as in `{EXAMPLE}`")
     seeds = read_seeds(options.seeds)
@@ -55,14 +58,15 @@ def main(args: list[str]) -> None:
     pipe = load(options.model, options)
     jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    Plan(f"{len(jobs)} pictures with {options.steps} steps", writes=writes).show()
+    steps = pipe.defaults.get("steps", 25) if options.steps is None else options.steps
+    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
     pictures = pipe.sample(
         [prompt for prompt, _ in jobs],
         [seed for _, seed in jobs],
-        steps=options.steps,
+        steps=steps,
         cfg_scale=options.cfg_scale,
         negative=options.negative,
-        scheduler=options.scheduler,
+        scheduler=rule or options.scheduler,
         size=options.size,
         progress=True,
     )
@@ -70,7 +74,8 @@ def main(args: list[str]) -> None:
     model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
     cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
     scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
-    settings = {"steps": options.steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
+    settings = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
+    settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
             about = {**model, **settings, "prompt": prompt, "seed": seed}
@@ -80,6 +85,23 @@ def main(args: list[str]) -> None:
         save_png(folder / "sheet.png", sheet, about)
         write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
     print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
+
+
+def _read(args: list[str]) -> tuple[Sample, Any]:
+    """The options, and the sampler as its own options configure it where ``--scheduler`` names one of the catalogue."""
+    words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if a.startswith("--scheduler="))
+    methods = {m.name: m for m in catalog.methods("sample")}
+    method = methods.get(words.get("--scheduler"))
+    about = f"Example: {EXAMPLE}"
+    if method is None:
+        options = Sample(**parse("sfumato sample", args, Sample, about=about)[0])
+        if options.scheduler not in (None, *SCHEDULERS):
+            raise unknown("--scheduler", options.scheduler, (*SCHEDULERS, *methods))
+        return options, None
+    about += f" --scheduler {method.name}\n\n{method.summary}\n\n{method.paper}\n\nCost: {method.cost}."
+    cls = method.load()
+    given, settings = parse(f"sfumato {method.command}", args, Sample, cls, about=about)
+    return Sample(**given), cls(**settings)
 
 
 def read_seeds(text: str) -> list[int]:
@@ -95,19 +117,6 @@ def read_seeds(text: str) -> list[int]:
     if not seeds:
         raise BadInput(f"{text!r} is an empty range of seeds: write it like 0-3")
     return seeds
-
-
-def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 128) -> np.ndarray:
-    """Pictures (n, height, width, 3), uint8, in rows on white; small ones enlarged by a whole factor."""
-    factor = max(1, side // pictures.shape[1])
-    tiles = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
-    n, height, width, _ = tiles.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = tile
-    return sheet
 
 
 def _seed_alias(args: list[str]) -> list[str]:

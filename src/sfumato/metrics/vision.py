@@ -6,7 +6,6 @@ the rule is the same whatever else is installed, and can be stated with every fi
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sfumato.errors import BadInput
+from sfumato.files import tensors_sha256
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -188,10 +188,5 @@ def _unit(features: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
 
 
 def module_sha256(module: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every parameter and buffer, sorted by name."""
-    total = hashlib.sha256()
-    for name, x in sorted(module.state_dict().items()):
-        x = x.detach().cpu().contiguous()
-        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        total.update(x.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+    """`sfumato.files.tensors_sha256` over every parameter and buffer."""
+    return tensors_sha256(module.state_dict())
