@@ -148,6 +148,10 @@ _GUIDANCE = Paper(
     "ho2022classifierfree", "2207.12598", "Classifier-Free Diffusion Guidance",
     "Ho, Jonathan and Salimans, Tim", 2022, "",
 )  # fmt: skip
+_MULTISTEP_CM = Paper(
+    "heek2024multistep", "2403.06807", "Multistep Consistency Models",
+    "Heek, Jonathan and Hoogeboom, Emiel and Salimans, Tim", 2024, "",
+)  # fmt: skip
 _BLURRING = Paper(
     "hoogeboom2023blurring", "2209.05557", "Blurring Diffusion Models",
     "Hoogeboom, Emiel and Salimans, Tim",
@@ -223,6 +227,14 @@ METHODS: tuple[Method, ...] = (
         when="The white-box test that every erased pipeline should face.",
         beware="Needs pictures of the concept, from the original pipeline.",
         no_ledger="it is the yardstick of the RECE and UCE entries",
+    ),
+    Method(
+        "distill", "multistep-cm", "sfumato.distill.multistep_cm:MultistepCM", (_MULTISTEP_CM,),
+        "A few-step student: a consistency model inside each of S segments of time.",
+        cost="training; an update costs about twice one of diffusion training",
+        when="The same model in 1 to 16 steps, quality against speed by choice of S.",
+        beware="Needs pictures as well as the teacher; takes exactly the steps it was made for.",
+        ledger="multistep-cm",
     ),
     Method(
         "train", "t2i", "sfumato.train.t2i:TrainT2I", (_LATENT_DIFFUSION, _GUIDANCE),
