@@ -10,7 +10,6 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ from sfumato.sample.times import uniform
 
 from .saving import RECORD, quiet, weights_sha256
 
-# The last step ends in the picture itself, without noise on it.
-SAMPLERS = {"ddpm": partial(ddpm, final_noise=False), "ddim": ddim, "heun": heun, "dpm++": dpmpp_2m}
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++": dpmpp_2m}
 _NETS = "sfumato.nets"
 _CARD = """---
 tags: [sfumato]
@@ -166,8 +164,9 @@ class ImageModel:
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
         solver = _sampler(self.defaults["sampler"] if sampler is None else sampler)
-        if sampler in (None, self.defaults["sampler"]):
-            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
+        options = dict(self.defaults["options"]) if sampler in (None, self.defaults["sampler"]) else {}
+        if solver is ddpm:
+            options["final_noise"] = False  # the last step ends in the picture itself
         cond = None
         if labels is not None:
             names = [labels] * len(seeds) if isinstance(labels, str | int) else list(labels)
@@ -182,7 +181,7 @@ class ImageModel:
             z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
             rows = None if cond is None else cond[start : start + batch_size]
             z = self.process.diffuse(torch.zeros_like(z), times[0], z)  # noise of this process, in its scale
-            x = solver(denoiser, z, times, rows, generator=generators)
+            x = solver(denoiser, z, times, rows, generator=generators, **options)
             parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
         return torch.cat(parts)
 
