@@ -15,7 +15,7 @@ from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.verb import EMBEDDED, Where, load_any
 from sfumato.errors import BadInput, unknown
-from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
+from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from sfumato.pipeline import ImageModel, Text2Image
 
-SCHEDULERS = ("ddim", "dpm++")
-PIXEL_SCHEDULERS = ("ddim", "dpm++", "ddpm", "heun")
+SCHEDULERS = ("ddim", "addim", "dpm++")
+PIXEL_SCHEDULERS = (*SCHEDULERS, "ddpm", "heun")
 EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
 
 
@@ -41,14 +41,14 @@ class Sample(Where):
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
     steps: int | None = None
-    """Denoising steps; by default 25, or what a model of classes was saved with."""
+    """Denoising steps; by default what the model was saved or distilled with, or 25."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
     negative: str | None = None
     """What guidance steers away from."""
     scheduler: str | None = None
-    """The sampler: ddim, dpm++, for models of classes also ddpm and heun, or a method of the verb (`sfumato choose sample`), which brings its own options (see
-    --scheduler NAME --help); by default the model's own."""
+    """The sampler: ddim, addim, dpm++, for models of classes also ddpm and heun, or a method of the verb (`sfumato
+    choose sample`), which brings its own options (see --scheduler NAME --help); by default the model's own."""
     size: int | None = None
     """Side of the pictures in pixels; by default the model's own."""
     overwrite: bool = False
@@ -88,7 +88,7 @@ def _draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any) -> tupl
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     if options.scheduler in set(PIXEL_SCHEDULERS) - set(SCHEDULERS):
         raise BadInput(f"--scheduler {options.scheduler} is for models of classes: use one of {', '.join(SCHEDULERS)}")
-    steps = 25 if options.steps is None else options.steps
+    steps = pipe.defaults.get("steps", 25) if options.steps is None else options.steps
     _plan(jobs, steps, options)
     pictures = pipe.sample(
         [prompt for prompt, _ in jobs],
@@ -167,19 +167,6 @@ def read_seeds(text: str) -> list[int]:
     if not seeds:
         raise BadInput(f"{text!r} is an empty range of seeds: write it like 0-3")
     return seeds
-
-
-def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 128) -> np.ndarray:
-    """Pictures (n, height, width, 3), uint8, in rows on white; small ones enlarged by a whole factor."""
-    factor = max(1, side // pictures.shape[1])
-    tiles = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
-    n, height, width, _ = tiles.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = tile
-    return sheet
 
 
 def _seed_alias(args: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from sfumato.data.pictures import open_pictures, to_tensor
+from sfumato.metrics.frechet import frechet_distance
 from sfumato.nets.wavelet import analyse
 from sfumato.pipeline import ImageModel
 from sfumato.train.loop import Run
@@ -69,12 +70,4 @@ def texture(x: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 6"]:
 
 def distances(samples: Float[Tensor, "n d"], truth: Float[Tensor, "m d"], chunk: int) -> list[float]:
     """Fréchet distance between each ``chunk`` of the samples and all of the truth."""
-    return [frechet(part, truth) for part in samples.split(chunk) if len(part) == chunk]
-
-
-def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """|m_x - m_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^(1/2), the last by the singular values of R_x R_y^T."""
-    roots = [(a - a.mean(0)) / (len(a) - 1) ** 0.5 for a in (x, y)]
-    cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
-    spread = sum(r.square().sum() for r in roots) - 2 * cross
-    return ((x.mean(0) - y.mean(0)).square().sum() + spread).item()
+    return [frechet_distance(truth, part) for part in samples.split(chunk) if len(part) == chunk]

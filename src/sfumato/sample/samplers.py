@@ -18,12 +18,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput
+from ..noise.addim import addim_step, posterior_variance
 from ..noise.denoiser import Denoiser
 from ..noise.process import GaussianProcess
+from ..noise.schedule import Time
 
 Times = Float[Tensor, "steps+1 *broadcast"]
 Callback = Callable[[int, Tensor, Tensor], None]
 Generators = torch.Generator | list[torch.Generator]
+Variance = Callable[[Time], Float[Tensor, "..."]]
 
 
 def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: str = "x0") -> Tensor:
@@ -63,14 +66,61 @@ def ddim(
     process = denoiser.process
     if eta and (times.diff(dim=0) > 0).any():
         raise BadInput("with eta > 0 the times must decrease from noise (1) to clean (0)")
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         mean, var = process.posterior(z, predict(denoiser, z, t, cond), t, s, eta)
         if variance:
             var = widened(process, var, z, t, s, variance)
         noisy = eta > 0 and (final_noise or step < len(times) - 2)
         z = process.sample(mean, var, draw(z, generator)) if noisy else mean
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
+
+
+def addim(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *dims"],
+    times: Times,
+    cond: Any = None,
+    eta: float = 0.1,
+    variance: Variance | None = None,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+) -> Float[Tensor, "batch *dims"]:
+    """aDDIM (arXiv:2403.06807, algorithm 3): `ddim` without its loss of variance. First order, deterministic.
+
+    The truth is taken to spread around the prediction with variance ``eta`` * ``variance(t)``. Without a function,
+    ``variance`` is the paper's analytic rule, which belongs to ``eta`` = 0.1; with the measured error of the denoiser
+    (`prediction_error`) the paper takes 0.75. ``eta`` = 0 is `ddim`. Draws nothing: ``generator`` is ignored.
+
+    Raises:
+        BadInput: a negative ``eta``; times that increase.
+    """
+    if eta < 0:
+        raise BadInput(f"eta must not be negative, got {eta}")
+    if (times.diff(dim=0) > 0).any():
+        raise BadInput("aDDIM runs from noise (1) to clean (0): the times must decrease")
+    process = denoiser.process
+    for step, t, s in _steps(times):
+        var = posterior_variance(process, t) if variance is None else variance(t)
+        z = addim_step(process, z, predict(denoiser, z, t, cond), t, s, eta * var)
+        _report(callback, step, s, z)
+    return z
+
+
+@torch.no_grad()
+def prediction_error(
+    denoiser: Denoiser,
+    x0: Float[Tensor, "batch *dims"],
+    times: Float[Tensor, "times"],
+    generator: torch.Generator,
+    cond: Any = None,
+) -> Float[Tensor, "times"]:
+    """Mean squared error of the denoiser's x0 in each dimension at each time, over the clean data ``x0``."""
+    errors = []
+    for t in times:
+        z = denoiser.process.diffuse(x0, t, draw(x0, generator))
+        errors.append((predict(denoiser, z, t, cond) - x0).double().square().mean())
+    return torch.stack(errors)
 
 
 def ddpm(
@@ -115,7 +165,7 @@ def heun(
     ignored.
     """
     process = denoiser.process
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         x0, eps = process.split(denoiser(z, t, cond), z, t, denoiser.prediction)
         end = process.diffuse(x0, s, eps)
         if not torch.isinf(process.logsnr(s)).any():
@@ -123,7 +173,7 @@ def heun(
             x0, eps = (x0 + x0_end) / 2, (eps + eps_end) / 2
             end = z + process.diffuse(x0, s, eps) - process.diffuse(x0, t, eps)
         z = end
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
 
 
@@ -144,13 +194,13 @@ def dpmpp_2m(
     """
     process = denoiser.process
     before = before_t = None
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         x0 = ahead = predict(denoiser, z, t, cond)
         if before is not None and step < len(times) - 2:
             ahead = extrapolated(process, x0, before, t, before_t, s)
         z, _ = process.posterior(z, ahead, t, s, eta=0.0)
         before, before_t = x0, t
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
 
 
@@ -167,14 +217,14 @@ def extrapolated(
     return x0 + process.from_basis(weight * process.to_basis(x0 - before))
 
 
-def steps_of(times: Times) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _steps(times: Times) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(number, from, to) of every step of a grid."""
     if len(times) < 2:
         raise BadInput(f"a grid needs at least two times, got {len(times)}")
     return ((step, t, s) for step, (t, s) in enumerate(pairwise(times)))
 
 
-def report(callback: Callback | None, step: int, time: Tensor, z: Tensor) -> None:
+def _report(callback: Callback | None, step: int, time: Tensor, z: Tensor) -> None:
     """Call the callback, if there is one."""
     if callback is not None:
         callback(step, time, z)

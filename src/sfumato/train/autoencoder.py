@@ -68,7 +68,8 @@ def encode_all(
         x = to_tensor([pictures.picture(i) for i in rows]).to(device)
         with torch.autocast(device.type, kind, enabled=precision != "no"):
             parts.append(autoencoder.encode(x).latent_dist.mean.float().cpu())
-    latents = torch.cat(parts)
+    # In the layout in which a file gives them back: kernels round by layout, and a resumed run must do as this one.
+    latents = torch.cat(parts).contiguous()
     with atomic_file(cache, overwrite=True) as temporary:
-        save_file({"latents": latents.contiguous()}, temporary, metadata={"of": of})
+        save_file({"latents": latents}, temporary, metadata={"of": of})
     return latents
