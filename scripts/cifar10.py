@@ -6,12 +6,14 @@
 
 Stages: train (`sfumato train sid2` with a preset), judge (a small classifier of the real pictures), draw (``--n``
 pictures, all classes alike, kept on disk), page (``docs/results/NAME.md`` with the loss curve and a sheet of samples).
-Every figure of the page is printed from files under ``--out``.
+Distances are in the judge's features, or with ``--extractor inception --weights FILE`` in those of the FID.
+Every figure of the page is printed from files under ``--out``. "digits" are those of scikit-learn.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from pathlib import Path
@@ -21,11 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sfumato.commands.sample import contact_sheet
-from sfumato.data.pictures import Pictures, open_pictures, to_tensor
-from sfumato.files import GENERATED, save_png, write_json
-from sfumato.ledger.pixels import frechet
+from sfumato.data.pictures import Pictures, open_pictures
+from sfumato.files import GENERATED, contact_sheet, save_png, write_json
 from sfumato.metrics.bootstrap import wilson
+from sfumato.metrics.extractors import CallableFeatures, Extractor, make_extractor
+from sfumato.metrics.record import Score
+from sfumato.metrics.sets import FID, KID
 from sfumato.pipeline import load
 from sfumato.train.sid2 import PRESETS, SiD2
 
@@ -36,18 +39,38 @@ def recipe(args: argparse.Namespace) -> SiD2:
     return SiD2(**{**PRESETS[args.preset], **changes}, data=args.data, checkpoint_every=200)
 
 
-def tensors(source: str, size: int, limit: int = 0) -> tuple[torch.Tensor, torch.Tensor, Pictures]:
-    """Pictures in [-1, 1] and class numbers of a source, at most ``limit`` of them, evenly spread."""
+def digits(out: Path) -> str:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    path = out / "digits.parquet"
+    if not path.exists():
+        data, cells = load_digits(), []
+        for picture in (data.images * 255 / 16).round().astype(np.uint8):
+            stream = io.BytesIO()
+            Image.fromarray(picture).save(stream, "PNG")
+            cells.append({"bytes": stream.getvalue(), "path": None})
+        out.mkdir(parents=True, exist_ok=True)
+        names = [str(label) for label in data.target]
+        pq.write_table(pa.table({"image": cells, "label": data.target, "name": names}), path)
+    return str(path)
+
+
+def pixels(source: str, size: int, limit: int = 0) -> tuple[torch.Tensor, torch.Tensor, Pictures]:
+    """Pictures as bytes (n, 3, size, size) and class numbers of a source, at most ``limit``, evenly spread."""
     pictures = open_pictures(source, size)
     rows = np.arange(len(pictures))
     if limit and limit < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
-    x = to_tensor([pictures.picture(int(i)) for i in rows])
+    x = torch.from_numpy(np.stack([pictures.picture(int(i)) for i in rows])).permute(0, 3, 1, 2)
     return x, torch.tensor([pictures.label(int(i)) for i in rows]), pictures
 
 
 class Judge(nn.Module):
-    """A small convolutional classifier; its features are the averages before the last layer."""
+    """A small convolutional classifier of bytes; its features are the averages before the last layer."""
 
     def __init__(self, classes: int, width: int = 48):
         super().__init__()
@@ -59,7 +82,7 @@ class Judge(nn.Module):
         self.body, self.head = nn.Sequential(*layers), nn.Linear(before, classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x).mean((2, 3))
+        return self.body(x.float() / 127.5 - 1).mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(x))
@@ -68,7 +91,7 @@ class Judge(nn.Module):
 def judge(args: argparse.Namespace, size: int, flip: bool) -> Judge:
     """The classifier under ``out/judge``, trained there first if need be; its accuracy is written beside it."""
     folder = args.out / "judge"
-    x, y, pictures = tensors(args.data, size)
+    x, y, pictures = pixels(args.data, size)
     net = Judge(len(pictures.label_names))
     if (folder / "card.json").exists():
         net.load_state_dict(load_file(folder / "judge.safetensors"))
@@ -89,7 +112,7 @@ def judge(args: argparse.Namespace, size: int, flip: bool) -> Judge:
         if step % 100 == 0:
             print(f"judge: step {step}, loss {loss.item():.3f}", flush=True)
     net.eval()
-    x, y = tensors(args.test, size)[:2] if args.test else (x[held], y[held])
+    x, y = pixels(args.test, size)[:2] if args.test else (x[held], y[held])
     right = int((logits(net, x).argmax(1) == y).sum())
     low, high = wilson(right, len(y))
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +126,7 @@ def shaken(x: torch.Tensor, flip: bool, rng: torch.Generator) -> torch.Tensor:
     """Pictures moved by up to an eighth of their side, mirrored where that changes no class."""
     side = x.shape[-1]
     pad = side // 8
-    x = nn.functional.pad(x, (pad,) * 4, mode="replicate")
+    x = nn.functional.pad(x.float(), (pad,) * 4, mode="replicate")
     top, left = torch.randint(2 * pad + 1, (2,), generator=rng).tolist()
     x = x[..., top : top + side, left : left + side]
     return torch.where(torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5, x.flip(-1), x) if flip else x
@@ -114,13 +137,8 @@ def logits(net: Judge, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([net(part) for part in x.split(256)])
 
 
-@torch.no_grad()
-def features(net: Judge, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([net.features(part) for part in x.split(256)]).double()
-
-
 def draw(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """``n`` pictures in [-1, 1] with the seeds 0 to n - 1, class i mod classes; those on disk are not drawn again."""
+    """``n`` pictures as bytes, with the seeds 0 to n - 1, class i mod classes; those on disk are not drawn again."""
     folder, model = args.out / "samples", load(str(args.out / "train" / "model"))
     parts = []
     for first in range(0, args.n, 256):
@@ -134,27 +152,19 @@ def draw(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
             print(f"drawn: {first + len(seeds)} of {args.n}, {time.perf_counter() - began:.0f} s", flush=True)
         parts.append(load_file(file)["x"])
     x = torch.cat(parts)
-    return x.float() / 127.5 - 1, torch.arange(len(x)) % len(model.labels)
+    return x, torch.arange(len(x)) % len(model.labels)
 
 
-def score(net: Judge, x: torch.Tensor, asked: torch.Tensor, real: torch.Tensor, other: torch.Tensor) -> dict:
-    """How far samples are from real pictures, and whether they show what was asked for.
-
-    Args:
-        net: whose features and verdicts are used.
-        x, asked: samples and their classes.
-        real: real pictures to compare with.
-        other: real pictures that the same distance is measured on: what a perfect model would reach.
-    """
-    truth = features(net, real)
-    right = int((logits(net, x).argmax(1) == asked).sum())
-    low, high = wilson(right, len(x))
-    return {
-        "distance": frechet(features(net, x), truth),
-        "distance_of_real": frechet(features(net, other[: len(x)]), truth),
-        "n": len(x), "n_real": len(real), "n_other": len(other[: len(x)]),
-        "asked_for": right / len(x), "asked_for_low": low, "asked_for_high": high,
-    }  # fmt: skip
+def score(extractor: Extractor, x: torch.Tensor, real: torch.Tensor) -> dict[str, Score]:
+    """Distances of samples from real pictures, both bytes, with intervals."""
+    found = {}
+    for metric in (FID(extractor), KID(extractor)):
+        for images, is_real in ((real, True), (x, False)):
+            for part in images.split(256):
+                metric.update(part, real=is_real)
+        result = metric.compute()
+        found[result.metric] = result
+    return found
 
 
 def curve(log: list[dict], file: Path) -> None:
@@ -166,7 +176,8 @@ def curve(log: list[dict], file: Path) -> None:
 
     steps, loss = np.array([[row["step"], row["loss"]] for row in log if "loss" in row]).T
     width = max(1, len(loss) // 50)
-    smooth = np.convolve(np.pad(loss, (width // 2, width - 1 - width // 2), mode="edge"), np.ones(width) / width, "valid")
+    padded = np.pad(loss, (width // 2, width - 1 - width // 2), mode="edge")
+    smooth = np.convolve(padded, np.ones(width) / width, "valid")
     figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
     axes.plot(steps, loss, color="0.8", linewidth=0.7)
     axes.plot(steps, smooth, color="black")
@@ -178,59 +189,65 @@ def curve(log: list[dict], file: Path) -> None:
 def page(args: argparse.Namespace, net: Judge, training: SiD2) -> None:
     """``docs/NAME.md``, with the curve and a sheet: one row a class, the first twelve seeds of each, not selected."""
     x, asked = draw(args)
-    real = tensors(args.test or args.data, training.size, args.n_real)[0]
-    other = tensors(args.data, training.size, len(x))[0]
-    result = score(net, x, asked, real, other)
-    model = load(str(args.out / "train" / "model"))
+    real = pixels(args.test or args.data, training.size, args.n_real)[0]
+    other = pixels(args.data, training.size, len(x))[0]
+    judged = args.extractor == "judge"
+    made = CallableFeatures(net.features, "the judge") if judged else make_extractor(args.extractor, args.weights)
+    scores, floor = score(made, x, real), score(made, other, real)
+    right = int((logits(net, x).argmax(1) == asked).sum())
+    low, high = wilson(right, len(x))
     card = json.loads((args.out / "judge" / "card.json").read_text())
     log = [json.loads(row) for row in (args.out / "train" / "training" / "log.jsonl").read_text().splitlines()]
-    name = args.out.name
+    model, name = load(str(args.out / "train" / "model")), args.out.name
+    about = model.describe()
+    write_json(
+        args.out / "score.json",
+        {"asked for": right, "n": len(x), **{k: [a.to_json(), floor[k].to_json()] for k, a in scores.items()}},
+        overwrite=True,
+    )
     args.docs.mkdir(parents=True, exist_ok=True)
     classes = len(model.labels)
     order = [row * classes + c for c in range(classes) for row in range(12) if row * classes + c < len(x)]
-    sheet = ((x[order] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    about = {"Source": GENERATED, "model": name, "sha256": model.describe()["sha256"]}
-    columns = len(order) // classes
-    save_png(args.docs / f"{name}.png", contact_sheet(sheet, columns, gap=2, side=48), about, overwrite=True)
+    sheet = contact_sheet(x[order].permute(0, 2, 3, 1).numpy(), len(order) // classes, gap=2, side=48)
+    said = {"Source": GENERATED, "model": name, "sha256": about["sha256"]}
+    save_png(args.docs / f"{name}.png", sheet, said, overwrite=True)
     curve(log, args.docs / f"{name}-loss.png")
-    write_json(args.out / "score.json", result, overwrite=True)
-    guided = f"guidance {model.defaults['cfg_scale']:g} at log-SNRs {model.defaults['cfg_interval']}"
-    held = "its test split" if args.test else "the training pictures"
+    held = "its test split" if args.test else "the pictures it was trained on"
+    between = lambda s: f"{s.value:.3g} [{s.low:.3g}, {s.high:.3g}]"
+    share = lambda k, n, lo, hi: f"{k / n:.1%} [{lo:.1%}, {hi:.1%}]"
     lines = [
         f"# {name}: a small pixel model, class-conditional",
         "",
-        f"`SiD2(**PRESETS['{args.preset}'])`: {model.describe()['parameters']:,} parameters, {training.steps} updates of "
-        f"{training.batch} pictures of {training.size} px, on a CPU. `scripts/cifar10.py` made this page. A model "
-        "of this size and training shows that the method works; published ones train a thousand times longer.",
+        f"`SiD2(**PRESETS['{args.preset}'])`: {about['parameters']:,} parameters, {training.steps} updates of "
+        f"{training.batch} pictures of {training.size} px. `scripts/cifar10.py` trained it and made this page. A model "
+        "of this size and training shows that the method works, not what it can do.",
         "",
-        "| measured | value |",
-        "| --- | --- |",
-        f"| Fréchet distance to {result['n_real']} pictures of {held}, {result['n']} samples, features of the judge | "
-        f"{result['distance']:.2f} |",
-        f"| the same for {result['n_other']} real training pictures | {result['distance_of_real']:.2f} |",
-        f"| samples in which the judge sees the class asked for | {result['asked_for']:.1%} "
-        f"[{result['asked_for_low']:.1%}, {result['asked_for_high']:.1%}] |",
-        f"| real pictures that it names rightly ({card['n']}) | {card['accuracy']:.1%} "
-        f"[{card['low']:.1%}, {card['high']:.1%}] |",
+        f"| measured [95 %] | {len(x)} samples | {len(other)} real training pictures |",
+        "| --- | --- | --- |",
+        *(f"| {k}, {made.name}, to {len(real)} pictures of {held} | {between(scores[k])} | {between(floor[k])} |"
+          for k in scores),
+        f"| the judge sees the class asked for | {share(right, len(x), low, high)} | "
+        f"{share(card['accuracy'], 1, card['low'], card['high'])} of {card['n']} held out |",
         "",
-        "The judge is a small classifier trained by the same script on the real pictures: its distance is not the FID "
-        "of the Inception network, and can only be compared with the row below it.",
+        "The judge is a small classifier trained by the same script on the real pictures. Distances in its features "
+        "are not the FID of the Inception network: compare them with the last column only." if judged else "",
         "",
-        f"{model.defaults['steps']} steps of {model.defaults['sampler']}, {guided}. One row a class "
-        f"({', '.join(model.labels)}), the first seeds of each, not selected:",
+        f"{model.defaults['steps']} steps of {model.defaults['sampler']}, guidance {model.defaults['cfg_scale']:g} at "
+        f"log-SNRs {model.defaults['cfg_interval']}. One row a class ({', '.join(model.labels)}), the first seeds of "
+        "each, not selected:",
         "",
         f"![samples]({name}.png)",
         "",
         f"![loss]({name}-loss.png)",
         "",
-    ]
+    ]  # fmt: skip
     (args.docs / f"{name}.md").write_text("\n".join(lines))
-    print("\n".join(lines[6:12]))
+    print("\n".join(lines[4:9 + len(scores)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help='Parquet with image, label (and name), or another source')
+    parser.add_argument("--data", required=True, help='Parquet with image, label (and name); or "digits"')
     parser.add_argument("--test", help="the same for pictures that the model is not trained on")
     parser.add_argument("--preset", default="small-cifar10", choices=sorted(PRESETS))
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
@@ -240,8 +257,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000, help="samples")
     parser.add_argument("--n-real", type=int, default=10_000)
     parser.add_argument("--judge-steps", type=int, default=1000)
+    parser.add_argument("--extractor", default="judge", help="features of distances: judge, or one of sfumato score")
+    parser.add_argument("--weights", help="of the extractor, where it needs any")
     parser.add_argument("--only", choices=("train", "judge", "draw", "page"))
     args = parser.parse_args()
+    if args.data == "digits":
+        args.data = digits(args.out)
     training, only = recipe(args), lambda stage: args.only in (None, stage)
     if only("train"):
         training.run(args.out / "train")

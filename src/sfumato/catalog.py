@@ -180,7 +180,8 @@ _SID2 = Paper(
     2025, "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
 )  # fmt: skip
 _OBJECTIVES = Paper(
-    "kingma2023understanding", "2303.00848", "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation",
+    "kingma2023understanding", "2303.00848",
+    "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation",
     "Kingma, Diederik P. and Gao, Ruiqi", 2023, "Advances in Neural Information Processing Systems",
 )  # fmt: skip
 _INTERVAL = Paper(

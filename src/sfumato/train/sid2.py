@@ -11,7 +11,6 @@ from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.errors import BadInput
 from sfumato.nets import ResidualUViT
 from sfumato.noise import Denoiser
 
@@ -74,7 +73,9 @@ class SiD2(CosineRecipe):
             net.enable_gradient_checkpointing()
         return net
 
-    def loss(self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None) -> Float[Tensor, "batch"]:
+    def loss(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None
+    ) -> Float[Tensor, "batch"]:
         if self.loss_weight == "eps":
             return super().loss(denoiser, x, t, eps, cond)
         process = denoiser.process

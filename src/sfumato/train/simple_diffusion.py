@@ -78,7 +78,9 @@ class SimpleDiffusion(CosineRecipe):
             net.enable_gradient_checkpointing()
         return net
 
-    def loss(self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None) -> Float[Tensor, "batch"]:
+    def loss(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None
+    ) -> Float[Tensor, "batch"]:
         process = denoiser.process
         z = process.diffuse(x, t, eps)
         residual = process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, "eps") - eps
