@@ -20,7 +20,7 @@ from accelerate import PartialState
 from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
-from sfumato.pipeline import ImageModel, Text2Image, few_steps, load, read_record
+from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load, read_record
 from sfumato.plan import Plan
 from sfumato.train.loop import Recipe, Run, Schedule
 
@@ -96,6 +96,8 @@ class Distiller:
         model = _load(self.teacher) if isinstance(self.teacher, str) else self.teacher
         if not isinstance(model, Model):
             raise BadInput(f"a teacher is a model, not a {type(model).__name__}: wrap or load it with sfumato")
+        if isinstance(model, VideoModel):
+            raise BadInput("this teacher is a model of frames: only models of pictures can be distilled")
         denoiser = model.denoiser
         if denoiser.prediction not in get_args(Prediction) or not isinstance(denoiser.process, GaussianProcess):
             raise BadInput(
