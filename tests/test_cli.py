@@ -19,7 +19,7 @@ import sfumato
 from sfumato import catalog, cli
 from sfumato.commands import erase as erase_command
 from sfumato.commands.options import field_docs, parse, sayable
-from sfumato.commands.sample import contact_sheet, read_seeds
+from sfumato.commands.sample import read_seeds
 from sfumato.commands.verb import read
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import GENERATED, read_png_metadata

@@ -168,6 +168,11 @@ _S2N = Paper(
     "and Phung, Dinh and Le, Trung",
     2024, "",
 )  # fmt: skip
+_ROLLING = Paper(
+    "ruhe2024rolling", "2402.09470", "Rolling Diffusion Models",
+    "Ruhe, David and Heek, Jonathan and Salimans, Tim and Hoogeboom, Emiel",
+    2024, "International Conference on Machine Learning",
+)  # fmt: skip
 INTEGRITY = Paper(
     "schioppa2024integrity", "2411.02068", "Model Integrity when Unlearning with T2I Diffusion Models",
     "Schioppa, Andrea and Hoogeboom, Emiel and Heek, Jonathan", 2024, "",
@@ -246,6 +251,14 @@ METHODS: tuple[Method, ...] = (
         when="Long training on little data, where blurring acts as a regulariser.",
         beware="Behind plain diffusion in short runs; by its paper it overtakes late.",
         ledger="blurring",
+    ),
+    Method(
+        "train", "rolling", "sfumato.train.rolling:Rolling", (_ROLLING,),
+        "Sequences of any length from a window of frames in which later frames carry more noise.",
+        cost="one network call with gradients on a whole window per update",
+        when="Long roll-outs of frames whose future is uncertain: video, fluids, weather.",
+        beware="Short clips of simple motion gain nothing over ordinary video diffusion.",
+        ledger="rolling",
     ),
     Method(
         "sample", "s2n", "sfumato.sample.s2n:S2N", (_S2N,),

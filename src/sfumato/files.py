@@ -150,6 +150,21 @@ def save_png(
         Image.fromarray(array).save(temporary, format="PNG", pnginfo=chunks)
 
 
+def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 128) -> np.ndarray:
+    """Pictures (n, height, width, 3), uint8, in rows on white; small ones enlarged by a whole factor."""
+    import numpy as np
+
+    factor = max(1, side // pictures.shape[1])
+    tiles = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+    n, height, width, _ = tiles.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = tile
+    return sheet
+
+
 def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The text chunks of a PNG, keyword -> text."""
     from PIL import Image

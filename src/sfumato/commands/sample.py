@@ -15,7 +15,7 @@ from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.verb import Where, load
 from sfumato.errors import BadInput, unknown
-from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
+from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 
 SCHEDULERS = ("ddim", "addim", "dpm++")
@@ -117,19 +117,6 @@ def read_seeds(text: str) -> list[int]:
     if not seeds:
         raise BadInput(f"{text!r} is an empty range of seeds: write it like 0-3")
     return seeds
-
-
-def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 128) -> np.ndarray:
-    """Pictures (n, height, width, 3), uint8, in rows on white; small ones enlarged by a whole factor."""
-    factor = max(1, side // pictures.shape[1])
-    tiles = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
-    n, height, width, _ = tiles.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = tile
-    return sheet
 
 
 def _seed_alias(args: list[str]) -> list[str]:

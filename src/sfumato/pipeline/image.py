@@ -11,6 +11,7 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,14 @@ from sfumato.sample.times import uniform
 
 from .saving import RECORD, quiet, weights_sha256
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "addim": addim, "heun": heun, "dpm++": dpmpp_2m}
+# The last step ends in the picture itself, without noise on it.
+SAMPLERS = {
+    "ddpm": partial(ddpm, final_noise=False),
+    "ddim": ddim,
+    "addim": addim,
+    "heun": heun,
+    "dpm++": dpmpp_2m,
+}
 _NETS = "sfumato.nets"
 _CARD = """---
 tags: [sfumato]
@@ -98,9 +106,9 @@ class ImageModel:
         prediction: what the network's output is.
         shape: of one sample: (channel, height, width), or (frame, channel, height, width).
         labels: names of the classes; empty for a model without.
-        defaults: how `sample` samples unless told otherwise: ``sampler``, ``steps``, ``cfg_scale``, ``cfg_interval``
-            (log-SNRs), ``clip`` (x0 is clamped to [-1, 1]) and ``distilled_steps`` (the only number of steps that it
-            can take, if it was distilled).
+        defaults: how `sample` samples unless told otherwise: ``sampler`` and its ``options`` (arguments by name),
+            ``steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is clamped to [-1, 1]) and
+            ``distilled_steps`` (the only number of steps that it can take, if it was distilled).
     """
 
     network: ModelMixin
@@ -112,7 +120,7 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         self.shape, self.labels = tuple(self.shape), tuple(self.labels)
-        base = {"sampler": "ddpm", "steps": 256, "cfg_scale": 1.0, "cfg_interval": None, "clip": True}
+        base = {"sampler": "ddpm", "options": {}, "steps": 256, "cfg_scale": 1.0, "cfg_interval": None, "clip": True}
         base["distilled_steps"] = None
         self.defaults = {**base, **self.defaults}
         self.denoiser = NetworkDenoiser(self)
@@ -192,6 +200,8 @@ class ImageModel:
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
         solver = _sampler(self.defaults["sampler"] if sampler is None else sampler)
+        if sampler in (None, self.defaults["sampler"]):
+            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
         cond = None
         if labels is not None:
             names = [labels] * len(seeds) if isinstance(labels, str | int) else list(labels)
@@ -207,6 +217,7 @@ class ImageModel:
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
             z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
             rows = None if cond is None else cond[start : start + batch_size]
+            z = self.process.diffuse(torch.zeros_like(z), times[0], z)  # noise of this process, in its scale
             x = solver(denoiser, z, times, rows, generator=generators)
             parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
         return torch.cat(parts)
