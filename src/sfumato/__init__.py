@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "attack", "audit", "catalog", "data", "erase", "errors", "files", "ledger", "metrics", "noise",
-    "pipeline", "report", "sample", "train",
+    "pipeline", "report", "sample", "steer", "train",
 )  # fmt: skip
 _NAMES = {"load": "pipeline", "wrap": "pipeline", "Text2Image": "pipeline", "BadInput": "errors"}
 __all__ = ["__version__", *_ROOMS, *_NAMES]
