@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from tyro.conf import Positional
@@ -15,6 +16,9 @@ from sfumato.commands.verb import Where, load
 from sfumato.errors import BadInput
 from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
+
+if TYPE_CHECKING:
+    from sfumato.pipeline import Text2Image
 
 EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
 
@@ -46,16 +50,30 @@ class Sample(Where):
 
 
 def main(args: list[str]) -> None:
-    given = parse("sfumato sample", _seed_alias(args), Sample, about=f"Example: {EXAMPLE}")[0]
+    given = parse("sfumato sample", seed_alias(args), Sample, about=f"Example: {EXAMPLE}")[0]
     options = Sample(**given)
+    jobs = jobs_of(options, EXAMPLE)
+    pipe = load(options.model, options)
+    plan(options, jobs).show()
+    write(options, pipe, jobs, draw(options, pipe, jobs))
+
+
+def jobs_of(options: Sample, example: str) -> list[tuple[str, int]]:
+    """One (prompt, seed) per picture; bad prompts, seeds and outputs are refused before anything is loaded."""
     if not options.prompts or any(not prompt.strip() for prompt in options.prompts):
-        raise BadInput(f"give at least one prompt, none of them empty, as in `{EXAMPLE}`")
+        raise BadInput(f"give at least one prompt, none of them empty, as in `{example}`")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
-    pipe = load(options.model, options)
-    jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
+    return [(prompt, seed) for prompt in options.prompts for seed in seeds]
+
+
+def plan(options: Sample, jobs: list[tuple[str, int]]) -> Plan:
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    Plan(f"{len(jobs)} pictures with {options.steps} steps", writes=writes).show()
+    return Plan(f"{len(jobs)} pictures with {options.steps} steps", writes=writes)
+
+
+def draw(options: Sample, pipe: Text2Image, jobs: list[tuple[str, int]]) -> np.ndarray:
+    """The pictures, (n, height, width, 3), uint8."""
     pictures = pipe.sample(
         [prompt for prompt, _ in jobs],
         [seed for _, seed in jobs],
@@ -66,8 +84,19 @@ def main(args: list[str]) -> None:
         size=options.size,
         progress=True,
     )
-    arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-    model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
+    return (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+
+
+def write(
+    options: Sample,
+    pipe: Text2Image,
+    jobs: list[tuple[str, int]],
+    arrays: np.ndarray,
+    made: Mapping[str, Any] | None = None,
+) -> None:
+    """Pictures, contact sheet and record; ``made`` is what else is to be said of how they were made."""
+    seeds = read_seeds(options.seeds)
+    model = {"model": options.model, "model-sha256": pipe.describe()["sha256"], **(made or {})}
     cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
     scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
     settings = {"steps": options.steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
@@ -110,7 +139,8 @@ def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 
     return sheet
 
 
-def _seed_alias(args: list[str]) -> list[str]:
+def seed_alias(args: list[str]) -> list[str]:
+    """The arguments, with ``--seed`` for ``--seeds`` understood."""
     return [re.sub(r"^--seed(?==|$)", "--seeds", arg) for arg in args]
 
 

@@ -36,7 +36,7 @@ class Override:
         self.owner, self.name, self.function = owner, name, function
         self.original = getattr(owner, name)
         self.own = name in vars(owner)  # somebody else's override, which comes back on removal
-        functools.update_wrapper(self, self.original)
+        functools.update_wrapper(self, self.original, updated=())
         setattr(owner, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
