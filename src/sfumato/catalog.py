@@ -145,8 +145,8 @@ _GUIDANCE = Paper(
 _FASTER_DIFFUSION = Paper(
     "li2024faster", "2312.09608",
     "Faster Diffusion: Rethinking the Role of the Encoder for Diffusion Model Inference",
-    "Li, Senmao and Hu, Taihang and van de Weijer, Joost and Khan, Fahad Shahbaz and Liu, Tao and Li, Linxuan and Yang, "
-    "Shiqi and Wang, Yaxing and Cheng, Ming-Ming and Yang, Jian",
+    "Li, Senmao and Hu, Taihang and van de Weijer, Joost and Khan, Fahad Shahbaz and Liu, Tao and Li, Linxuan "
+    "and Yang, Shiqi and Wang, Yaxing and Cheng, Ming-Ming and Yang, Jian",
     2024, "Advances in Neural Information Processing Systems",
 )  # fmt: skip
 INTEGRITY = Paper(

@@ -1,4 +1,4 @@
-"""What we hang onto other libraries' objects, told apart from theirs, so that copies of a pipeline leave ours behind."""
+"""What we hang onto other libraries' objects, told apart from theirs, so that copies leave ours behind."""
 
 from __future__ import annotations
 

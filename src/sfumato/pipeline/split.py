@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -2,8 +2,8 @@
 
 `Text2Image.intercept` puts an `Interceptor` there, for ``Text2Image.sample`` and for diffusers' own pipeline call
 alike. For the length of the block the network's ``forward`` and three methods of the scheduler pass through here:
-``set_timesteps`` begins a run, ``scale_model_input`` a step, ``step`` ends it. Calls of the network outside a step, such
-as those of a loss, belong to no run, and what is kept of a run is dropped when it ends or another one begins.
+``set_timesteps`` begins a run, ``scale_model_input`` a step, ``step`` ends it. Calls of the network outside a step,
+such as those of a loss, belong to no run, and a run is forgotten when it ends or another one begins.
 """
 
 from __future__ import annotations

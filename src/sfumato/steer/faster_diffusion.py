@@ -32,9 +32,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "threshold": 0.15,
     },
 }
-"""Settings by name: the paper's for Stable Diffusion (the defaults); what its authors advise for fine-tunes of it; their
-key steps for the three stages of DeepFloyd IF (of 100, 50 and 75 steps) and for a class-conditional latent model (of
-250; there they inject the noise after the update)."""
+"""Settings by name: the paper's for Stable Diffusion (the defaults); what its authors advise for fine-tunes of it;
+their key steps for the three stages of DeepFloyd IF (of 100, 50 and 75 steps) and for a class-conditional latent model
+(of 250; there they inject the noise after the update)."""
 
 NEUTRAL: dict[str, Any] = {"every": 1, "alpha": 0.0}
 """Settings that change nothing: every step is a key step, and no noise is injected."""
