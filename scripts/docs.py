@@ -37,7 +37,7 @@ def method_page(method: catalog.Method) -> str:
     lines = [
         f"# {method.verb} {method.name}",
         "",
-        f"`sfumato {method.verb} {method.name} --help` · `{method.cls.replace(':', '.')}` · {method.paper.title} "
+        f"`sfumato {method.command} --help` · `{method.cls.replace(':', '.')}` · {method.paper.title} "
         f"([arXiv {method.paper.arxiv}](https://arxiv.org/abs/{method.paper.arxiv}))",
         "",
         f"{method.summary} **Use it for:** {method.when} **Beware:** {method.beware} **Cost:** {method.cost}.",

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from sfumato.pipeline import load
+from sfumato.train.parent import chain
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 25e6
@@ -22,12 +23,15 @@ def main(source: Path, name: str = "sketch") -> None:
     target = ROOT / "src" / "sfumato" / "assets" / name
     record = json.loads((source / "sfumato.json").read_text())
     made = record.get("provenance") or {"recipe": record["recipe"], "config": record["config"]}
+    for step in chain(made):  # where anything lay when it was trained is nobody's business
+        if start := step["config"].get("start_from"):
+            step["config"]["start_from"] = Path(start).name
     pipe = load(source, "cpu")
     pipe.pipe.to(torch.float16)
     pipe.save(target, overwrite=True, provenance=made)
     for config in target.rglob("*.json"):
         told = json.loads(config.read_text())
-        if isinstance(told, dict) and "_name_or_path" in told:  # where it was trained is nobody's business
+        if isinstance(told, dict) and "_name_or_path" in told:
             del told["_name_or_path"]
             config.write_text(json.dumps(told, indent=2) + "\n")
     size = sum(f.stat().st_size for f in target.rglob("*.safetensors"))

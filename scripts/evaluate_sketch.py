@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,9 +20,31 @@ from sfumato.audit.cases import WORDS, balanced
 from sfumato.data import oracle as oracles
 from sfumato.data import sketch
 from sfumato.metrics.bootstrap import wilson
-from sfumato.pipeline import load
+from sfumato.pipeline import load, read_record
+from sfumato.train.parent import chain
+from sfumato.train.t2i import TrainT2I
 
 BARS = {"object": 0.985, "colour": 0.985, "background": 0.985, "style": 0.97}
+
+
+def commands(made: dict[str, Any]) -> list[str]:
+    """The command lines that made a pipeline, the first one first, from its record's chain of parents.
+
+    Options that the recipe has gained since are left at their defaults.
+    """
+    standard = {f.name: f.default for f in fields(TrainT2I)}
+    lines = []
+    for number, step in enumerate(chain(made), start=1):
+        words = ["sfumato", "train", "t2i", "--data", step["config"]["data"], "--out", f"run{number}/"]
+        for name, value in step["config"].items():
+            value = tuple(value) if isinstance(value, list) else value
+            if name == "data" or value == standard.get(name, value):
+                continue
+            if name == "start_from" and number > 1:
+                value = f"run{number - 1}/pipeline"
+            words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
+        lines.append(shlex.join(words))
+    return lines
 
 
 def main() -> None:
@@ -58,14 +83,18 @@ def main() -> None:
     if not args.docs:
         return
     folder = Path(pipe.pipe.config._name_or_path)
-    config = json.loads((folder / "sfumato.json").read_text())["provenance"]["config"]
+    made = read_record(args.model)["provenance"]
     size = sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
     about = pipe.describe()
     text = [
         "# The embedded pipeline",
         "",
         f"`sf.load(\"sketch\")`: a `StableDiffusionPipeline` of {size:.1f} MB in safetensors, trained on the "
-        "[sketch world](sketch.md) by `sfumato train t2i --data sketch --out run/` with that recipe's defaults.",
+        "[sketch world](sketch.md). Every command of its making, the first one first:",
+        "",
+        "```",
+        *commands(made),
+        "```",
         "",
         f"Read by the [oracle](oracle.md) on {args.n} balanced prompts, {args.steps} steps, guidance "
         f"{args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each ({seconds:.0f} s of sampling; "
@@ -78,7 +107,7 @@ def main() -> None:
         "The first pictures of the same run, in order, not selected.",
         "",
         "```json",
-        json.dumps({"recipe": config, "describe": about}, indent=1, default=str),
+        json.dumps({"recipe": made["config"], "describe": about}, indent=1, default=str),
         "```",
         "",
     ]

@@ -19,7 +19,7 @@ import sfumato
 from sfumato import catalog, cli
 from sfumato.commands import erase as erase_command
 from sfumato.commands.options import field_docs, parse, sayable
-from sfumato.commands.sample import contact_sheet, read_seeds
+from sfumato.commands.sample import read_seeds
 from sfumato.commands.verb import read
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import GENERATED, read_png_metadata
@@ -53,7 +53,7 @@ def test_help_lists_every_command(args, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [*cli.COMMANDS, *(f"{method.verb} {method.name}" for method in catalog.METHODS)]
+    "command", [*cli.COMMANDS, *(method.command for method in catalog.METHODS)]
 )
 def test_help_of_every_command_starts_with_an_example(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0

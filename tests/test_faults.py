@@ -181,7 +181,7 @@ def test_killed_training_goes_on_to_the_same_bits(forks, pictures, tmp_path):
     seconds = time.monotonic() - start
     moments = [
         after(random.Random(1).uniform(0, seconds)),
-        (killed / "autoencoder" / "checkpoint.new").exists,
+        while_writing(killed / "autoencoder" / "checkpoint"),
         (killed / "latents.safetensors").exists,  # before the second stage has a checkpoint
         (killed / "diffusion" / "checkpoint").exists,
         while_writing(killed / "pipeline"),
@@ -369,11 +369,11 @@ def test_a_full_disk_leaves_nothing_half_written(command, model, detector, capsy
 def test_a_disk_that_fills_up_while_training(pictures, capsys, tmp_path, monkeypatch):
     args = train(pictures, tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr("sfumato.train.loop.save_file", full_disk)
+        patched.setattr("sfumato.train.state.save_file", full_disk)
         complaint(args, capsys, "the disk is full")
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("checkpoint*"))
     with monkeypatch.context() as patched:
-        patched.setattr("sfumato.train.t2i.save_file", full_disk)
+        patched.setattr("sfumato.train.autoencoder.save_file", full_disk)
         complaint(args, capsys, "the disk is full")
     assert names(tmp_path / "run") == ["autoencoder"]
 

@@ -1,55 +1,19 @@
-"""The training loop: same bits after a kill, refusals, finite losses."""
+"""The training loop: same bits after a kill, refusals, finite losses, micro-batches, pictures and trackers."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import random
 import time
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from PIL import Image
 
+from loop_cases import Line, fit_slowly, line_run, start, weights
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.train.loop import Run, Schedule, learning_rate, step_seed
-
-
-class Line:
-    """Fit a line, with dropout so that hidden randomness would show."""
-
-    name = "line"
-
-    def __init__(self, blow_up_at: int = -1):
-        torch.manual_seed(0)
-        self.net, self.blow_up_at = (
-            nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.3), nn.Linear(8, 1)),
-            blow_up_at,
-        )
-
-    def modules(self):
-        return {"net": self.net}
-
-    def batch(self, step, rng, size):
-        x = torch.randn(size, 2, generator=rng)
-        return x, x.sum(1, keepdim=True) * (float("nan") if step == self.blow_up_at else 1)
-
-    def loss(self, batch, rng):
-        x, y = batch
-        loss = (self.net(x + 0.1 * torch.randn(x.shape, generator=rng)) - y).square().mean()
-        return loss, {}
-
-
-def line_run(folder, steps=40, recipe=None, **changes) -> Run:
-    settings = {"batch": 4, "lr": 0.01, "warmup": 5, "precision": "no", "checkpoint_every": 10, **changes}
-    return Run(recipe or Line(), Schedule(steps, **settings), Path(folder))
-
-
-def weights(run: Run) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in run.params.values()])
+from sfumato.train.loop import Schedule, learning_rate, resolved_precision
 
 
 def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path):
@@ -63,37 +27,85 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path):
     again.fit(progress=False)
     assert again.step == 40
     assert torch.equal(weights(whole), weights(again))
+    assert again.recipe.net.count == sum(range(41)), "buffers are part of the checkpoint"
 
 
 def test_killed_run_goes_on_to_the_same_bits(tmp_path):
-    """kill -9 at an arbitrary moment, then the same command."""
-    code = (
-        "import sys, time; sys.path.insert(0, sys.argv[2]); from test_loop import line_run\n"
-        "run = line_run(sys.argv[1], steps=400)\n"
-        "step = run.one_step\n"
-        "run.one_step = lambda: (time.sleep(0.005), step())[1]\n"
-        "run.fit(progress=False)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "killed"), str(Path(__file__).parent)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.time() + 60
-    while not (tmp_path / "killed/checkpoint/run.json").exists() and time.time() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stopped = json.loads((tmp_path / "killed/checkpoint/run.json").read_text())["step"]
-    assert 0 < stopped < 400
-    resumed, whole = line_run(tmp_path / "killed", steps=400), line_run(tmp_path / "whole", steps=400)
-    resumed.fit(progress=False)
+    """kill -9 at a random moment, then the same command; several times."""
+    whole = line_run(tmp_path / "whole", steps=200)
     whole.fit(progress=False)
+    folder, stopped, moment = tmp_path / "killed", [], random.Random(0)
+    for _ in range(3):
+        process = start(fit_slowly, str(folder), 200)
+        deadline, goal = time.time() + 60, sum(stopped[-1:]) + 10
+        while process.is_alive() and time.time() < deadline and reached(folder) < goal:
+            time.sleep(0.01)
+        time.sleep(moment.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        stopped.append(reached(folder))
+    assert 0 < stopped[0] < 200
+    resumed = line_run(folder, steps=200)
+    resumed.fit(progress=False)
     assert torch.equal(weights(resumed), weights(whole))
+    logged = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert logged == list(range(10, 201, 10)), "no step is told twice"
+
+
+def reached(folder) -> int:
+    """The step of the run's checkpoint; the folder is renamed at times."""
+    try:
+        return json.loads((folder / "checkpoint/run.json").read_text())["step"]
+    except OSError:
+        return 0
+
+
+def test_another_seed_sees_other_data_and_other_noise(tmp_path):
+    seen = [[], [], []]
+    runs = [line_run(tmp_path / str(i), recipe=Line(seen=seen[i]), seed=min(i, 1)) for i in range(3)]
+    for run in runs:
+        run.one_step()
+    assert torch.equal(seen[1][0][1], seen[2][0][1]) and torch.equal(weights(runs[1]), weights(runs[2]))
+    assert not torch.equal(seen[0][0][1], seen[1][0][1])
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 7])
+def test_micro_batches_change_nothing_but_rounding(accumulate, tmp_path):
+    one = line_run(tmp_path / "a", batch=7, recipe=Line(dropout=0))
+    cut = line_run(tmp_path / "b", batch=7, recipe=Line(dropout=0), accumulate=accumulate)
+    for _ in range(20):
+        a, b = one.one_step(), cut.one_step()
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights(one), weights(cut), rtol=1e-4, atol=1e-6)
+
+
+def test_more_micro_batches_than_rows_are_refused():
+    with pytest.raises(BadInput, match="cannot be cut into 5"):
+        Schedule(1, batch=4, lr=1.0, accumulate=5)
 
 
 def test_changed_setting_is_named_and_refused(tmp_path):
     line_run(tmp_path).fit(progress=False)
     with pytest.raises(BadInput, match=r"lr=0\.01"):
         line_run(tmp_path, lr=0.02).fit(progress=False)
+    with pytest.raises(BadInput, match="steps=40"):
+        line_run(tmp_path, steps=50).fit(progress=False)
+
+
+def test_a_run_at_a_constant_rate_may_be_made_longer(tmp_path):
+    line_run(tmp_path / "a", steps=10, decay="constant").fit(progress=False)
+    longer, whole = (line_run(tmp_path / name, steps=20, decay="constant") for name in "ab")
+    longer.fit(progress=False)
+    whole.fit(progress=False)
+    assert torch.equal(weights(longer), weights(whole))
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    line_run(tmp_path, steps=1).fit(progress=False)
+    file = tmp_path / "checkpoint/run.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "format"}))
+    with pytest.raises(BadInput, match="of format 1"):
+        line_run(tmp_path, steps=1).fit(progress=False)
 
 
 def test_not_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -113,16 +125,99 @@ def test_interrupted_save_leaves_the_last_good_checkpoint(tmp_path, monkeypatch)
 
     run.one_step()
     with monkeypatch.context() as patched, pytest.raises(BadInput, match="disk is full"):
-        patched.setattr("sfumato.train.loop.save_file", full_disk)
+        patched.setattr("sfumato.train.state.save_file", full_disk)
         run.save()
     again = line_run(tmp_path)
     again.resume()
     assert again.step == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_learning_rate_and_seeds():
+def test_learning_rate():
     s = Schedule(100, 1, 2.0, warmup=10, final_lr=0.1)
     assert learning_rate(s, 0) == pytest.approx(0.2) and learning_rate(s, 10) == pytest.approx(2.0)
     assert learning_rate(s, 100) == pytest.approx(0.2)
-    seeds = {step_seed(a, b, c) for a in range(3) for b in range(50) for c in range(3)}
-    assert len(seeds) == 450
+
+
+@pytest.mark.parametrize(("decay", "half", "end"), [("cosine", 1.0, 0.0), ("linear", 1.0, 0.0), ("constant", 2.0, 2.0)])
+def test_shapes_of_the_learning_rate(decay, half, end):
+    s = Schedule(110, 1, 2.0, warmup=10, final_lr=0.0, decay=decay)
+    assert [learning_rate(s, i) for i in (4, 10, 60, 110)] == pytest.approx([1.0, 2.0, half, end])
+
+
+def test_an_unknown_decay_is_refused():
+    with pytest.raises(BadInput, match="did you mean cosine"):
+        Schedule(1, 1, 1.0, decay="cosin")
+
+
+def test_automatic_precision_is_resolved_and_recorded(tmp_path):
+    run = line_run(tmp_path, precision="auto")
+    assert run.config["precision"] == run.schedule.precision == resolved_precision("auto") in ("no", "bf16")
+
+
+def test_optimiser_settings_reach_the_optimiser(tmp_path):
+    run = line_run(tmp_path, betas=(0.5, 0.6), eps=0.1, weight_decay=0.3)
+    group = run.optimizer.param_groups[0]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.6), 0.1, 0.3)
+
+
+def test_runs_of_different_precision_in_one_process(tmp_path):
+    losses = [line_run(tmp_path / p, precision=p).one_step()["loss"].item() for p in ("no", "bf16", "no")]
+    assert losses[0] == losses[2] != losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_averages_are_an_exponential_mean_of_the_weights(tmp_path):
+    run = line_run(tmp_path, ema=0.5)
+    mean = weights(run)
+    for i in range(12):
+        run.one_step()
+        mean = mean + (weights(run) - mean) * (1 - min(0.5, (1 + i) / (10 + i)))
+    assert torch.allclose(torch.cat([a.flatten() for a in run.average.values()]), mean, atol=1e-6)
+
+
+def test_grids_show_the_averaged_weights_and_leave_the_run_as_it_was(tmp_path):
+    plain, shown = line_run(tmp_path / "a"), line_run(tmp_path / "b", grid_every=15)
+    plain.fit(progress=False)
+    shown.fit(progress=False)
+    assert torch.equal(weights(plain), weights(shown))
+    files = sorted((tmp_path / "b" / "grids").iterdir())
+    assert [f.name for f in files] == ["0000015.png", "0000030.png", "0000040.png"]
+    seed, training = shown.recipe.drawn
+    assert not training and shown.recipe.net.training, "drawn in evaluation mode"
+    # Since the end of fit the networks hold the averaged weights.
+    pictures = shown.recipe.net.eval() and shown.recipe.grid(torch.Generator().manual_seed(seed))
+    level = np.asarray(Image.open(files[-1]))[5, 5, 0]
+    assert level == round(pictures[0, 0, 0, 0].item() * 255)
+
+
+def test_tensorboard_is_told(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    line_run(tmp_path, track="auto", grid_every=40).fit(progress=False)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(file)).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [10, 20, 30, 40]
+    assert {"grad_norm", "lr", "worst", "pictures_per_second"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["samples"]
+
+
+def test_an_unknown_tracker_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="'nobody'"):
+        line_run(tmp_path, track="nobody").fit(progress=False)
+
+
+def test_the_log_tells_speed_and_time_left(tmp_path):
+    line_run(tmp_path).fit(progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert rows[0]["seconds_left"] >= rows[-1]["seconds_left"] == 0 and rows[0]["pictures_per_second"] > 0
+
+
+def test_compiled_networks_train_alike(tmp_path, monkeypatch):
+    import torch.nn as nn
+
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    run = line_run(tmp_path, compile=True)
+    assert compiled == [run.recipe.net]

@@ -12,6 +12,7 @@ from sfumato.data import oracle as module
 from sfumato.data.oracle_recipe import EVALUATION_SEED, accuracy, confusion, empty_rate, train_oracle
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, render, sample_scene
 from sfumato.errors import BadInput, SfumatoError
+from sfumato.files import sha256_of
 
 # Seeds of the test file's own renders; neither the training nor the card's evaluation uses them.
 FRESH = EVALUATION_SEED + 17
@@ -103,7 +104,7 @@ def test_bad_pictures_are_refused(oracle):
 def test_card_matches_the_weights(oracle, tmp_path):
     card = oracle.card
     assert (module.ASSETS / module.WEIGHTS).stat().st_size <= 2_000_000
-    assert module.sha256(module.ASSETS / module.WEIGHTS) == card["sha256"]
+    assert sha256_of(module.ASSETS / module.WEIGHTS) == card["sha256"]
     assert card["n"] == 10_000 and all(score >= 0.995 for score in card["accuracy"].values())
     assert {k: tuple(v) for k, v in card["reads"].items()} == module.WORDS
     (tmp_path / module.WEIGHTS).write_bytes((module.ASSETS / module.WEIGHTS).read_bytes()[:-1] + b"\0")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
+from sfumato.errors import BadInput
+from sfumato.train.parent import chain
 from sfumato.train.t2i import DiffusionRecipe, TrainT2I, scheduler
 from sfumato.train.tokenizer import learn_tokenizer
 
@@ -40,34 +50,100 @@ def test_v_loss_vanishes_for_the_true_velocity():
     assert loss < 1e-9
 
 
-def test_recipe_from_a_folder_to_a_pipeline(tmp_path):
-    """Both stages at a tiny size, stopped and resumed; the result is a pipeline that diffusers loads and samples."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> TrainT2I:
+    """The recipe at a tiny size, on three captioned pictures."""
+    rng, data = np.random.default_rng(0), tmp_path_factory.mktemp("data")
     for name in ("red box", "blue box", "a dot"):
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "data" / f"{name}.png")
-    recipe = TrainT2I(
-        data=str(tmp_path / "data"),
-        size=16,
-        autoencoder_channels=(8, 8, 8, 8),
-        autoencoder_steps=2,
-        steps=2,
-        autoencoder_batch=2,
-        batch=2,
-        channels=(16, 16),
-        text_width=16,
-        context=8,
-        vocabulary=560,
-        precision="no",
-    )
-    folder = recipe.run(tmp_path / "run", progress=False)
-    from diffusers import StableDiffusionPipeline
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(data / f"{name}.png")
+    return TrainT2I(
+        data=str(data), size=16, autoencoder_channels=(8, 8, 8, 8), autoencoder_steps=2, steps=2,
+        autoencoder_batch=2, batch=2, channels=(16, 16), text_width=16, context=8, vocabulary=560, precision="no",
+    )  # fmt: skip
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    return tiny.run(tmp_path_factory.mktemp("trained"), progress=False)
+
+
+def weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / part).glob("*.safetensors")))
+
+
+def same(a: Path, b: Path, part: str) -> bool:
+    left, right = weights(a, part), weights(b, part)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_recipe_from_a_folder_to_a_pipeline(trained):
+    """Both stages at a tiny size; the result is a pipeline that diffusers loads and samples."""
+    pipe = StableDiffusionPipeline.from_pretrained(trained, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     image = pipe("a red box", num_inference_steps=2, height=16, width=16, output_type="np").images[0]
     assert image.shape == (16, 16, 3)
-    assert not list(folder.rglob("*.bin"))
+    assert not list(trained.rglob("*.bin"))
+
+
+def test_training_goes_on_from_a_pipeline(tiny, trained, tmp_path):
+    """At a learning rate of nothing the second stage gives back what it started from: weights and tokenizer."""
+    recipe = replace(tiny, start_from=str(trained), autoencoder_steps=0, lr=0.0, seed=1)
+    child = recipe.run(tmp_path / "run", progress=False)
+    assert all(same(trained, child, part) for part in ("vae", "unet", "text_encoder"))
+    assert (child / "tokenizer" / "vocab.json").read_bytes() == (trained / "tokenizer" / "vocab.json").read_bytes()
+    vae = [json.loads((f / "vae" / "config.json").read_text())["scaling_factor"] for f in (trained, child)]
+    assert vae[0] == vae[1]
+    trained_on = replace(recipe, lr=1e-3).run(tmp_path / "more", progress=False)
+    assert same(trained, trained_on, "vae") and not same(trained, trained_on, "unet")
+
+
+def test_the_chain_of_commands_is_recorded(tiny, trained, tmp_path):
+    first = json.loads((trained / "sfumato.json").read_text())
+    child = replace(tiny, start_from=str(trained), seed=1).run(tmp_path / "child", progress=False)
+    grandchild = replace(tiny, start_from=str(child), seed=2).run(tmp_path / "grandchild", progress=False)
+    made = json.loads((grandchild / "sfumato.json").read_text())["provenance"]
+    assert [made["config"]["seed"], made["parent"]["config"]["seed"]] == [2, 1]
+    assert [step["config"]["seed"] for step in chain(made)] == [0, 1, 2]
+    assert made["parent"]["parent"] == {**first["provenance"], "sha256": first["description"]["sha256"]}
+
+
+def test_only_the_autoencoder_may_be_taken_over(tiny, trained, tmp_path):
+    """Another U-Net on the same autoencoder; the same as from scratch, apart from the first stage."""
+    recipe = replace(tiny, start_from=str(trained), start_with="autoencoder", channels=(32,), autoencoder_steps=0)
+    child = recipe.run(tmp_path / "run", progress=False)
+    assert same(trained, child, "vae") and weights(child, "unet")["conv_in.weight"].shape[0] == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"channels": (32, 16)}, "channels, layers, latent_channels and text_width"),
+        ({"context": 12}, "text_width, text_layers and context"),
+        ({"autoencoder_channels": (8, 8, 8, 16)}, "autoencoder_channels"),
+    ],
+)
+def test_a_parent_that_does_not_fit_is_refused_before_anything_is_written(tiny, trained, tmp_path, change, named):
+    with pytest.raises(BadInput, match=named):
+        replace(tiny, start_from=str(trained), **change).run(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_untrained_autoencoder_cannot_be_kept(tiny, trained, tmp_path):
+    with pytest.raises(BadInput, match="start_from"):
+        replace(tiny, autoencoder_steps=0)
+    run = trained.parent
+    with pytest.raises(BadInput, match="trained its autoencoder"):
+        replace(tiny, start_from=str(trained), autoencoder_steps=0).run(run, progress=False)
+
+
+def test_latents_of_another_autoencoder_are_made_again(tiny, trained, tmp_path):
+    """A run killed before its second stage, then given another parent."""
+    other = replace(tiny, autoencoder_steps=3, seed=5).run(tmp_path / "other", progress=False)
+    (tmp_path / "run").mkdir()
+    shutil.copy(trained.parent / "latents.safetensors", tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "latents.safetensors")["latents"]
+    replace(tiny, start_from=str(other), autoencoder_steps=0).run(tmp_path / "run", progress=False)
+    assert not torch.equal(load_file(tmp_path / "run" / "latents.safetensors")["latents"], kept)
 
 
 def test_plan_states_memory_and_time():

@@ -8,10 +8,16 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "attack", "audit", "catalog", "data", "erase", "errors", "files", "ledger", "metrics", "noise",
+    "attack", "audit", "catalog", "data", "distill", "erase", "errors", "files", "ledger", "metrics", "nets", "noise",
     "pipeline", "report", "sample", "steer", "train",
 )  # fmt: skip
-_NAMES = {"load": "pipeline", "wrap": "pipeline", "Text2Image": "pipeline", "BadInput": "errors"}
+_NAMES = {
+    "load": "pipeline",
+    "wrap": "pipeline",
+    "Text2Image": "pipeline",
+    "ImageModel": "pipeline",
+    "BadInput": "errors",
+}
 __all__ = ["__version__", *_ROOMS, *_NAMES]
 
 

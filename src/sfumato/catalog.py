@@ -50,7 +50,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Method:
-    """One method: ``sfumato VERB NAME`` on the command line, ``sf.VERB.CLASS`` in Python.
+    """One method: ``sfumato VERB NAME`` on the command line (`command`), ``sf.VERB.CLASS`` in Python.
 
     ``papers`` is what runs, the method's own paper first. ``when`` and ``beware`` help to choose. ``ledger``
     is its entry in the ledger; where that is empty, ``no_ledger`` says why.
@@ -74,6 +74,12 @@ class Method:
     @property
     def bibtex(self) -> str:
         return "\n\n".join(paper.bibtex for paper in self.papers)
+
+    @property
+    def command(self) -> str:
+        """The words after ``sfumato`` that run it."""
+        # `sfumato sample` takes prompts where other verbs take a method.
+        return f"sample --scheduler {self.name}" if self.verb == "sample" else f"{self.verb} {self.name}"
 
     @property
     def class_name(self) -> str:
@@ -149,6 +155,31 @@ _FASTER_DIFFUSION = Paper(
     "and Yang, Shiqi and Wang, Yaxing and Cheng, Ming-Ming and Yang, Jian",
     2024, "Advances in Neural Information Processing Systems",
 )  # fmt: skip
+_MULTISTEP_CM = Paper(
+    "heek2024multistep", "2403.06807", "Multistep Consistency Models",
+    "Heek, Jonathan and Hoogeboom, Emiel and Salimans, Tim", 2024, "",
+)  # fmt: skip
+_BLURRING = Paper(
+    "hoogeboom2023blurring", "2209.05557", "Blurring Diffusion Models",
+    "Hoogeboom, Emiel and Salimans, Tim",
+    2023, "International Conference on Learning Representations",
+)  # fmt: skip
+_HEAT = Paper(
+    "rissanen2023generative", "2206.13397", "Generative Modelling With Inverse Heat Dissipation",
+    "Rissanen, Severi and Heinonen, Markus and Solin, Arno",
+    2023, "International Conference on Learning Representations",
+)  # fmt: skip
+_S2N = Paper(
+    "doan2024connective", "2408.04221", "Connective Viewpoints of Signal-to-Noise Diffusion Models",
+    "Doan, Khanh and Vuong, Long Tung and Nguyen, Tuan and Bui, Anh Tuan and Tran, Quyen and Do, Thanh-Toan "
+    "and Phung, Dinh and Le, Trung",
+    2024, "",
+)  # fmt: skip
+_ROLLING = Paper(
+    "ruhe2024rolling", "2402.09470", "Rolling Diffusion Models",
+    "Ruhe, David and Heek, Jonathan and Salimans, Tim and Hoogeboom, Emiel",
+    2024, "International Conference on Machine Learning",
+)  # fmt: skip
 INTEGRITY = Paper(
     "schioppa2024integrity", "2411.02068", "Model Integrity when Unlearning with T2I Diffusion Models",
     "Schioppa, Andrea and Hoogeboom, Emiel and Heek, Jonathan", 2024, "",
@@ -213,12 +244,44 @@ METHODS: tuple[Method, ...] = (
         ledger="faster-diffusion",
     ),
     Method(
+        "distill", "multistep-cm", "sfumato.distill.multistep_cm:MultistepCM", (_MULTISTEP_CM,),
+        "A few-step student: a consistency model inside each of S segments of time.",
+        cost="training; an update costs about twice one of diffusion training",
+        when="The same model in 1 to 16 steps, quality against speed by choice of S.",
+        beware="Needs pictures as well as the teacher; takes exactly the steps it was made for.",
+        ledger="multistep-cm",
+    ),
+    Method(
         "train", "t2i", "sfumato.train.t2i:TrainT2I", (_LATENT_DIFFUSION, _GUIDANCE),
         "Trains a text-to-image latent diffusion pipeline: autoencoder first, then text encoder and UNet.",
         cost="hours on two CPU cores for the embedded model",
         when="A pipeline of your own, from pictures with captions.",
         beware="Small pictures and small vocabularies on CPU.",
         no_ledger="measured by the oracle when it ends",
+    ),
+    Method(
+        "train", "blurring", "sfumato.train.blurring:Blurring", (_BLURRING, _HEAT),
+        "Pixel diffusion that blurs and adds noise at once, so that pictures appear from coarse to fine.",
+        cost="a plain pixel diffusion's, and two cosine transforms a step",
+        when="Long training on little data, where blurring acts as a regulariser.",
+        beware="Behind plain diffusion in short runs; by its paper it overtakes late.",
+        ledger="blurring",
+    ),
+    Method(
+        "train", "rolling", "sfumato.train.rolling:Rolling", (_ROLLING,),
+        "Sequences of any length from a window of frames in which later frames carry more noise.",
+        cost="one network call with gradients on a whole window per update",
+        when="Long roll-outs of frames whose future is uncertain: video, fluids, weather.",
+        beware="Short clips of simple motion gain nothing over ordinary video diffusion.",
+        ledger="rolling",
+    ),
+    Method(
+        "sample", "s2n", "sfumato.sample.s2n:S2N", (_S2N,),
+        "A sampler with adjustable noise: DDIM, DDPM and what lies between and beyond, on any model.",
+        cost="that of DDIM: one network call a step",
+        when="50 steps and more, where some fresh noise repairs what the model gets wrong.",
+        beware="Below about 20 steps noise only harms; rho is to be tuned for each model.",
+        ledger="s2n",
     ),
 )  # fmt: skip
 

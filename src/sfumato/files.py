@@ -22,6 +22,7 @@ from sfumato.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 try:
     import fcntl
@@ -96,6 +97,21 @@ def sha256_of(path: str | os.PathLike) -> str:
     return total.hexdigest()
 
 
+def tensors_sha256(named: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over the name, dtype, shape and bytes of every tensor, sorted by name.
+
+    It does not depend on how files are laid out, on sharding, or on the device.
+    """
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(named):
+        x = named[name].detach().to("cpu").contiguous()
+        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        total.update(x.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
 def write_json(path: str | os.PathLike, value: Any, overwrite: bool = False) -> None:
     """Write ``value`` as UTF-8 JSON: sorted keys, so equal values give equal bytes; no NaN or infinity."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -132,6 +148,21 @@ def save_png(
         )
     with atomic_file(path, overwrite) as temporary:
         Image.fromarray(array).save(temporary, format="PNG", pnginfo=chunks)
+
+
+def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 128) -> np.ndarray:
+    """Pictures (n, height, width, 3), uint8, in rows on white; small ones enlarged by a whole factor."""
+    import numpy as np
+
+    factor = max(1, side // pictures.shape[1])
+    tiles = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+    n, height, width, _ = tiles.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = tile
+    return sheet
 
 
 def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional
 
+from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.verb import Where, load
-from sfumato.errors import BadInput
-from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
+from sfumato.errors import BadInput, unknown
+from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 
 if TYPE_CHECKING:
     from sfumato.pipeline import Text2Image
 
+SCHEDULERS = ("ddim", "addim", "dpm++")
 EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
 
 
@@ -35,14 +38,15 @@ class Sample(Where):
     """An embedded model, a folder written by save_pretrained, or a hub id."""
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
-    steps: int = 25
-    """Denoising steps."""
+    steps: int | None = None
+    """Denoising steps; by default 25, or what the model was distilled for."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
     negative: str | None = None
     """What guidance steers away from."""
-    scheduler: Literal["ddim", "dpm++"] | None = None
-    """The sampler; by default the model's own."""
+    scheduler: str | None = None
+    """The sampler: ddim, addim, dpm++, or a method of the verb (`sfumato choose sample`), which brings its own options
+    (see --scheduler NAME --help); by default the model's own."""
     size: int | None = None
     """Side of the pictures in pixels; by default the model's own."""
     overwrite: bool = False
@@ -50,12 +54,12 @@ class Sample(Where):
 
 
 def main(args: list[str]) -> None:
-    given = parse("sfumato sample", seed_alias(args), Sample, about=f"Example: {EXAMPLE}")[0]
-    options = Sample(**given)
+    options, rule = _read(seed_alias(args))
     jobs = jobs_of(options, EXAMPLE)
     pipe = load(options.model, options)
-    plan(options, jobs).show()
-    write(options, pipe, jobs, draw(options, pipe, jobs))
+    options = planned(options, pipe, jobs)
+    settings = {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
+    write(options, pipe, jobs, draw(options, pipe, jobs, rule), settings)
 
 
 def jobs_of(options: Sample, example: str) -> list[tuple[str, int]]:
@@ -67,20 +71,23 @@ def jobs_of(options: Sample, example: str) -> list[tuple[str, int]]:
     return [(prompt, seed) for prompt in options.prompts for seed in seeds]
 
 
-def plan(options: Sample, jobs: list[tuple[str, int]]) -> Plan:
+def planned(options: Sample, pipe: Text2Image, jobs: list[tuple[str, int]]) -> Sample:
+    """The options with the model's own number of steps where none is given; says what will be done."""
+    steps = pipe.defaults.get("steps", 25) if options.steps is None else options.steps
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    return Plan(f"{len(jobs)} pictures with {options.steps} steps", writes=writes)
+    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
+    return replace(options, steps=steps)
 
 
-def draw(options: Sample, pipe: Text2Image, jobs: list[tuple[str, int]]) -> np.ndarray:
-    """The pictures, (n, height, width, 3), uint8."""
+def draw(options: Sample, pipe: Text2Image, jobs: list[tuple[str, int]], rule: Any = None) -> np.ndarray:
+    """The pictures, (n, height, width, 3), uint8; ``rule`` takes the place of the scheduler that the options name."""
     pictures = pipe.sample(
         [prompt for prompt, _ in jobs],
         [seed for _, seed in jobs],
         steps=options.steps,
         cfg_scale=options.cfg_scale,
         negative=options.negative,
-        scheduler=options.scheduler,
+        scheduler=rule or options.scheduler,
         size=options.size,
         progress=True,
     )
@@ -88,18 +95,15 @@ def draw(options: Sample, pipe: Text2Image, jobs: list[tuple[str, int]]) -> np.n
 
 
 def write(
-    options: Sample,
-    pipe: Text2Image,
-    jobs: list[tuple[str, int]],
-    arrays: np.ndarray,
-    made: Mapping[str, Any] | None = None,
+    options: Sample, pipe: Text2Image, jobs: list[tuple[str, int]], arrays: np.ndarray, made: Mapping[str, Any]
 ) -> None:
     """Pictures, contact sheet and record; ``made`` is what else is to be said of how they were made."""
     seeds = read_seeds(options.seeds)
-    model = {"model": options.model, "model-sha256": pipe.describe()["sha256"], **(made or {})}
+    model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
     cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
     scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
     settings = {"steps": options.steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
+    settings |= made
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
             about = {**model, **settings, "prompt": prompt, "seed": seed}
@@ -109,6 +113,23 @@ def write(
         save_png(folder / "sheet.png", sheet, about)
         write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
     print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
+
+
+def _read(args: list[str]) -> tuple[Sample, Any]:
+    """The options, and the sampler as its own options configure it where ``--scheduler`` names one of the catalogue."""
+    words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if a.startswith("--scheduler="))
+    methods = {m.name: m for m in catalog.methods("sample")}
+    method = methods.get(words.get("--scheduler"))
+    about = f"Example: {EXAMPLE}"
+    if method is None:
+        options = Sample(**parse("sfumato sample", args, Sample, about=about)[0])
+        if options.scheduler not in (None, *SCHEDULERS):
+            raise unknown("--scheduler", options.scheduler, (*SCHEDULERS, *methods))
+        return options, None
+    about += f" --scheduler {method.name}\n\n{method.summary}\n\n{method.paper}\n\nCost: {method.cost}."
+    cls = method.load()
+    given, settings = parse(f"sfumato {method.command}", args, Sample, cls, about=about)
+    return Sample(**given), cls(**settings)
 
 
 def read_seeds(text: str) -> list[int]:
@@ -126,21 +147,8 @@ def read_seeds(text: str) -> list[int]:
     return seeds
 
 
-def contact_sheet(pictures: np.ndarray, columns: int, gap: int = 4, side: int = 128) -> np.ndarray:
-    """Pictures (n, height, width, 3), uint8, in rows on white; small ones enlarged by a whole factor."""
-    factor = max(1, side // pictures.shape[1])
-    tiles = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
-    n, height, width, _ = tiles.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = tile
-    return sheet
-
-
 def seed_alias(args: list[str]) -> list[str]:
-    """The arguments, with ``--seed`` for ``--seeds`` understood."""
+    """The arguments, with ``--seed`` understood as ``--seeds``."""
     return [re.sub(r"^--seed(?==|$)", "--seeds", arg) for arg in args]
 
 

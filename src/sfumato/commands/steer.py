@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 
-from sfumato.commands.sample import Sample, draw, jobs_of, plan, seed_alias, write
+from sfumato.commands.sample import Sample, draw, jobs_of, planned, seed_alias, write
 from sfumato.commands.verb import load, read
 from sfumato.plan import human_time
 
@@ -21,7 +21,7 @@ def main(args: list[str]) -> None:
     entry, patch, options = read("steer", seed_alias(args), Steer, EXAMPLE)
     jobs = jobs_of(options, EXAMPLE.format(name=entry.name))
     pipe = load(options.model, options)
-    plan(options, jobs).show()
+    options = planned(options, pipe, jobs)
     start = time.perf_counter()
     with patch.patch(pipe) as told:
         arrays = draw(options, pipe, jobs)

@@ -16,7 +16,7 @@ from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
 
 if TYPE_CHECKING:
-    from sfumato.pipeline import Text2Image
+    from sfumato.pipeline import ImageModel, Text2Image
 
 EMBEDDED = ("sketch",)
 """Models inside the package."""
@@ -85,7 +85,7 @@ def _preset(
     hundred times the size of the embedded one.
     """
     own = {field.name: field.default for field in dataclasses.fields(options)}
-    of = "original" if "original" in own else "model"
+    of = next((name for name in ("original", "teacher") if name in own), "model")
     words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
     # pictures from elsewhere say nothing of which model they belong to
     model = words.get(f"--{of}", None if "--images" in words else own.get(of))
@@ -96,13 +96,31 @@ def _preset(
     return presets.get(name, {}), ", ".join(listed)
 
 
-def load(model: str, where: Where) -> Text2Image:
-    """The model, on the wanted device and in the wanted precision."""
+def load_any(model: str, where: Where) -> Text2Image | ImageModel:
+    """The model, on the wanted device and in the wanted precision.
+
+    Raises:
+        BadInput: as `sfumato.load`.
+    """
     import torch
 
     from sfumato.pipeline import load
 
     return load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+
+
+def load(model: str, where: Where) -> Text2Image:
+    """The text-to-image model, on the wanted device and in the wanted precision.
+
+    Raises:
+        BadInput: as `sfumato.load`; a model that takes no text.
+    """
+    from sfumato.pipeline import ImageModel
+
+    found = load_any(model, where)
+    if isinstance(found, ImageModel):
+        raise BadInput(f"{model} draws pictures without text: this command needs a text-to-image pipeline")
+    return found
 
 
 def provenance(entry: catalog.Method, method: Any, parent: Text2Image, model: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ A picture that shows none of the objects reads "nothing": an erased picture is n
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput, SfumatoError
+from sfumato.files import sha256_of
 
 from .sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
@@ -98,11 +98,6 @@ class Oracle(nn.Module):
         return WORDS[attribute]
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @cache
 def _shipped(folder: Path) -> Oracle:
     from safetensors.torch import load_file
@@ -110,7 +105,7 @@ def _shipped(folder: Path) -> Oracle:
     if not (folder / WEIGHTS).is_file() or not (folder / CARD).is_file():
         raise SfumatoError(f"no oracle at {folder}; make it with: python -m sfumato.data.oracle --train")
     card = json.loads((folder / CARD).read_text())
-    if sha256(folder / WEIGHTS) != card["sha256"]:
+    if sha256_of(folder / WEIGHTS) != card["sha256"]:
         raise SfumatoError(f"the oracle's weights at {folder} are not those of its card; install it again")
     oracle = Oracle()
     weights = load_file(folder / WEIGHTS)

@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .oracle import CARD, SIDE, WEIGHTS, WORDS, Oracle, sha256
+from sfumato.files import sha256_of
+
+from .oracle import CARD, SIDE, WEIGHTS, WORDS, Oracle
 from .sketch import BACKGROUNDS, COLOURS, PALETTE, Item, Scene, render, sample_scene
 from .sketch.render import VARIANTS
 
@@ -238,7 +240,7 @@ def train_oracle(
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / (WEIGHTS + ".part")
     save_file(weights, fresh)
-    card["sha256"] = sha256(fresh)
+    card["sha256"] = sha256_of(fresh)
     os.replace(fresh, folder / WEIGHTS)
     fresh = folder / (CARD + ".part")
     fresh.write_text(json.dumps(card, indent=1) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,19 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class Pictures(Protocol):
-    """Captioned pictures by index. The same index always gives the same picture and caption."""
+    """Pictures by index, with captions and classes where there are any. An index always gives the same row."""
+
+    label_names: tuple[str, ...]
+    """The names of the classes; empty when there are none."""
 
     def __len__(self) -> int: ...
 
     def caption(self, index: int) -> str:
-        """The text of picture ``index``."""
+        """The text of picture ``index``; "" when it has none."""
+        ...
+
+    def label(self, index: int) -> int:
+        """The class of picture ``index``, a place in ``label_names``; 0 when there are no classes."""
         ...
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -77,10 +84,16 @@ def to_square(data: bytes | Path, size: int) -> UInt8[np.ndarray, "size size 3"]
 
 
 class SketchPictures:
-    """``count`` pictures of the sketch world: three in four show one object, the others two or three."""
+    """``count`` pictures of the sketch world: three in four show one object, the others two or three.
+
+    The class is the object, the one that the caption names first where there are several.
+    """
 
     def __init__(self, size: int, seed: int, count: int):
+        from sfumato.data import sketch
+
         self.size, self.seed, self.count = size, seed, count
+        self.label_names = sketch.OBJECTS
 
     def __len__(self) -> int:
         return self.count
@@ -97,6 +110,11 @@ class SketchPictures:
 
         return sketch.caption(*self._scene(index))
 
+    def label(self, index: int) -> int:
+        scene = self._scene(index)[0]
+        first = scene.relations[0][0] if scene.relations else 0
+        return self.label_names.index(scene.objects[first].object)
+
     def picture(self, index: int) -> np.ndarray:
         from sfumato.data import sketch
 
@@ -104,7 +122,10 @@ class SketchPictures:
 
 
 class ParquetPictures:
-    """Rows of Parquet files with an ``image`` column (bytes, as ``datasets`` writes them); memory-mapped."""
+    """Rows of Parquet files with an ``image`` column (bytes, as ``datasets`` writes them); memory-mapped.
+
+    The class is the column ``label``: words, or numbers whose names stand in a column ``name``.
+    """
 
     def __init__(self, source: str, size: int, caption: str):
         import pyarrow as pa
@@ -126,6 +147,9 @@ class ParquetPictures:
             raise BadInput(f"{source} cannot be read as Parquet files of one kind: {reason}") from error
         if "image" not in self.table.column_names:
             raise BadInput(f"{files[0]} has no column 'image'; it has {', '.join(self.table.column_names)}")
+        if caption == "{caption}" and "caption" not in self.table.column_names:
+            caption = ""
+        self.labels, self.label_names = _classes(self.table)
         names = [n for n in self.table.column_names if f"{{{n}}}" in caption]
         rows = self.table.select(names).to_pylist() if names else [{}] * len(self.table)
         try:
@@ -142,13 +166,31 @@ class ParquetPictures:
     def caption(self, index: int) -> str:
         return self.captions[index]
 
+    def label(self, index: int) -> int:
+        return self.labels[index] if self.label_names else 0
+
     def picture(self, index: int) -> np.ndarray:
         cell = self.table["image"][index].as_py()
         return to_square(cell["bytes"] if isinstance(cell, dict) else cell, self.size)
 
 
+def _classes(table: Any) -> tuple[list[int], tuple[str, ...]]:
+    """Class of every row and the names of the classes, from the columns ``label`` and ``name``."""
+    if "label" not in table.column_names:
+        return [], ()
+    labels = table["label"].to_pylist()
+    if all(isinstance(label, str) for label in labels):
+        names = tuple(sorted(set(labels)))
+        place = {name: i for i, name in enumerate(names)}
+        return [place[label] for label in labels], names
+    if not all(isinstance(label, int) and label >= 0 for label in labels):
+        raise BadInput("the column 'label' must hold a word, or a number from 0 on, in every row")
+    known = dict(zip(labels, table["name"].to_pylist(), strict=True)) if "name" in table.column_names else {}
+    return labels, tuple(str(known.get(i, i)) for i in range(max(labels, default=-1) + 1))
+
+
 class FolderPictures:
-    """Pictures of a folder, in name order."""
+    """Pictures of a folder, in name order. When all of them lie in subfolders, those are the classes."""
 
     def __init__(self, folder: Path, size: int):
         self.size = size
@@ -164,6 +206,10 @@ class FolderPictures:
             except (ValueError, LookupError, TypeError) as error:
                 raise BadInput(f"{table} needs one JSON object a line, with file_name and text: {error}") from error
         self.captions = [texts.get(f) or self._beside(f) for f in self.files]
+        parts = [f.relative_to(folder).parts for f in self.files]
+        self.label_names = tuple(sorted({p[0] for p in parts})) if all(len(p) > 1 for p in parts) else ()
+        place = {name: i for i, name in enumerate(self.label_names)}
+        self.labels = [place.get(p[0], 0) for p in parts]
 
     @staticmethod
     def _beside(file: Path) -> str:
@@ -175,6 +221,9 @@ class FolderPictures:
 
     def caption(self, index: int) -> str:
         return self.captions[index]
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
 
     def picture(self, index: int) -> np.ndarray:
         return to_square(self.files[index], self.size)

@@ -6,7 +6,6 @@ the rule is the same whatever else is installed, and can be stated with every fi
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sfumato.errors import BadInput
+from sfumato.files import tensors_sha256
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -165,29 +165,28 @@ class ClipModel:
         return cls(load_vision(model, AutoModel, text=True))
 
     @torch.no_grad()
-    def images(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
-        """Unit-length embeddings of pictures in [0, 1]."""
+    def images(self, images: Float[Tensor, "n 3 height width"], unit: bool = True) -> Float[Tensor, "n dim"]:
+        """Embeddings of pictures in [0, 1], of unit length unless ``unit`` is off."""
         pixels = self.vision.prepare(images.to(self.vision.device, torch.float32))
-        return _unit(self.vision.network.get_image_features(pixel_values=pixels))
+        embedded = _pooled(self.vision.network.get_image_features(pixel_values=pixels))
+        return _unit(embedded) if unit else embedded
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
         """Unit-length embeddings of texts; longer ones than the context are cut."""
         inputs = self.vision.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        return _unit(self.vision.network.get_text_features(**inputs.to(self.vision.device)))
+        return _unit(_pooled(self.vision.network.get_text_features(**inputs.to(self.vision.device))))
 
 
-def _unit(features: Any) -> Float[Tensor, "n dim"]:
+def _pooled(output: Any) -> Float[Tensor, "n dim"]:
     # transformers 5 returns the encoder's whole output, whose pooled part is the projected embedding.
-    features = features if isinstance(features, Tensor) else features.pooler_output
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _unit(features: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
     return features / features.norm(dim=-1, keepdim=True)
 
 
 def module_sha256(module: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of every parameter and buffer, sorted by name."""
-    total = hashlib.sha256()
-    for name, x in sorted(module.state_dict().items()):
-        x = x.detach().cpu().contiguous()
-        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        total.update(x.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+    """`sfumato.files.tensors_sha256` over every parameter and buffer."""
+    return tensors_sha256(module.state_dict())

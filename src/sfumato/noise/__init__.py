@@ -1,7 +1,9 @@
 """How data is destroyed: schedules in log-SNR, the Gaussian process, and what a denoiser is."""
 
+from .blurring import BlurringProcess, Constant
 from .denoiser import Denoiser
 from .process import GaussianProcess, Prediction
+from .rolling import Window
 from .schedule import (
     Cosine,
     DiscreteSchedule,
@@ -14,7 +16,9 @@ from .schedule import (
 from .shift import Bounded, Interpolated, Shifted
 
 __all__ = [
+    "BlurringProcess",
     "Bounded",
+    "Constant",
     "Cosine",
     "Denoiser",
     "DiscreteSchedule",
@@ -27,4 +31,5 @@ __all__ = [
     "ScaledLinearBeta",
     "Schedule",
     "Shifted",
+    "Window",
 ]

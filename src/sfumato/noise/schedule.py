@@ -66,6 +66,10 @@ class Schedule:
         """The time in [0, 1] at which the log-SNR takes the given value (the inverse of `logsnr`)."""
         return bisect(self.logsnr, float64(logsnr))
 
+    def level(self, t: Time) -> Float[Tensor, "..."]:
+        """What a network is told of time t: the log-SNR, unless that does not tell times apart."""
+        return self.logsnr(t)
+
 
 @dataclass(frozen=True)
 class Cosine(Schedule):

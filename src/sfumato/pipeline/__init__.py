@@ -1,8 +1,15 @@
-"""Text-to-image pipelines behind one adapter, `Text2Image`."""
+"""Text-to-image pipelines behind one adapter, `Text2Image`, and this project's pixel models, `ImageModel`."""
 
 from .base import Text2Image
 from .conditioning import Conditioning
+from .distilled import few_steps
+from .image import ImageModel
 from .layers import KINDS, SUBSETS, Projection
-from .load import EMBEDDED, load, wrap
+from .load import EMBEDDED, load, read_record, wrap
+from .video import VideoModel
 
-__all__ = ["EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "Projection", "Text2Image", "load", "wrap"]
+__all__ = [
+    "EMBEDDED", "KINDS", "SUBSETS", "Conditioning", "ImageModel", "Projection", "Text2Image", "VideoModel", "few_steps",
+    "load",
+    "read_record", "wrap",
+]  # fmt: skip

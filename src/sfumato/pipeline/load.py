@@ -14,15 +14,19 @@ from safetensors import SafetensorError, safe_open
 from sfumato.errors import BadInput
 
 from .base import Text2Image
+from .distilled import listens_to_guidance
+from .image import ImageModel, load_image_model
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
+from .video import VideoModel
 
 EMBEDDED = ("sketch",)
 _FAMILIES: dict[type, type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
 }
+_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
 _SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = (
@@ -36,11 +40,11 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def load(
     model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> Text2Image:
-    """Load a text-to-image pipeline; only safetensors weights are read.
+) -> Text2Image | ImageModel:
+    """Load a text-to-image pipeline, or an `ImageModel` of this project; only safetensors weights are read.
 
     Args:
-        model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id
+        model: "sketch" (the embedded model), a folder written by ``save_pretrained`` or by a training run, or a hub id
             "owner/name" (the only case that may use the network, and only if no folder of that name exists).
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
@@ -52,6 +56,10 @@ def load(
     folder = _folder(str(model))
     source = str(model) if folder is None else str(folder)
     index = _index(source, folder)
+    own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
+    if own is not None:
+        _check_files(folder)
+        return load_image_model(own, folder, index, _device(device))
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
         raise BadInput(
@@ -74,7 +82,7 @@ def load(
     _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
-    return wrap(pipe.to(device), _defaults(folder))
+    return wrap(pipe.to(device), _defaults(read_record(model)))
 
 
 def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
@@ -89,7 +97,7 @@ def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None =
     if adapter is None:
         raise BadInput(f"{type(pipe).__name__} is not supported; supported are {_SUPPORTED}")
     config = pipe.unet.config
-    if config.in_channels != config.out_channels or config.get("time_cond_proj_dim") is not None:
+    if config.in_channels != config.out_channels or listens_to_guidance(pipe.unet):
         raise BadInput(
             f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is "
             f"not supported; supported are plain {_SUPPORTED}"
@@ -115,7 +123,9 @@ def _folder(model: str) -> Path | None:
     """The local folder that ``model`` names, or None for a hub id."""
     path = Path(model).expanduser()
     if path.is_dir():
-        return path
+        # The folder of a training run stands for the model in it.
+        inside = [path / name for name in ("model", "pipeline") if (path / name / "model_index.json").is_file()]
+        return inside[0] if inside and not (path / "model_index.json").is_file() else path
     if path.is_file():
         if path.suffix in _PICKLES:
             raise BadInput(f"{model} is a pickle, which can run code when it is read: {_CONVERT}")
@@ -208,10 +218,24 @@ def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
             raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
 
 
-def _defaults(folder: Path | None) -> dict[str, Any]:
-    """Sampling defaults that the folder's record states (guidance); empty for other folders."""
+def read_record(model: str | Path) -> dict[str, Any]:
+    """What the folder of ``model`` says of its making (see `sfumato.pipeline.saving`); empty where nothing is said.
+
+    Raises:
+        BadInput: there is no such model.
+    """
+    folder = _folder(str(model))
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if folder else {}
-        return {k: float(v) for k, v in record.get("defaults", {}).items() if k == "cfg_scale"}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return {}  # a foreign file of that name says nothing to us
+    return record if isinstance(record, dict) else {}
+
+
+def _defaults(record: dict[str, Any]) -> dict[str, Any]:
+    """Sampling defaults that a record states (guidance, steps); empty for other folders."""
+    kinds = {"cfg_scale": float, "steps": int}
+    try:
+        return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
+    except (ValueError, TypeError, AttributeError):
+        return {}

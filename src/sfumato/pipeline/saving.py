@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from sfumato.errors import BadInput
-from sfumato.files import atomic_folder, write_json
+from sfumato.files import atomic_folder, tensors_sha256, write_json
 
 from .tokens import without_learned
 
@@ -36,7 +35,7 @@ tags: [sfumato]
 ---
 # {title}
 
-Loads with diffusers alone:
+{loads}:
 
 ```python
 from diffusers import DiffusionPipeline
@@ -53,6 +52,9 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 {provenance}
 ```
 """
+
+
+_LOADS = "Loads with diffusers alone"
 
 
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
@@ -92,7 +94,9 @@ def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, An
         record = {"description": description, "provenance": provenance, "versions": versions}
         write_json(temporary / RECORD, {"defaults": p.defaults, **record})
         title = str(provenance.get("title") or folder.name).replace("\n", " ")
-        text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
+        own = type(p.pipe.scheduler).__module__.startswith("sfumato.")
+        loads = "Loads with diffusers where sfumato, which has its scheduler, is installed" if own else _LOADS
+        text = _CARD.format(title=title, loads=loads, description=_json(description), provenance=_json(provenance))
         (temporary / "README.md").write_text(text, encoding="utf-8")
     return folder
 
@@ -116,7 +120,7 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
     }
     if p.adapters:
         described["adapters"] = {
-            name: {"rank": a.rank, "alpha": a.alpha, "sha256": _sha256(a.state_dict())}
+            name: {"rank": a.rank, "alpha": a.alpha, "sha256": tensors_sha256(a.state_dict())}
             for name, a in p.adapters.items()
         }
     if not weights:
@@ -126,26 +130,14 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
 
 
 def weights_sha256(parts: dict[str, nn.Module]) -> str:
-    """SHA-256 over the name, dtype, shape and bytes of every parameter, sorted by name.
-
-    It does not depend on how files are laid out, on sharding, or on the device.
-    """
+    """`sfumato.files.tensors_sha256` over every parameter of a pipeline's parts."""
     # transformers 5 dropped the prefix "text_model." from the text encoder's names; the hash must not notice.
     named = {
         f"{part}.{name.removeprefix('text_model.')}": x
         for part, m in parts.items()
         for name, x in m.named_parameters()
     }
-    return _sha256(named)
-
-
-def _sha256(named: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(named):
-        x = named[name].detach().to("cpu").contiguous()
-        total.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        total.update(x.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+    return tensors_sha256(named)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,6 +36,29 @@ def karras(
     low, high = (math.exp(-x / (2 * rho)) for x in _finite_ends(schedule, start, end))
     root = low + (high - low) * uniform(steps, 0.0, 1.0)
     return _exact_ends(schedule.time(-2 * rho * torch.log(root)), start, end)
+
+
+def information(
+    schedule: Schedule,
+    levels: Float[Tensor, "point"],
+    gained: Float[Tensor, "point"],
+    steps: int,
+    start: float = 1.0,
+    end: float = 0.0,
+) -> Float[Tensor, "steps+1"]:
+    """Equal steps in mutual information: many where the picture takes shape, few where little is decided.
+
+    ``gained`` is the information, in any unit, at the log-SNRs ``levels``, both increasing, as
+    `sfumato.metrics.information` measures it; in between it is linear. Beyond these log-SNRs nothing is gained.
+    """
+    levels, gained = levels.double().cpu(), gained.double().cpu()
+    if levels.ndim != 1 or levels.shape != gained.shape or (levels.diff() <= 0).any() or (gained.diff() < 0).any():
+        raise BadInput("a curve of information needs increasing log-SNRs, and information that does not decrease")
+    low, high = (np.interp(x, levels, gained) for x in _finite_ends(schedule, start, end))
+    if not high > low:
+        raise BadInput(f"no information is gained between t = {start} and t = {end}")
+    found = np.interp(low + (high - low) * uniform(steps, 0.0, 1.0), gained, levels)
+    return _exact_ends(schedule.time(torch.from_numpy(found)), start, end)
 
 
 def _finite_ends(schedule: Schedule, start: float, end: float) -> tuple[float, float]:

@@ -1,47 +1,70 @@
-"""One training loop for every recipe: resumable to the same bits, safe against a kill at any moment.
+"""One training loop for every recipe: resumable to the same bits, on one process or many, safe against a kill.
 
-All randomness of step ``i`` (which pictures, which noise, dropout) comes from generators seeded by ``(seed, i)``.
+All randomness of step ``i`` (which pictures, which noise) comes from ``(seed, i)`` and the place of a row in the batch.
 So a checkpoint needs no random state and no data position: weights, averaged weights, optimiser and the step number
-are everything, and a resumed run repeats exactly what the uninterrupted one would have done.
+are everything; a resumed run repeats exactly what the uninterrupted one would have done, and several processes, or
+gradients accumulated over micro-batches, see the same pictures and noise as one process does at once. (Dropout inside
+the networks is the exception: its masks depend on how the batch is cut.)
+
+Started by ``accelerate launch`` or ``torchrun``, the processes train in parallel: every one holds the whole model, or
+with ``accelerate launch --use_fsdp --fsdp_version 2`` a part of it.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import math
-import shutil
+import platform
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device, set_seed
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.errors import BadInput, SfumatoError
-from sfumato.files import disk_is_full
-from sfumato.progress import console
+from sfumato.errors import BadInput, SfumatoError, unknown
+from sfumato.files import atomic_folder, clear_leftovers
+
+from . import state
+from .draw import Share, cut, step_seed
+from .journal import Journal
 
 
 class Recipe(Protocol):
-    """What a recipe provides; the loop does the rest."""
+    """What a recipe provides; the loop does the rest.
+
+    A recipe may have more: ``grid(rng)``, pictures [n, 3, height, width] in [0, 1] to look at while training lasts,
+    drawn with the averaged weights; ``after_step(step)``, called after every update without gradients (for a second,
+    slower copy of a network; list it in `modules` with ``requires_grad`` off, and it is part of the checkpoint);
+    ``partial = True``, when some step's loss does not reach every trained parameter.
+    """
 
     name: str
 
     def modules(self) -> dict[str, nn.Module]:
-        """The networks to train, by name."""
+        """The networks of the run, by name: parameters that require gradients are trained, all are saved."""
         ...
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> Any:
-        """The data of one step, drawn with ``rng`` only."""
+        """The data of ``size`` rows of one step, drawn with ``rng`` only; see `sfumato.train.draw`.
+
+        On a GPU it is called ahead of its step, in a thread.
+        """
         ...
 
     def loss(self, batch: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss and figures to log."""
+        """The scalar loss, a mean over the rows, and figures to log, means as well."""
         ...
 
 
@@ -51,216 +74,277 @@ class Schedule:
 
     steps: int
     batch: int
+    """Rows in an update, over all processes."""
     lr: float
     warmup: int = 200
-    """Steps of linear warm-up; a cosine then takes the rate to ``final_lr`` times ``lr``."""
+    """Steps of linear warm-up."""
+    decay: str = "cosine"
+    """How the rate then goes to ``final_lr`` times ``lr``: "cosine", "linear", or not at all: "constant"."""
     final_lr: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decays of the averaged gradient and of its square."""
+    eps: float = 1e-8
+    """AdamW's constant in the denominator."""
     weight_decay: float = 0.01
     clip: float = 1.0
     """Largest gradient norm."""
     ema: float = 0.999
     """Decay of the averaged weights, reached gradually: min(ema, (1 + i) / (10 + i)) at step i."""
-    precision: str = "bf16"
-    """"no", "bf16" or "fp16": accelerate's mixed precision."""
+    precision: str = "auto"
+    """"no", "bf16" or "fp16": accelerate's mixed precision; "auto": bf16 where the device has it, else no."""
     seed: int = 0
     checkpoint_every: int = 250
+    accumulate: int = 1
+    """Micro-batches in which each process works off its rows of an update."""
+    compile: bool = False
+    """Compile the networks' forward passes; the first step then takes minutes."""
+    grid_every: int = 0
+    """Steps between pictures of the recipe's ``grid``; 0: none."""
+    track: str = "auto"
+    """A tracker that accelerate knows ("tensorboard", "wandb", ...), "none", or "auto": TensorBoard when installed."""
+    workers: int = 2
+    """Threads that prepare batches ahead on a GPU; on a CPU, which they would slow down, there are none."""
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("cosine", "linear", "constant"):
+            raise unknown("decay", self.decay, ("cosine", "linear", "constant"))
+        if self.accumulate < 1 or self.batch < self.accumulate:
+            raise BadInput(f"a batch of {self.batch} cannot be cut into {self.accumulate} micro-batches")
+        object.__setattr__(self, "precision", resolved_precision(self.precision))
 
 
-def step_seed(seed: int, step: int, stream: int = 0) -> int:
-    """A seed for one step: distinct for every (seed, step, stream) below 2**20 seeds and 2**36 steps."""
-    return (seed << 40) + (step << 3) + stream
+NEUTRAL = {"checkpoint_every", "accumulate", "compile", "grid_every", "track", "workers"}
+"""Settings that may change when a run goes on: they leave the course of the training as it is, but for rounding."""
+
+
+def resolved_precision(word: str) -> str:
+    """What "auto" means on this machine; any other word is returned as it is.
+
+    bf16 pays on GPUs since compute capability 8.0 and on CPUs that multiply in it; the others emulate it slowly.
+    """
+    if word != "auto":
+        return word
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
+    native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    arm = platform.machine() in ("arm64", "aarch64") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if arm or any(getattr(torch.cpu, name, bool)() for name in native) else "no"
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
-    """Linear warm-up, then cosine from ``lr`` to ``final_lr * lr``."""
+    """Linear warm-up, then as ``decay`` says from ``lr`` to ``final_lr * lr``."""
     if step < schedule.warmup:
         return schedule.lr * (step + 1) / schedule.warmup
-    x = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return schedule.lr * (schedule.final_lr + (1 - schedule.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+    if schedule.decay == "constant":
+        return schedule.lr
+    x = min(1.0, (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup))
+    left = 1 - x if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * x))
+    return schedule.lr * (schedule.final_lr + (1 - schedule.final_lr) * left)
+
+
+class Trained(nn.Module):
+    """All networks of a run as one, so that one wrapper for parallel training sees whatever the recipe does with them.
+
+    A recipe holds the networks themselves and may call any method of theirs; what runs in ``forward`` of the wrapper
+    is synchronised.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module]):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        # Where sharding may cut, as the networks' libraries say.
+        names = (getattr(m, "_no_split_modules", None) or () for m in modules.values())
+        self._no_split_modules = sorted(set().union(*names))
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
 
 
 class Run:
-    """The state of one training run in one folder: ``checkpoint/`` (latest) and ``log.jsonl``.
+    """One training run in one folder: ``checkpoint/`` (the latest), ``log.jsonl``, ``grids/`` and the tracker's files.
 
     ``fit`` trains from the latest checkpoint, or from the start, to the last step. Calling it again on a finished run
     returns at once with the averaged weights loaded.
 
     Raises:
-        BadInput: the folder holds a run with another configuration (the differing field is named).
+        BadInput: the folder holds a run with another configuration (the differing field is named); more shares of a
+            batch than rows; a way of launching that is not supported.
         SfumatoError: the loss is not finite (the last good checkpoint stays).
     """
 
     def __init__(self, recipe: Recipe, schedule: Schedule, folder: Path, config: dict[str, Any] | None = None):
         self.recipe, self.schedule, self.folder = recipe, schedule, Path(folder)
-        self.accelerator = Accelerator(mixed_precision=schedule.precision, cpu=not torch.cuda.is_available())
-        device = self.accelerator.device
-        self.modules = {k: m.to(device) for k, m in recipe.modules().items()}
-        self.wrapped = {k: self.accelerator.prepare(m) for k, m in self.modules.items()}
-        self.params = {
-            f"{k}.{n}": p for k, m in self.modules.items() for n, p in m.named_parameters() if p.requires_grad
-        }
+        self.accelerator = _accelerator(schedule.precision, getattr(recipe, "partial", False))
+        self.modules, device = recipe.modules(), self.accelerator.device
+        parts = schedule.accumulate * self.accelerator.num_processes
+        if schedule.batch < parts:
+            raise BadInput(f"a batch of {schedule.batch} cannot be cut into {parts} micro-batches on all processes")
+        first = schedule.accumulate * self.accelerator.process_index
+        self.rows = cut(schedule.batch, parts)[first : first + schedule.accumulate]
+        # Sharding turns networks into something that only trains; what they were is put back at the end.
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.plain = copy.deepcopy(self.modules) if sharded else {}
+        for module in self.modules.values():
+            module.to(device)
+            if schedule.compile:
+                module.compile()
+        trained = Trained(self.modules)
         optimizer = torch.optim.AdamW(
-            self.params.values(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay
+            [p for p in trained.parameters() if p.requires_grad],
+            lr=schedule.lr,
+            betas=schedule.betas,
+            eps=schedule.eps,
+            weight_decay=schedule.weight_decay,
+            fused=device.type == "cuda",
         )
-        self.optimizer = self.accelerator.prepare(optimizer)
+        self.trained, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        self.params = state.parameters(self.modules)
         self.average = {n: p.detach().clone() for n, p in self.params.items()}
         self.step = 0
-        # The number of steps may not change either: it shapes the learning rate.
-        self.config = json.loads(json.dumps({"recipe": recipe.name, **asdict(schedule), **(config or {})}))
+        self.config = state.plain({"recipe": recipe.name, **asdict(schedule), **(config or {})})
+        self.data: Iterator[Any] | None = None
 
     def fit(self, progress: bool = True) -> None:
         """Train to the last step, then put the averaged weights into the modules."""
+        s, main = self.schedule, self.accelerator.is_main_process
         self.resume()
-        start, began = self.step, time.perf_counter()
-        with _bar(
-            f"{self.recipe.name}", self.schedule.steps, start, progress and self.accelerator.is_main_process
-        ) as bar:
-            while self.step < self.schedule.steps:
+        began, start = time.perf_counter(), self.step
+        with Journal(self.folder, self.config, s.track, self.step, main, progress) as journal:
+            while self.step < s.steps:
                 logs = self.one_step()
-                last = self.step == self.schedule.steps
-                due = last or self.step % self.schedule.checkpoint_every == 0
+                last = self.step == s.steps
+                due = last or self.step % s.checkpoint_every == 0
                 if due or self.step % 20 == 0:
-                    logs = {k: float(v) for k, v in logs.items()}
-                    if not all(map(math.isfinite, logs.values())):
-                        raise SfumatoError(
-                            f"the loss is not finite at step {self.step} ({logs}); the last good checkpoint is in "
-                            f"{self.folder / 'checkpoint'}: lower the learning rate and go on from there"
-                        )
-                    rate = (self.step - start) * self.schedule.batch / (time.perf_counter() - began)
-                    self._log({"step": self.step, **logs, "pictures_per_second": round(rate, 1)})
-                    bar(self.step, f"loss {logs['loss']:.4f}  {rate:.0f} pictures/s")
+                    figures = self._figures(logs)
+                    # The first step warms up, or compiles; saving and drawing count, they will come again.
+                    rate = max(1, self.step - start - 1) / (time.perf_counter() - began)
+                    figures["pictures_per_second"] = round(rate * s.batch, 1)
+                    figures["seconds_left"] = round((s.steps - self.step) / rate)
+                    journal.log(self.step, figures)
+                if s.grid_every and (last or self.step % s.grid_every == 0):
+                    journal.pictures(self.step, self.grid())
                 if due:
                     self.save()
-        with torch.no_grad():
-            for name, p in self.params.items():
-                p.copy_(self.average[name])
+                if self.step == start + 1:
+                    began = time.perf_counter()
+                journal.advance(self.step)
+        self.data = None
+        self.accelerator.wait_for_everyone()
+        state.finish(self.modules, self.params, self.average, self.plain)
 
     def one_step(self) -> dict[str, Tensor]:
-        """One update; returns the figures to log (tensors, so that nothing waits for the device)."""
-        s, i = self.schedule, self.step
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        set_seed(step_seed(s.seed, i, 2) % 2**32)  # dropout inside the networks
-        batch = self.recipe.batch(i, _generator(s.seed, i * world + rank, 0), s.batch // world)
-        with self.accelerator.autocast():
-            loss, logs = self.recipe.loss(batch, _generator(s.seed, i * world + rank, 1))
-        self.accelerator.backward(loss)
+        """One update; returns the figures to log of this process's rows (tensors: nothing waits for the device)."""
+        s, i, world = self.schedule, self.step, self.accelerator.num_processes
+        self.data = self.data or self._batches()
+        logs: dict[str, Tensor] = {}
+        for rows in self.rows:
+            batch, rng = next(self.data), Share((s.seed, i, 1), rows, s.batch)
+            set_seed(step_seed(s.seed, i, 2, rows.start) % 2**32)  # dropout inside the networks
+            more_to_come = rows is not self.rows[-1]
+            with self.accelerator.no_sync(self.trained) if more_to_come else nullcontext():
+                loss, figures = self.trained(partial(self.recipe.loss, batch, rng))
+                # The wrapper averages gradients over the processes; wanted is the mean over all rows.
+                share = len(rows) / s.batch
+                self.accelerator.backward(loss * (share * world))
+            for name, value in {"loss": loss, **figures}.items():
+                logs[name] = logs.get(name, 0) + value.detach() * share
         norm = self.accelerator.clip_grad_norm_(list(self.params.values()), s.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(s, i)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        decay = min(s.ema, (1 + i) / (10 + i))
-        names = list(self.params)
-        torch._foreach_lerp_([self.average[n] for n in names], [self.params[n].detach() for n in names], 1 - decay)
         self.step += 1
-        return {"loss": loss.detach(), "grad_norm": norm.detach(), **logs}
+        with torch.no_grad():
+            state.lerp(self.average, self.params, 1 - min(s.ema, (1 + i) / (10 + i)))
+            if hasattr(self.recipe, "after_step"):
+                self.recipe.after_step(self.step)
+        return {**logs, "grad_norm": state.whole(norm).detach() / world}
+
+    def _batches(self) -> Iterator[Any]:
+        """The data of this process from the present step on; on a GPU, threads are some micro-batches ahead."""
+        s, device = self.schedule, self.accelerator.device
+        load = lambda i, rows: self.recipe.batch(i, Share((s.seed, i, 0), rows, s.batch), len(rows))
+        jobs = ((i, rows) for i in range(self.step, s.steps) for rows in self.rows)
+        if device.type != "cuda" or s.workers < 1:
+            yield from (load(*job) for job in jobs)
+            return
+        move = lambda i, rows: send_to_device(state.pinned(load(i, rows)), device, non_blocking=True)
+        with ThreadPoolExecutor(s.workers) as pool:
+            coming = deque(pool.submit(move, *job) for job in islice(jobs, 2 * s.workers))
+            while coming:
+                batch = coming.popleft().result()
+                coming.extend(pool.submit(move, *job) for job in islice(jobs, 1))
+                yield batch
+
+    def _figures(self, logs: dict[str, Tensor]) -> dict[str, float]:
+        """The figures of all processes together.
+
+        Raises:
+            SfumatoError: one of them is not finite.
+        """
+        values = self.accelerator.reduce(torch.stack([v.float().mean() for v in logs.values()]), "sum")
+        figures = dict(zip(logs, values.tolist(), strict=True))
+        if not all(map(math.isfinite, figures.values())):
+            raise SfumatoError(
+                f"the loss is not finite at step {self.step} ({figures}); the last good checkpoint is in "
+                f"{self.folder / 'checkpoint'}: lower the learning rate and go on from there"
+            )
+        return {**figures, "lr": learning_rate(self.schedule, self.step - 1)}
+
+    @torch.no_grad()
+    def grid(self) -> Float[Tensor, "n 3 height width"]:
+        """The recipe's pictures by the averaged weights, in [0, 1], always from the same noise."""
+        rng = torch.Generator().manual_seed(step_seed(self.schedule.seed, 0, 3))
+        with state.evaluation(self.modules), state.swapped(self.params, self.average):
+            return self.trained(partial(self.recipe.grid, rng)).float().clamp(0, 1).cpu()
 
     def save(self) -> None:
-        """Write ``checkpoint/`` under a temporary name, then swap: a kill at any moment leaves a whole one.
+        """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one.
 
         Raises:
             BadInput: the disk is full; the checkpoint before stays.
         """
-        if not self.accelerator.is_main_process:
-            return
-        new, current, old = (self.folder / n for n in ("checkpoint.new", "checkpoint", "checkpoint.old"))
-        shutil.rmtree(new, ignore_errors=True)
-        try:
-            new.mkdir(parents=True)
-            self._write(new)
-        except Exception as error:
-            shutil.rmtree(new, ignore_errors=True)
-            if disk_is_full(error):
-                raise BadInput(
-                    f"the disk is full, so no checkpoint of step {self.step} was written: free some space, and "
-                    "the same command goes on from the checkpoint before"
-                ) from error
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-        if current.exists():
-            current.rename(old)
-        new.rename(current)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _write(self, folder: Path) -> None:
-        state = self.optimizer.state_dict()["state"]
-        names = list(self.params)
-        save_file({n: p.detach().contiguous() for n, p in self.params.items()}, folder / "weights.safetensors")
-        save_file({n: p.contiguous() for n, p in self.average.items()}, folder / "average.safetensors")
-        save_file(
-            {f"{names[i]}/{k}": torch.as_tensor(v).contiguous() for i, s in state.items() for k, v in s.items()},
-            folder / "optimizer.safetensors",
-        )
-        # Written last: a folder without it is incomplete.
-        (folder / "run.json").write_text(json.dumps({"step": self.step, "config": self.config}, indent=1))
+        files = state.collect(self.modules, self.params, self.average, self.optimizer)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+            about = {"step": self.step, "format": state.FORMAT, "scaler": scaler, "config": self.config}
+            with atomic_folder(self.folder / "checkpoint", overwrite=True) as folder:
+                state.write(folder, files, about)
 
     def resume(self) -> None:
-        """Load the latest whole checkpoint, if there is one.
+        """Load the latest checkpoint, if there is one.
 
         Raises:
-            BadInput: it is one of another configuration, or damaged.
+            BadInput: it is one of another configuration or version, or damaged; another process writes it now.
         """
-        found = [p for n in ("checkpoint", "checkpoint.old") if (p := self.folder / n / "run.json").exists()]
-        if not found:
-            return
-        saved = json.loads(found[0].read_text())
-        for key in sorted(self.config.keys() | saved["config"].keys()):
-            ours, theirs = self.config.get(key), saved["config"].get(key)
-            if ours != theirs and key != "checkpoint_every":
-                raise BadInput(
-                    f"{self.folder} holds a run with {key}={theirs!r}, and this one has {key}={ours!r}: "
-                    "use the same setting to go on, or another folder to start anew"
-                )
-        folder = found[0].parent
-        try:
-            weights, average, moments = (
-                load_file(folder / f"{n}.safetensors") for n in ("weights", "average", "optimizer")
-            )
-            with torch.no_grad():
-                for n, p in self.params.items():
-                    p.copy_(weights[n])
-                    self.average[n].copy_(average[n])
-        except (SafetensorError, OSError, LookupError, RuntimeError) as error:
-            raise BadInput(
-                f"the checkpoint in {folder} is damaged ({error}): remove {folder.parent} to start anew"
-            ) from error
-        self.step = saved["step"]
-        state: dict[int, dict[str, Tensor]] = {}
-        index = {n: i for i, n in enumerate(self.params)}
-        for key, value in moments.items():
-            name, field = key.rsplit("/", 1)
-            state.setdefault(index[name], {})[field] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-    def _log(self, row: dict[str, Any]) -> None:
+        folder = self.folder / "checkpoint"
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "log.jsonl").open("a") as f:
-                f.write(json.dumps(row) + "\n")
+            clear_leftovers(folder)
+        self.accelerator.wait_for_everyone()
+        if not (folder / "run.json").exists():
+            return
+        # A constant rate does not know when it ends.
+        free = NEUTRAL | ({"steps"} if self.schedule.decay == "constant" else set())
+        about = state.read(folder, self.config, free)
+        state.load(folder, self.modules, self.params, self.average, self.optimizer)
+        if self.accelerator.scaler and about["scaler"]:
+            self.accelerator.scaler.load_state_dict(about["scaler"])
+        self.step, self.data = about["step"], None
 
 
-def _generator(seed: int, step: int, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(step_seed(seed, step, stream))
+def _accelerator(precision: str, some_unused: bool) -> Accelerator:
+    """This process's part in the run.
 
-
-class _bar:
-    """A rich progress bar with an honest time to finish, or silence."""
-
-    def __init__(self, title: str, total: int, done: int, show: bool):
-        self.title, self.total, self.done, self.show = title, total, done, show
-
-    def __enter__(self):
-        if not self.show:
-            return lambda step, text: None
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console())
-        self.progress.start()
-        task = self.progress.add_task(self.title, total=self.total, completed=self.done, text="")
-        return lambda step, text: self.progress.update(task, completed=step, text=text)
-
-    def __exit__(self, *error):
-        if self.show:
-            self.progress.stop()
+    Raises:
+        BadInput: it was launched in a way that is not supported.
+    """
+    AcceleratorState._reset_state()  # one run in this process may be of another precision than the next
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise BadInput(f"training under {kind.value} is not supported: launch plain processes, or FSDP version 2")
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise BadInput("FSDP version 1 is not supported: add --fsdp_version 2 to accelerate launch")
+    return accelerator

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sfumato.data.pictures import Pictures, open_pictures, to_tensor
+from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.errors import BadInput
-from sfumato.files import atomic_file, clear_leftovers
-from sfumato.pipeline import load, wrap
+from sfumato.pipeline import wrap
+from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
 
-from .loop import Run, Schedule
+from .autoencoder import AutoencoderRecipe, encode_all
+from .loop import Run, Schedule, resolved_precision
+from .parent import Parent, open_parent
 from .tokenizer import learn_tokenizer
 
 
@@ -35,6 +36,9 @@ class TrainT2I:
 
     Killed at any moment, the same command goes on where it stopped, to the same bits.
     Cost with the defaults: see ``docs/sketch.md``; a pass over the plan is printed first.
+
+    With ``start_from`` a trained pipeline is trained on: new settings, the same shapes; the new record keeps its
+    record. Give another ``seed`` than it had: the same one repeats the same pictures and noise.
 
     Differs from arXiv 2112.10752: no adversarial or perceptual loss for the autoencoder (they need a pretrained
     network), and the text encoder is trained from scratch.
@@ -51,9 +55,11 @@ class TrainT2I:
     seed: int = 0
     """Seed of the pictures, the weights and all noise."""
     start_from: str = ""
-    """A pipeline folder whose autoencoder stage 1 starts from (the same shape); empty: from scratch."""
+    """A pipeline (name or folder) whose weights training starts from; empty: from scratch."""
+    start_with: Literal["all", "autoencoder"] = "all"
+    """What is taken over from ``start_from``: every part, its tokenizer too, or the autoencoder alone."""
     autoencoder_steps: int = 4500
-    """Updates of the first stage."""
+    """Updates of the first stage; 0 keeps the autoencoder of ``start_from`` as it is."""
     autoencoder_batch: int = 8
     """Pictures in an update of the first stage."""
     autoencoder_lr: float = 1e-3
@@ -88,15 +94,18 @@ class TrainT2I:
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows."""
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """Mixed precision; fp16 on a GPU only."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision: auto is bf16 where the device has it; fp16 on a GPU only."""
     checkpoint_every: int = 250
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < 16:
             raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
-        if min(self.autoencoder_steps, self.steps, self.autoencoder_batch, self.batch, self.checkpoint_every) < 1:
+        if self.autoencoder_steps == 0 and not self.start_from:
+            raise BadInput("autoencoder_steps can only be 0 with start_from: there is no trained autoencoder to keep")
+        counts = (self.autoencoder_steps or 1, self.steps, self.autoencoder_batch, self.batch, self.checkpoint_every)
+        if min(counts) < 1:
             raise BadInput("steps, batches and checkpoint_every of both stages must be at least 1")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision fp16 needs a GPU: use bf16 or no")
@@ -121,40 +130,25 @@ class TrainT2I:
         out = Path(out)
         if out.exists() and not out.is_dir():
             raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+        parent = open_parent(self.start_from) if self.start_from else None
+        autoencoder, given = self._given(parent) if parent else (None, None)
         torch.manual_seed(self.seed)
+        autoencoder = autoencoder or self.autoencoder()
         pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
-        tokenizer = learn_tokenizer((pictures.caption(i) for i in range(len(pictures))), self.context, self.vocabulary)
-        autoencoder = self.autoencoder()
-        if self.start_from:
-            autoencoder = load(self.start_from, "cpu").pipe.vae.requires_grad_(True)
-        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _SHARED}
-        first = Schedule(
-            self.autoencoder_steps,
-            self.autoencoder_batch,
-            self.autoencoder_lr,
-            ema=0.995,
-            precision=self.precision,
-            seed=self.seed,
-            checkpoint_every=self.checkpoint_every,
-        )
-        keys = {**shared, "autoencoder_channels": self.autoencoder_channels, "latent_channels": self.latent_channels}
-        keys["start_from"] = self.start_from
-        Run(AutoencoderRecipe(autoencoder, pictures), first, out / "autoencoder", keys).fit(progress)
-        autoencoder.eval().requires_grad_(False)
-        latents = encode_all(autoencoder, pictures, out / "latents.safetensors")
-        autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
+        latents = self._first_stage(autoencoder, pictures, out, progress)
 
         # The first stage leaves the global state as it pleases, and none at all when it was done before a kill.
         torch.manual_seed(self.seed + 1)
-        unet = self.unet().to(memory_format=torch.channels_last)
-        text = self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+        captions = [pictures.caption(i) for i in range(len(pictures))]
+        unet, text, tokenizer = given or self._fresh(captions)
+        unet = unet.to(memory_format=torch.channels_last)
         recipe = DiffusionRecipe(
             unet,
             text,
             tokenizer,
             scheduler(),
             latents * autoencoder.config.scaling_factor,
-            [pictures.caption(i) for i in range(len(pictures))],
+            captions,
             self.caption_dropout,
             self.min_snr_gamma,
         )
@@ -168,7 +162,7 @@ class TrainT2I:
             checkpoint_every=self.checkpoint_every,
         )
         keys = {
-            **shared,
+            **self._shared(),
             "channels": self.channels,
             "layers": self.layers,
             "text_layers": self.text_layers,
@@ -179,6 +173,10 @@ class TrainT2I:
             "vocabulary": self.vocabulary,
             "dropout": self.caption_dropout,
             "gamma": self.min_snr_gamma,
+            # None, as in a run from scratch, where they do not matter to this stage.
+            "start_with": "all" if given else None,
+            "autoencoder_steps": None if self.autoencoder_steps else 0,
+            "parent": parent.record["sha256"] if given or not self.autoencoder_steps else None,
         }
         Run(recipe, second, out / "diffusion", keys).fit(progress)
         pipe = StableDiffusionPipeline(
@@ -192,7 +190,72 @@ class TrainT2I:
             requires_safety_checker=False,
         )
         made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
+        if parent:
+            made["parent"] = parent.record
         return wrap(pipe, {"cfg_scale": self.cfg_scale}).save(out / "pipeline", overwrite=True, provenance=made)
+
+    def _shared(self) -> dict[str, Any]:
+        """The settings that neither stage may change on the way."""
+        return {name: getattr(self, name) for name in ("data", "caption", "pictures", "size")}
+
+    def _given(self, parent: Parent) -> tuple[AutoencoderKL, tuple[nn.Module, nn.Module, Any] | None]:
+        """The autoencoder of ``parent`` and, unless that is all that is wanted, its U-Net, text encoder and tokenizer.
+
+        Raises:
+            BadInput: they do not fit these settings.
+        """
+        autoencoder = parent.part("vae", self.autoencoder(), "autoencoder_channels and latent_channels")
+        if self.start_with == "autoencoder":
+            return autoencoder, None
+        if parent.pipeline.denoiser.prediction != "v":
+            raise BadInput(
+                f"{self.start_from} does not predict v, which this recipe trains: take its autoencoder alone, with "
+                "--start-with autoencoder"
+            )
+        unet = parent.part("unet", self.unet(), "channels, layers, latent_channels and text_width")
+        unet.register_to_config(sample_size=self.size // 8)
+        tokenizer = parent.pipeline.tokenizers[0]
+        like = self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+        return autoencoder, (unet, parent.part("text_encoder", like, "text_width, text_layers and context"), tokenizer)
+
+    def _fresh(self, captions: list[str]) -> tuple[nn.Module, nn.Module, Any]:
+        """A U-Net and a text encoder from scratch, and a tokenizer learnt from the captions."""
+        tokenizer = learn_tokenizer(captions, self.context, self.vocabulary)
+        unet = self.unet()
+        return unet, self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id), tokenizer
+
+    def _first_stage(self, autoencoder: AutoencoderKL, pictures: Pictures, out: Path, progress: bool) -> Tensor:
+        """Train the autoencoder, or leave it as it is; the latents of all pictures, unscaled."""
+        folder = out / "autoencoder"
+        if self.autoencoder_steps:
+            schedule = Schedule(
+                self.autoencoder_steps,
+                self.autoencoder_batch,
+                self.autoencoder_lr,
+                ema=0.995,
+                precision=self.precision,
+                seed=self.seed,
+                checkpoint_every=self.checkpoint_every,
+            )
+            keys = {
+                **self._shared(),
+                "autoencoder_channels": self.autoencoder_channels,
+                "latent_channels": self.latent_channels,
+                "start_from": self.start_from,
+            }
+            Run(AutoencoderRecipe(autoencoder, pictures), schedule, folder, keys).fit(progress)
+        elif folder.exists():
+            raise BadInput(
+                f"{out} holds a run that trained its autoencoder: give its --autoencoder-steps to go on, or another "
+                "folder to start anew"
+            )
+        autoencoder.eval().requires_grad_(False)
+        of = {**self._shared(), "seed": self.seed, "autoencoder": weights_sha256({"vae": autoencoder})}
+        cache = out / "latents.safetensors"
+        latents = encode_all(autoencoder, pictures, cache, json.dumps(of), resolved_precision(self.precision), progress)
+        if self.autoencoder_steps:
+            autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
+        return latents
 
     def autoencoder(self) -> AutoencoderKL:
         """A KL autoencoder with one level per entry of ``autoencoder_channels`` (four levels: factor 8)."""
@@ -246,9 +309,6 @@ class TrainT2I:
         )
 
 
-_SHARED = ("data", "caption", "pictures", "size")
-
-
 def scheduler() -> DDIMScheduler:
     """Stable Diffusion's betas with v-prediction; trailing steps, so that sampling starts from the noisiest level."""
     return DDIMScheduler(
@@ -262,49 +322,6 @@ def scheduler() -> DDIMScheduler:
         set_alpha_to_one=True,
         steps_offset=1,
     )
-
-
-class AutoencoderRecipe:
-    """Squared error, a little absolute error (small residues, clean edges) and a very small KL term."""
-
-    name = "autoencoder"
-    absolute, kl = 0.1, 1e-6
-
-    def __init__(self, autoencoder: AutoencoderKL, pictures: Pictures):
-        self.autoencoder, self.pictures = autoencoder, pictures
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"vae": self.autoencoder}
-
-    def batch(self, step: int, rng: torch.Generator, size: int) -> Tensor:
-        rows = torch.randint(len(self.pictures), (size,), generator=rng)
-        return to_tensor([self.pictures.picture(int(i)) for i in rows])
-
-    def loss(self, batch: Tensor, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x = batch.to(self.autoencoder.device)
-        posterior = self.autoencoder.encode(x).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=rng).to(x.device)
-        y = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample.float()
-        mse = F.mse_loss(y, x)
-        return mse + self.absolute * F.l1_loss(y, x) + self.kl * posterior.kl().mean(), {"mse": mse.detach()}
-
-
-@torch.no_grad()
-def encode_all(autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, batch: int = 128) -> Tensor:
-    """The posterior mean of every picture's latent, (n, channels, size/8, size/8), unscaled; kept in ``cache``."""
-    if cache.exists():
-        clear_leftovers(cache)
-        return load_file(cache)["latents"]
-    parts = []
-    for start in range(0, len(pictures), batch):
-        rows = range(start, min(start + batch, len(pictures)))
-        x = to_tensor([pictures.picture(i) for i in rows]).to(autoencoder.device)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            parts.append(autoencoder.encode(x).latent_dist.mean.float().cpu())
-    latents = torch.cat(parts)
-    with atomic_file(cache) as temporary:
-        save_file({"latents": latents.contiguous()}, temporary)
-    return latents
 
 
 class DiffusionRecipe:

@@ -1,0 +1,112 @@
+"""`VideoModel`: a network of windows of frames, which it rolls out to sequences of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.errors import BadInput, unknown
+from sfumato.noise import Window
+from sfumato.progress import track
+from sfumato.sample import ddim, ddpm, dpmpp_2m, heun, rollout
+from sfumato.sample.rolling import Schedule
+
+from .image import ImageModel
+
+# Not those of pictures: a pass ends with frames that are still noise, so its last step draws noise like all others.
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++": dpmpp_2m}
+
+
+@dataclass(eq=False)
+class VideoModel(ImageModel):
+    """An `ImageModel` of windows, ``shape`` (frame, channel, height, width); the first ``context`` frames are given.
+
+    Beside those of `ImageModel`, its ``defaults`` say ``context`` (the clean frames that a window begins with),
+    ``schedule`` ("rolling" or "standard", as it was trained) and ``steps`` (network calls for each frame).
+    """
+
+    def __post_init__(self) -> None:
+        self.defaults = {"context": 0, "schedule": "rolling", "steps": 16, **self.defaults}
+        super().__post_init__()
+        if len(self.shape) != 4:
+            raise BadInput(f"a model of frames has samples (frame, channel, height, width), not {self.shape}")
+        self.window  # noqa: B018  (raises what is wrong with it)
+
+    @property
+    def window(self) -> Window:
+        """Its frames, and how many of them are context."""
+        return Window(self.shape[0], self.defaults["context"])
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        seeds: int | Sequence[int],
+        context: Float[Tensor, "n clean channel height width"] | None = None,
+        n_frames: int | None = None,
+        *,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        sampler: str | None = None,
+        finish: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Float[Tensor, "n n_frames channel height width"]:
+        """The frames after ``context``, one sequence per seed, on the CPU, in the scale of the data.
+
+        A sequence does not depend on the batch it was computed in.
+
+        Args:
+            seeds: one per sequence, or one number.
+            context: given frames, in the scale of the data; the last ones are used. None for models without context.
+            n_frames: default: as many as a window generates.
+            steps, schedule, sampler: default: the model's; samplers are "ddpm", "ddim", "heun" and "dpm++".
+            finish: let the last window run out; see `sfumato.sample.rollout`.
+            batch_size: sequences computed together.
+            progress: show a bar.
+
+        Raises:
+            BadInput: no or too little context, frames of another shape, an unknown sampler or schedule.
+        """
+        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+        context = self._context(context, len(seeds))
+        chosen = self.defaults["sampler"] if sampler is None else sampler
+        if chosen not in SAMPLERS:
+            raise unknown("sampler", str(chosen), SAMPLERS)
+        options: dict[str, Any] = {
+            "schedule": self.defaults["schedule"] if schedule is None else schedule,
+            "sampler": SAMPLERS[chosen],
+            "finish": finish,
+        }
+        steps = self.defaults["steps"] if steps is None else steps
+        n_frames = self.window.noisy if n_frames is None else n_frames
+        parts = []
+        for start in track(range(0, len(seeds), batch_size), "rolling out", progress):
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
+            given = context[start : start + batch_size].to(self.device)
+            frames = rollout(self.guided(), given, n_frames, self.window, steps, generator=generators, **options)
+            parts.append(frames.float().cpu())
+        return torch.cat(parts)
+
+    def sample(
+        self, seeds: int | Sequence[int], labels: None = None, **options: Any
+    ) -> Float[Tensor, "n n_frames channel height width"]:
+        """What `rollout` returns for these arguments, as pictures in [0, 1]."""
+        if labels is not None:
+            raise BadInput("a model of frames has no classes: leave the labels out")
+        return ((self.rollout(seeds, **options) + 1) / 2).clamp(0, 1)
+
+    def _context(self, context: Tensor | None, n: int) -> Tensor:
+        clean, frame = self.window.clean, self.shape[1:]
+        if context is None:
+            context = torch.zeros(n, 0, *frame)
+        if context.ndim != 5 or context.shape[0] != n or context.shape[1] < clean or context.shape[2:] != frame:
+            raise BadInput(
+                f"this model goes on from {clean} frames of shape {tuple(frame)}: for {n} sequences give a context "
+                f"[{n}, {clean} or more, {', '.join(map(str, frame))}], not {list(context.shape)}"
+            )
+        return context.float()

@@ -1,0 +1,217 @@
+"""What the recipes of pixel-space diffusion share: data, the drawing of noise, the run, and what is saved.
+
+A recipe is a dataclass that inherits `PixelRecipe` and says what is its own: `process`, `network`, usually `loss`, and
+how its model samples (`sampling`). Everything else (loop, checkpoints, saving) is the same for all and lives here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ModelMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sfumato.data.pictures import Pictures, open_pictures, to_tensor
+from sfumato.errors import BadInput
+from sfumato.noise import Denoiser, GaussianProcess
+from sfumato.noise.process import Prediction
+from sfumato.pipeline import ImageModel
+from sfumato.plan import Plan
+
+from .loop import Run, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelRecipe:
+    """Fields and run of every pixel-space recipe; not a method itself."""
+
+    data: str = "sketch"
+    """"sketch", a folder of pictures, Parquet files, or another source of `sfumato.data`."""
+    pictures: int = 40_000
+    """How many pictures of the sketch world to draw."""
+    size: int = 32
+    """Side of the pictures in pixels."""
+    classes: bool = True
+    """Condition on the data's classes, where it has any."""
+    label_dropout: float = 0.1
+    """Share of pictures shown without their class, for guidance."""
+    flip: bool = False
+    """Mirror half of the pictures."""
+    steps: int = 20_000
+    """Updates."""
+    batch: int = 128
+    """Pictures in an update."""
+    lr: float = 1e-4
+    """Learning rate."""
+    warmup: int = 1000
+    """Updates of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    ema: float = 0.9999
+    """Decay of the averaged weights, which are the ones kept."""
+    precision: str = "auto"
+    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 where the device has it."""
+    seed: int = 0
+    """Seed of the pictures, the weights and all noise."""
+    checkpoint_every: int = 500
+    """Updates between checkpoints."""
+
+    prediction: ClassVar[Prediction] = "v"
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.steps, self.batch, self.checkpoint_every) < 1:
+            raise BadInput("size, steps, batch and checkpoint_every must be at least 1")
+        if not 0 <= self.label_dropout < 1:
+            raise BadInput(f"label_dropout is a share in [0, 1), got {self.label_dropout}")
+
+    # What a recipe says
+
+    def process(self) -> GaussianProcess:
+        """The noise process that the model is trained under."""
+        raise NotImplementedError
+
+    def network(self, classes: int) -> ModelMixin:
+        """A fresh network with the signature of `sfumato.nets`; ``classes`` is 0 for data without."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        x: Float[Tensor, "batch channel height width"],
+        t: Float[Tensor, "batch"],
+        eps: Float[Tensor, "batch channel height width"],
+        cond: Int[Tensor, "batch"] | None,
+    ) -> Float[Tensor, "batch"]:
+        """The loss of each picture at time ``t`` with noise ``eps``: by default the plain error of the noise."""
+        process = denoiser.process
+        z = process.diffuse(x, t, eps)
+        guess = process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, "eps")
+        return (guess - eps).square().flatten(1).mean(1)
+
+    def times(self, n: int, rng: torch.Generator) -> Float[Tensor, "n"]:
+        """Times of one batch: one uniform draw in each n-th of [0, 1], so that every batch covers all noise levels.
+
+        Each time is uniform by itself; the batch mean of the loss varies less (arXiv:2107.00630, appendix I.1).
+        """
+        return (torch.randperm(n, generator=rng) + torch.rand(n, generator=rng, dtype=torch.float64)) / n
+
+    def sampling(self) -> dict[str, Any]:
+        """How the saved model samples by default; see `ImageModel.defaults`."""
+        return {}
+
+    # The data and the run
+
+    def open(self) -> Pictures:
+        """The data."""
+        return open_pictures(self.data, self.size, seed=self.seed, count=self.pictures)
+
+    def read(self, pictures: Pictures, rows: list[int]) -> Float[Tensor, "row *sample"]:
+        """The samples ``rows`` of what `open` opened, [-1, 1] for pictures."""
+        return to_tensor([pictures.picture(row) for row in rows])
+
+    def grid(self, model: ImageModel, pictures: Pictures, rng: torch.Generator, n: int) -> Float[Tensor, "n 3 h w"]:
+        """Pictures to look at while training lasts, in [0, 1], drawn in 50 steps."""
+        labels = [i % len(model.labels) for i in range(n)] if model.labels else None
+        seeds = torch.randint(2**31, (n,), generator=rng).tolist()
+        return model.sample(seeds, labels, steps=min(50, model.defaults["steps"]))
+
+    def model(self, labels: tuple[str, ...]) -> ImageModel:
+        """A fresh model for data with these classes."""
+        network = self.network(len(labels))
+        return ImageModel(network, self.process(), self.prediction, (3, self.size, self.size), labels, self.sampling())
+
+    def schedule(self) -> Schedule:
+        """The loop's settings."""
+        return Schedule(
+            self.steps,
+            self.batch,
+            self.lr,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            ema=self.ema,
+            precision=self.precision,
+            seed=self.seed,
+            checkpoint_every=self.checkpoint_every,
+        )
+
+    @torch.no_grad()
+    def plan(self) -> Plan:
+        """Memory, and time from one forward pass (a training step costs about three)."""
+        model = self.model(self.labels_of(self.open()))
+        n = min(self.batch, 16)
+        z = torch.zeros(n, *model.shape)
+        began = time.perf_counter()
+        model.denoiser(z, 0.5, None)
+        seconds = 3 * (time.perf_counter() - began) * self.batch / n * self.steps
+        weights = 4 * sum(p.numel() for p in model.network.parameters())
+        memory = {"weights, averaged too": 2 * weights, "gradients": weights, "optimiser": 2 * weights}
+        return Plan(f"train {self.name()} on {self.data}", memory=memory, seconds=seconds)
+
+    def labels_of(self, pictures: Pictures) -> tuple[str, ...]:
+        """The classes that the model is told: those of the data, or none."""
+        return tuple(getattr(pictures, "label_names", ())) if self.classes else ()
+
+    @classmethod
+    def name(cls) -> str:
+        """The catalogue's name: the module's."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    def run(self, out: str | Path, progress: bool = True) -> Path:
+        """Train, or go on training, and write the model to ``out/model``; `sfumato.load` reads it.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings; the data cannot be read.
+        """
+        out = Path(out)
+        if out.exists() and not out.is_dir():
+            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+        pictures = self.open()
+        torch.manual_seed(self.seed)
+        model = self.model(self.labels_of(pictures))
+        # What shapes the run, apart from what the loop's own schedule holds.
+        known = {f.name for f in fields(Schedule)}
+        own = {k: v for k, v in asdict(self).items() if k not in known}
+        Run(PixelTraining(self, model, pictures), self.schedule(), out / "training", own).fit(progress)
+        model.network.eval()
+        made = {"recipe": f"train {self.name()}", "config": asdict(self)}
+        return model.save(out / "model", overwrite=True, provenance=made)
+
+
+class PixelTraining:
+    """A `PixelRecipe` as the loop sees it."""
+
+    def __init__(self, recipe: PixelRecipe, model: ImageModel, pictures: Pictures):
+        self.recipe, self.model, self.pictures = recipe, model, pictures
+        self.name = recipe.name()
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"network": self.model.network}
+
+    def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
+        rows = torch.randint(len(self.pictures), (size,), generator=rng).tolist()
+        x = self.recipe.read(self.pictures, rows)
+        if self.recipe.flip:
+            x = torch.where((torch.rand(size, generator=rng) < 0.5).reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+        if not self.model.labels:
+            return {"x": x, "labels": None}
+        labels = torch.tensor([self.pictures.label(i) for i in rows])
+        dropped = torch.rand(size, generator=rng) < self.recipe.label_dropout
+        return {"x": x, "labels": labels.masked_fill(dropped, len(self.model.labels))}
+
+    def loss(self, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        device = self.model.device
+        x, labels = batch["x"].to(device), batch["labels"]
+        t = self.recipe.times(len(x), rng).to(device)
+        eps = torch.randn(x.shape, generator=rng).to(device)
+        cond = None if labels is None else labels.to(device)
+        return self.recipe.loss(self.model.denoiser, x, t, eps, cond).mean(), {}
+
+    @torch.no_grad()
+    def grid(self, rng: torch.Generator, n: int = 16) -> Float[Tensor, "n 3 height width"]:
+        """Pictures to look at while training lasts."""
+        return self.recipe.grid(self.model, self.pictures, rng, n)

@@ -1,0 +1,135 @@
+"""A tiny recipe of the training loop, and processes to run it in, forked from a server that has imported torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from sfumato.train import draw, loop, state
+from sfumato.train.loop import Run, Schedule
+
+
+class Line:
+    """Fit a sum, with noise on its terms, a buffer that counts, and dropout so that hidden randomness would show."""
+
+    name = "line"
+
+    def __init__(self, blow_up_at: int = -1, dropout: float = 0.3, seen: list | None = None):
+        torch.manual_seed(0)
+        self.net, self.blow_up_at = nn.Sequential(nn.Linear(2, 8), nn.Dropout(dropout), nn.Linear(8, 1)), blow_up_at
+        self.net.register_buffer("count", torch.zeros(()))
+        self.seen = seen
+
+    def modules(self):
+        return {"net": self.net}
+
+    def batch(self, step, rng, size):
+        x = torch.stack([draw.uniform(size, rng), draw.strata(size, rng).float()], 1)
+        if self.seen is not None:
+            self.seen.append((step, x))
+        return x, x.sum(1, keepdim=True) * (float("nan") if step == self.blow_up_at else 1)
+
+    def loss(self, batch, rng):
+        x, y = batch
+        error = (self.net(x + 0.1 * draw.normal(x.shape, rng)) - y).square()
+        return error.mean(), {"worst": error.mean()}
+
+    def after_step(self, step):
+        self.net.count += step
+
+    def grid(self, rng):
+        self.drawn = (rng.initial_seed(), self.net.training)
+        return self.net(torch.rand(4, 2, generator=rng)).sigmoid().reshape(4, 1, 1, 1).expand(4, 3, 4, 4)
+
+
+def line_run(folder, steps=40, recipe=None, config=None, **changes) -> Run:
+    settings = {"batch": 4, "lr": 0.01, "warmup": 5, "precision": "no", "checkpoint_every": 10, "track": "none"}
+    return Run(recipe or Line(), Schedule(steps, **{**settings, **changes}), Path(folder), config)
+
+
+def weights(run: Run) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.params.values()])
+
+
+def fit_slowly(folder: str, steps: int) -> None:
+    """A run to be killed."""
+    run = line_run(folder, steps)
+    step = run.one_step
+    run.one_step = lambda: (time.sleep(0.005), step())[1]
+    run.fit(progress=False)
+
+
+def fit(folder: str, changes: dict) -> None:
+    """One process's part of a run without dropout."""
+    run = line_run(folder, recipe=Line(dropout=0), **changes)
+    run.fit(progress=False)
+    # What a recipe does next: every process can use the networks as they were before.
+    assert type(run.modules["net"]) is nn.Sequential
+    assert all(type(p) is nn.Parameter for p in run.modules["net"].parameters())
+    torch.save(run.modules["net"].state_dict(), Path(folder) / f"end-{run.accelerator.process_index}.pt")
+
+
+def fit_sharded(folder: str, changes: dict) -> None:
+    """As `fit`, sharded: accelerate offers that on GPUs only, so it is told here that it may."""
+
+    def sharding(*args, **kwargs):
+        accelerator = Accelerator(*args, **kwargs)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=20
+        )
+        accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        return accelerator
+
+    loop.Accelerator = sharding
+    prepare = state.parameters
+
+    def checked(modules):
+        params = prepare(modules)
+        shards.append(all(isinstance(p, DTensor) and len(p.to_local()) < len(p) for n, p in params.items() if "0" in n))
+        return params
+
+    shards: list[bool] = []
+    state.parameters = checked
+    fit(folder, changes)
+    assert shards[0], "the first layer's tensors are split over the processes"
+
+
+def start(target: Callable, *args: object, env: dict[str, str] | None = None) -> multiprocessing.Process:
+    """``target(*args)`` in a fork of a process that has imported the libraries."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sfumato.train.loop"])
+    process = context.Process(target=_run, args=(target, args, env or {}), daemon=True)
+    process.start()
+    return process
+
+
+def together(world: int, target: Callable, *args: object, **env: str) -> None:
+    """``target(*args)`` in ``world`` processes that know of each other, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **env}
+    ranks = [{**base, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(world)]
+    processes = [start(target, *args, env=rank) for rank in ranks]
+    for process in processes:
+        process.join(60)
+    assert [p.exitcode for p in processes] == [0] * world
+
+
+def _run(target: Callable, args: tuple, env: dict[str, str]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(env)
+    target(*args)

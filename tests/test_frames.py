@@ -1,0 +1,60 @@
+"""Clips of frames from every source, through one door."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.data.frames import open_frames, stack
+from sfumato.errors import BadInput
+
+
+def test_sketch_clips_move_and_come_back_the_same():
+    clips = open_frames("sketch", 24, 4, seed=3, count=20)
+    assert len(clips) == 20 and clips.channels == 3 and clips.bounded
+    one = clips.clip(7)
+    assert one.shape == (4, 3, 24, 24) and one.dtype == torch.float32
+    assert one.abs().max() <= 1
+    assert torch.equal(one, open_frames("sketch", 24, 4, seed=3).clip(7))
+    assert not torch.equal(one, clips.clip(8))
+    assert not torch.equal(one, open_frames("sketch", 24, 4, seed=4).clip(7))
+    assert all(not torch.equal(one[i], one[i + 1]) for i in range(3))
+    assert torch.equal(open_frames("sketch", 24, 2, seed=3).clip(7), one[:2])  # a longer clip goes on from a shorter
+    assert torch.equal(stack(clips, [7, 2]), torch.stack([one, clips.clip(2)]))
+
+
+def test_the_fluid_comes_through_the_same_door(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "sfumato.data.kolmogorov.KolmogorovFlow.trajectories",
+        lambda self, n, frames, every, generator, **_: torch.ones(n, frames, self.size, self.size).double(),
+    )
+    clips = open_frames("kolmogorov", 8, 4)
+    assert clips.channels == 1 and not clips.bounded
+    assert clips.clip(0).shape == (4, 1, 8, 8)
+    assert list(tmp_path.glob("kolmogorov-*.safetensors"))
+
+
+def test_folders_of_frames(tmp_path):
+    for name, n in (("b", 4), ("a", 3), ("short", 1)):
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            value = 10 * i + (100 if name == "b" else 0)
+            Image.fromarray(np.full((6, 8, 3), value, np.uint8)).save(tmp_path / name / f"{i:03d}.png")
+    clips = open_frames(str(tmp_path), 6, 3)
+    assert len(clips) == 1 + 2
+    first = lambda i: ((clips.clip(i)[:, 0, 0, 0] + 1) * 127.5).round().tolist()
+    assert [first(i) for i in range(3)] == [[0, 10, 20], [100, 110, 120], [110, 120, 130]]
+    with pytest.raises(BadInput, match="holds 5 pictures"):
+        open_frames(str(tmp_path), 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("nowhere", 8, 2), "no frames at 'nowhere'"), (("sketch", 8, 0), "one frame"), (("sketch", 0, 1), "one pixel")],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        open_frames(*arguments)
