@@ -25,6 +25,7 @@ from sfumato.sample.guidance import Guided
 from sfumato.sample.schedulers import ADDIMScheduler, check_steps
 
 from .conditioning import Conditioning
+from .steering import following
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -240,21 +241,22 @@ def _states(
     cond, negative = jobs.conditioning(p, chunk, guided=cfg_scale != 1.0)
     generators = [torch.Generator().manual_seed(seed) for seed in jobs.seeds[chunk]]
     solver = make_scheduler(p, scheduler)
-    solver.set_timesteps(steps, device=p.device)
+    options = _step_options(solver, eta, generators)
     T = p.denoiser.timesteps
     shape = p.latent_shape(jobs.size)
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    z = noise.to(p.device) * solver.init_noise_sigma
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
-    options = _step_options(solver, eta, generators)
     scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
-    for timestep in solver.timesteps:
-        x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
-        yield x, t
-        with _scaled(scales):
-            pred = denoiser(x, t)
-        z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
-        advance()
+    with following(p, solver) as attend:
+        solver.set_timesteps(steps, device=p.device)
+        z = noise.to(p.device) * solver.init_noise_sigma
+        for timestep in solver.timesteps:
+            x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
+            yield x, t
+            with _scaled(scales), attend():
+                pred = denoiser(x, t)
+            z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
+            advance()
     yield z, 0.0
 
 
