@@ -11,7 +11,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from sfumato.commands.options import parse
-from sfumato.commands.verb import Where, load
+from sfumato.commands.verb import Equipped, load_equipped
 from sfumato.errors import BadInput
 from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
@@ -20,7 +20,7 @@ EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Where):
+class Sample(Equipped):
     """Options of the command."""
 
     prompts: Annotated[tuple[str, ...], Positional]
@@ -52,7 +52,7 @@ def main(args: list[str]) -> None:
         raise BadInput(f"give at least one prompt, none of them empty, as in `{EXAMPLE}`")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
-    pipe = load(options.model, options)
+    pipe = load_equipped(options.model, options)
     jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
     Plan(f"{len(jobs)} pictures with {options.steps} steps", writes=writes).show()
@@ -67,7 +67,8 @@ def main(args: list[str]) -> None:
         progress=True,
     )
     arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-    model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
+    described = pipe.describe()
+    model = {"model": options.model, "model-sha256": described["sha256"], "adapters": described.get("adapters", {})}
     cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
     scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
     settings = {"steps": options.steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}

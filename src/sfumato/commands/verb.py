@@ -29,7 +29,16 @@ class Where:
     device: str | None = None
     """cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Precision of the weights; by default the model's own."""
+    """Precision of the weights; by default float32."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Equipped(Where):
+    """Where a model runs, and what is attached to it."""
+
+    adapters: tuple[str, ...] = ()
+    """Adapter files of `erase spm`, or folders that hold one, to attach to the model; it must be the one that they
+    were made from, or a fine-tune of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,8 @@ def _preset(
     # pictures from elsewhere say nothing of which model they belong to
     model = words.get(f"--{of}", None if "--images" in words else own.get(of))
     name = words.get("--preset") or (model if model in presets else None)
+    if name is not None and not presets:
+        raise BadInput(f"{command} has no presets: leave out --preset")
     if name is not None and name not in presets:
         raise unknown(f"preset of {command}", name, presets)
     listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in presets]
@@ -103,6 +114,13 @@ def load(model: str, where: Where) -> Text2Image:
     from sfumato.pipeline import load
 
     return load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+
+
+def load_equipped(model: str, options: Equipped) -> Text2Image:
+    """`load`, with the adapters attached."""
+    from sfumato.erase.membrane import equip
+
+    return equip(load(model, options), model, options.adapters)
 
 
 def provenance(entry: catalog.Method, method: Any, parent: Text2Image, model: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ its randomness comes from a CPU generator of its own.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -216,14 +217,16 @@ def _states(
     advance=lambda: None,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
     """The latents from pure noise to clean, each with its time: steps + 1 states."""
-    if steps < 1:
-        raise BadInput(f"steps must be at least 1, got {steps}")
+    T = p.denoiser.timesteps
+    if not 1 <= steps <= T:
+        raise BadInput(f"steps must be at least 1 and at most {T}, this model's number of timesteps: got {steps}")
     cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
+    if not math.isfinite(cfg_scale):
+        raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
     cond, negative = jobs.conditioning(p, chunk, guided=cfg_scale != 1.0)
     generators = [torch.Generator().manual_seed(seed) for seed in jobs.seeds[chunk]]
     solver = make_scheduler(p, scheduler)
     solver.set_timesteps(steps, device=p.device)
-    T = p.denoiser.timesteps
     shape = p.latent_shape(jobs.size)
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
     z = noise.to(p.device) * solver.init_noise_sigma
