@@ -160,7 +160,7 @@ def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
 
     with Image.open(path) as image:
         image.load()
-        return {key: str(value) for key, value in image.text.items()}
+        return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def disk_is_full(error: BaseException) -> bool:

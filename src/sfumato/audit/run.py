@@ -158,8 +158,8 @@ def audit(
 
     erasure, seen = {}, {}
     for i, concept in enumerate(cases.targets):
-        rows = slice(i * n, (i + 1) * n)
-        there = [detector(to_float(x[rows]), concept).present for x in asked]
+        own = slice(i * n, (i + 1) * n)
+        there = [detector(to_float(x[own]), concept).present for x in asked]
         erasure[concept] = interval(rate_interval(~there[1], rng))
         seen[concept] = share(there[0])
     retention, seen_kept = retention_of(cases, kept[0], kept[1], detector, rng)

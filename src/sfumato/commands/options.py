@@ -164,8 +164,8 @@ def field_docs(cls: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         docs |= _argument_docs(base)
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for field, below in pairwise(body):
+        source: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        for field, below in pairwise(source.body):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
                 docs[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
     return docs

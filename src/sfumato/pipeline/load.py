@@ -19,7 +19,7 @@ from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
 
 EMBEDDED = ("sketch",)
-_FAMILIES: dict[type, type[Text2Image]] = {
+_FAMILIES: dict[type[Any], type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
 }
@@ -170,12 +170,12 @@ def _check_files(folder: Path, index: dict[str, Any]) -> None:
         BadInput: a component of the index is not there (a tokenizer: its vocabulary), has pickled weights only, or a
             safetensors file whose header and length disagree.
     """
-    for part, kind in index.items():
+    for name, kind in index.items():
         if not isinstance(kind, list) or None in kind:
             continue
-        words = [folder / part / name for name in ("tokenizer.json", "vocab.json")]
-        if not (folder / part).is_dir() or (part.startswith("tokenizer") and not any(w.is_file() for w in words)):
-            raise BadInput(f"{folder} is incomplete, its {part} is missing: fetch or write the folder again")
+        words = [folder / name / file for file in ("tokenizer.json", "vocab.json")]
+        if not (folder / name).is_dir() or (name.startswith("tokenizer") and not any(w.is_file() for w in words)):
+            raise BadInput(f"{folder} is incomplete, its {name} is missing: fetch or write the folder again")
     for part in sorted(f for f in folder.iterdir() if f.is_dir()):
         safe = sorted(part.glob("*.safetensors"))
         pickles = sorted(f for f in part.iterdir() if f.suffix in _PICKLES)

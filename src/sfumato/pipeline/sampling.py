@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .adapter import Adapter
     from .base import Text2Image
 
-Scheduler = str | SchedulerMixin | None
+Scheduler: TypeAlias = str | SchedulerMixin | None
 _NAMED = {
     "ddim": (DDIMScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
@@ -200,9 +200,9 @@ class _Jobs:
             rows = p.encode(distinct, size=self.size)[[distinct.index(r) for r in rows]]
         if not guided:
             return rows, None
-        several = isinstance(self.negative, Conditioning) and len(self.negative) > 1
-        negative = self.negative[chunk] if several else p.unconditional(len(rows), self.negative, self.size)
-        return rows, negative
+        if isinstance(self.negative, Conditioning) and len(self.negative) > 1:
+            return rows, self.negative[chunk]
+        return rows, p.unconditional(len(rows), self.negative, self.size)
 
 
 def _states(

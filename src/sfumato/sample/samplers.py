@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from ..noise.denoiser import Denoiser
 
 Times = Float[Tensor, "steps+1 *broadcast"]
 Callback = Callable[[int, Tensor, Tensor], None]
-Generators = torch.Generator | list[torch.Generator]
+Generators: TypeAlias = torch.Generator | list[torch.Generator]
 
 
 def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: str = "x0") -> Tensor:
