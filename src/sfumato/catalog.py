@@ -85,7 +85,7 @@ class Method:
     def class_name(self) -> str:
         return self.cls.partition(":")[2]
 
-    def load(self) -> type:
+    def load(self) -> type[Any]:
         """Import the class."""
         from importlib import import_module
 

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from sfumato import catalog
 from sfumato.commands.options import parse
-from sfumato.commands.verb import EMBEDDED, Where, load_any
+from sfumato.commands.verb import EMBEDDED, Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
@@ -30,7 +30,7 @@ EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Where):
+class Sample(Equipped):
     """Options of the command."""
 
     prompts: Annotated[tuple[str, ...], Positional]
@@ -59,7 +59,7 @@ class Sample(Where):
 def main(args: list[str]) -> None:
     options, rule = _read(seed_alias(args))
     jobs = jobs_of(options, EXAMPLE)
-    model = load_any(options.model, options)
+    model = equipped(load_any(options.model, options), options.model, options)
     drawn = draw_text if hasattr(model, "pipe") else _draw_classes
     pictures, settings = drawn(model, jobs, options, rule)
     settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
@@ -87,7 +87,9 @@ def write(
     """Pictures, contact sheet and record; ``settings`` is what is to be said of how they were made."""
     arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
     seeds = read_seeds(options.seeds)
-    settings = {"model": options.model, "model-sha256": model.describe()["sha256"], **settings}
+    described = model.describe()
+    about = {"model": options.model, "model-sha256": described["sha256"], "adapters": described.get("adapters", {})}
+    settings = {**about, **settings}
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
             about = {**settings, "prompt": prompt or "", "seed": seed}

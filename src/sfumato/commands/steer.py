@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from sfumato.commands.sample import Sample, draw_text, jobs_of, seed_alias, write
-from sfumato.commands.verb import load, read
+from sfumato.commands.verb import load_equipped, read
 from sfumato.plan import human_time
 
 EXAMPLE = 'sfumato steer {name} "a red star" --model sketch --seeds 0-3 --out pictures/'
@@ -20,7 +20,7 @@ class Steer(Sample):
 def main(args: list[str]) -> None:
     entry, patch, options = read("steer", seed_alias(args), Steer, EXAMPLE)
     jobs = jobs_of(options, EXAMPLE.format(name=entry.name))
-    pipe = load(options.model, options)
+    pipe = load_equipped(options.model, options)
     start = time.perf_counter()
     with patch.patch(pipe) as told:
         pictures, settings = draw_text(pipe, jobs, options)

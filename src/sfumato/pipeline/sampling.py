@@ -6,12 +6,13 @@ its randomness comes from a CPU generator of its own.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
@@ -40,7 +41,7 @@ class Rule(Protocol):
         ...
 
 
-Scheduler = str | SchedulerMixin | Rule | None
+Scheduler: TypeAlias = str | SchedulerMixin | Rule | None
 _NAMED = {
     "ddim": (DDIMScheduler, {}),
     "addim": (ADDIMScheduler, {}),
@@ -217,9 +218,9 @@ class _Jobs:
             rows = p.encode(distinct, size=self.size)[[distinct.index(r) for r in rows]]
         if not guided:
             return rows, None
-        several = isinstance(self.negative, Conditioning) and len(self.negative) > 1
-        negative = self.negative[chunk] if several else p.unconditional(len(rows), self.negative, self.size)
-        return rows, negative
+        if isinstance(self.negative, Conditioning) and len(self.negative) > 1:
+            return rows, self.negative[chunk]
+        return rows, p.unconditional(len(rows), self.negative, self.size)
 
 
 def _states(
@@ -234,15 +235,17 @@ def _states(
     advance=lambda: None,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
     """The latents from pure noise to clean, each with its time: steps + 1 states."""
-    if steps < 1:
-        raise BadInput(f"steps must be at least 1, got {steps}")
+    T = p.denoiser.timesteps
+    if not 1 <= steps <= T:
+        raise BadInput(f"steps must be at least 1 and at most {T}, this model's number of timesteps: got {steps}")
     check_steps(steps, p.pipe.scheduler.config.get("distilled_steps"))
     cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
+    if not math.isfinite(cfg_scale):
+        raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
     cond, negative = jobs.conditioning(p, chunk, guided=cfg_scale != 1.0)
     generators = [torch.Generator().manual_seed(seed) for seed in jobs.seeds[chunk]]
     solver = make_scheduler(p, scheduler)
     options = _step_options(solver, eta, generators)
-    T = p.denoiser.timesteps
     shape = p.latent_shape(jobs.size)
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
