@@ -93,7 +93,7 @@ class SketchPictures:
         from sfumato.data import sketch
 
         self.size, self.seed, self.count = size, seed, count
-        self.label_names = sketch.OBJECTS
+        self.label_names: tuple[str, ...] = sketch.OBJECTS
 
     def __len__(self) -> int:
         return self.count
