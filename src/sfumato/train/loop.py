@@ -213,8 +213,7 @@ class Run:
         with Journal(self.folder, self.config, s.track, self.step, main, progress) as journal:
             while self.step < s.steps:
                 logs = self.one_step()
-                last = self.step == s.steps
-                due = last or self.step % s.checkpoint_every == 0
+                due = self.step == s.steps or self.step % s.checkpoint_every == 0
                 if due or self.step % 20 == 0:
                     figures = self._figures(logs)
                     # The first step warms up, or compiles; saving and drawing count, they will come again.
@@ -222,7 +221,7 @@ class Run:
                     figures["pictures_per_second"] = round(rate * s.batch, 1)
                     figures["seconds_left"] = round((s.steps - self.step) / rate)
                     journal.log(self.step, figures)
-                if s.grid_every and (last or self.step % s.grid_every == 0):
+                if s.grid_every and self.step % s.grid_every == 0:
                     journal.pictures(self.step, self.grid())
                 if due:
                     self.save()
@@ -232,6 +231,12 @@ class Run:
         self.data = None
         self.accelerator.wait_for_everyone()
         state.finish(self.modules, self.params, self.average, self.plain)
+
+    def finish(self, write: Callable[[], Any]) -> None:
+        """Call ``write``, which writes what was trained, on one process; the others wait until it is there."""
+        if self.accelerator.is_main_process:
+            write()
+        self.accelerator.wait_for_everyone()
 
     def one_step(self) -> dict[str, Tensor]:
         """One update; returns the figures to log of this process's rows (tensors: nothing waits for the device)."""
