@@ -34,6 +34,7 @@ SCHEDULES = {
     "shifted": Shifted(Cosine(), 32, 64),
     "shifted-bounds-kept": Shifted(Cosine(), 32, 64, keep_bounds=True),
     "interpolated": Interpolated(Cosine(), 32, 512, 512),
+    "interpolated-bounds-kept": Interpolated(Cosine(), 32, 512, 512, keep_bounds=True),
     "bounded-last": Bounded(Interpolated(IDEAL, 32, 128, 128)),
     "linear": LinearBeta(),
     "scaled-linear": ScaledLinearBeta(),

@@ -119,6 +119,16 @@ def test_interpolated_between_two_shifts():
     assert (Interpolated(base, 32, 4096, 4096).logsnr(GRID).diff() < 0).all()
 
 
+def test_interpolated_with_its_bounds_kept():
+    kept = Interpolated(Cosine(), 32, 256, 512, keep_bounds=True)
+    assert_close(kept.logsnr(torch.tensor([0.0, 1.0])), torch.tensor([15.0, -15]).double(), rtol=0, atol=1e-10)
+    low, high = (Shifted(Cosine(), n, 512, keep_bounds=True).logsnr(GRID) for n in (32, 256))
+    assert_close(kept.logsnr(GRID), GRID * low + (1 - GRID) * high, **EXACT)
+    assert_close(Interpolated(Cosine(), 32, 32, 512, keep_bounds=True).logsnr(GRID), low, **EXACT)
+    with pytest.raises(BadInput, match="bounds"):
+        Interpolated(LinearBeta(), 32, 64, 128, keep_bounds=True)
+
+
 def test_order_of_bounding_and_shifting_is_explicit():
     first, last = Interpolated(Cosine(), 32, 128, 128), Bounded(Interpolated(IDEAL, 32, 128, 128), -15, 15)
     assert_close(first.logsnr(1.0).item(), -15 + 2 * math.log(32 / 128), rtol=1e-12, atol=0)

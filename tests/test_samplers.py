@@ -153,6 +153,30 @@ def test_one_ddpm_step_is_the_posterior():
     assert_close(got, mean, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_variance_between_posterior_and_forward(share):
+    """From z_t = 0 and x0 = 0 a step is its noise alone: at 1 with the variance of q(z_t | z_s) before scaling."""
+    process, n = GaussianProcess(Cosine()), 40_000
+    still = MixtureDenoiser(process, GaussianMixture.isotropic(torch.zeros(1, 1), 1e-9))
+    t, s = torch.tensor([0.7, 0.6], dtype=torch.float64)
+    z = torch.zeros(n, 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    got = ddpm(still, z, torch.stack([t, s]), generator=generator, variance=share).var()
+    low, high = process.coefficients(t, s)[2], process.transition(s, t)[1]
+    expected = low ** (1 - share) * high**share
+    assert abs(got - expected) < 4 * expected * math.sqrt(2 / n)
+    assert low < 0.9 * high
+
+
+def test_a_wider_variance_ends_where_there_is_no_noise():
+    flow = GaussianProcess(RectifiedFlow())
+    z = normal(4, 2)
+    x = ddpm(MixtureDenoiser(flow, MIXTURE), z, times.uniform(5), generator=torch.Generator(), variance=0.5)
+    assert torch.isfinite(x).all()
+    with pytest.raises(BadInput, match="variance"):
+        ddpm(MixtureDenoiser(flow, MIXTURE), z, times.uniform(5), generator=torch.Generator(), variance=2.0)
+
+
 def test_inversion_runs_ddim_backwards():
     process, x = PROCESSES["cosine"], GAUSSIAN.sample(6, torch.Generator().manual_seed(0))
     denoiser = MixtureDenoiser(process, GAUSSIAN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "attack", "audit", "catalog", "data", "erase", "errors", "files", "ledger", "metrics", "nets", "noise",
+    "attack", "audit", "catalog", "data", "distill", "erase", "errors", "files", "ledger", "metrics", "nets", "noise",
     "pipeline", "report", "sample", "train",
 )  # fmt: skip
 _NAMES = {

@@ -148,6 +148,10 @@ _GUIDANCE = Paper(
     "ho2022classifierfree", "2207.12598", "Classifier-Free Diffusion Guidance",
     "Ho, Jonathan and Salimans, Tim", 2022, "",
 )  # fmt: skip
+_MULTISTEP_CM = Paper(
+    "heek2024multistep", "2403.06807", "Multistep Consistency Models",
+    "Heek, Jonathan and Hoogeboom, Emiel and Salimans, Tim", 2024, "",
+)  # fmt: skip
 _BLURRING = Paper(
     "hoogeboom2023blurring", "2209.05557", "Blurring Diffusion Models",
     "Hoogeboom, Emiel and Salimans, Tim",
@@ -163,6 +167,11 @@ _S2N = Paper(
     "Doan, Khanh and Vuong, Long Tung and Nguyen, Tuan and Bui, Anh Tuan and Tran, Quyen and Do, Thanh-Toan "
     "and Phung, Dinh and Le, Trung",
     2024, "",
+)  # fmt: skip
+_ROLLING = Paper(
+    "ruhe2024rolling", "2402.09470", "Rolling Diffusion Models",
+    "Ruhe, David and Heek, Jonathan and Salimans, Tim and Hoogeboom, Emiel",
+    2024, "International Conference on Machine Learning",
 )  # fmt: skip
 INTEGRITY = Paper(
     "schioppa2024integrity", "2411.02068", "Model Integrity when Unlearning with T2I Diffusion Models",
@@ -220,6 +229,14 @@ METHODS: tuple[Method, ...] = (
         no_ledger="it is the yardstick of the RECE and UCE entries",
     ),
     Method(
+        "distill", "multistep-cm", "sfumato.distill.multistep_cm:MultistepCM", (_MULTISTEP_CM,),
+        "A few-step student: a consistency model inside each of S segments of time.",
+        cost="training; an update costs about twice one of diffusion training",
+        when="The same model in 1 to 16 steps, quality against speed by choice of S.",
+        beware="Needs pictures as well as the teacher; takes exactly the steps it was made for.",
+        ledger="multistep-cm",
+    ),
+    Method(
         "train", "t2i", "sfumato.train.t2i:TrainT2I", (_LATENT_DIFFUSION, _GUIDANCE),
         "Trains a text-to-image latent diffusion pipeline: autoencoder first, then text encoder and UNet.",
         cost="hours on two CPU cores for the embedded model",
@@ -234,6 +251,14 @@ METHODS: tuple[Method, ...] = (
         when="Long training on little data, where blurring acts as a regulariser.",
         beware="Behind plain diffusion in short runs; by its paper it overtakes late.",
         ledger="blurring",
+    ),
+    Method(
+        "train", "rolling", "sfumato.train.rolling:Rolling", (_ROLLING,),
+        "Sequences of any length from a window of frames in which later frames carry more noise.",
+        cost="one network call with gradients on a whole window per update",
+        when="Long roll-outs of frames whose future is uncertain: video, fluids, weather.",
+        beware="Short clips of simple motion gain nothing over ordinary video diffusion.",
+        ledger="rolling",
     ),
     Method(
         "sample", "s2n", "sfumato.sample.s2n:S2N", (_S2N,),

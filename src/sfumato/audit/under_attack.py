@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from sfumato import catalog
 from sfumato.attack.base import Attack, say
+from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image
 
 from .cases import Case
@@ -94,11 +94,6 @@ def assail(
         present(attacked), None if ignorant is None else present(ignorant), present(found(before, concept)),
         attacked, ignorant,
     )  # fmt: skip
-
-
-def to_bytes(pictures: Tensor) -> Pictures:
-    """Pictures in [0, 1] rounded to 8 bits, as a saved file holds them."""
-    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_float(pictures: Pictures) -> Tensor:

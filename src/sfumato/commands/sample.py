@@ -18,7 +18,7 @@ from sfumato.errors import BadInput, unknown
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 
-SCHEDULERS = ("ddim", "dpm++")
+SCHEDULERS = ("ddim", "addim", "dpm++")
 EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
 
 
@@ -34,15 +34,15 @@ class Sample(Where):
     """An embedded model, a folder written by save_pretrained, or a hub id."""
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
-    steps: int = 25
-    """Denoising steps."""
+    steps: int | None = None
+    """Denoising steps; by default 25, or what the model was distilled for."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
     negative: str | None = None
     """What guidance steers away from."""
     scheduler: str | None = None
-    """The sampler: ddim, dpm++, or a method of the verb (`sfumato choose sample`), which brings its own options (see
-    --scheduler NAME --help); by default the model's own."""
+    """The sampler: ddim, addim, dpm++, or a method of the verb (`sfumato choose sample`), which brings its own options
+    (see --scheduler NAME --help); by default the model's own."""
     size: int | None = None
     """Side of the pictures in pixels; by default the model's own."""
     overwrite: bool = False
@@ -58,11 +58,12 @@ def main(args: list[str]) -> None:
     pipe = load(options.model, options)
     jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    Plan(f"{len(jobs)} pictures with {options.steps} steps", writes=writes).show()
+    steps = pipe.defaults.get("steps", 25) if options.steps is None else options.steps
+    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
     pictures = pipe.sample(
         [prompt for prompt, _ in jobs],
         [seed for _, seed in jobs],
-        steps=options.steps,
+        steps=steps,
         cfg_scale=options.cfg_scale,
         negative=options.negative,
         scheduler=rule or options.scheduler,
@@ -73,7 +74,7 @@ def main(args: list[str]) -> None:
     model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
     cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
     scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
-    settings = {"steps": options.steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
+    settings = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
     settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):

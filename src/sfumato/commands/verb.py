@@ -85,7 +85,7 @@ def _preset(
     hundred times the size of the embedded one.
     """
     own = {field.name: field.default for field in dataclasses.fields(options)}
-    of = "original" if "original" in own else "model"
+    of = next((name for name in ("original", "teacher") if name in own), "model")
     words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
     # pictures from elsewhere say nothing of which model they belong to
     model = words.get(f"--{of}", None if "--images" in words else own.get(of))

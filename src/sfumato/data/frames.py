@@ -30,7 +30,9 @@ class Frames(Protocol):
         ...
 
 
-def open_frames(source: str, size: int, frames: int, *, seed: int = 0, count: int = 10_000, progress: bool = False):
+def open_frames(
+    source: str, size: int, frames: int, *, seed: int = 0, count: int = 10_000, progress: bool = False
+) -> Frames:
     """Clips of ``frames`` consecutive frames from ``source``.
 
     Args:
@@ -39,7 +41,7 @@ def open_frames(source: str, size: int, frames: int, *, seed: int = 0, count: in
         size: side in pixels.
         frames: length of a clip.
         seed: of the sketch world and of the fluid.
-        count: how many clips of the sketch world.
+        count: how many clips of the sketch world; of the fluid, at least so many.
         progress: show a bar where the frames have to be computed first.
 
     Raises:
@@ -50,9 +52,10 @@ def open_frames(source: str, size: int, frames: int, *, seed: int = 0, count: in
     if source == "sketch":
         return SketchFrames(size, frames, seed, count)
     if source == "kolmogorov":
-        from .kolmogorov import KolmogorovFrames
+        from .kolmogorov import LENGTH, KolmogorovFrames
 
-        return KolmogorovFrames(size, frames, seed, progress=progress)
+        flows = -(-count // max(LENGTH - frames + 1, 1))
+        return KolmogorovFrames(size, frames, seed, flows=flows, progress=progress)
     if Path(source).is_dir():
         return FolderFrames(Path(source), size, frames)
     raise BadInput(f"no frames at {source!r}: give 'sketch', 'kolmogorov', or a folder with a subfolder per sequence")

@@ -195,6 +195,8 @@ def coarsen(vorticity: Field, size: int) -> Field:
 
 SCALE = 6.0
 """Vorticity that frames have as 1: about twice the standard deviation of the default flow."""
+LENGTH = 160
+"""Frames of a flow."""
 
 
 class KolmogorovFrames:
@@ -217,7 +219,7 @@ class KolmogorovFrames:
         seed: int = 0,
         *,
         flows: int = 64,
-        length: int = 160,
+        length: int = LENGTH,
         every: int = 10,
         cache: Path | str | None = None,
         progress: bool = False,

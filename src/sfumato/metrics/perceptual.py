@@ -131,6 +131,32 @@ class MSE:
         return (a - b).square().mean((1, 2, 3))
 
 
+class PSNR:
+    """10 log10(1 / MSE) of pictures in [0, 1], in decibels; infinite for equal pictures.
+
+    One number a picture, to be averaged as such: the PSNR of a whole batch's MSE is another number.
+    """
+
+    name, hash, resize = "psnr, mean over pictures, peak 1", "", "none"
+
+    def __call__(
+        self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "n"]:
+        return -10 * MSE()(a, b).log10()
+
+
+class SSIM:
+    """`ssim` as a measure of likeness; 1 for equal pictures."""
+
+    name, hash = "ssim, 11x11 Gaussian of sigma 1.5, RGB channels, no padding, peak 1", ""
+    resize = "none"
+
+    def __call__(
+        self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
+    ) -> Float[Tensor, "n"]:
+        return ssim(a, b)
+
+
 class OneMinusSSIM:
     """1 - SSIM (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, per channel, places without padding
     only."""
@@ -144,8 +170,12 @@ class OneMinusSSIM:
 
 
 def ssim(a: Float[Tensor, "n channel height width"], b: Float[Tensor, "n channel height width"]) -> Float[Tensor, "n"]:
-    """Structural similarity of pictures in [0, 1], averaged over channels and places; at least 11 pixels a
-    side."""
+    """Structural similarity of pictures in [0, 1], averaged over channels and places; at least 11 pixels a side.
+
+    Wang et al. 2004: K1 = 0.01, K2 = 0.03, variances with divisor n, and only places whose window lies within the
+    picture, as scikit-image with a crop of 5 pixels. torchmetrics pads by reflection and averages all places: another
+    convention, which differs in the third digit.
+    """
     if min(a.shape[-2:]) < SSIM_WINDOW:
         raise BadInput(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side, not {tuple(a.shape[-2:])}")
     at = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2

@@ -165,21 +165,25 @@ class ClipModel:
         return cls(load_vision(model, AutoModel, text=True))
 
     @torch.no_grad()
-    def images(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
-        """Unit-length embeddings of pictures in [0, 1]."""
+    def images(self, images: Float[Tensor, "n 3 height width"], unit: bool = True) -> Float[Tensor, "n dim"]:
+        """Embeddings of pictures in [0, 1], of unit length unless ``unit`` is off."""
         pixels = self.vision.prepare(images.to(self.vision.device, torch.float32))
-        return _unit(self.vision.network.get_image_features(pixel_values=pixels))
+        embedded = _pooled(self.vision.network.get_image_features(pixel_values=pixels))
+        return _unit(embedded) if unit else embedded
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
         """Unit-length embeddings of texts; longer ones than the context are cut."""
         inputs = self.vision.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-        return _unit(self.vision.network.get_text_features(**inputs.to(self.vision.device)))
+        return _unit(_pooled(self.vision.network.get_text_features(**inputs.to(self.vision.device))))
 
 
-def _unit(features: Any) -> Float[Tensor, "n dim"]:
+def _pooled(output: Any) -> Float[Tensor, "n dim"]:
     # transformers 5 returns the encoder's whole output, whose pooled part is the projected embedding.
-    features = features if isinstance(features, Tensor) else features.pooler_output
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _unit(features: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
     return features / features.norm(dim=-1, keepdim=True)
 
 

@@ -68,29 +68,44 @@ class Interpolated(Schedule):
 
     Noisy times obey the small size, clean ones the large (arXiv:2301.11093). The base's bounds apply before
     the shift, so the end points move; to shift first and bound last (arXiv:2403.06807) wrap an unbounded
-    one in `Bounded`: ``Bounded(Interpolated(Cosine(-inf, inf), 32, 128, 128), -15, 15)``.
+    one in `Bounded`: ``Bounded(Interpolated(Cosine(-inf, inf), 32, 128, 128), -15, 15)``. ``keep_bounds``
+    interpolates between two `Shifted` that keep theirs, so that the end points are the base's.
     """
 
     base: Schedule
     low: float
     high: float
     size: float
+    keep_bounds: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high or self.size <= 0:
             raise BadInput(f"sizes must be positive and low ({self.low}) at most high ({self.high})")
+        if self.keep_bounds:
+            Shifted(self.base, self.low, self.size, True)  # refuses a base without bounds
 
     @property
     def path(self) -> Path:
         return self.base.path
 
+    @property
+    def _ends(self) -> tuple[Schedule, Schedule]:
+        return tuple(Shifted(self.base, n, self.size, True) for n in (self.low, self.high))
+
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         t = float64(t)
+        if self.keep_bounds:
+            low, high = self._ends
+            return t * low.logsnr(t) + (1 - t) * high.logsnr(t)
         # One sum instead of two shifted schedules, which an unbounded base would make 0 times infinity.
         shift = t * math.log(self.low / self.size) + (1 - t) * math.log(self.high / self.size)
         return self.base.logsnr(t) + 2 * shift
 
     def dlogsnr_dt(self, t: Time) -> Float[Tensor, "..."]:
+        if self.keep_bounds:
+            t, (low, high) = float64(t), self._ends
+            slopes = t * low.dlogsnr_dt(t) + (1 - t) * high.dlogsnr_dt(t)
+            return slopes + low.logsnr(t) - high.logsnr(t)
         return self.base.dlogsnr_dt(t) + 2 * math.log(self.low / self.high)
 
 

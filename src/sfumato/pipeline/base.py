@@ -316,8 +316,12 @@ class Text2Image:
         vae = self.pipe.vae
         posterior = vae.encode(x.to(vae.dtype)).latent_dist
         z = posterior.mode() if generator is None else posterior.sample(generator=generator)
+        return self.scale_latents(z).to(x.dtype)
+
+    def scale_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
+        """The autoencoder's own latents in the scale in which the network sees them."""
         mean, std = self._latent_statistics(z)
-        return ((z - mean) / std * vae.config.scaling_factor).to(x.dtype)
+        return (z - mean) / std * self.pipe.vae.config.scaling_factor
 
     def decode_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pictures in about [-1, 1] (not clipped) of scaled latents, differentiable."""

@@ -6,10 +6,12 @@ and what the output means, saved together. Methods see its `denoiser`, like ever
 
 from __future__ import annotations
 
+import copy as copying
 import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,20 @@ from sfumato.noise import GaussianProcess
 from sfumato.noise.config import from_config, to_config
 from sfumato.noise.process import Prediction
 from sfumato.progress import track
-from sfumato.sample import Clipped, Guided, ddim, ddpm, dpmpp_2m, heun
+from sfumato.sample import Clipped, Guided, addim, ddim, ddpm, dpmpp_2m, heun
+from sfumato.sample.schedulers import check_steps
 from sfumato.sample.times import uniform
 
 from .saving import RECORD, quiet, weights_sha256
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "heun": heun, "dpm++": dpmpp_2m}
+# The last step ends in the picture itself, without noise on it.
+SAMPLERS = {
+    "ddpm": partial(ddpm, final_noise=False),
+    "ddim": ddim,
+    "addim": addim,
+    "heun": heun,
+    "dpm++": dpmpp_2m,
+}
 _NETS = "sfumato.nets"
 _CARD = """---
 tags: [sfumato]
@@ -96,8 +106,9 @@ class ImageModel:
         prediction: what the network's output is.
         shape: of one sample: (channel, height, width), or (frame, channel, height, width).
         labels: names of the classes; empty for a model without.
-        defaults: how `sample` samples unless told otherwise: ``sampler``, ``steps``, ``cfg_scale``, ``cfg_interval``
-            (log-SNRs) and ``clip`` (x0 is clamped to [-1, 1]).
+        defaults: how `sample` samples unless told otherwise: ``sampler`` and its ``options`` (arguments by name),
+            ``steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is clamped to [-1, 1]) and
+            ``distilled_steps`` (the only number of steps that it can take, if it was distilled).
     """
 
     network: ModelMixin
@@ -109,7 +120,8 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         self.shape, self.labels = tuple(self.shape), tuple(self.labels)
-        base = {"sampler": "ddpm", "steps": 256, "cfg_scale": 1.0, "cfg_interval": None, "clip": True}
+        base = {"sampler": "ddpm", "options": {}, "steps": 256, "cfg_scale": 1.0, "cfg_interval": None, "clip": True}
+        base["distilled_steps"] = None
         self.defaults = {**base, **self.defaults}
         self.denoiser = NetworkDenoiser(self)
 
@@ -120,6 +132,29 @@ class ImageModel:
     def no_label(self, n: int) -> Int[Tensor, "n"]:
         """The class number that means "no class", ``n`` times."""
         return torch.full((n,), len(self.labels), device=self.device)
+
+    def unconditional(self, n: int = 1) -> Int[Tensor, "n"] | None:
+        """The conditioning of `denoiser` that tells it nothing; None for a model without classes."""
+        return self.no_label(n) if self.labels else None
+
+    def copy(self, own: str | None = None) -> ImageModel:
+        """A new model that shares this one's weights (frozen), or with ``own`` = "full" has its own, to be trained.
+
+        Raises:
+            BadInput: another ``own``.
+        """
+        if own not in (None, "full"):
+            raise BadInput(f"a copy owns None or 'full', not {own!r}")
+        memo = {}
+        for x in self.network.parameters():
+            data = x.detach().clone() if own else x.detach()
+            memo[id(x)] = torch.nn.Parameter(data, requires_grad=own is not None)
+        network = copying.deepcopy(self.network, memo).eval()
+        return ImageModel(network, self.process, self.prediction, self.shape, self.labels, dict(self.defaults))
+
+    def frozen_copy(self) -> ImageModel:
+        """``copy()``: the same weights, frozen."""
+        return self.copy()
 
     def label_ids(self, labels: Sequence[str | int]) -> Int[Tensor, "n"]:
         """Class numbers of names (or of numbers).
@@ -154,16 +189,19 @@ class ImageModel:
             seeds: one per picture, or one number.
             labels: class names or numbers: one for all or one per seed. None: drawn without a class.
             steps, sampler, cfg_scale, cfg_interval: default: the model's ``defaults``; samplers are "ddpm", "ddim",
-                "heun", "dpm++", one of the catalogue by its name ("s2n") or any of `sfumato.sample` itself
+                "addim", "heun", "dpm++", one of the catalogue by its name ("s2n") or any of `sfumato.sample` itself
                 (``S2N(rho=0.3)``); guidance 1 is none, the interval is in log-SNR.
             batch_size: pictures computed together.
             progress: show a bar.
 
         Raises:
-            BadInput: an unknown sampler or class, or numbers of seeds and labels that do not match.
+            BadInput: an unknown sampler or class, steps that a distilled model cannot take, or numbers of seeds and
+                labels that do not match.
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
         solver = _sampler(self.defaults["sampler"] if sampler is None else sampler)
+        if sampler in (None, self.defaults["sampler"]):
+            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
         cond = None
         if labels is not None:
             names = [labels] * len(seeds) if isinstance(labels, str | int) else list(labels)
@@ -171,12 +209,15 @@ class ImageModel:
                 raise BadInput(f"{len(names)} labels for {len(seeds)} seeds: give one label for all, or one each")
             cond = self.label_ids(names)
         denoiser = self.guided(cfg_scale, cfg_interval)
-        times = uniform(self.defaults["steps"] if steps is None else steps)
+        steps = self.defaults["steps"] if steps is None else steps
+        check_steps(steps, self.defaults["distilled_steps"])
+        times = uniform(steps)
         parts = []
         for start in track(range(0, len(seeds), batch_size), "sampling", progress):
             generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
             z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
             rows = None if cond is None else cond[start : start + batch_size]
+            z = self.process.diffuse(torch.zeros_like(z), times[0], z)  # noise of this process, in its scale
             x = solver(denoiser, z, times, rows, generator=generators)
             parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
         return torch.cat(parts)

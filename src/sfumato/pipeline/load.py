@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from sfumato.errors import BadInput
 
 from .base import Text2Image
+from .distilled import listens_to_guidance
 from .image import ImageModel, load_image_model
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
@@ -43,7 +44,7 @@ def load(
     """Load a text-to-image pipeline, or an `ImageModel` of this project; only safetensors weights are read.
 
     Args:
-        model: "sketch" (the embedded model), a folder written by ``save_pretrained``, or a hub id
+        model: "sketch" (the embedded model), a folder written by ``save_pretrained`` or by a training run, or a hub id
             "owner/name" (the only case that may use the network, and only if no folder of that name exists).
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
@@ -96,7 +97,7 @@ def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None =
     if adapter is None:
         raise BadInput(f"{type(pipe).__name__} is not supported; supported are {_SUPPORTED}")
     config = pipe.unet.config
-    if config.in_channels != config.out_channels or config.get("time_cond_proj_dim") is not None:
+    if config.in_channels != config.out_channels or listens_to_guidance(pipe.unet):
         raise BadInput(
             f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is "
             f"not supported; supported are plain {_SUPPORTED}"
@@ -122,7 +123,9 @@ def _folder(model: str) -> Path | None:
     """The local folder that ``model`` names, or None for a hub id."""
     path = Path(model).expanduser()
     if path.is_dir():
-        return path
+        # The folder of a training run stands for the model in it.
+        inside = [path / name for name in ("model", "pipeline") if (path / name / "model_index.json").is_file()]
+        return inside[0] if inside and not (path / "model_index.json").is_file() else path
     if path.is_file():
         if path.suffix in _PICKLES:
             raise BadInput(f"{model} is a pickle, which can run code when it is read: {_CONVERT}")
@@ -230,8 +233,9 @@ def read_record(model: str | Path) -> dict[str, Any]:
 
 
 def _defaults(record: dict[str, Any]) -> dict[str, Any]:
-    """Sampling defaults that a record states (guidance); empty for other folders."""
+    """Sampling defaults that a record states (guidance, steps); empty for other folders."""
+    kinds = {"cfg_scale": float, "steps": int}
     try:
-        return {k: float(v) for k, v in record.get("defaults", {}).items() if k == "cfg_scale"}
+        return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
     except (ValueError, TypeError, AttributeError):
         return {}

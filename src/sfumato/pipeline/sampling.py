@@ -22,6 +22,7 @@ from sfumato import catalog
 from sfumato.errors import BadInput
 from sfumato.progress import console
 from sfumato.sample.guidance import Guided
+from sfumato.sample.schedulers import ADDIMScheduler, check_steps
 
 from .conditioning import Conditioning
 
@@ -41,13 +42,14 @@ class Rule(Protocol):
 Scheduler = str | SchedulerMixin | Rule | None
 _NAMED = {
     "ddim": (DDIMScheduler, {}),
+    "addim": (ADDIMScheduler, {}),
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
 }
 
 
 def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
-    """A fresh scheduler with the checkpoint's betas ("ddim", "dpm++", a sampler of the catalogue by its name or with
-    settings), a copy of another, or its own.
+    """A fresh scheduler with the checkpoint's betas ("ddim", "addim", "dpm++", a sampler of the catalogue by its name
+    or with settings), a copy of another, or its own.
 
     Raises:
         BadInput: unknown name.
@@ -74,7 +76,7 @@ def sample(
     prompts: str | Sequence[str] | None,
     seeds: int | Sequence[int],
     *,
-    steps: int = 25,
+    steps: int | None = None,
     cfg_scale: float | None = None,
     negative: str | Conditioning | None = None,
     scheduler: Scheduler = None,
@@ -90,11 +92,11 @@ def sample(
     Args:
         prompts: texts; one text goes with every seed. None if ``cond`` is given.
         seeds: one per picture; one seed goes with every text.
-        steps: denoising steps.
+        steps: denoising steps. Default: the number that the pipeline was distilled for, else 25.
         cfg_scale: guidance, u + cfg_scale (c - u); 1 is none. Default: the pipeline's.
         negative: what guidance steers away from; None is what the pipeline itself takes when none is given.
-        scheduler: "ddim", "dpm++", a sampler of the catalogue ("s2n", or ``S2N(rho=0.3)``), a diffusers scheduler (its
-            class and settings), or None for the pipeline's.
+        scheduler: "ddim", "addim", "dpm++", a sampler of the catalogue ("s2n", or ``S2N(rho=0.3)``), a diffusers
+            scheduler (its class and settings), or None for the pipeline's.
         eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
         size: side in pixels; default the model's.
         batch_size: pictures computed together; changes memory and speed only.
@@ -109,6 +111,7 @@ def sample(
     if batch_size < 1:
         raise BadInput(f"batch_size must be at least 1, got {batch_size}")
     jobs = _Jobs.make(p, prompts if cond is None else cond, seeds, negative, size)
+    steps = p.defaults.get("steps", 25) if steps is None else steps
     starts = range(0, len(jobs.seeds), batch_size)
     pictures = []
     with _bar(progress, len(starts) * steps) as advance:
@@ -232,6 +235,7 @@ def _states(
     """The latents from pure noise to clean, each with its time: steps + 1 states."""
     if steps < 1:
         raise BadInput(f"steps must be at least 1, got {steps}")
+    check_steps(steps, p.pipe.scheduler.config.get("distilled_steps"))
     cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
     cond, negative = jobs.conditioning(p, chunk, guided=cfg_scale != 1.0)
     generators = [torch.Generator().manual_seed(seed) for seed in jobs.seeds[chunk]]

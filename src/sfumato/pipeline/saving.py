@@ -34,7 +34,7 @@ tags: [sfumato]
 ---
 # {title}
 
-Loads with diffusers alone:
+{loads}:
 
 ```python
 from diffusers import DiffusionPipeline
@@ -51,6 +51,9 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 {provenance}
 ```
 """
+
+
+_LOADS = "Loads with diffusers alone"
 
 
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
@@ -87,7 +90,9 @@ def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, An
         record = {"description": description, "provenance": provenance, "versions": versions}
         write_json(temporary / RECORD, {"defaults": p.defaults, **record})
         title = str(provenance.get("title") or folder.name).replace("\n", " ")
-        text = _CARD.format(title=title, description=_json(description), provenance=_json(provenance))
+        own = type(p.pipe.scheduler).__module__.startswith("sfumato.")
+        loads = "Loads with diffusers where sfumato, which has its scheduler, is installed" if own else _LOADS
+        text = _CARD.format(title=title, loads=loads, description=_json(description), provenance=_json(provenance))
         (temporary / "README.md").write_text(text, encoding="utf-8")
     return folder
 

@@ -4,19 +4,21 @@ from . import times
 from .guidance import Clipped, Guided
 from .rolling import roll, rollout
 from .s2n import S2N
-from .samplers import ddim, ddpm, dpmpp_2m, heun, predict
+from .samplers import addim, ddim, ddpm, dpmpp_2m, heun, predict, prediction_error
 from .scheduler import from_scheduler
 
 __all__ = [
     "S2N",
     "Clipped",
     "Guided",
+    "addim",
     "ddim",
     "ddpm",
     "dpmpp_2m",
     "from_scheduler",
     "heun",
     "predict",
+    "prediction_error",
     "roll",
     "rollout",
     "times",

@@ -46,7 +46,7 @@ class Guided:
         inside = self._inside(t)
         if self.scale == 1 or not inside.any():
             return self.denoiser(z, t, cond)
-        with_cond, without = self._both(z, t, cond)
+        with_cond, without = self.both(z, t, cond)
         guided = without + self.scale * (with_cond - without)
         if inside.all():
             return guided
@@ -59,7 +59,8 @@ class Guided:
         low, high = self.interval
         return (level >= low) & (level <= high)
 
-    def _both(self, z: Tensor, t: Time, cond: Any) -> tuple[Tensor, Tensor]:
+    def both(self, z: Tensor, t: Time, cond: Any) -> tuple[Tensor, Tensor]:
+        """The conditional and the unconditional prediction, from one network call where that is possible."""
         join = torch.cat if torch.is_tensor(cond) else getattr(type(cond), "cat", None)
         alike = join is not None and type(cond) is type(self.uncond)
         if not alike or not len(cond) == len(self.uncond) == len(z):

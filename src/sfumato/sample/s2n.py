@@ -26,7 +26,7 @@ from ..errors import BadInput
 from ..noise.denoiser import Denoiser
 from ..noise.process import GaussianProcess
 from ..noise.schedule import Time
-from .samplers import Callback, Generators, Times, draw, extrapolated, predict, report, steps_of
+from .samplers import Callback, Generators, Times, _report, _steps, draw, extrapolated, predict
 
 if TYPE_CHECKING:
     from .s2n_scheduler import Grid, S2NScheduler
@@ -153,7 +153,7 @@ class S2N:
         if self.noisy and (times.diff(dim=0) > 0).any():
             raise BadInput("with fresh noise the times must decrease from noise (1) to clean (0)")
         before = before_t = None
-        for step, t, s in steps_of(times):
+        for step, t, s in _steps(times):
             x0 = ahead = predict(denoiser, z, t, cond)
             if self.order == 2 and before is not None and step < len(times) - 2:
                 ahead = extrapolated(process, x0, before, t, before_t, s)
@@ -162,7 +162,7 @@ class S2N:
             if self.noisy and (final_noise or step < len(times) - 2):
                 u = u + std * process.to_basis(draw(z, generator))
             z, before, before_t = process.from_basis(u), x0, t
-            report(callback, step, s, z)
+            _report(callback, step, s, z)
         return z
 
     def scheduler(self, config: Any = None, grid: Grid = "spacing") -> S2NScheduler:

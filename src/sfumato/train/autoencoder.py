@@ -93,6 +93,7 @@ def encode_all(
         _keep(cache, torch.cat([_kept(file, of) for file in files]), of)
         shutil.rmtree(parts)
     process.wait_for_everyone()
+    # From the file, in its layout: kernels round by layout, and a resumed run must do as this one.
     return _kept(cache, of)
 
 

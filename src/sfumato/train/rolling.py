@@ -28,7 +28,7 @@ class Rolling(PixelRecipe):
     arXiv:2402.09470. Local times (sections 3.2 and 3.3): `sfumato.noise.Window`. Loss (section 3.4): with t uniform in
     [0, 1], and the times of the init phase for a share of the batch, else those of the rolling phase, the mean over
     generated frames of a(t_k) |x_k - x_hat_k(z)|^2, where frames that do not move are left out. The weight a is that of
-    the plain error of v or of the noise. ``schedule="standard"`` is ordinary video diffusion with the same network,
+    the plain error of v or of the noise. ``frame_times="standard"`` is ordinary video diffusion with the same network,
     one time for all generated frames: the paper's baseline.
 
     The trained model rolls out: ``model.rollout(seeds, context, n_frames)``, or ``sfumato rollout``.
@@ -47,7 +47,7 @@ class Rolling(PixelRecipe):
     """Frames of the window, W."""
     context: int = 2
     """Clean frames that the window begins with, n."""
-    schedule_of_frames: Literal["rolling", "standard"] = "rolling"
+    frame_times: Literal["rolling", "standard"] = "rolling"
     """How noise grows along the window: frame by frame, or not at all (ordinary video diffusion)."""
     init_share: float = 0.1
     """Share of the updates spent on the init phase, beta; without it the first window is new to the network."""
@@ -102,8 +102,8 @@ class Rolling(PixelRecipe):
 
     def network(self, classes: int) -> ModelMixin:
         return VideoUNet(
-            self.size, self.window, self.open().channels, classes, self.channels, self.layers, self.patch, self.head_dim,
-            self.embedding, self.dropout, self.periodic,
+            self.size, self.window, self.open().channels, classes, self.channels, self.layers, self.patch,
+            self.head_dim, self.embedding, self.dropout, self.periodic,
         )  # fmt: skip
 
     def model(self, labels: tuple[str, ...]) -> VideoModel:
@@ -113,7 +113,7 @@ class Rolling(PixelRecipe):
     def sampling(self) -> dict[str, Any]:
         return {
             "context": self.context,
-            "schedule": self.schedule_of_frames,
+            "schedule": self.frame_times,
             "steps": self.sampling_steps,
             "clip": self.open().bounded,
         }
@@ -121,11 +121,11 @@ class Rolling(PixelRecipe):
     def local(self, t: Float[Tensor, "batch"]) -> tuple[Float[Tensor, "batch frame"], Bool[Tensor, "batch frame"]]:
         """Times of the frames for uniform ``t``, and which frames the loss counts.
 
-        One number decides phase and time: the lowest ``init_share`` of [0, 1], stretched to [0, 1], are the times of the
-        init phase, so that batches of times that cover [0, 1] evenly cover both phases evenly.
+        One number decides phase and time: the lowest ``init_share`` of [0, 1], stretched to [0, 1], are the times of
+        the init phase, so that batches of times that cover [0, 1] evenly cover both phases evenly.
         """
         window, share = self.places, self.init_share
-        if self.schedule_of_frames == "standard":
+        if self.frame_times == "standard":
             return window.times("standard", t), window.moving("standard", t)
         init = t < share
         t = torch.where(init, t / max(share, 1e-12), (t - share) / max(1 - share, 1e-12))
@@ -157,10 +157,9 @@ class Rolling(PixelRecipe):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "sketch": {"size": 32},
-    "kolmogorov": {"data": "kolmogorov", "size": 32, "periodic": True, "flip": False},
+    "kolmogorov": {"data": "kolmogorov", "periodic": True},
     "kolmogorov-small": {
-        "data": "kolmogorov", "size": 16, "periodic": True, "window": 6, "channels": (32, 64), "layers": 1, "patch": 2,
+        "data": "kolmogorov", "periodic": True, "size": 16, "window": 6, "channels": (32, 64), "layers": 1, "patch": 2,
         "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "steps": 1000, "ema": 0.99,
         "sampling_steps": 4,
     },

@@ -1,0 +1,70 @@
+"""What a source of pictures holds, told without decoding them: their sizes, and a hash of the files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from sfumato.errors import BadInput
+from sfumato.files import sha256_of
+
+from .pictures import SUFFIXES, Pictures
+
+
+def files_of(source: str) -> list[Path]:
+    """The files behind a source, in the order in which they are read; none for a source that is no path."""
+    if source.split(",")[0].endswith(".parquet"):
+        files: list[Path] = []
+        for part in source.split(","):
+            path = Path(part)
+            files += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+        return [f for f in files if f.is_file()]
+    folder = Path(source)
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def sizes_of(source: str) -> dict[tuple[int, int], list[str]]:
+    """(width, height) -> the names of the pictures that have it, by their headers; empty for what is no path.
+
+    Files that are no pictures are left out here, and named when they are read.
+    """
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for name, data in _headers(source):
+        try:
+            with Image.open(data) as image:
+                sizes.setdefault(image.size, []).append(name)
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
+            continue
+    return sizes
+
+
+def content_hash(source: str, pictures: Pictures, n: int) -> str:
+    """SHA-256 of what the first ``n`` pictures are made from: the bytes of their files in order, or their pixels."""
+    total = hashlib.sha256(f"{n} pictures\n".encode())
+    if files := files_of(source):
+        for file in files if files[0].suffix == ".parquet" else files[:n]:
+            total.update(bytes.fromhex(sha256_of(file)))
+    else:
+        for i in range(n):
+            total.update(pictures.picture(i).tobytes())
+    return total.hexdigest()
+
+
+def _headers(source: str) -> Iterator[tuple[str, Path | io.BytesIO]]:
+    for file in files_of(source):
+        if file.suffix != ".parquet":
+            yield file.name, file
+            continue
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(64, columns=["image"]):
+                for cell in batch.column("image").to_pylist():
+                    yield f"in {file.name}", io.BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)
+        except (pa.ArrowException, OSError, KeyError, IndexError, TypeError) as error:
+            raise BadInput(f"{file} cannot be read as pictures: {str(error).splitlines()[0]}") from error

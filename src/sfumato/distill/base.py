@@ -1,0 +1,176 @@
+"""What a distillation recipe is: a `Recipe` of the training loop with a frozen teacher, and a student to be saved.
+
+A method is a dataclass that inherits `Distiller` and says in `recipe` what is its own: which networks it trains and
+what their losses are. Teacher and student are both either a `Text2Image` or an `ImageModel`, so a method asks both for
+`denoiser`, `network`, `unconditional` and `defaults` and need not know which it has. One that needs clean data inherits
+`sfumato.distill.data.FromPictures` as well; one that needs another network makes it with ``teacher.copy(own="full")``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import torch
+from accelerate import PartialState
+
+from sfumato.errors import BadInput
+from sfumato.noise import GaussianProcess
+from sfumato.noise.process import Prediction
+from sfumato.pipeline import ImageModel, Text2Image, few_steps, load, read_record
+from sfumato.plan import Plan
+from sfumato.train.loop import Recipe, Run, Schedule
+
+Model = Text2Image | ImageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distiller:
+    """Fields and run of every distillation; not a method itself."""
+
+    teacher: str | Text2Image | ImageModel = "sketch"
+    """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
+    steps: int = 4
+    """Steps in which the student will sample."""
+    iterations: int = 200_000
+    """Updates."""
+    batch: int = 2048
+    """Pictures in an update."""
+    lr: float = 1e-4
+    """Learning rate."""
+    warmup: int = 1000
+    """Updates of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.9999
+    """Decay of the averaged weights, which are the ones kept."""
+    precision: str = "auto"
+    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 where the device has it."""
+    seed: int = 0
+    """Seed of all that is drawn."""
+    checkpoint_every: int = 500
+    """Updates between checkpoints."""
+
+    passes: ClassVar[float] = 3.0
+    """What an update costs, in forward passes of the network; a backward pass counts as two."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.iterations, self.batch, self.checkpoint_every) < 1:
+            raise BadInput("steps, iterations, batch and checkpoint_every must be at least 1")
+
+    # What a method says
+
+    def recipe(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> Recipe:
+        """What the loop trains.
+
+        Args:
+            teacher: frozen; it shares its weights with what the user gave, so they must not be changed.
+            student: a copy whose ``network`` is the caller's to train.
+            folder: where the run lives, for what should outlast a kill (encoded pictures, drawn pairs).
+            progress: show bars while preparing.
+        """
+        raise NotImplementedError
+
+    def finish(self, student: Model) -> None:
+        """Tell the trained student how it samples: by default in ``steps`` deterministic steps without guidance."""
+        few_steps(student, self.steps)
+
+    # The run
+
+    @classmethod
+    def name(cls) -> str:
+        """The catalogue's name: the module's."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    def open_teacher(self) -> Model:
+        """The teacher, frozen, over the weights of what the user gave.
+
+        Raises:
+            BadInput: as `sfumato.load`; a teacher whose prediction or noise process is unknown.
+        """
+        model = _load(self.teacher) if isinstance(self.teacher, str) else self.teacher
+        if not isinstance(model, Model):
+            raise BadInput(f"a teacher is a model, not a {type(model).__name__}: wrap or load it with sfumato")
+        denoiser = model.denoiser
+        if denoiser.prediction not in get_args(Prediction) or not isinstance(denoiser.process, GaussianProcess):
+            raise BadInput(
+                f"this teacher predicts {denoiser.prediction!r} under {type(denoiser.process).__name__}; a teacher "
+                f"must predict one of {', '.join(get_args(Prediction))} under a Gaussian process"
+            )
+        return model.frozen_copy()
+
+    def schedule(self) -> Schedule:
+        """The loop's settings."""
+        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)} - {"steps"}
+        return Schedule(steps=self.iterations, **{name: getattr(self, name) for name in shared})
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration in plain values; a teacher given as an object is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values if isinstance(self.teacher, str) else {k: v for k, v in values.items() if k != "teacher"}
+
+    def parent(self, teacher: Model) -> dict[str, Any]:
+        """Where the teacher comes from: its own record, as far as it has one, and the hash of its weights."""
+        record = read_record(self.teacher).get("provenance") if isinstance(self.teacher, str) else None
+        return {**(record or {}), "sha256": teacher.describe()["sha256"]}
+
+    def plan(self) -> Plan:
+        """Memory, and time from one forward pass of the teacher."""
+        teacher = self.open_teacher()
+        weights = sum(p.numel() for p in teacher.network.parameters())
+        n = min(self.batch, 16)
+        z = torch.zeros(n, *latent_shape(teacher), device=teacher.device)
+        cond = teacher.unconditional(n)
+        with torch.no_grad():
+            teacher.denoiser(z, 0.5, cond)  # the first call pays for what later ones find ready
+            began = time.perf_counter()
+            teacher.denoiser(z, 0.5, cond)
+        seconds = self.passes * (time.perf_counter() - began) * self.batch / n * self.iterations
+        memory = {"teacher": weights * teacher.network.dtype.itemsize, "student, averaged too": 8 * weights}
+        memory |= {"gradients": 4 * weights, "optimiser": 8 * weights}
+        return Plan(f"distill {self.name()} to {self.steps} steps", memory=memory, seconds=seconds)
+
+    def run(self, out: str | Path, progress: bool = True) -> Path:
+        """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings; the teacher or the data cannot be used.
+        """
+        out = Path(out)
+        if out.exists() and not out.is_dir():
+            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+        try:
+            teacher = self.open_teacher()
+            # Where the loop will train; a teacher given as an object may be elsewhere.
+            device = PartialState(cpu=not torch.cuda.is_available()).device
+            (teacher.network if isinstance(teacher, ImageModel) else teacher.pipe).to(device)
+            torch.manual_seed(self.seed)
+            student = teacher.copy(own="full")
+            parent = self.parent(teacher)
+            own = {k: v for k, v in self.settings().items() if k not in {f.name for f in fields(Schedule)}}
+            own |= {"distilled_steps": self.steps, "teacher": parent["sha256"]}
+            run = Run(self.recipe(teacher, student, out, progress), self.schedule(), out / "training", own)
+            run.fit(progress)
+        finally:
+            _load.cache_clear()
+        student.network.requires_grad_(False).eval()
+        self.finish(student)
+        made = {"recipe": f"distill {self.name()}", "config": self.settings(), "parent": parent}
+        run.finish(lambda: student.save(out / "model", overwrite=True, provenance=made))
+        return out / "model"
+
+
+@lru_cache(maxsize=1)
+def _load(name: str) -> Model:
+    """`load`, once for the plan and the run that follows it."""
+    return load(name)
+
+
+def latent_shape(model: Model) -> tuple[int, ...]:
+    """The shape of what the model's denoiser works on, without the batch."""
+    return model.shape if isinstance(model, ImageModel) else model.latent_shape()

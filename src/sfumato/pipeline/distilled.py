@@ -1,0 +1,47 @@
+"""A distilled model says how it is sampled, so that whoever runs it need not know."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sfumato.sample.schedulers import FewStepScheduler
+
+from .base import Text2Image
+from .image import ImageModel
+
+_WIDTH = 256
+"""Of the guidance embedding, as guidance-distilled checkpoints have it."""
+
+
+def few_steps(model: Text2Image | ImageModel, steps: int) -> None:
+    """From now on ``model`` samples in ``steps`` DDIM steps t = 1, (steps - 1) / steps, ... without guidance.
+
+    Changed in place, and saved with it. A text-to-image pipeline does so by itself, ``pipe(prompt)`` in diffusers too:
+    its scheduler becomes a `FewStepScheduler`, and its network is marked as guidance-distilled, which is what makes
+    diffusers skip guidance. The mark is an embedding of the guidance scale with all weights zero: the network computes
+    what it computed before. Other numbers of steps are refused.
+    """
+    if isinstance(model, ImageModel):
+        model.defaults |= {"sampler": "ddim", "steps": steps, "distilled_steps": steps, "cfg_scale": 1.0}
+        return
+    pipe, network = model.pipe, model.network
+    config = pipe.scheduler.config
+    clip = config.get("clip_sample", False)
+    pipe.scheduler = FewStepScheduler.from_config(config, distilled_steps=steps, clip_sample=clip)
+    model.defaults |= {"steps": steps, "cfg_scale": 1.0}
+    if network.config.get("time_cond_proj_dim") is None:
+        embedding = network.time_embedding
+        like = embedding.linear_1.weight
+        project = nn.Linear(_WIDTH, like.shape[1], bias=False, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(project.weight)
+        embedding.cond_proj = project.requires_grad_(False)
+        network.register_to_config(time_cond_proj_dim=_WIDTH)
+
+
+def listens_to_guidance(network: nn.Module) -> bool:
+    """Whether the network's output depends on a guidance scale it is told (that of `few_steps` does not)."""
+    if network.config.get("time_cond_proj_dim") is None:
+        return False
+    return bool(torch.count_nonzero(network.time_embedding.cond_proj.weight))
+

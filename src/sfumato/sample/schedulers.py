@@ -1,0 +1,205 @@
+"""Schedulers for diffusers' own pipelines: ``pipe.scheduler = ADDIMScheduler.from_config(pipe.scheduler.config)``.
+
+A pipeline saved with one of them names this module, so diffusers loads it again wherever this package is installed;
+elsewhere pass another: ``from_pretrained(folder, scheduler=DDIMScheduler.from_pretrained(folder, subfolder=
+"scheduler"))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (diffusers looks here for the base of what it loads)
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import BadInput
+from ..noise.addim import lengthening
+from ..noise.process import GaussianProcess
+from ..noise.schedule import DiscreteSchedule
+from .scheduler import PREDICTIONS
+
+_DDIM = frozenset(signature(DDIMScheduler.__init__).parameters) - {"self"}
+UNASKED = 50
+"""The number of steps with which diffusers' text-to-image pipelines call when nobody names one."""
+
+
+def check_steps(asked: int, distilled: int | None) -> None:
+    """Refuse a number of steps that is not the one (if any) for which a model was distilled.
+
+    Raises:
+        BadInput: says which number that is.
+    """
+    if distilled is not None and asked != distilled:
+        raise BadInput(f"this model was distilled for {distilled} steps and cannot take {asked}: leave the number out")
+
+
+class ADDIMScheduler(DDIMScheduler):
+    """aDDIM (arXiv:2403.06807, algorithm 3): DDIM without its loss of variance, for any DDPM-style pipeline.
+
+    All of `DDIMScheduler`'s settings (prediction types, betas, spacing, clipping of x0 but not of the noise) mean the
+    same here. Deterministic; ``eta`` = 0 is DDIM bit for bit.
+
+    Args:
+        eta: share of the variance of x0 given z_t that is put back: 0.1 with the analytic rule, 0.75 with measured
+            ``errors`` (the paper's settings). Not DDIM's ``eta``, which adds fresh noise; this one draws nothing.
+        prior_variance: of x0 in each dimension, for the analytic rule Var[x0 | z_t] = 1 / (1 / prior_variance + SNR);
+            the paper's 0.5 suits pixels, 1 suits latents of unit variance.
+        errors: the network's mean squared error of x0 at each of the training timesteps, from
+            `sfumato.sample.prediction_error`, which takes the place of the analytic rule.
+
+    Raises:
+        BadInput: a negative ``eta``, a ``prior_variance`` that is not positive, ``errors`` of another length.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        eta: float = 0.1,
+        prior_variance: float = 0.5,
+        errors: Sequence[float] | None = None,
+    ):
+        super().__init__(**{name: value for name, value in self.config.items() if name in _DDIM})
+        if eta < 0 or prior_variance <= 0:
+            raise BadInput(f"eta must not be negative, prior_variance be positive: got {eta} and {prior_variance}")
+        if errors is not None and len(errors) != num_train_timesteps:
+            raise BadInput(f"{len(errors)} errors for {num_train_timesteps} timesteps: give one for each")
+
+    def variance(self, timestep: int | Tensor) -> float:
+        """``eta`` times the variance of x0 given the noisy input at a timestep."""
+        if self.config.errors is not None:
+            return self.config.eta * self.config.errors[int(timestep)]
+        alpha2 = float(self.alphas_cumprod[int(timestep)])
+        return self.config.eta / (1 / self.config.prior_variance + alpha2 / (1 - alpha2))
+
+    def step(
+        self,
+        model_output: Float[Tensor, "batch *dims"],
+        timestep: int | Tensor,
+        sample: Float[Tensor, "batch *dims"],
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """From ``timestep`` to the one before it: `DDIMScheduler.step`, then the noise lengthened."""
+        end, x0 = super().step(model_output, timestep, sample, return_dict=False)
+        var = self.variance(timestep)
+        if var > 0:
+            eps = self._noise(model_output, timestep, sample)
+            before = int(timestep) - self.config.num_train_timesteps // self.num_inference_steps
+            alpha2, alpha2_s = self.alphas_cumprod[int(timestep)], self.final_alpha_cumprod
+            alpha2_s = self.alphas_cumprod[before] if before >= 0 else alpha2_s
+            alpha, sigma, alpha_s, sigma_s = (
+                x.double().sqrt() for x in (alpha2, 1 - alpha2, alpha2_s, 1 - alpha2_s)
+            )
+            b = alpha_s - alpha * sigma_s / sigma
+            wide = eps if eps.dtype == torch.float64 else eps.float()  # d numbers are summed
+            end = end + (lengthening(wide, sigma_s.to(wide), (b.square() * var).to(wide)) * wide).to(end.dtype)
+        return DDIMSchedulerOutput(prev_sample=end, pred_original_sample=x0) if return_dict else (end, x0)
+
+    def _noise(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor) -> Tensor:
+        """The predicted noise, as `DDIMScheduler.step` computes it."""
+        alpha2 = self.alphas_cumprod[int(timestep)]
+        alpha, sigma = alpha2**0.5, (1 - alpha2) ** 0.5
+        if self.config.prediction_type == "epsilon":
+            return model_output
+        if self.config.prediction_type == "sample":
+            return (sample - alpha * model_output) / sigma
+        return alpha * model_output + sigma * sample
+
+
+class FewStepScheduler(DDIMScheduler):
+    """The scheduler of a distilled model: DDIM through t = 1, (S - 1) / S, ..., 1 / S to 0, whatever it is asked for.
+
+    The times are exact also where S does not divide the training timesteps, where the network is asked between two of
+    them, as in training. Deterministic, and each step ends at the next one's start, the last at t = 0.
+
+    Args:
+        distilled_steps: S. Other arguments are `DDIMScheduler`'s; the spacing and the offset play no part.
+
+    Raises:
+        BadInput: fewer than one step.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "trailing",
+        rescale_betas_zero_snr: bool = False,
+        distilled_steps: int = 4,
+    ):
+        super().__init__(**{name: value for name, value in self.config.items() if name in _DDIM})
+        if distilled_steps < 1:
+            raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
+
+    @cached_property
+    def process(self) -> GaussianProcess:
+        """The noise process of the table of betas, in continuous time."""
+        return GaussianProcess(DiscreteSchedule.from_alphas_cumprod(self.alphas_cumprod))
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
+        """The S timesteps. ``num_inference_steps`` may be left out, be S, or be the 50 of a pipeline's default.
+
+        Raises:
+            BadInput: another number; the message says what the model was distilled for.
+        """
+        steps = self.config.distilled_steps
+        if num_inference_steps not in (None, UNASKED):
+            check_steps(num_inference_steps, steps)
+        self.num_inference_steps = steps
+        ends = torch.arange(steps, 0, -1, dtype=torch.float64)
+        timesteps = ends * self.config.num_train_timesteps / steps - 1
+        whole = bool((timesteps == timesteps.round()).all())
+        self.timesteps = timesteps.to(torch.int64 if whole else torch.float32).to(device)
+
+    def step(
+        self,
+        model_output: Float[Tensor, "batch *dims"],
+        timestep: float | Tensor,
+        sample: Float[Tensor, "batch *dims"],
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """From the start of a segment to its end, which is the start of the one below."""
+        steps = self.config.distilled_steps
+        segment = round((float(timestep) + 1) / self.config.num_train_timesteps * steps)
+        t, s = segment / steps, (segment - 1) / steps
+        kind = PREDICTIONS[self.config.prediction_type]
+        x0 = self.process.convert(model_output, sample, t, kind, "x0")
+        if self.config.thresholding:
+            x0 = self._threshold_sample(x0)
+        elif self.config.clip_sample:
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        end, _ = self.process.posterior(sample, x0, t, s, eta=0.0)
+        return DDIMSchedulerOutput(prev_sample=end, pred_original_sample=x0) if return_dict else (end, x0)
