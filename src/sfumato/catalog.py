@@ -168,6 +168,29 @@ _S2N = Paper(
     "and Phung, Dinh and Le, Trung",
     2024, "",
 )  # fmt: skip
+_SIMPLE = Paper(
+    "hoogeboom2023simple", "2301.11093", "simple diffusion: End-to-end diffusion for high resolution images",
+    "Hoogeboom, Emiel and Heek, Jonathan and Salimans, Tim",
+    2023, "International Conference on Machine Learning",
+)  # fmt: skip
+_SID2 = Paper(
+    "hoogeboom2025simpler", "2410.19324",
+    "Simpler Diffusion (SiD2): 1.5 FID on ImageNet512 with pixel-space diffusion",
+    "Hoogeboom, Emiel and Mensink, Thomas and Heek, Jonathan and Lamerigts, Kay and Gao, Ruiqi and Salimans, Tim",
+    2025, "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+)  # fmt: skip
+_OBJECTIVES = Paper(
+    "kingma2023understanding", "2303.00848",
+    "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation",
+    "Kingma, Diederik P. and Gao, Ruiqi", 2023, "Advances in Neural Information Processing Systems",
+)  # fmt: skip
+_INTERVAL = Paper(
+    "kynkaanniemi2024applying", "2404.07724",
+    "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models",
+    r"Kynk{\"a}{\"a}nniemi, Tuomas and Aittala, Miika and Karras, Tero and Laine, Samuli and Aila, Timo "
+    "and Lehtinen, Jaakko",
+    2024, "Advances in Neural Information Processing Systems",
+)  # fmt: skip
 _ROLLING = Paper(
     "ruhe2024rolling", "2402.09470", "Rolling Diffusion Models",
     "Ruhe, David and Heek, Jonathan and Salimans, Tim and Hoogeboom, Emiel",
@@ -243,6 +266,22 @@ METHODS: tuple[Method, ...] = (
         when="A pipeline of your own, from pictures with captions.",
         beware="Small pictures and small vocabularies on CPU.",
         no_ledger="measured by the oracle when it ends",
+    ),
+    Method(
+        "train", "simple-diffusion", "sfumato.train.simple_diffusion:SimpleDiffusion", (_SIMPLE, _GUIDANCE),
+        "Pixel diffusion at any resolution: a schedule that follows the size, and the capacity at 16x16.",
+        cost="one network call with gradients an update; the paper's models are for many GPUs",
+        when="Pictures of 64 pixels and more without an autoencoder.",
+        beware="The published models have billions of parameters; `sid2` needs fewer.",
+        ledger="simple_diffusion",
+    ),
+    Method(
+        "train", "sid2", "sfumato.train.sid2:SiD2", (_SID2, _SIMPLE, _OBJECTIVES, _INTERVAL, _GUIDANCE),
+        "Pixel diffusion with the sigmoid loss, the Residual U-ViT and guidance in an interval.",
+        cost="one network call with gradients an update; half the patch is four times the work",
+        when="The first choice for pixel models: classes or none, one loss bias per resolution.",
+        beware="The bias, the guidance and its interval are to be chosen for each resolution and model.",
+        ledger="sid2",
     ),
     Method(
         "train", "blurring", "sfumato.train.blurring:Blurring", (_BLURRING, _HEAT),

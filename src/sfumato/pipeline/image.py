@@ -150,7 +150,7 @@ class ImageModel:
             data = x.detach().clone() if own else x.detach()
             memo[id(x)] = torch.nn.Parameter(data, requires_grad=own is not None)
         network = copying.deepcopy(self.network, memo).eval()
-        return ImageModel(network, self.process, self.prediction, self.shape, self.labels, dict(self.defaults))
+        return type(self)(network, self.process, self.prediction, self.shape, self.labels, dict(self.defaults))
 
     def frozen_copy(self) -> ImageModel:
         """``copy()``: the same weights, frozen."""

@@ -140,15 +140,23 @@ class PixelRecipe:
 
     @torch.no_grad()
     def plan(self) -> Plan:
-        """Memory, and time from one forward pass (a training step costs about three)."""
+        """Memory, and time from one forward pass on the device that will train (a training step costs about three)."""
         model = self.model(self.labels_of(self.open()))
-        n = min(self.batch, 16)
-        z = torch.zeros(n, *model.shape)
-        began = time.perf_counter()
-        model.denoiser(z, 0.5, None)
-        seconds = 3 * (time.perf_counter() - began) * self.batch / n * self.steps
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.network.to(device)
+
+        def forward(n: int) -> float:
+            began = time.perf_counter()
+            model.denoiser(torch.zeros(n, *model.shape, device=device), 0.5, None).sum().item()
+            return time.perf_counter() - began
+
+        n, seconds = 1, forward(1)
+        if seconds < 2:  # large networks take long enough for one picture to tell
+            n = min(self.batch, 16)
+            seconds = forward(n)
         weights = 4 * sum(p.numel() for p in model.network.parameters())
         memory = {"weights, averaged too": 2 * weights, "gradients": weights, "optimiser": 2 * weights}
+        seconds *= 3 * self.batch / n * self.steps
         return Plan(f"train {self.name()} on {self.data}", memory=memory, seconds=seconds)
 
     def labels_of(self, pictures: Pictures) -> tuple[str, ...]:
