@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sfumato.data import oracle
 from sfumato.data.pictures import SketchPictures, to_tensor
-from sfumato.metrics.spectral import frechet
+from sfumato.metrics.frechet import frechet_distance
 from sfumato.noise.blurring import dct
 from sfumato.pipeline import ImageModel, load
 from sfumato.sample import S2N, ddpm
@@ -38,7 +39,8 @@ def train(seed: int, **changes) -> ImageModel:
     settings |= {"lr": 2e-3, "warmup": 50, "ema": 0.995, "batch": 32, "steps": UPDATES, "checkpoint_every": UPDATES}
     recipe = Blurring(size=SIDE, pictures=PICTURES, seed=seed, classes=False, **{**settings, **changes})
     with tempfile.TemporaryDirectory() as folder:
-        return load(recipe.run(folder, progress=False), "cpu")
+        model: Any = load(recipe.run(folder, progress=False), "cpu")
+        return model
 
 
 def pictures(seed: int, count: int) -> Float[Tensor, "count 3 side side"]:
@@ -94,7 +96,7 @@ def distance(model: ImageModel, seed: int, sampler: Callable[..., Tensor] | str 
     reader = oracle.load()
     with torch.no_grad():
         real = reader.features((pictures(seed + 1000, FRESH) + 1) / 2)
-        return frechet(reader.features(drawn).double(), real.double())
+        return frechet_distance(real.double(), reader.features(drawn).double())
 
 
 def measure(seed: int) -> dict[str, Pair | Table]:

@@ -303,7 +303,8 @@ class Run:
         """The recipe's pictures by the averaged weights, in [0, 1], always from the same noise."""
         rng = torch.Generator().manual_seed(step_seed(self.schedule.seed, 0, 3))
         with state.evaluation(self.modules), state.swapped(self.params, self.average):
-            return self.trained(partial(self.recipe.grid, rng)).float().clamp(0, 1).cpu()
+            draw = partial(self.recipe.grid, rng)  # type: ignore[attr-defined]  # only a recipe that has one
+            return self.trained(draw).float().clamp(0, 1).cpu()
 
     def save(self) -> None:
         """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one.
