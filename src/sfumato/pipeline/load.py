@@ -22,7 +22,7 @@ from .sdxl import StableDiffusionXL
 from .video import VideoModel
 
 EMBEDDED = ("sketch",)
-_FAMILIES: dict[type, type[Text2Image]] = {
+_FAMILIES: dict[type[Any], type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
 }
@@ -66,7 +66,7 @@ def load(
             f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}"
         )
     if folder is not None:
-        _check_files(folder)
+        _check_files(folder, index)
     device = _device(device)
     with quiet():
         try:
@@ -122,7 +122,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _folder(model: str) -> Path | None:
     """The local folder that ``model`` names, or None for a hub id."""
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         # The folder of a training run stands for the model in it.
         inside = [path / name for name in ("model", "pipeline") if (path / name / "model_index.json").is_file()]
         return inside[0] if inside and not (path / "model_index.json").is_file() else path
@@ -173,13 +173,19 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
     return index
 
 
-def _check_files(folder: Path) -> None:
-    """Name the file that is pickled, truncated or corrupt before a library stumbles over it.
+def _check_files(folder: Path, index: dict[str, Any]) -> None:
+    """Name what is missing, pickled, truncated or corrupt before a library stumbles over it, or makes it up.
 
     Raises:
-        BadInput: a component has pickled weights only, or a safetensors file whose header and length
-            disagree.
+        BadInput: a component of the index is not there (a tokenizer: its vocabulary), has pickled weights only, or a
+            safetensors file whose header and length disagree.
     """
+    for name, kind in index.items():
+        if not isinstance(kind, list) or None in kind:
+            continue
+        words = [folder / name / file for file in ("tokenizer.json", "vocab.json")]
+        if not (folder / name).is_dir() or (name.startswith("tokenizer") and not any(w.is_file() for w in words)):
+            raise BadInput(f"{folder} is incomplete, its {name} is missing: fetch or write the folder again")
     for part in sorted(f for f in folder.iterdir() if f.is_dir()):
         safe = sorted(part.glob("*.safetensors"))
         pickles = sorted(f for f in part.iterdir() if f.suffix in _PICKLES)
