@@ -45,7 +45,7 @@ class Source:
             self.n = len(self.given)
             return
         counted = {"count": self.limit} if self.limit and self.where == "sketch" else {}
-        self.pictures: Pictures = open_pictures(self.where, side, **counted)
+        self.pictures: Pictures = open_pictures(self.where, side, bad_share=0.0, **counted)
         self.n = min(len(self.pictures), self.limit or len(self.pictures))
 
     @cached_property
