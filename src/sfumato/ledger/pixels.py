@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from sfumato.data.pictures import SketchPictures, to_tensor
+from sfumato.data.pictures import to_tensor
+from sfumato.data.toys import SketchPictures
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.nets.wavelet import analyse
 from sfumato.pipeline import ImageModel, load
@@ -19,7 +21,8 @@ from sfumato.train.pixels import PixelRecipe
 def trained(recipe: PixelRecipe) -> ImageModel:
     """The model that ``recipe`` makes; nothing is left on disk."""
     with TemporaryDirectory() as folder:
-        return load(recipe.run(folder, progress=False), "cpu")
+        model: Any = load(recipe.run(folder, progress=False), "cpu")
+        return model
 
 
 def fresh(size: int, seed: int, count: int) -> Float[Tensor, "count 3 size size"]:
