@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from sfumato.errors import BadInput
 from sfumato.files import write_json
 
 Pair = tuple[Sequence[float], Sequence[float]]
+Table = dict[str, dict[str, float]]
+"""Row -> column -> figure."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Experiment:
     """A method's claims and the function that measures them all at one seed.
 
     ``measure(seed)`` returns, for every claim, the paired per-item values (method, baseline): the same prompts and
-    seeds in both. ``tuning`` says how settings were chosen, and on which seeds, none of which is in ``seeds``.
+    seeds in both. What else it returns, under names that are no claims, are `Table`s of figures: they are written with
+    their standard error over the seeds, and decide nothing. ``tuning`` says how settings were chosen, and on which
+    seeds, none of which is in ``seeds``.
     """
 
     name: str
@@ -55,7 +60,7 @@ class Experiment:
     claims: dict[str, Claim]
     seeds: tuple[int, ...]
     tuning: str
-    measure: Callable[[int], dict[str, Pair]]
+    measure: Callable[[int], dict[str, Pair | Table]]
     notes: str = ""
 
 
@@ -133,11 +138,23 @@ def run(name: str, folder: Path | str = "docs/ledger", progress: bool = True) ->
         "claims": results,
         "tuning": experiment.tuning,
         "notes": experiment.notes,
+        "tables": {key: spread([r[key] for r in per_seed]) for key in per_seed[0] if key not in experiment.claims},
         "seconds": round(time.perf_counter() - began, 1),
         "versions": _versions(),
     }
     write_json(Path(folder) / f"{name}.json", record, overwrite=True)
     return record
+
+
+def spread(tables: Sequence[Table]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and standard error, over seeds, of each figure of the same table."""
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for row, columns in tables[0].items():
+        for column in columns:
+            values = np.array([table[row][column] for table in tables], float)
+            error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+            result.setdefault(row, {})[column] = {"mean": float(values.mean()), "error": error}
+    return result
 
 
 def table(folder: Path | str = "docs/ledger") -> str:
@@ -171,8 +188,19 @@ def table(folder: Path | str = "docs/ledger") -> str:
             ]
         details += [f"- Settings: {record['tuning']}"]
         details += [f"- {record['notes']}"] if record["notes"] else []
+        for name, rows in record.get("tables", {}).items():
+            columns = sorted({column for row in rows.values() for column in row}, key=_by_number)
+            details += ["", f"| {name} | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+            for row, cells in rows.items():
+                shown = ["{mean:.3g} ± {error:.1g}".format(**cells[c]) if c in cells else "" for c in columns]
+                details.append(f"| {row} | {' | '.join(shown)} |")
         details += [""]
     return "\n".join([*lines, "", *details])
+
+
+def _by_number(text: str) -> list[tuple[int, str]]:
+    """Sorts "25" before "100": files keep their keys in alphabetical order."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _versions() -> dict[str, str]:
