@@ -15,6 +15,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
 from hypothesis import given, settings
@@ -471,6 +472,17 @@ def test_the_operations_saved_are_the_encoders_share_of_the_steps_that_are_no_ke
         patched = count(draw) - text
     assert 1 - patched / plain == pytest.approx((1 - 7 / 20) * encoder / (encoder + decoder), rel=0.01)
     assert 50 * 504 + len(key_steps(50)) * 230 == pytest.approx(0.73 * 37_050, rel=0.02)
+
+
+def test_a_full_size_unet_is_split_where_the_paper_splits_it():
+    """Encoder and middle block 230, decoder 504 of 734; our count includes the products inside attention."""
+    with torch.device("meta"):
+        network = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        z, tokens = torch.zeros(2, 4, 64, 64), torch.zeros(2, 77, 768)
+    encoder, decoder = operations(network, z, encoder_hidden_states=tokens)
+    assert encoder / (encoder + decoder) == pytest.approx(230 / 734, rel=0.05)
+    keys = len(key_steps(50))
+    assert 50 * (encoder + decoder) / (keys * encoder + 50 * decoder) == pytest.approx(1.35, abs=0.02)
 
 
 @pytest.mark.parametrize(

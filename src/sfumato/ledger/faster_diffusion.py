@@ -34,11 +34,11 @@ def plain_steps(pipe: Text2Image) -> int:
 
 
 def feature_changes(pipe: Text2Image, prompts: list[str], seeds: list[int]) -> tuple[list[float], list[float]]:
-    """Mean relative change |f_i - f_(i-1)| / |f_(i-1)| over the steps of a run, and over the blocks of the encoder or of
-    the decoder: a pair of numbers for each picture (features of the conditional prediction)."""
-    encoder = list(block_sides(pipe.network))
-    decoder = [name.replace("down", "up") for name in encoder if name.startswith("down")]
-    changes: dict[str, list[Tensor]] = {name: [] for name in (*encoder, *decoder)}
+    """Mean relative change |f_i - f_(i-1)| / |f_(i-1)| over the steps of a run, and over the blocks of the encoder or
+    of the decoder: a pair of numbers for each picture (features of the conditional prediction)."""
+    changes: dict[str, list[Tensor]] = {name: [] for name in block_sides(pipe.network)}
+    decoder = [name for name in changes if name.startswith("up_blocks")]
+    encoder = [name for name in changes if name not in decoder]
     with ExitStack() as stack:
         taps = {name: stack.enter_context(pipe.tap(name)) for name in changes}
         before: dict[str, Tensor] = {}

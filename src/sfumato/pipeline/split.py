@@ -59,16 +59,22 @@ def encode(
     **inputs: Any,
 ) -> Features:
     """Run the encoder and the middle block; ``inputs`` are what the network takes besides, by name."""
-    seen: list[Features] = []
-
-    def up(hidden_states: Tensor, res_hidden_states_tuple: tuple[Tensor, ...], **rest: Any) -> Tensor:
-        seen.append(Features(res_hidden_states_tuple, hidden_states, tuple(z.shape[1:])))
-        return hidden_states
-
-    up.resnets = range(1 << 30)  # an up block is given as many skip connections as it has resnets: all of them
+    up = _LastBlock()
     shell = _shell(network, up_blocks=[up], conv_norm_out=None, conv_out=lambda x: x)
-    type(network).forward(shell, z, timestep, **inputs, return_dict=False)
-    return seen[0]
+    bottleneck = type(network).forward(shell, z, timestep, **inputs, return_dict=False)[0]
+    return Features(up.skips, bottleneck, tuple(z.shape[1:]))
+
+
+class _LastBlock:
+    """In the place of the up blocks: keeps the skip connections, and lets the bottleneck pass."""
+
+    resnets = range(1 << 30)
+    """An up block is given as many skip connections as it has resnets: this one all that there are."""
+    skips: tuple[Tensor, ...] = ()
+
+    def __call__(self, hidden_states: Tensor, res_hidden_states_tuple: tuple[Tensor, ...], **rest: Any) -> Tensor:
+        self.skips = res_hidden_states_tuple
+        return hidden_states
 
 
 def decode(
