@@ -85,7 +85,7 @@ class Method:
     def class_name(self) -> str:
         return self.cls.partition(":")[2]
 
-    def load(self) -> type:
+    def load(self) -> type[Any]:
         """Import the class."""
         from importlib import import_module
 
@@ -147,6 +147,13 @@ _LATENT_DIFFUSION = Paper(
 _GUIDANCE = Paper(
     "ho2022classifierfree", "2207.12598", "Classifier-Free Diffusion Guidance",
     "Ho, Jonathan and Salimans, Tim", 2022, "",
+)  # fmt: skip
+_FASTER_DIFFUSION = Paper(
+    "li2024faster", "2312.09608",
+    "Faster Diffusion: Rethinking the Role of the Encoder for Diffusion Model Inference",
+    "Li, Senmao and Hu, Taihang and van de Weijer, Joost and Khan, Fahad Shahbaz and Liu, Tao and Li, Linxuan "
+    "and Yang, Shiqi and Wang, Yaxing and Cheng, Ming-Ming and Yang, Jian",
+    2024, "Advances in Neural Information Processing Systems",
 )  # fmt: skip
 _MULTISTEP_CM = Paper(
     "heek2024multistep", "2403.06807", "Multistep Consistency Models",
@@ -250,6 +257,14 @@ METHODS: tuple[Method, ...] = (
         when="The white-box test that every erased pipeline should face.",
         beware="Needs pictures of the concept, from the original pipeline.",
         no_ledger="it is the yardstick of the RECE and UCE entries",
+    ),
+    Method(
+        "steer", "faster-diffusion", "sfumato.steer.faster_diffusion:FasterDiffusion", (_FASTER_DIFFUSION,),
+        "Runs the UNet's encoder at a few key steps only, and the decoders between them in one batch.",
+        cost="none; saves about a quarter of the operations of 50 steps",
+        when="Faster sampling of any UNet pipeline, without training.",
+        beware="Fewer steps need relatively more key steps; parallel decoding takes memory.",
+        ledger="faster-diffusion",
     ),
     Method(
         "distill", "multistep-cm", "sfumato.distill.multistep_cm:MultistepCM", (_MULTISTEP_CM,),

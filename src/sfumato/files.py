@@ -64,9 +64,13 @@ def atomic_file(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pa
 
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Raise `BadInput` if an output at ``path`` would destroy something: ask before the work, not after."""
+    """Raise `BadInput` if an output at ``path`` would destroy something or has no place: asked before the work."""
     target = _absolute(path)
     if not os.path.lexists(target):
+        there = next(p for p in target.parents if os.path.lexists(p))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = "may not be written to" if there.is_dir() else "is no folder"
+            raise BadInput(f"cannot write {path}: {there} {reason}")
         return
     if not overwrite:
         raise BadInput(f"{path} exists already: choose another name, or add --overwrite to replace it")
@@ -176,7 +180,7 @@ def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
 
     with Image.open(path) as image:
         image.load()
-        return {key: str(value) for key, value in image.text.items()}
+        return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def disk_is_full(error: BaseException) -> bool:

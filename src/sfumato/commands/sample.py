@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from tyro.conf import Positional
 
 from sfumato import catalog
 from sfumato.commands.options import parse
-from sfumato.commands.verb import EMBEDDED, Where, load_any
+from sfumato.commands.verb import EMBEDDED, Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
@@ -29,7 +30,7 @@ EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Where):
+class Sample(Equipped):
     """Options of the command."""
 
     prompts: Annotated[tuple[str, ...], Positional]
@@ -56,20 +57,39 @@ class Sample(Where):
 
 
 def main(args: list[str]) -> None:
-    options, rule = _read(_seed_alias(args))
+    options, rule = _read(seed_alias(args))
+    jobs = jobs_of(options, EXAMPLE)
+    model = equipped(load_any(options.model, options), options.model, options)
+    drawn = draw_text if hasattr(model, "pipe") else _draw_classes
+    pictures, settings = drawn(model, jobs, options, rule)
+    settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
+    write(options, model, jobs, pictures, settings)
+
+
+def jobs_of(options: Sample, example: str) -> list[tuple[str | None, int]]:
+    """One (prompt, seed) per picture; bad prompts, seeds and outputs are refused before anything is loaded."""
+    if any(not prompt.strip() for prompt in options.prompts):
+        raise BadInput(f"give at least one prompt, none of them empty, as in `{example}`")
+    if not options.prompts and options.model in EMBEDDED:
+        raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{example}`")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
-    if any(not prompt.strip() for prompt in options.prompts):
-        raise BadInput(f"give at least one prompt, none of them empty, as in `{EXAMPLE}`")
-    if not options.prompts and options.model in EMBEDDED:
-        raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
-    model = load_any(options.model, options)
-    draw = _draw_text if hasattr(model, "pipe") else _draw_classes
-    jobs = [(prompt, seed) for prompt in options.prompts or (None,) for seed in seeds]
-    pictures, settings = draw(model, jobs, options, rule)
+    return [(prompt, seed) for prompt in options.prompts or (None,) for seed in seeds]
+
+
+def write(
+    options: Sample,
+    model: Text2Image | ImageModel,
+    jobs: list[tuple[str | None, int]],
+    pictures: Tensor,
+    settings: Mapping[str, Any],
+) -> None:
+    """Pictures, contact sheet and record; ``settings`` is what is to be said of how they were made."""
     arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-    settings = {"model": options.model, "model-sha256": model.describe()["sha256"], **settings}
-    settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
+    seeds = read_seeds(options.seeds)
+    described = model.describe()
+    about = {"model": options.model, "model-sha256": described["sha256"], "adapters": described.get("adapters", {})}
+    settings = {**about, **settings}
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
             about = {**settings, "prompt": prompt or "", "seed": seed}
@@ -82,8 +102,8 @@ def main(args: list[str]) -> None:
     print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
 
 
-def _draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Pictures of a text-to-image pipeline, and the settings that made them."""
+def draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
+    """Pictures of a text-to-image pipeline, and the settings that made them; ``rule`` is a sampler of the catalogue."""
     if jobs[0][0] is None:
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     if options.scheduler in set(PIXEL_SCHEDULERS) - set(SCHEDULERS):
@@ -169,7 +189,8 @@ def read_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _seed_alias(args: list[str]) -> list[str]:
+def seed_alias(args: list[str]) -> list[str]:
+    """The arguments, with ``--seed`` understood as ``--seeds``."""
     return [re.sub(r"^--seed(?==|$)", "--seeds", arg) for arg in args]
 
 

@@ -26,7 +26,7 @@ class Source:
 
     def __init__(self, where: str, limit: int | None = None):
         self.where, self.limit = where, limit
-        self.kept = None
+        self.kept: Path | None = None
         """The file in which its features are kept, once they are."""
         self.given: Features | None = None
         if where.endswith(".safetensors"):

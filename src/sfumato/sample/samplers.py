@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,8 +25,8 @@ from ..noise.schedule import Time
 
 Times = Float[Tensor, "steps+1 *broadcast"]
 Callback = Callable[[int, Tensor, Tensor], None]
-Generators = torch.Generator | list[torch.Generator]
-Variance = Callable[[Time], Float[Tensor, "..."]]
+Generators: TypeAlias = torch.Generator | list[torch.Generator]
+Variance: TypeAlias = Callable[[Time], Float[Tensor, "..."]]
 
 
 def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: str = "x0") -> Tensor:
@@ -100,10 +100,10 @@ def addim(
     if (times.diff(dim=0) > 0).any():
         raise BadInput("aDDIM runs from noise (1) to clean (0): the times must decrease")
     process = denoiser.process
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         var = posterior_variance(process, t) if variance is None else variance(t)
         z = addim_step(process, z, predict(denoiser, z, t, cond), t, s, eta * var)
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
 
 

@@ -21,7 +21,8 @@ from sfumato.plan import Plan
 
 from . import draw
 from .autoencoder import AutoencoderRecipe, encode_all
-from .loop import Run, Schedule, resolved_precision
+from .loop import Run
+from .schedule import Schedule, resolved_precision
 from .parent import Parent, open_parent
 from .tokenizer import learn_tokenizer
 
