@@ -217,11 +217,9 @@ def test_the_log_tells_speed_and_time_left(tmp_path):
     assert rows[0]["seconds_left"] >= rows[-1]["seconds_left"] == 0 and rows[0]["pictures_per_second"] > 0
 
 
-def test_compiled_networks_train_alike(tmp_path, monkeypatch):
-    import torch.nn as nn
-
+def test_every_network_is_compiled_when_asked(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     run = line_run(tmp_path, compile=True)
     assert compiled == [run.recipe.net]
 
