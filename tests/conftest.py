@@ -170,6 +170,16 @@ def make_tiny_sdxl(tmp_path_factory, prediction_type: str = "epsilon", seed: int
         )
 
 
+def make_tiny_dit():
+    """A DiTPipeline: a pipeline whose network is no UNet."""
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=4
+    )
+    return DiTPipeline(network, tiny_vae(), DDIMScheduler())
+
+
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory):
     """A tiny SD pipeline behind the adapter (v-prediction). Shared by all tests: change copies only."""

@@ -14,6 +14,7 @@ from sfumato.audit import Detection, Detector, audit
 from sfumato.audit.cases import WORDS, check_concepts, sketch_cases, speaks_sketch, template_cases
 from sfumato.audit.integrity import different_prompts, distances, integrity
 from sfumato.audit.under_attack import to_bytes, to_float
+from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
 from sfumato.report.schema import AuditReport
@@ -234,6 +235,35 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         with pytest.raises(BadInput, match="LPIPS cannot be measured here"):
             audit(never, never, ["star"], detector=Fixed(always), **SMALL | {"distance": "lpips"})
         assert "torch" in reason
+
+
+def test_an_attack_that_does_not_fit_is_refused_before_the_first_picture(tiny_sd):
+    never = variant(tiny_sd, prompts=lambda p: 1 / 0)
+    room = tiny_sd.context_length - 2
+    with pytest.raises(BadInput, match=f"context holds {room}"):
+        audit(never, never, ["star"], detector=Fixed(always), **SMALL | {"attacks": (replace(INVERSION, tokens=room),)})
+    prompts = (f"{'a ' * (room - 2)}{{concept}}",)  # its templates hold two tokens, the audit's prompts do not
+    settings = SMALL | {"attacks": (replace(INVERSION, tokens=3),), "prompts": prompts}
+    with pytest.raises(BadInput, match=f"context holds {room}"):
+        audit(never, never, ["star"], detector=Fixed(always), **settings)
+
+
+def test_adapters_are_audited_as_they_act(tiny_sd, tmp_path, recwarn):
+    erased = SPM(concepts=("star",), steps=2, warmup=1, sampling_steps=2, n_anchors=1, lr=0.1).apply(tiny_sd)
+    method = {"method": {"name": "spm"}, "configuration": {"steps": 2}}
+    tiny_sd.save(tmp_path / "original")
+    erased.save(tmp_path / "erased", provenance=method)
+    settings = {"detector": Fixed(reddish), **SMALL}
+    here = audit(tiny_sd, erased, ["star"], **settings)
+    assert not recwarn.list
+    original, folder = str(tmp_path / "original"), str(tmp_path / "erased")
+    equipped = audit(original, original, ["star"], adapters=[folder], **settings)
+    assert not recwarn.list
+    merged = audit(original, folder, ["star"], **settings)
+    assert ["merged in at full strength" in str(w.message) for w in recwarn.list] == [True]
+    assert equipped.integrity == here.integrity != merged.integrity
+    assert equipped.protocol["after"]["adapters"] == here.protocol["after"]["adapters"]
+    assert equipped.method == {"name": "spm", "steps": 2} and f"--adapters {folder}" in equipped.reproduce
 
 
 def test_nothing_to_retain_is_an_audit_too(tiny_sd, other):

@@ -68,7 +68,7 @@ def test_test_file_is_named_after_the_module(method):
 @every_method
 def test_ledger_entry_exists_or_its_absence_is_explained(method):
     if method.ledger:
-        assert (SOURCE / "ledger" / f"{method.ledger}.py").is_file()
+        assert (SOURCE / "ledger" / f"{method.ledger.replace('-', '_')}.py").is_file()
     else:
         assert len(method.no_ledger.split()) >= 4
 

@@ -55,7 +55,7 @@ def small(method, teacher, pictures, **changes):
     """The method with settings that take a second."""
     known = {f.name for f in fields(method.load())}
     settings = {"steps": 2, "iterations": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2}
-    settings["data"] = pictures
+    settings |= {"data": pictures, "grid_every": 2, "accumulate": 2}
     return method.load()(teacher=teacher, **{k: v for k, v in {**settings, **changes}.items() if k in known})
 
 
@@ -89,6 +89,7 @@ def test_a_run_leaves_its_teacher_alone_and_its_student_is_a_model_like_any_othe
     assert_close(draw(sf.load(tmp_path / "again", "cpu"), [3, 4]), pair)
     # the folder of the run is the student too, and its record says whose
     assert sha(sf.load(tmp_path / "run", "cpu")) == sha(student)
+    assert (tmp_path / "run" / "training" / "grids" / "0000002.png").is_file()
     record = sf.pipeline.read_record(tmp_path / "run")["provenance"]
     assert record["recipe"] == f"distill {method.name}" and record["parent"]["sha256"] == before
 

@@ -102,7 +102,12 @@ def test_smaller_feature_maps(factor, front):
 
 @pytest.mark.parametrize(
     "make, size, where",
-    [(EVERY["uvit"], 64, {16}), (EVERY["uvit"], 32, {16, 8}), (EVERY["unet"], 64, {16}), (EVERY["residual"], 32, {16, 8})],
+    [
+        (EVERY["uvit"], 64, {16}),
+        (EVERY["uvit"], 32, {16, 8}),
+        (EVERY["unet"], 64, {16}),
+        (EVERY["residual"], 32, {16, 8}),
+    ],
 )
 def test_dropout_only_on_small_maps(make, size, where):
     """Sides of all feature maps that pass a dropout layer, by hooks; transformers of the Residual U-ViT only."""

@@ -295,3 +295,24 @@ def test_bad_flags_are_one_sentence(trained, tmp_path, capsys, flags, message):
 def test_other_models_are_refused(tmp_path, capsys):
     assert rolled("sketch", tmp_path / "out") == 2
     assert "no model of frames" in capsys.readouterr().err
+
+
+def test_the_ledger_entry_measures_both_on_the_same_flows(tmp_path, monkeypatch):
+    """With random fields for flows and one update: what comes out, not how it comes out."""
+    from sfumato.ledger import rolling as entry
+
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "sfumato.data.kolmogorov.KolmogorovFlow.trajectories",
+        lambda self, n, frames, every, rng, **_: torch.randn(n, frames, self.size, self.size, generator=rng),
+    )
+    small = {"size": 8, "patch": 1, "channels": (8, 16), "head_dim": 8, "embedding": 16, "steps": 1, "batch": 2}
+    monkeypatch.setattr(entry, "RECIPE", replace(entry.RECIPE, **small, pictures=10))
+    for name, value in (("FLOWS", 3), ("FRAMES", 8), ("LATE", 4), ("BLOCK", 2)):
+        monkeypatch.setattr(entry, name, value)
+    measured = entry.measure(1)
+    assert measured.keys() == entry.EXPERIMENT.claims.keys()
+    for key, n in (("spectrum", 2), ("error", 3)):
+        method, baseline = measured[key]
+        assert len(method) == len(baseline) == n
+        assert all(value > 0 for value in (*method, *baseline))

@@ -17,6 +17,7 @@ from sfumato.erase.membrane import (
     Membrane,
     attach,
     embedding_match,
+    equip,
     load_membranes,
     save_lora,
     save_membranes,
@@ -25,6 +26,7 @@ from sfumato.erase.membrane import (
 )  # fmt: skip
 from sfumato.erase.spm import PRESETS, SPM, draw_anchors, random_conditionings, spm_loss
 from sfumato.errors import BadInput
+from sfumato.pipeline import load
 
 SHORT = {"steps": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
@@ -429,6 +431,18 @@ def test_the_saved_folder_is_merged_and_carries_adapter_and_lora(tiny_sd, tmp_pa
     assert "transport is off" in (tmp_path / "erased" / "lora" / "README.md").read_text()
 
 
+def test_adapters_are_attached_by_their_folder(pipe, two, tmp_path):
+    """As ``--adapter`` does it: to the original with transport; not on top of weights that hold them already."""
+    attach(pipe, two).save(tmp_path / "erased")
+    equipped = equip(pipe, "the original", [tmp_path / "erased"])
+    assert torch.equal(equipped.sample("a star", 0, steps=2), attach(pipe, two).sample("a star", 0, steps=2))
+    assert equip(pipe, "any", ()) is pipe
+    with pytest.raises(BadInput, match="merged in already"):
+        equip(load(tmp_path / "erased", "cpu"), tmp_path / "erased", [tmp_path / "erased"])
+    with pytest.raises(BadInput, match="no adapter file"):
+        equip(pipe, "the original", [tmp_path])
+
+
 def test_lora_of_several_ranks_and_both_spellings(pipe, tmp_path):
     adapter = pipe.copy().add_adapter("a", rank=2, alpha=3.0, generator=generator())
     weights = {k: normal(*x.shape, seed=i) / 4 for i, (k, x) in enumerate(adapter.state_dict().items())}
@@ -442,13 +456,13 @@ def test_lora_of_several_ranks_and_both_spellings(pipe, tmp_path):
 
 
 def test_files_that_are_no_membranes(pipe, two, tmp_path):
-    with pytest.raises(BadInput, match="no membrane file"):
+    with pytest.raises(BadInput, match="no adapter file"):
         load_membranes(tmp_path / "absent.safetensors", pipe)
     (tmp_path / "broken.safetensors").write_bytes(b"\x10\x00")
     with pytest.raises(BadInput, match="not a readable safetensors"):
         load_membranes(tmp_path / "broken.safetensors", pipe)
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(BadInput, match="no membrane file"):
+    with pytest.raises(BadInput, match="no adapter file"):
         load_membranes(tmp_path / "other.safetensors", pipe)
     save_membranes(tmp_path / "a.safetensors", two[:1])
     stray = load_file(tmp_path / "a.safetensors")

@@ -10,7 +10,7 @@ from sfumato.errors import BadInput
 from sfumato.nets import VideoUNet
 from sfumato.noise import Cosine, GaussianProcess, Window
 from sfumato.pipeline import VideoModel
-from sfumato.sample import rollout
+from sfumato.sample import ddpm, rollout
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def test_options_matter(model):
     plain = model.rollout(1, context(1), 5)
     for options in ({"schedule": "standard"}, {"finish": True}, {"sampler": "ddim"}, {"steps": 3}):
         assert not torch.allclose(model.rollout(1, context(1), 5, **options), plain)
+    assert torch.equal(model.rollout(1, context(1), 5, sampler=ddpm), plain)
 
 
 def test_samples_are_pictures(model):

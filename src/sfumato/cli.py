@@ -21,6 +21,7 @@ COMMANDS = {
     "methods": "list every method: verb, name, paper, cost, one line",
     "choose": "a short guide: which method for which purpose",
     "sample": "pictures from prompts",
+    "steer": "pictures from prompts, drawn under a patch that makes sampling faster, larger or more faithful",
     "rollout": "frames without end from a model of frames",
     "erase": "take a concept out of a text-to-image model",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     # the libraries below report what is no news to the user of a command
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):

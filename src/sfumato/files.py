@@ -64,9 +64,13 @@ def atomic_file(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pa
 
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Raise `BadInput` if an output at ``path`` would destroy something: ask before the work, not after."""
+    """Raise `BadInput` if an output at ``path`` would destroy something or has no place: asked before the work."""
     target = _absolute(path)
     if not os.path.lexists(target):
+        there = next(p for p in target.parents if os.path.lexists(p))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = "may not be written to" if there.is_dir() else "is no folder"
+            raise BadInput(f"cannot write {path}: {there} {reason}")
         return
     if not overwrite:
         raise BadInput(f"{path} exists already: choose another name, or add --overwrite to replace it")
@@ -81,6 +85,11 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool = False) -> None:
 def clear_leftovers(path: str | os.PathLike) -> None:
     """Remove what a killed run left beside the output ``path``; writing it again does this by itself."""
     _sweep(_absolute(path), path)
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept: the folder that SFUMATO_CACHE names, or .cache/sfumato at home."""
+    return Path(os.environ.get("SFUMATO_CACHE") or Path.home() / ".cache" / "sfumato")
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -171,7 +180,7 @@ def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
 
     with Image.open(path) as image:
         image.load()
-        return {key: str(value) for key, value in image.text.items()}
+        return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -54,6 +54,13 @@ class Attack(ABC):
         otherwise."""
         return cls()
 
+    def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:  # noqa: B027
+        """Raise `BadInput` if the attack cannot run on ``pipe``, or not ask for these ``prompts``, which name
+        ``concept``.
+
+        Cheap: whoever has much to compute asks this first. By default every attack can.
+        """
+
     @abstractmethod
     def run(
         self,

@@ -94,6 +94,10 @@ class ConceptInversion(Attack):
         """For the embedded model on two CPU cores: fewer steps, and the pictures' own prompts as templates."""
         return cls(**PRESETS["sketch"])
 
+    def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
+        """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
+        check_length(pipe, [*self.templates, *(say(p, concept, "{}") for p in prompts)], self.tokens)
+
     def run(
         self,
         pipe: Text2Image,
@@ -113,7 +117,7 @@ class ConceptInversion(Attack):
         concept = checked_concept(concept)
         word = new_word(pipe)
         init_word = self.init_word or neutral_word(pipe)
-        check_length(pipe, self.templates, self.tokens)
+        self.check(pipe, concept, prompts or ())
         if images is None:
             images, prompts = self._draw(original, concept)
         elif isinstance(images, (str, Path)):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ import torch
 from sfumato import __version__
 from sfumato.attack.base import Attack
 from sfumato.data import oracle as oracles
+from sfumato.erase.membrane import equip, holds_membranes
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import rate_interval
 from sfumato.metrics.perceptual import Distance
-from sfumato.pipeline import Text2Image, load, wrap
+from sfumato.pipeline import Text2Image, load_text2image, wrap
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.progress import track
 from sfumato.report import schema
@@ -58,6 +61,7 @@ def audit(
     detector: str | Detector | None = None,
     attacks: Sequence[str | Attack] = ("concept-inversion",),
     distance: str | Distance | None = None,
+    adapters: Sequence[str | os.PathLike] = (),
     clip: str | None = None,
     batch_size: int | None = None,
     edit: Any = None,
@@ -92,6 +96,8 @@ def audit(
         attacks: names of attacks; empty for none.
         distance: lpips, oracle, 1-ssim or mse; by default LPIPS where it runs without a download, else the
             features of the sketch world's oracle.
+        adapters: adapter files of SPM, or folders that hold one, to attach to ``after`` (the model that they were
+            made from, or a fine-tune of it); each acts as strongly as a prompt resembles what it erases.
         clip: folder or hub id of a CLIP for the alignment of prompts and pictures; by default the oracle in
             the sketch world, and no alignment elsewhere.
         batch_size: pictures drawn together; by default 64 up to 128 pixels a side, 8 above.
@@ -101,6 +107,9 @@ def audit(
     Returns:
         The report, with a `Gallery` for its page.
 
+    Warns:
+        UserWarning: ``after`` is a folder that SPM wrote, whose weights have the adapters merged in at full strength.
+
     Raises:
         BadInput: anything above that cannot be; names and concepts before the first picture is drawn.
     """
@@ -108,7 +117,15 @@ def audit(
     concepts = check_concepts(concepts, retain)
     if min(n, n_retain, n_attack) < 1:
         raise BadInput("an audit needs at least one picture of each kind: n, n_retain and n_attack from 1 on")
-    old, new = _open(before), _open(after)
+    if batch_size is not None and batch_size < 1:
+        raise BadInput(f"batch_size must be at least 1, got {batch_size}")
+    old, new = _open(before), equip(_open(after), after, adapters)
+    if holds_membranes(after):
+        warnings.warn(
+            f"{_name(after)} is audited as other tools load it, its adapters merged in at full strength; to audit them "
+            f"as they act here, each as strongly as the prompt asks: --after {_name(before)} --adapter {_name(after)}",
+            stacklevel=2,
+        )
     if old.family != new.family:
         raise BadInput(f"one model is of the family {old.family}, the other of {new.family}: they are no pair")
     if old.size != new.size:
@@ -120,6 +137,9 @@ def audit(
     aligned = alignment_measure(clip, detector)
     chosen = [make_attack(a, sketch) for a in attacks]
     names = attack_names(chosen)
+    for attack in chosen:
+        for concept, rows in cases.targets.items():
+            attack.check(new, concept, [c.prompt for c in rows[:n_attack]])
     sampling = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "batch_size": batch_size}
     rng = torch.Generator().manual_seed(seed)
 
@@ -138,8 +158,8 @@ def audit(
 
     erasure, seen = {}, {}
     for i, concept in enumerate(cases.targets):
-        rows = slice(i * n, (i + 1) * n)
-        there = [detector(to_float(x[rows]), concept).present for x in asked]
+        own = slice(i * n, (i + 1) * n)
+        there = [detector(to_float(x[own]), concept).present for x in asked]
         erasure[concept] = interval(rate_interval(~there[1], rng))
         seen[concept] = share(there[0])
     retention, seen_kept = retention_of(cases, kept[0], kept[1], detector, rng)
@@ -153,7 +173,7 @@ def audit(
             for c, rows in cases.targets.items()
         }
     every = [*cases.retained, *flat]
-    record = protocols.edit_record(after, edit)
+    record = protocols.edit_record(_folder_of(adapters[0]) if adapters else after, edit)
     return AuditReport(
         concepts=list(concepts),
         erasure=erasure,
@@ -228,7 +248,12 @@ def _plan(
 
 
 def _open(model: str | os.PathLike | Text2Image) -> Text2Image:
-    return load(model) if isinstance(model, (str, os.PathLike)) else wrap(model)
+    return load_text2image(model) if isinstance(model, (str, os.PathLike)) else wrap(model)
+
+
+def _folder_of(adapter: str | os.PathLike) -> Path:
+    """Where an adapter file lies, and with it the record of its making."""
+    return Path(adapter) if Path(adapter).is_dir() else Path(adapter).parent
 
 
 def _name(model: str | os.PathLike | Text2Image) -> str:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.commands.erase import check_words, plan
-from sfumato.commands.verb import Where, load, read
+from sfumato.commands.verb import Equipped, load, load_equipped, read
 from sfumato.files import refuse_existing
 
 EXAMPLE = "sfumato attack {name} --model erased/ --concept star --out attack/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(Where):
+class Attack(Equipped):
     """Options of the verb."""
 
     model: str
@@ -35,7 +35,7 @@ def main(args: list[str]) -> None:
     refuse_existing(options.out, options.overwrite)
     if options.images is None:
         check_words(options.original, (options.concept,))
-    erased = load(options.model, options)
+    erased = load_equipped(options.model, options)
     original = load(options.original, options) if options.images is None else None
     plan(entry, method, erased, [options.concept], [f"{options.out}/ (pictures and attack.json)"]).show()
     found = method.run(erased, options.concept, images=options.images, original=original)

@@ -1,7 +1,10 @@
-"""``sfumato compare``: two audits side by side, where both were measured in the same way."""
+"""``sfumato compare``: two audits side by side, or quality against cost of a teacher and its students."""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,30 +13,66 @@ from tyro.conf import Positional
 
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
+from sfumato.commands.verb import Where, load_any
 from sfumato.errors import BadInput
 from sfumato.files import refuse_existing
+from sfumato.plan import Plan
 
 EXAMPLE = "sfumato compare report-uce/ report-rece/ --out comparison/"
+COST = "sfumato compare --teacher sketch --students student-4/ student-2/ --out cost/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(Where):
     """Options of the command."""
 
-    reports: Annotated[tuple[Path, ...], Positional]
+    reports: Annotated[tuple[Path, ...], Positional] = ()
     """Two folders written by `sfumato audit`."""
     out: Path
-    """Folder for the page (index.html)."""
+    """Folder for the page (index.html), and cost.json for quality against cost."""
+    teacher: str | None = None
+    """Instead of reports: a model, to be drawn from with several samplers at several numbers of steps."""
+    students: tuple[str, ...] = ()
+    """Models distilled from it, each drawn from as it samples by itself."""
+    patches: tuple[str, ...] = ()
+    """Methods of the verb steer, as NAME or NAME:PRESET, on the teacher at the largest number of steps."""
+    steps: tuple[int, ...] = (2, 4, 8, 16, 25, 50)
+    """The teacher's numbers of steps."""
+    samplers: tuple[str, ...] = ("ddim", "addim", "dpm++")
+    """The teacher's samplers."""
+    data: str = "sketch"
+    """Where prompts and real pictures come from."""
+    n: int = 256
+    """Pictures drawn in each way."""
+    n_real: int = 2048
+    """Real pictures that they are compared with."""
+    extractor: str = "oracle"
+    """Of the features for the Fréchet distance, as for `sfumato score`."""
+    weights: str | None = None
+    """Safetensors file of the extractor "inception"."""
+    batch_size: int = 64
+    """Pictures drawn together; decides the seconds."""
+    seed: int = 0
+    """Of prompts and noise."""
     overwrite: bool = False
     """Replace the output if it exists."""
 
 
 def main(args: list[str]) -> None:
     about = f"Example: {EXAMPLE}\n\nRefused where the protocols differ; the message names the fields."
+    about += f"\n\nQuality against cost: {COST}"
     options = Compare(**parse("sfumato compare", args, Compare, about=about)[0])
-    if len(options.reports) != 2:
-        raise BadInput(f"name two reports, as in `{EXAMPLE}`")
+    if options.teacher is None and len(options.reports) != 2:
+        raise BadInput(f"name two reports, as in `{EXAMPLE}`, or a teacher, as in `{COST}`")
+    if options.teacher is not None and options.reports:
+        raise BadInput("give two reports or a teacher, not both")
     refuse_existing(options.out, options.overwrite)
+    (audits if options.teacher is None else cost)(options)
+    print(f"open {options.out / 'index.html'}")
+
+
+def audits(options: Compare) -> None:
+    """Two reports side by side."""
     from sfumato.report import compare
     from sfumato.report.schema import AuditReport
     from sfumato.report.words import full
@@ -45,4 +84,37 @@ def main(args: list[str]) -> None:
     ]
     compare.save(first, second, options.out, options.overwrite)
     show_table(("95 % intervals", *map(str, options.reports)), rows)
-    print(f"open {options.out / 'index.html'}")
+
+
+def cost(options: Compare) -> None:
+    """Quality against cost."""
+    from sfumato.audit.cost import measure, ways
+    from sfumato.report.words import full, number
+
+    teacher = load_any(options.teacher, options)
+    students = {name: load_any(name, options) for name in options.students}
+    chosen = ways(teacher, students, options.steps, options.samplers, options.patches)
+    writes = [f"{options.out}/ (index.html, cost.json)"]
+    Plan(f"{options.n} pictures in each of {len(chosen)} ways", time=_time(options, chosen), writes=writes).show()
+    names = ("data", "n", "n_real", "seed", "batch_size", "extractor", "weights")
+    report = measure(chosen, **{name: getattr(options, name) for name in names}, progress=True)
+    report = dataclasses.replace(report, reproduce=shlex.join(["sfumato", *sys.argv[1:]]))
+    report.save(options.out, options.overwrite)
+    rows = [
+        (f"{p.group}, {p.label}", number(p.nfe), number(p.seconds), full(p.accuracy), full(p.distance, rate=False))
+        for p in report.points
+    ]
+    show_table(("way", "evaluations", "seconds", "asked for and there", "Fréchet distance"), rows)
+
+
+def _time(options: Compare, chosen: list) -> str:
+    """From the seconds of one batch in the first way."""
+    from sfumato.audit.cost import draw
+    from sfumato.pipeline import Text2Image
+    from sfumato.plan import human_time
+
+    one, n = chosen[0], min(options.n, options.batch_size)
+    words = [""] * n if isinstance(one.model, Text2Image) else [next(iter(one.model.labels), None)] * n
+    _, _, seconds = draw(one, words, range(n), options.batch_size)
+    calls = sum(way.options.get("steps", way.model.defaults.get("steps", 25)) for way in chosen)
+    return f"about {human_time(seconds / one.options['steps'] * calls * options.n)}"

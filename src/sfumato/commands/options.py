@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import math
 import operator
 import textwrap
 import types
@@ -115,6 +116,10 @@ def parse(
         if exit.code:
             raise BadInput(_sentence(complaint.getvalue(), command)) from None
         raise
+    for flag in flags.values():
+        value = getattr(values, flag.name)
+        if any(isinstance(x, float) and not math.isfinite(x) for x in (value if isinstance(value, tuple) else [value])):
+            raise BadInput(f"{flag.option} must be a finite number, got {value}")
     return [{flag.name: getattr(values, flag.name) for flag in source} for source in described]
 
 
@@ -159,8 +164,8 @@ def field_docs(cls: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         docs |= _argument_docs(base)
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for field, below in pairwise(body):
+        source: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        for field, below in pairwise(source.body):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
                 docs[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
     return docs

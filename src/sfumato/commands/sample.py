@@ -1,33 +1,40 @@
-"""``sfumato sample``: pictures from prompts."""
+"""``sfumato sample``: pictures from prompts, or from classes where the model was trained on classes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional
 
 from sfumato import catalog
 from sfumato.commands.options import parse
-from sfumato.commands.verb import Where, load
+from sfumato.commands.verb import EMBEDDED, Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.pipeline import ImageModel, Text2Image
+
 SCHEDULERS = ("ddim", "addim", "dpm++")
+PIXEL_SCHEDULERS = (*SCHEDULERS, "ddpm", "heun")
 EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Where):
+class Sample(Equipped):
     """Options of the command."""
 
     prompts: Annotated[tuple[str, ...], Positional]
-    """What to draw; one row of the contact sheet each."""
+    """What to draw; one row of the contact sheet each. For a model of classes their names; none: of any class."""
     out: Path
     """Folder for the pictures, the contact sheet and the record."""
     model: str = "sketch"
@@ -35,14 +42,14 @@ class Sample(Where):
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
     steps: int | None = None
-    """Denoising steps; by default 25, or what the model was distilled for."""
+    """Denoising steps; by default what the model was saved or distilled with, or 25."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
     negative: str | None = None
     """What guidance steers away from."""
     scheduler: str | None = None
-    """The sampler: ddim, addim, dpm++, or a method of the verb (`sfumato choose sample`), which brings its own options
-    (see --scheduler NAME --help); by default the model's own."""
+    """The sampler: ddim, addim, dpm++, for models of classes also ddpm and heun, or a method of the verb (`sfumato
+    choose sample`), which brings its own options (see --scheduler NAME --help); by default the model's own."""
     size: int | None = None
     """Side of the pictures in pixels; by default the model's own."""
     overwrite: bool = False
@@ -50,16 +57,59 @@ class Sample(Where):
 
 
 def main(args: list[str]) -> None:
-    options, rule = _read(_seed_alias(args))
-    if not options.prompts or any(not prompt.strip() for prompt in options.prompts):
-        raise BadInput(f"give at least one prompt, none of them empty, as in `{EXAMPLE}`")
+    options, rule = _read(seed_alias(args))
+    jobs = jobs_of(options, EXAMPLE)
+    model = equipped(load_any(options.model, options), options.model, options)
+    drawn = draw_text if hasattr(model, "pipe") else _draw_classes
+    pictures, settings = drawn(model, jobs, options, rule)
+    settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
+    write(options, model, jobs, pictures, settings)
+
+
+def jobs_of(options: Sample, example: str) -> list[tuple[str | None, int]]:
+    """One (prompt, seed) per picture; bad prompts, seeds and outputs are refused before anything is loaded."""
+    if any(not prompt.strip() for prompt in options.prompts):
+        raise BadInput(f"give at least one prompt, none of them empty, as in `{example}`")
+    if not options.prompts and options.model in EMBEDDED:
+        raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{example}`")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
-    pipe = load(options.model, options)
-    jobs = [(prompt, seed) for prompt in options.prompts for seed in seeds]
-    writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
+    return [(prompt, seed) for prompt in options.prompts or (None,) for seed in seeds]
+
+
+def write(
+    options: Sample,
+    model: Text2Image | ImageModel,
+    jobs: list[tuple[str | None, int]],
+    pictures: Tensor,
+    settings: Mapping[str, Any],
+) -> None:
+    """Pictures, contact sheet and record; ``settings`` is what is to be said of how they were made."""
+    arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    seeds = read_seeds(options.seeds)
+    described = model.describe()
+    about = {"model": options.model, "model-sha256": described["sha256"], "adapters": described.get("adapters", {})}
+    settings = {**about, **settings}
+    with atomic_folder(options.out, options.overwrite) as folder:
+        for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
+            about = {**settings, "prompt": prompt or "", "seed": seed}
+            save_png(folder / f"{i:03d}-{_slug(prompt or '')}-seed{seed}.png", array, about)
+        # One row a prompt; a single row of many would be too long to look at.
+        columns = len(seeds) if len(options.prompts) > 1 else min(len(seeds), max(8, round(len(seeds) ** 0.5)))
+        about = {**settings, "prompts": options.prompts, "seeds": seeds}
+        save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
+        write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
+    print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
+
+
+def draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
+    """Pictures of a text-to-image pipeline, and the settings that made them; ``rule`` is a sampler of the catalogue."""
+    if jobs[0][0] is None:
+        raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
+    if options.scheduler in set(PIXEL_SCHEDULERS) - set(SCHEDULERS):
+        raise BadInput(f"--scheduler {options.scheduler} is for models of classes: use one of {', '.join(SCHEDULERS)}")
     steps = pipe.defaults.get("steps", 25) if options.steps is None else options.steps
-    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
+    _plan(jobs, steps, options)
     pictures = pipe.sample(
         [prompt for prompt, _ in jobs],
         [seed for _, seed in jobs],
@@ -70,21 +120,41 @@ def main(args: list[str]) -> None:
         size=options.size,
         progress=True,
     )
-    arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-    model = {"model": options.model, "model-sha256": pipe.describe()["sha256"]}
     cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
     scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
-    settings = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
-    settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
-    with atomic_folder(options.out, options.overwrite) as folder:
-        for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
-            about = {**model, **settings, "prompt": prompt, "seed": seed}
-            save_png(folder / f"{i:03d}-{_slug(prompt)}-seed{seed}.png", array, about)
-        sheet = contact_sheet(arrays, len(seeds))
-        about = {**model, **settings, "prompts": options.prompts, "seeds": seeds}
-        save_png(folder / "sheet.png", sheet, about)
-        write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
-    print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
+    return pictures, {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
+
+
+def _draw_classes(model: ImageModel, jobs: list, options: Sample, rule: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Pictures of a model of classes, or of none, and the settings that made them."""
+    if options.negative is not None or options.size is not None:
+        raise BadInput(f"{options.model} takes no text and has one size: leave --negative and --size out")
+    if len(model.shape) != 3:
+        raise BadInput(f"{options.model} is a model of frames: `sfumato.load(...).rollout(...)` draws with it")
+    labels = [prompt for prompt, _ in jobs]
+    if labels[0] is not None:
+        model.label_ids(labels)
+    steps = model.defaults["steps"] if options.steps is None else options.steps
+    _plan(jobs, steps, options)
+    pictures = model.sample(
+        [seed for _, seed in jobs],
+        None if labels[0] is None else labels,
+        steps=steps,
+        sampler=rule or options.scheduler,
+        cfg_scale=options.cfg_scale,
+        progress=True,
+    )
+    scheduler = options.scheduler or model.defaults["sampler"]
+    settings = {"steps": steps, "scheduler": scheduler}
+    if labels[0] is not None:  # without a class there is nothing to guide towards
+        cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
+        settings |= {"cfg_scale": cfg_scale, "cfg_interval": model.defaults["cfg_interval"]}
+    return pictures, settings
+
+
+def _plan(jobs: list, steps: int, options: Sample) -> None:
+    writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
+    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
 
 
 def _read(args: list[str]) -> tuple[Sample, Any]:
@@ -95,8 +165,8 @@ def _read(args: list[str]) -> tuple[Sample, Any]:
     about = f"Example: {EXAMPLE}"
     if method is None:
         options = Sample(**parse("sfumato sample", args, Sample, about=about)[0])
-        if options.scheduler not in (None, *SCHEDULERS):
-            raise unknown("--scheduler", options.scheduler, (*SCHEDULERS, *methods))
+        if options.scheduler not in (None, *PIXEL_SCHEDULERS):
+            raise unknown("--scheduler", options.scheduler, (*PIXEL_SCHEDULERS, *methods))
         return options, None
     about += f" --scheduler {method.name}\n\n{method.summary}\n\n{method.paper}\n\nCost: {method.cost}."
     cls = method.load()
@@ -119,7 +189,8 @@ def read_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _seed_alias(args: list[str]) -> list[str]:
+def seed_alias(args: list[str]) -> list[str]:
+    """The arguments, with ``--seed`` understood as ``--seeds``."""
     return [re.sub(r"^--seed(?==|$)", "--seeds", arg) for arg in args]
 
 

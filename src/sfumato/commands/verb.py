@@ -16,6 +16,8 @@ from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
 
 if TYPE_CHECKING:
+    import torch
+
     from sfumato.pipeline import ImageModel, Text2Image
 
 EMBEDDED = ("sketch",)
@@ -29,7 +31,16 @@ class Where:
     device: str | None = None
     """cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Precision of the weights; by default the model's own."""
+    """Precision of the weights; by default float32."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Equipped(Where):
+    """Where a model runs, and what is attached to it."""
+
+    adapters: tuple[str, ...] = ()
+    """Adapter files of `erase spm`, or folders that hold one, to attach to the model; it must be the one that they
+    were made from, or a fine-tune of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,8 @@ def _preset(
     # pictures from elsewhere say nothing of which model they belong to
     model = words.get(f"--{of}", None if "--images" in words else own.get(of))
     name = words.get("--preset") or (model if model in presets else None)
+    if name is not None and not presets:
+        raise BadInput(f"{command} has no presets: leave out --preset")
     if name is not None and name not in presets:
         raise unknown(f"preset of {command}", name, presets)
     listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in presets]
@@ -102,11 +115,16 @@ def load_any(model: str, where: Where) -> Text2Image | ImageModel:
     Raises:
         BadInput: as `sfumato.load`.
     """
-    import torch
-
     from sfumato.pipeline import load
 
-    return load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+    return load(model, device=where.device, dtype=dtype_of(where))
+
+
+def dtype_of(where: Where) -> torch.dtype | None:
+    """The wanted precision as torch's."""
+    import torch
+
+    return getattr(torch, where.dtype) if where.dtype else None
 
 
 def load(model: str, where: Where) -> Text2Image:
@@ -115,11 +133,27 @@ def load(model: str, where: Where) -> Text2Image:
     Raises:
         BadInput: as `sfumato.load`; a model that takes no text.
     """
-    from sfumato.pipeline import ImageModel
+    from sfumato.pipeline import load_text2image
 
-    found = load_any(model, where)
-    if isinstance(found, ImageModel):
-        raise BadInput(f"{model} draws pictures without text: this command needs a text-to-image pipeline")
+    return load_text2image(model, device=where.device, dtype=dtype_of(where))
+
+
+def load_equipped(model: str, options: Equipped) -> Text2Image:
+    """`load`, with the adapters attached."""
+    from sfumato.erase.membrane import equip
+
+    return equip(load(model, options), model, options.adapters)
+
+
+def equipped(found: Text2Image | ImageModel, model: str, options: Equipped) -> Text2Image | ImageModel:
+    """The model ``found`` under the name ``model``, with the adapters attached that the options ask for."""
+    from sfumato.erase.membrane import equip
+    from sfumato.pipeline import Text2Image
+
+    if isinstance(found, Text2Image):
+        return equip(found, model, options.adapters)
+    if options.adapters:
+        raise BadInput(f"{model} draws pictures without text: leave --adapters out")
     return found
 
 

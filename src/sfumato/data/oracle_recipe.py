@@ -141,10 +141,10 @@ def _degrade(images: Tensor, rng: np.random.Generator, generator: torch.Generato
             part = _warp(part, generator)
         parts.append(part)
     images = torch.cat(parts)
-    draw = lambda low, high: torch.empty(len(images), 1, 1, 1).uniform_(low, high, generator=generator)
-    images = (images - 0.5) * draw(0.88, 1.1) + 0.5 + draw(-0.05, 0.05)
+    between = lambda low, high: torch.empty(len(images), 1, 1, 1).uniform_(low, high, generator=generator)
+    images = (images - 0.5) * between(0.88, 1.1) + 0.5 + between(-0.05, 0.05)
     # Half of the pictures stay free of grain, so that clean renders remain in the training distribution.
-    images = images + draw(-0.05, 0.05).clamp(min=0) * torch.randn(images.shape, generator=generator)
+    images = images + between(-0.05, 0.05).clamp(min=0) * torch.randn(images.shape, generator=generator)
     return images.clamp(0, 1)
 
 

@@ -16,12 +16,15 @@ from typing import Any, ClassVar, get_args
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
-from sfumato.pipeline import ImageModel, Text2Image, few_steps, load, read_record
+from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load, read_record
 from sfumato.plan import Plan
+from sfumato.sample import ddim
+from sfumato.sample.times import uniform
 from sfumato.train.loop import Recipe, Run, Schedule
 
 Model = Text2Image | ImageModel
@@ -55,6 +58,10 @@ class Distiller:
     """Seed of all that is drawn."""
     checkpoint_every: int = 500
     """Updates between checkpoints."""
+    accumulate: int = 1
+    """Micro-batches in which an update is worked off, to save memory."""
+    grid_every: int = 0
+    """Updates between pictures of the student in `training/grids`; 0: none."""
 
     passes: ClassVar[float] = 3.0
     """What an update costs, in forward passes of the network; a backward pass counts as two."""
@@ -96,6 +103,8 @@ class Distiller:
         model = _load(self.teacher) if isinstance(self.teacher, str) else self.teacher
         if not isinstance(model, Model):
             raise BadInput(f"a teacher is a model, not a {type(model).__name__}: wrap or load it with sfumato")
+        if isinstance(model, VideoModel):
+            raise BadInput("this teacher is a model of frames: only models of pictures can be distilled")
         denoiser = model.denoiser
         if denoiser.prediction not in get_args(Prediction) or not isinstance(denoiser.process, GaussianProcess):
             raise BadInput(
@@ -146,28 +155,39 @@ class Distiller:
             raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
         try:
             teacher = self.open_teacher()
+            process = PartialState(cpu=not torch.cuda.is_available())
             # Where the loop will train; a teacher given as an object may be elsewhere.
-            device = PartialState(cpu=not torch.cuda.is_available()).device
+            device = process.device
             (teacher.network if isinstance(teacher, ImageModel) else teacher.pipe).to(device)
             torch.manual_seed(self.seed)
             student = teacher.copy(own="full")
             parent = self.parent(teacher)
             own = {k: v for k, v in self.settings().items() if k not in {f.name for f in fields(Schedule)}}
             own |= {"distilled_steps": self.steps, "teacher": parent["sha256"]}
-            run = Run(self.recipe(teacher, student, out, progress), self.schedule(), out / "training", own)
-            run.fit(progress)
+            with process.main_process_first():  # the others find what it has prepared
+                recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
+            Run(recipe, self.schedule(), out / "training", own).fit(progress)
         finally:
             _load.cache_clear()
         student.network.requires_grad_(False).eval()
         self.finish(student)
         made = {"recipe": f"distill {self.name()}", "config": self.settings(), "parent": parent}
-        return student.save(out / "model", overwrite=True, provenance=made)
+        if process.is_main_process:
+            student.save(out / "model", overwrite=True, provenance=made)
+        process.wait_for_everyone()
+        return out / "model"
 
 
 @lru_cache(maxsize=1)
 def _load(name: str) -> Model:
     """`load`, once for the plan and the run that follows it."""
     return load(name)
+
+
+def sampled(model: Model, z: Tensor, steps: int, cond: Any) -> Tensor:
+    """What a student in training draws from the noise ``z``, as pictures in [0, 1]."""
+    x = ddim(model.denoiser, z, uniform(steps), cond)
+    return ((x if isinstance(model, ImageModel) else model.decode_latents(x)) + 1).clamp(0, 2) / 2
 
 
 def latent_shape(model: Model) -> tuple[int, ...]:

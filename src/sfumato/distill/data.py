@@ -16,6 +16,7 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, ImageModel
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.train.autoencoder import encode_all
+from sfumato.train.draw import integers, uniform
 
 from .base import Model
 
@@ -66,8 +67,8 @@ class CleanData:
 
     def batch(self, rng: torch.Generator, size: int) -> dict[str, Tensor]:
         """``size`` rows, drawn with ``rng`` only: clean data ``x``, their numbers, which go without conditioning."""
-        rows = torch.randint(len(self.pictures), (size,), generator=rng)
-        bare = torch.rand(size, generator=rng) < self.unconditional
+        rows = integers(len(self.pictures), size, rng)
+        bare = uniform(size, rng) < self.unconditional
         x = to_tensor([self.pictures.picture(i) for i in rows.tolist()]) if self.latents is None else self.latents[rows]
         return {"x": x.float(), "rows": rows, "bare": bare}
 
@@ -80,6 +81,7 @@ class CleanData:
         if isinstance(self.model, ImageModel):
             labels = torch.tensor([self.pictures.label(i) for i in rows.tolist()]).to(without.device)
             return torch.where(bare.to(without.device), without, labels)
+        rows, bare = rows.cpu(), bare.cpu()
         told = self.model.encode([self.pictures.caption(i) for i in rows.tolist()])
         numbers = torch.arange(len(rows))
         return Conditioning.cat([told, without])[torch.where(bare, numbers + len(rows), numbers)]

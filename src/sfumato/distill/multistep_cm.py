@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 from sfumato.noise.addim import addim_step
 from sfumato.sample import Guided, predict
+from sfumato.train.draw import normal
 
-from .base import Distiller, Model
+from .base import Distiller, Model, latent_shape, sampled
 from .data import CleanData, FromPictures
 from .segments import Per, consistency_target, draw_times, pseudo_huber, ramp, teacher_steps, v_weight
 
@@ -131,7 +132,7 @@ class MultistepTraining:
         substeps = method.substeps(batch["step"])
         t, s, start = (x.to(device, wide) for x in draw_times(len(batch["x"]), method.steps, substeps, rng))
         x = batch["x"].to(device, wide)
-        z = process.diffuse(x, t, torch.randn(x.shape, generator=rng).to(x))
+        z = process.diffuse(x, t, normal(x.shape, rng).to(x))
         mask = int(torch.randint(2**31, (), generator=rng))
         with torch.no_grad():
             guess, plain = (x, x) if method.mode == "ct" else self.guess(z, t, cond)
@@ -145,6 +146,14 @@ class MultistepTraining:
         losses = v_weight(process, t).to(x) * pseudo_huber(difference, method.huber, method.huber_per)
         rms = difference.detach().square().mean().sqrt()
         return losses.mean(), {"difference": rms, "teacher_steps": torch.tensor(float(substeps * method.steps))}
+
+    @torch.no_grad()
+    def grid(self, rng: torch.Generator, n: int = 16) -> Tensor:
+        """Pictures of the student, for captions or classes of the data."""
+        rows = torch.randint(len(self.data.pictures), (n,), generator=rng)
+        cond = self.data.conditioning(rows, torch.zeros(n, dtype=torch.bool))
+        z = torch.randn(n, *latent_shape(self.student), generator=rng).to(self.student.device)
+        return sampled(self.student, z, self.method.steps, cond)
 
     def guess(self, z: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         """The teacher's x0, with its guidance and without."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.noise import GaussianProcess
+from sfumato.train.draw import integers
 
 Per = Literal["picture", "element"]
 
@@ -36,8 +37,7 @@ def draw_times(
     s is one teacher step 1 / (segments * substeps) below t, and ``start`` the start of their segment: start <= s < t,
     all of them multiples of the teacher step, so that s = start holds exactly where it should.
     """
-    segment = torch.randint(segments, (n,), generator=rng)
-    inside = torch.randint(1, substeps + 1, (n,), generator=rng)
+    segment, inside = integers(segments, n, rng), 1 + integers(substeps, n, rng)
     t, total = segment * substeps + inside, float(segments * substeps)
     return t.double() / total, (t - 1).double() / total, (segment * substeps).double() / total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -26,6 +27,8 @@ from .finetune import refuse_adapters
 Transport = Literal["facilitated", "embedding", "tokens", "none"]
 Composition = Literal["paper", "official"]
 
+ADAPTER = "adapter.safetensors"
+"""The file of membranes in a folder that SPM wrote."""
 _KEY = "sfumato.membranes"
 _LORA_CARD = """# LoRA of fixed strength
 
@@ -154,14 +157,15 @@ def save_membranes(path: str | Path, membranes: Sequence[Membrane], overwrite: b
 def load_membranes(path: str | Path, pipe: Text2Image) -> list[Membrane]:
     """The membranes in a file of ours, or the one in a file of the published code (``lora_unet_*`` keys).
 
-    To combine several files, join the lists: ``attach(pipe, [*load_membranes(a, pipe), *load_membranes(b, pipe)])``.
+    A folder stands for its ``adapter.safetensors``. To combine several files, join the lists:
+    ``attach(pipe, [*load_membranes(a, pipe), *load_membranes(b, pipe)])``.
 
     Raises:
         BadInput: no such file, not a readable safetensors file, not membranes, or keys that fit no layer of ``pipe``.
     """
-    path = Path(path)
+    path = Path(path) / ADAPTER if Path(path).is_dir() else Path(path)
     if not path.is_file():
-        raise BadInput(f"there is no membrane file {path}")
+        raise BadInput(f"there is no adapter file {path}")
     try:
         with safe_open(path, "pt") as opened:
             header = opened.metadata() or {}
@@ -177,10 +181,35 @@ def load_membranes(path: str | Path, pipe: Text2Image) -> list[Membrane]:
             for k, entry in enumerate(json.loads(header[_KEY]))
         ]  # fmt: skip
     if "prompts" not in header:
-        raise BadInput(f"{path} does not say what it erases: it is no membrane file, load it as a LoRA instead")
+        raise BadInput(f"{path} does not say what it erases: it is no adapter file of SPM, load it as a LoRA instead")
     weights, rank, alpha = lora.read(path, pipe.network)
     concepts = tuple(prompt.strip() for prompt in header["prompts"].split(","))
     return [Membrane(concepts, rank, alpha, weights)]
+
+
+def holds_membranes(model: object) -> bool:
+    """Whether ``model`` is a folder whose weights have membranes merged into them, as SPM's output has."""
+    return isinstance(model, (str, os.PathLike)) and (Path(model) / ADAPTER).is_file()
+
+
+def equip(pipe: Text2Image, model: object, files: Sequence[str | os.PathLike]) -> Text2Image:
+    """``pipe`` with the membranes of all ``files`` attached, with facilitated transport; itself if there are none.
+
+    Args:
+        model: what ``pipe`` was loaded from.
+        files: as in `load_membranes`.
+
+    Raises:
+        BadInput: as `load_membranes` and `attach`; ``model`` is a folder with membranes merged in already.
+    """
+    if not files:
+        return pipe
+    if holds_membranes(model):
+        raise BadInput(
+            f"the weights in {model} have its adapters merged in already: attach adapters to the model that they were "
+            "made from"
+        )
+    return attach(pipe, [membrane for file in files for membrane in load_membranes(file, pipe)])
 
 
 def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", overwrite: bool = False) -> None:
@@ -225,7 +254,7 @@ def _product(factors: tuple[Callable[[Conditioning], Tensor], ...]) -> Callable[
 
 def _write_beside(folder: Path, pipe: Text2Image, membranes: Sequence[Membrane]) -> None:
     """What `Text2Image.save` puts beside the merged pipeline."""
-    save_membranes(folder / "adapter.safetensors", membranes)
+    save_membranes(folder / ADAPTER, membranes)
     save_lora(folder / "lora" / "pytorch_lora_weights.safetensors", pipe)
     concepts = ", ".join(c for m in membranes for c in m.concepts)
     (folder / "lora" / "README.md").write_text(_LORA_CARD.format(concepts=concepts), encoding="utf-8")

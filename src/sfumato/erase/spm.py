@@ -144,6 +144,8 @@ class SPM(Eraser):
 
         Saved, it becomes a plain diffusers folder with the adapters merged at strength 1, and beside that
         ``adapter.safetensors`` (see `load_membranes`) and ``lora/`` (for ``load_lora_weights``; no transport).
+        Loading the folder gives the merged weights. The adapters act with transport where they are attached to the
+        original: ``sfumato sample``, ``audit`` and ``attack`` do that with ``--adapter FOLDER``.
         """
         pipe = wrap(pipe)
         return attach(pipe, self.train(pipe), self.transport, self.composition)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ def train(seed: int, **changes) -> ImageModel:
     settings |= {"lr": 2e-3, "warmup": 50, "ema": 0.995, "batch": 32, "steps": UPDATES, "checkpoint_every": UPDATES}
     recipe = Blurring(size=SIDE, pictures=PICTURES, seed=seed, classes=False, **{**settings, **changes})
     with tempfile.TemporaryDirectory() as folder:
-        return load(recipe.run(folder, progress=False), "cpu")
+        model: Any = load(recipe.run(folder, progress=False), "cpu")
+        return model
 
 
 def pictures(seed: int, count: int) -> Float[Tensor, "count 3 side side"]:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 
+from .frechet import frechet_distance
+
 FLOOR = 1e-8
 """Share of a field's power under which a shell counts as empty; it keeps the logarithm finite."""
 
@@ -28,9 +30,7 @@ def spectrum(fields: Float[Tensor, "*batch size size"]) -> Float[Tensor, "*batch
     return sums[..., 1 : size // 2 + 1]
 
 
-def spectral_distance(
-    real: Float[Tensor, "n size size"], generated: Float[Tensor, "m size size"]
-) -> float:
+def spectral_distance(real: Float[Tensor, "n size size"], generated: Float[Tensor, "m size size"]) -> float:
     """Frechet distance of two sets of fields in the logarithm of their spectra (`spectrum`).
 
     Normal distributions are fitted to the log-spectra of both sets: |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)).
@@ -44,21 +44,4 @@ def spectral_distance(
     features = [torch.log(spectrum(x) + FLOOR * x.double().square().mean((-2, -1))[:, None]) for x in (real, generated)]
     if min(map(len, features)) < 2:
         raise BadInput("a distance of sets needs at least two fields in each")
-    return frechet(*features)
-
-
-def frechet(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
-    """Frechet distance of the normal distributions fitted to two sets of features.
-
-    With centred rows R_x, R_y over sqrt(n - 1) the trace of the root of S_x S_y is the sum of the singular values of
-    R_x R_y^T, so no root of a non-symmetric matrix is taken.
-    """
-    roots = [(z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y)]
-    shared = torch.linalg.svdvals(_triangle(roots[0]) @ _triangle(roots[1]).mT).sum()
-    mean = (x.mean(0) - y.mean(0)).square().sum()
-    return float(mean + roots[0].square().sum() + roots[1].square().sum() - 2 * shared)
-
-
-def _triangle(root: Tensor) -> Tensor:
-    """A small matrix with the same product root^T root."""
-    return torch.linalg.qr(root, mode="r").R
+    return frechet_distance(*features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,8 +50,9 @@ class Shifted(Schedule):
     def _base(self) -> Schedule:
         if not self.keep_bounds:
             return self.base
-        low, high = self.base.logsnr_min - self.shift, self.base.logsnr_max - self.shift
-        return replace(self.base, logsnr_min=low, logsnr_max=high)
+        bounded: Any = self.base
+        low, high = bounded.logsnr_min - self.shift, bounded.logsnr_max - self.shift
+        return replace(bounded, logsnr_min=low, logsnr_max=high)
 
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         return self._base.logsnr(t) + self.shift
@@ -90,7 +92,7 @@ class Interpolated(Schedule):
 
     @property
     def _ends(self) -> tuple[Schedule, Schedule]:
-        return tuple(Shifted(self.base, n, self.size, True) for n in (self.low, self.high))
+        return Shifted(self.base, self.low, self.size, True), Shifted(self.base, self.high, self.size, True)
 
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         t = float64(t)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
-from . import adapter, attention, layers, lora, sampling, saving, sharing, tokens
+from . import adapter, attention, layers, lora, sampling, saving, sharing, steering, tokens
 from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
 
@@ -282,6 +282,23 @@ class Text2Image:
         """
         return attention.tap(self, where, function)
 
+    def intercept(
+        self, interceptor: steering.Interceptor, place: steering.Place = "prediction"
+    ) -> AbstractContextManager[None]:
+        """Stand between pipeline and network while it samples; see `sfumato.pipeline.steering`.
+
+        Args:
+            place: what it changes, which decides the order in which several act: "features" (one at a time,
+                or `BadInput` on entering) inside "prediction".
+        """
+        return steering.intercept(self, interceptor, place)
+
+    @property
+    def patches(self) -> tuple[Any, ...]:
+        """The patches that act on this pipeline's network at the moment."""
+        steered = steering.of(self.network)
+        return tuple(steered.patches) if steered else ()
+
     # Pictures and latents
 
     @property
@@ -346,8 +363,8 @@ class Text2Image:
     def copy(self, own: str | Iterable[str] | None = None) -> Text2Image:
         """A new pipeline that shares every weight with this one except those it owns.
 
-        Training or editing the owned ones never touches this pipeline. Adapters, attention edits and learned
-        tokens that are active here do not travel along.
+        Training or editing the owned ones never touches this pipeline. Adapters, patches, attention edits and
+        learned tokens that are active here do not travel along.
 
         Args:
             own: None (share everything); "all" (every weight of every part); a subset as in `parameters`; or

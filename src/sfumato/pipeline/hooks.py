@@ -1,9 +1,12 @@
-"""Forward hooks of ours, told apart from the libraries', so that copies of a pipeline leave ours behind."""
+"""What we hang onto other libraries' objects, told apart from theirs, so that copies leave ours behind."""
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 from weakref import WeakSet
 
 from torch import nn
@@ -21,3 +24,30 @@ def attach(module: nn.Module, hook: Callable) -> RemovableHandle:
 def foreign(hooks: OrderedDict) -> OrderedDict:
     """The hooks that are not ours: transformers records hidden states through some, and a copy needs them."""
     return OrderedDict((key, hook) for key, hook in hooks.items() if hook not in _ours)
+
+
+class Override:
+    """A method of one object replaced until `remove`: ``function`` gets the original method and the call's arguments.
+
+    It keeps the original's signature, which pipelines look at. A copy of the object has the original method again.
+    """
+
+    def __init__(self, owner: Any, name: str, function: Callable[..., Any]):
+        self.owner, self.name, self.function = owner, name, function
+        self.original = getattr(owner, name)
+        self.own = name in vars(owner)  # somebody else's override, which comes back on removal
+        functools.update_wrapper(self, self.original, updated=())
+        setattr(owner, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict) -> Callable:
+        return deepcopy(self.original, memo)
+
+    def remove(self) -> None:
+        """Put the object back as it was, also if another library has moved the method to a new name meanwhile."""
+        for name in [key for key, value in vars(self.owner).items() if value is self]:
+            delattr(self.owner, name)
+            if self.own or name != self.name:
+                setattr(self.owner, name, self.original)

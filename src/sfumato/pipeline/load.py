@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .sdxl import StableDiffusionXL
 from .video import VideoModel
 
 EMBEDDED = ("sketch",)
-_FAMILIES: dict[type, type[Text2Image]] = {
+_FAMILIES: dict[type[Any], type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
 }
@@ -58,7 +59,7 @@ def load(
     index = _index(source, folder)
     own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
     if own is not None:
-        _check_files(folder)
+        _check_files(folder, {"network": index.get("network")})
         return load_image_model(own, folder, index, _device(device))
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
@@ -66,7 +67,7 @@ def load(
             f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}"
         )
     if folder is not None:
-        _check_files(folder)
+        _check_files(folder, index)
     device = _device(device)
     with quiet():
         try:
@@ -83,6 +84,20 @@ def load(
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
     return wrap(pipe.to(device), _defaults(read_record(model)))
+
+
+def load_text2image(
+    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Text2Image:
+    """`load`, for what needs a model that takes text.
+
+    Raises:
+        BadInput: as `load`; a model that takes none.
+    """
+    found = load(model, device, dtype)
+    if not isinstance(found, Text2Image):
+        raise BadInput(f"{model} draws pictures without text: here a text-to-image pipeline is needed")
+    return found
 
 
 def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
@@ -122,7 +137,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _folder(model: str) -> Path | None:
     """The local folder that ``model`` names, or None for a hub id."""
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         # The folder of a training run stands for the model in it.
         inside = [path / name for name in ("model", "pipeline") if (path / name / "model_index.json").is_file()]
         return inside[0] if inside and not (path / "model_index.json").is_file() else path
@@ -173,13 +188,19 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
     return index
 
 
-def _check_files(folder: Path) -> None:
-    """Name the file that is pickled, truncated or corrupt before a library stumbles over it.
+def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Name what is missing, pickled, truncated or corrupt before a library stumbles over it, or makes it up.
 
     Raises:
-        BadInput: a component has pickled weights only, or a safetensors file whose header and length
-            disagree.
+        BadInput: one of ``parts`` (as a pipeline's index names them) is not there, or not its vocabulary; a folder
+            has pickled weights only, or a safetensors file whose header and length disagree.
     """
+    for name, kind in parts.items():
+        if not isinstance(kind, list) or None in kind:
+            continue
+        words = [folder / name / file for file in ("tokenizer.json", "vocab.json")]
+        if not (folder / name).is_dir() or (name.startswith("tokenizer") and not any(w.is_file() for w in words)):
+            raise BadInput(f"{folder} is incomplete, its {name} is missing: fetch or write the folder again")
     for part in sorted(f for f in folder.iterdir() if f.is_dir()):
         safe = sorted(part.glob("*.safetensors"))
         pickles = sorted(f for f in part.iterdir() if f.suffix in _PICKLES)

@@ -6,12 +6,13 @@ its randomness comes from a CPU generator of its own.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
@@ -25,6 +26,7 @@ from sfumato.sample.guidance import Guided
 from sfumato.sample.schedulers import ADDIMScheduler, check_steps
 
 from .conditioning import Conditioning
+from .steering import following
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -39,7 +41,7 @@ class Rule(Protocol):
         ...
 
 
-Scheduler = str | SchedulerMixin | Rule | None
+Scheduler: TypeAlias = str | SchedulerMixin | Rule | None
 _NAMED = {
     "ddim": (DDIMScheduler, {}),
     "addim": (ADDIMScheduler, {}),
@@ -216,9 +218,9 @@ class _Jobs:
             rows = p.encode(distinct, size=self.size)[[distinct.index(r) for r in rows]]
         if not guided:
             return rows, None
-        several = isinstance(self.negative, Conditioning) and len(self.negative) > 1
-        negative = self.negative[chunk] if several else p.unconditional(len(rows), self.negative, self.size)
-        return rows, negative
+        if isinstance(self.negative, Conditioning) and len(self.negative) > 1:
+            return rows, self.negative[chunk]
+        return rows, p.unconditional(len(rows), self.negative, self.size)
 
 
 def _states(
@@ -233,28 +235,31 @@ def _states(
     advance=lambda: None,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
     """The latents from pure noise to clean, each with its time: steps + 1 states."""
-    if steps < 1:
-        raise BadInput(f"steps must be at least 1, got {steps}")
+    T = p.denoiser.timesteps
+    if not 1 <= steps <= T:
+        raise BadInput(f"steps must be at least 1 and at most {T}, this model's number of timesteps: got {steps}")
     check_steps(steps, p.pipe.scheduler.config.get("distilled_steps"))
     cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
+    if not math.isfinite(cfg_scale):
+        raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
     cond, negative = jobs.conditioning(p, chunk, guided=cfg_scale != 1.0)
     generators = [torch.Generator().manual_seed(seed) for seed in jobs.seeds[chunk]]
     solver = make_scheduler(p, scheduler)
-    solver.set_timesteps(steps, device=p.device)
-    T = p.denoiser.timesteps
+    options = _step_options(solver, eta, generators)
     shape = p.latent_shape(jobs.size)
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    z = noise.to(p.device) * solver.init_noise_sigma
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
-    options = _step_options(solver, eta, generators)
     scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
-    for timestep in solver.timesteps:
-        x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
-        yield x, t
-        with _scaled(scales):
-            pred = denoiser(x, t)
-        z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
-        advance()
+    with following(p, solver) as attend:
+        solver.set_timesteps(steps, device=p.device)
+        z = noise.to(p.device) * solver.init_noise_sigma
+        for timestep in solver.timesteps:
+            x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
+            yield x, t
+            with _scaled(scales), attend():
+                pred = denoiser(x, t)
+            z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
+            advance()
     yield z, 0.0
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from sfumato.errors import BadInput
 from sfumato.files import atomic_folder, tensors_sha256, write_json
 
 from .tokens import without_learned
@@ -68,8 +69,11 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         provenance: what the record should say (method, configuration, seed, parent's hash, ...), JSON values.
 
     Raises:
-        BadInput: the folder exists, or the disk is full; nothing is left behind.
+        BadInput: the folder exists, the disk is full, or a patch is active; nothing is left behind.
     """
+    if p.patches:
+        names = " and ".join(type(patch).__name__ for patch in p.patches)
+        raise BadInput(f"{names} acts on this pipeline and cannot be saved with it: leave its block first")
     with without_learned(p):
         return _save(p, Path(folder), overwrite, provenance)
 

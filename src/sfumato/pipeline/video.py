@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class VideoModel(ImageModel):
         *,
         steps: int | None = None,
         schedule: Schedule | None = None,
-        sampler: str | None = None,
+        sampler: str | Callable[..., Tensor] | None = None,
         finish: bool = False,
         batch_size: int = 64,
         progress: bool = False,
@@ -64,7 +64,8 @@ class VideoModel(ImageModel):
             seeds: one per sequence, or one number.
             context: given frames, in the scale of the data; the last ones are used. None for models without context.
             n_frames: default: as many as a window generates.
-            steps, schedule, sampler: default: the model's; samplers are "ddpm", "ddim", "heun" and "dpm++".
+            steps, schedule, sampler: default: the model's; samplers are "ddpm", "ddim", "heun", "dpm++", or any of
+                `sfumato.sample` itself.
             finish: let the last window run out; see `sfumato.sample.rollout`.
             batch_size: sequences computed together.
             progress: show a bar.
@@ -75,11 +76,11 @@ class VideoModel(ImageModel):
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
         context = self._context(context, len(seeds))
         chosen = self.defaults["sampler"] if sampler is None else sampler
-        if chosen not in SAMPLERS:
+        if not callable(chosen) and chosen not in SAMPLERS:
             raise unknown("sampler", str(chosen), SAMPLERS)
         options: dict[str, Any] = {
             "schedule": self.defaults["schedule"] if schedule is None else schedule,
-            "sampler": SAMPLERS[chosen],
+            "sampler": chosen if callable(chosen) else SAMPLERS[chosen],
             "finish": finish,
         }
         steps = self.defaults["steps"] if steps is None else steps

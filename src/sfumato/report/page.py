@@ -198,7 +198,7 @@ def render(report: AuditReport, gallery: Gallery | None = None) -> str:
         "definitions": verdict.DEFINITIONS,
         "limitations": verdict.limitations(report),
     }
-    max_side, html = SIDE, ""
+    max_side, html, size = float(SIDE), "", 0
     while not html or (size > LARGEST and max_side > 16):
         html = template.render(context, **_pictures(report, gallery, int(max_side)))
         size = len(html.encode())

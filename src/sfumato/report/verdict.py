@@ -53,10 +53,10 @@ def findings(report: AuditReport) -> list[str]:
             text += bounds(report.retention[low])
         out.append(text + ".")
     if report.integrity is not None and report.integrity.mean.measured:
-        i = report.integrity
-        text = f"Pictures that should not change moved by {full(i.mean, rate=False)} ({i.distance})"
-        if i.ceiling_seeds is not None:
-            text += f"; another seed moves them by {number(i.ceiling_seeds)}"
+        moved = report.integrity
+        text = f"Pictures that should not change moved by {full(moved.mean, rate=False)} ({moved.distance})"
+        if moved.ceiling_seeds is not None:
+            text += f"; another seed moves them by {number(moved.ceiling_seeds)}"
         out.append(text + ".")
     if not report.attacks:
         out.append(f"No attack was run, so nothing is known about deliberate attempts to bring {them} back.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,8 +25,8 @@ from ..noise.schedule import Time
 
 Times = Float[Tensor, "steps+1 *broadcast"]
 Callback = Callable[[int, Tensor, Tensor], None]
-Generators = torch.Generator | list[torch.Generator]
-Variance = Callable[[Time], Float[Tensor, "..."]]
+Generators: TypeAlias = torch.Generator | list[torch.Generator]
+Variance: TypeAlias = Callable[[Time], Float[Tensor, "..."]]
 
 
 def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: str = "x0") -> Tensor:

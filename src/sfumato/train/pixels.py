@@ -23,6 +23,7 @@ from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
 from sfumato.plan import Plan
 
+from . import draw
 from .loop import Run, Schedule
 
 
@@ -60,6 +61,14 @@ class PixelRecipe:
     """Seed of the pictures, the weights and all noise."""
     checkpoint_every: int = 500
     """Updates between checkpoints."""
+    grid_every: int = 1000
+    """Updates between pictures to look at; 0: none."""
+    accumulate: int = 1
+    """Micro-batches in which a batch is worked off, where it does not fit into memory."""
+    compile: bool = False
+    """Compile the network; the first update then takes minutes."""
+    track: str = "auto"
+    """Where to tell how it goes: "tensorboard", "wandb", ... or "none"; "auto": TensorBoard when installed."""
 
     prediction: ClassVar[Prediction] = "v"
 
@@ -98,7 +107,7 @@ class PixelRecipe:
 
         Each time is uniform by itself; the batch mean of the loss varies less (arXiv:2107.00630, appendix I.1).
         """
-        return (torch.randperm(n, generator=rng) + torch.rand(n, generator=rng, dtype=torch.float64)) / n
+        return draw.strata(n, rng)
 
     def sampling(self) -> dict[str, Any]:
         """How the saved model samples by default; see `ImageModel.defaults`."""
@@ -127,29 +136,27 @@ class PixelRecipe:
 
     def schedule(self) -> Schedule:
         """The loop's settings."""
-        return Schedule(
-            self.steps,
-            self.batch,
-            self.lr,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            ema=self.ema,
-            precision=self.precision,
-            seed=self.seed,
-            checkpoint_every=self.checkpoint_every,
-        )
+        return Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule) if hasattr(self, f.name)})
 
     @torch.no_grad()
     def plan(self) -> Plan:
-        """Memory, and time from one forward pass (a training step costs about three)."""
+        """Memory, and time from one forward pass on the device that will train (a training step costs about three)."""
         model = self.model(self.labels_of(self.open()))
-        n = min(self.batch, 16)
-        z = torch.zeros(n, *model.shape)
-        began = time.perf_counter()
-        model.denoiser(z, 0.5, None)
-        seconds = 3 * (time.perf_counter() - began) * self.batch / n * self.steps
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.network.to(device)
+
+        def forward(n: int) -> float:
+            began = time.perf_counter()
+            model.denoiser(torch.zeros(n, *model.shape, device=device), 0.5, None).sum().item()
+            return time.perf_counter() - began
+
+        n, seconds = 1, forward(1)
+        if seconds < 2:  # large networks take long enough for one picture to tell
+            n = min(self.batch, 16)
+            seconds = forward(n)
         weights = 4 * sum(p.numel() for p in model.network.parameters())
         memory = {"weights, averaged too": 2 * weights, "gradients": weights, "optimiser": 2 * weights}
+        seconds *= 3 * self.batch / n * self.steps
         return Plan(f"train {self.name()} on {self.data}", memory=memory, seconds=seconds)
 
     def labels_of(self, pictures: Pictures) -> tuple[str, ...]:
@@ -176,10 +183,12 @@ class PixelRecipe:
         # What shapes the run, apart from what the loop's own schedule holds.
         known = {f.name for f in fields(Schedule)}
         own = {k: v for k, v in asdict(self).items() if k not in known}
-        Run(PixelTraining(self, model, pictures), self.schedule(), out / "training", own).fit(progress)
+        run = Run(PixelTraining(self, model, pictures), self.schedule(), out / "training", own)
+        run.fit(progress)
         model.network.eval()
         made = {"recipe": f"train {self.name()}", "config": asdict(self)}
-        return model.save(out / "model", overwrite=True, provenance=made)
+        run.finish(lambda: model.save(out / "model", overwrite=True, provenance=made))
+        return out / "model"
 
 
 class PixelTraining:
@@ -193,21 +202,21 @@ class PixelTraining:
         return {"network": self.model.network}
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
-        rows = torch.randint(len(self.pictures), (size,), generator=rng).tolist()
+        rows = draw.integers(len(self.pictures), size, rng).tolist()
         x = self.recipe.read(self.pictures, rows)
         if self.recipe.flip:
-            x = torch.where((torch.rand(size, generator=rng) < 0.5).reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+            x = torch.where((draw.uniform(size, rng) < 0.5).reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
         if not self.model.labels:
             return {"x": x, "labels": None}
         labels = torch.tensor([self.pictures.label(i) for i in rows])
-        dropped = torch.rand(size, generator=rng) < self.recipe.label_dropout
+        dropped = draw.uniform(size, rng) < self.recipe.label_dropout
         return {"x": x, "labels": labels.masked_fill(dropped, len(self.model.labels))}
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.model.device
         x, labels = batch["x"].to(device), batch["labels"]
         t = self.recipe.times(len(x), rng).to(device)
-        eps = torch.randn(x.shape, generator=rng).to(device)
+        eps = draw.normal(x.shape, rng).to(device)
         cond = None if labels is None else labels.to(device)
         return self.recipe.loss(self.model.denoiser, x, t, eps, cond).mean(), {}
 

@@ -11,7 +11,6 @@ from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.errors import BadInput
 from sfumato.nets import ResidualUViT
 from sfumato.noise import Denoiser
 
@@ -74,7 +73,9 @@ class SiD2(CosineRecipe):
             net.enable_gradient_checkpointing()
         return net
 
-    def loss(self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None) -> Float[Tensor, "batch"]:
+    def loss(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None
+    ) -> Float[Tensor, "batch"]:
         if self.loss_weight == "eps":
             return super().loss(denoiser, x, t, eps, cond)
         process = denoiser.process
@@ -117,7 +118,7 @@ PRESETS: dict[str, dict] = {
     },
     "small-cifar10": {
         **_SMALL, "size": 32, "patch": 2, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-        "blocks": (1, 1), "middle": 4, "head_dim": 48, "flip": True, "steps": 7500,
+        "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "steps": 5000,
     },
     "small-digits": {
         **_SMALL, "size": 8, "channels": (32, 96), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 3,

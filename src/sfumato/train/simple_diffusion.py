@@ -58,7 +58,9 @@ class SimpleDiffusion(CosineRecipe):
     front: Literal["5/3", "haar", "conv"] = "5/3"
     """How it gets smaller: wavelets (5/3 or Haar), or patches by convolution."""
     multiscale: bool = False
-    """Repeat the loss on averaged pictures, from 32 pixels up; the paper found it to help from 512 on."""
+    """Repeat the loss on averaged pictures; the paper found it to help from 512 pixels on."""
+    multiscale_from: int = 32
+    """Side of the smallest averaged picture."""
     save_memory: bool = False
     """Compute activations twice instead of keeping them."""
 
@@ -76,11 +78,15 @@ class SimpleDiffusion(CosineRecipe):
             net.enable_gradient_checkpointing()
         return net
 
-    def loss(self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None) -> Float[Tensor, "batch"]:
+    def loss(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None
+    ) -> Float[Tensor, "batch"]:
         process = denoiser.process
         z = process.diffuse(x, t, eps)
         residual = process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, "eps") - eps
-        return multiscale(residual) if self.multiscale else residual.square().flatten(1).mean(1)
+        if self.multiscale:
+            return multiscale(residual, self.multiscale_from)
+        return residual.square().flatten(1).mean(1)
 
 
 def multiscale(residual: Float[Tensor, "batch channel side side"], smallest: int = 32) -> Float[Tensor, "batch"]:

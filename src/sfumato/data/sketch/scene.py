@@ -99,15 +99,15 @@ def _layout(
             places.append((x, y, scale))
         return places, [(0, relation, 1)]
     # Three objects: two side by side and the third centred above or below them.
-    side = _pick(rng, ("left of", "right of"))
+    order = _pick(rng, ("left of", "right of"))
     level = _pick(rng, ("above", "below"))
     left, right = 0.26 + jitter(0.015), 0.74 + jitter(0.015)
     pair_y, third_y = (0.74, 0.26) if level == "above" else (0.26, 0.74)
-    xs = (left, right) if side == "left of" else (right, left)
+    xs = (left, right) if order == "left of" else (right, left)
     scales = rng.uniform(0.34, 0.40, 3)
     places = [(x, pair_y + jitter(0.015), float(scale)) for x, scale in zip(xs, scales[:2], strict=True)]
     places.append((0.5 + jitter(0.12), third_y + jitter(0.015), float(scales[2])))
-    return places, [(0, side, 1), (2, level, 0)]
+    return places, [(0, order, 1), (2, level, 0)]
 
 
 def sample_scene(

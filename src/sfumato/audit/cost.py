@@ -1,0 +1,239 @@
+"""Quality against cost: the same pictures drawn in several ways, each with what it cost and how good they are."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato import __version__, catalog
+from sfumato.data import oracle as oracles
+from sfumato.data import sketch
+from sfumato.data.pictures import Pictures, open_pictures
+from sfumato.errors import BadInput, unknown
+from sfumato.metrics.alignment import oracle_alignment
+from sfumato.metrics.bootstrap import mean_interval
+from sfumato.metrics.extractors import Extractor, make_extractor
+from sfumato.metrics.features import Features, extract
+from sfumato.metrics.resize import to_bytes
+from sfumato.metrics.sets import FID
+from sfumato.pipeline import ImageModel, Text2Image
+from sfumato.progress import track
+from sfumato.report.cost import CostReport, Point
+from sfumato.report.schema import Interval
+
+from . import protocol as protocols
+from .measures import interval
+
+SAMPLERS = ("ddim", "addim", "dpm++")
+STEPS = (2, 4, 8, 16, 25, 50)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to draw: a point of the curve ``group``.
+
+    Attributes:
+        group: what it belongs to, e.g. "teacher, ddim": one line of the plot.
+        label: which of the group it is, e.g. "8 steps".
+        model: what draws.
+        options: of the model's ``sample``.
+        around: a context manager made anew around all drawing, e.g. ``lambda: patch.patch(model)``.
+    """
+
+    group: str
+    label: str
+    model: Text2Image | ImageModel
+    options: Mapping[str, Any] = field(default_factory=dict)
+    around: Callable[[], AbstractContextManager] = nullcontext
+
+
+def ways(
+    teacher: Text2Image | ImageModel,
+    students: Mapping[str, Text2Image | ImageModel],
+    steps: Sequence[int] = STEPS,
+    samplers: Sequence[str] = SAMPLERS,
+    patches: Sequence[str] = (),
+) -> list[Way]:
+    """The teacher with several samplers at several numbers of steps, students at their own, and patches.
+
+    Args:
+        students: name -> model.
+        patches: of the catalogue, each as "name" or "name:preset", on the teacher with DDIM at the largest of
+            ``steps``.
+
+    Raises:
+        BadInput: an unknown patch or preset.
+    """
+    found = [
+        Way(f"teacher, {sampler}", _steps(n), teacher, _options(teacher, n, sampler))
+        for sampler in samplers
+        for n in steps
+    ]
+    for name, student in students.items():
+        found.append(Way("students", f"{name}, {_steps(student.defaults.get('steps', 25))}", student))
+    for name in patches:
+        method, _, preset = name.partition(":")
+        kind, n = catalog.get(method, "steer").load(), max(steps)
+        presets = getattr(sys.modules[kind.__module__], "PRESETS", {})
+        if preset and preset not in presets:
+            raise unknown(f"preset of {method}", preset, presets)
+        patch = kind(**presets.get(preset, {}))
+        label = f"{preset or 'its defaults'}, {_steps(n)}"
+        around = lambda patch=patch: patch.patch(teacher)
+        found.append(Way(f"teacher, {method}", label, teacher, _options(teacher, n, "ddim"), around))
+    return found
+
+
+def measure(
+    ways: Sequence[Way],
+    *,
+    data: str = "sketch",
+    n: int = 256,
+    n_real: int = 2048,
+    seed: int = 0,
+    batch_size: int = 64,
+    extractor: str = "oracle",
+    weights: str | None = None,
+    progress: bool = False,
+) -> CostReport:
+    """Draw ``n`` pictures in every way, with the same prompts (or classes) and seeds, and measure them.
+
+    For each: network evaluations and seconds a picture (the median over batches, autoencoder included), the Fréchet
+    distance of ``extractor``'s features to ``n_real`` other pictures of ``data``, and for the sketch world how much of
+    what was asked for the oracle reads off a picture. Both with 95 % intervals.
+
+    Raises:
+        BadInput: too little data; classes that are not the models'; models with and without text together.
+    """
+    text = isinstance(ways[0].model, Text2Image)
+    if any(isinstance(way.model, Text2Image) != text for way in ways):
+        raise BadInput("models that draw from text and models that do not cannot be compared: they get other prompts")
+    size = ways[0].model.size if text else ways[0].model.shape[-1]
+    pictures = open_pictures(data, size, seed=50_000 + seed, count=4 * (n + n_real))
+    rows = [i for i in range(len(pictures)) if data != "sketch" or _one_object(pictures.caption(i))][: n + n_real]
+    if len(rows) < n + 2:
+        raise BadInput(f"{data} has {len(rows)} pictures, too few to draw {n} and to compare with others")
+    asked, others = rows[:n], rows[n:]
+    words = [pictures.caption(i) if text else _class(pictures, i, ways[0].model) for i in asked]
+    made = make_extractor(extractor, weights)
+    real = Features(extract(_Rows(pictures, others), made, progress=progress), **_about(made))
+    points = []
+    for way in track(ways, "drawing", progress):
+        images, nfe, seconds = draw(way, words, [seed * n + i for i in range(n)], batch_size)
+        points.append(Point(way.group, way.label, nfe, seconds, *_quality(images, words, real, made, data, seed)))
+    models = {id(w.model): (w.label if w.group == "students" else "teacher", w.model) for w in ways}
+    protocol = {
+        "data": data, "pictures": n, "real pictures": len(others), "seed": seed, "batch": batch_size, "size": size,
+        "extractor": made.name, "weights": made.hash, "device": str(ways[0].model.device),
+        "threads": torch.get_num_threads(), "versions": protocols.versions(),
+        "models": {name: model.describe()["sha256"] for name, model in models.values()},
+    }  # fmt: skip
+    return CostReport(points, protocol, datetime.now(UTC).isoformat(timespec="seconds"), __version__)
+
+
+def draw(
+    way: Way, words: Sequence[Any], seeds: Sequence[int], batch_size: int
+) -> tuple[Float[Tensor, "n 3 height width"], float, float]:
+    """Pictures in [0, 1], and for each of them the network evaluations and the seconds that it took."""
+    parts, times, model = [], [], way.model
+
+    def sample(words: Sequence[Any], seeds: Sequence[int], **options: Any) -> Tensor:
+        if isinstance(model, Text2Image):
+            return model.sample(list(words), seeds, **options)
+        return model.sample(seeds, list(words) if model.labels else None, **options)
+
+    options = {"batch_size": batch_size, **way.options}
+    with way.around():
+        sample(words[:1], seeds[:1], **options)  # what only the first call pays for
+        with counted(model) as count:
+            for start in range(0, len(seeds), batch_size):
+                chunk = slice(start, start + batch_size)
+                began = time.perf_counter()
+                parts.append(sample(words[chunk], seeds[chunk], **options))
+                times.append((time.perf_counter() - began) / len(parts[-1]))
+    return torch.cat(parts), count["rows"] / len(seeds), median(times)
+
+
+@contextmanager
+def counted(model: Text2Image | ImageModel) -> Iterator[dict[str, int]]:
+    """Counts the pictures that leave the network in the block, the two halves of guidance as two."""
+    count = {"rows": 0}
+    # A patch may run parts of a network by themselves; what all of them run is its last layer.
+    last = getattr(model.network, "conv_out", model.network)
+
+    def hook(module: Any, args: tuple, output: Any) -> None:
+        count["rows"] += len(output)
+
+    handle = last.register_forward_hook(hook)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def _quality(
+    images: Tensor, words: Sequence[Any], real: Features, extractor: Extractor, data: str, seed: int
+) -> tuple[Interval | None, Interval]:
+    """(accuracy, Fréchet distance)."""
+    made = Features(torch.cat([extractor(to_bytes(part)) for part in images.split(64)]), **_about(extractor))
+    score = FID(seed=seed).measure(real, made)
+    distance = Interval(score.value, score.low, score.high, score.n_gen)
+    if data != "sketch":
+        return None, distance
+    with torch.no_grad():
+        logits = [oracles.load()(part) for part in images.split(64)]
+    read = {a: torch.cat([x[a] for x in logits]) for a in oracles.WORDS}
+    shares = oracle_alignment(read, oracles.WORDS, [word or "" for word in words])
+    rng = torch.Generator().manual_seed(seed)
+    return interval(mean_interval(shares[shares.isfinite()], rng, method="percentile")), distance
+
+
+class _Rows:
+    """Some of the pictures, as pictures."""
+
+    label_names: tuple[str, ...] = ()
+
+    def __init__(self, pictures: Pictures, rows: Sequence[int]):
+        self.pictures, self.rows = pictures, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def picture(self, index: int) -> Any:
+        return self.pictures.picture(self.rows[index])
+
+
+def _about(extractor: Extractor) -> dict[str, str]:
+    return {"extractor": extractor.name, "weights": extractor.hash, "resize": extractor.resize}
+
+
+def _one_object(caption: str) -> bool:
+    """Whether a caption of the sketch world asks for one object, which is what the oracle can read."""
+    return sum(word in sketch.OBJECTS for word in re.findall(r"[\w-]+", caption)) == 1
+
+
+def _class(pictures: Pictures, row: int, model: ImageModel) -> str | None:
+    if not model.labels:
+        return None
+    if pictures.label_names != model.labels:
+        raise BadInput("the classes of the data are not those of the models")
+    return model.labels[pictures.label(row)]
+
+
+def _steps(n: int) -> str:
+    return f"{n} step" + "s" * (n > 1)
+
+
+def _options(model: Text2Image | ImageModel, steps: int, sampler: str) -> dict[str, Any]:
+    return {"steps": steps, ("scheduler" if isinstance(model, Text2Image) else "sampler"): sampler}

@@ -1,0 +1,78 @@
+"""What a patch is: a dataclass of settings whose verb is `patch`, a context manager."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from sfumato import catalog
+from sfumato.errors import BadInput
+from sfumato.pipeline import Text2Image, wrap
+from sfumato.pipeline.steering import Place, patched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(ABC):
+    """A change of a live pipeline that lasts for a block: ``with SomePatch().patch(pipe): pipe(...)``.
+
+    It acts on ``Text2Image.sample`` and on diffusers' own pipeline call alike, and changes one of four places: the
+    conditioning, the attention, the features or the prediction. Patches of different classes nest; they act in that
+    order of places, and within a place in the order of entering. When the block is left, by an exception too, the
+    pipeline is exactly what it was. Weights are never changed, a copy made inside the block is unpatched, and saving
+    there is refused.
+
+    A subclass says what it does in `acting`. Its module may have ``NEUTRAL``, settings under which the patch changes
+    nothing, bit for bit, and ``EXAMPLE``, settings to try it with where the defaults do not do: the tests that all
+    patches share use them.
+    """
+
+    place: ClassVar[Place]
+    """What is changed."""
+
+    @contextmanager
+    def patch(self, pipe: Text2Image | DiffusionPipeline) -> Iterator[dict[str, Any]]:
+        """Patch a pipeline, or a plain diffusers one, for a block; gives what the patch has to say so far (JSON types).
+
+        Raises:
+            BadInput: on entering: the patch does not fit this pipeline, or one of its class acts on it already.
+        """
+        bare = not isinstance(pipe, Text2Image)
+        found = [getattr(pipe, name, None) for name in ("network", "unet", "transformer")]
+        network = next((n for n in found if n is not None), None)
+        if not self.fits(network):
+            raise BadInput(
+                f"{type(self).__name__} does not fit the {type(pipe if bare else pipe.pipe).__name__}, whose network "
+                f"is a {type(network).__name__}: {fitting(network)}"
+            )
+        parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)] if bare else []
+        flags = [(x, x.requires_grad) for m in parts for x in m.parameters()]
+        modes = [(m, m.training) for part in parts for m in part.modules()]
+        try:
+            with patched(wrap(pipe), self) as p, self.acting(p) as told:
+                yield told
+        finally:  # wrapping freezes a plain pipeline
+            for x, required in flags:
+                x.requires_grad_(required)
+            for module, training in modes:
+                module.training = training
+
+    @classmethod
+    def fits(cls, network: nn.Module | None) -> bool:
+        """Whether it can act on this network."""
+        return network is not None
+
+    @abstractmethod
+    def acting(self, p: Text2Image) -> AbstractContextManager[dict[str, Any]]:
+        """The change itself, as a context manager that gives a dictionary, in which it may note what it has done."""
+
+
+def fitting(network: nn.Module | None) -> str:
+    """Which patches fit a network, in words."""
+    names = [m.name for m in catalog.methods("steer") if m.load().fits(network)]
+    return f"patches that fit it are {', '.join(names)}" if names else "no patch of this package fits it"

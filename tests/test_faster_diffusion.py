@@ -1,0 +1,492 @@
+"""Faster Diffusion against a plain loop that caches by other means; counts, injection, and what it refuses."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import make_tiny_dit
+from sfumato.errors import BadInput
+from sfumato.pipeline.split import decode, encode
+from sfumato.pipeline.steering import Call, Run
+from sfumato.steer.faster_diffusion import NEUTRAL, PRESETS, FasterDiffusion, key_steps
+from sfumato.steer.propagation import _decode_ahead, same, tile, tile_inputs, untile
+
+PROMPTS, SEEDS = ["a red star", "a blue circle", "art"], [3, 11, 5]
+KINDS = [
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+]
+
+
+def double(pipe):
+    """The pipeline with a network in float64."""
+    made = pipe.copy("all")
+    made.network.double()
+    made.pipe.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def sd(tiny_sd):
+    return double(tiny_sd)
+
+
+@pytest.fixture(scope="module", params=["tiny_sd", "tiny_sdxl"])
+def p(request):
+    return double(request.getfixturevalue(request.param))
+
+
+def latent(p, seeds=SEEDS[:2], prompts=PROMPTS[:2], **options) -> torch.Tensor:
+    """The clean latent of a run."""
+    options = {"steps": 8, "cfg_scale": 3.0, "scheduler": "ddim", **options}
+    return p.trajectory(prompts, seeds, stop_after=options["steps"], **options)[0]
+
+
+class Cache:
+    """Encoder propagation by hooks on the whole network: at other steps than key steps, the recorded outputs of the
+    first convolution, the down blocks and the middle block take the place of what was just computed."""
+
+    def __init__(self, network):
+        self.network, self.stored, self.reuse = network, {}, False
+        self.blocks = {"in": network.conv_in, "mid": network.mid_block}
+        self.blocks |= {f"down{i}": block for i, block in enumerate(network.down_blocks)}
+
+    def __enter__(self):
+        self.handles = [m.register_forward_hook(self._hook(name)) for name, m in self.blocks.items()]
+        return self
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()
+
+    def _hook(self, name):
+        def hook(module, args, output):
+            if not self.reuse:
+                self.stored[name] = output
+            return self.stored[name]
+
+        return hook
+
+
+@torch.no_grad()
+def reference(p, keys, steps=8, cfg_scale=3.0, alpha=0.0, threshold=500, early=False, control=None) -> torch.Tensor:
+    """Algorithm of the paper written down step by step, with DDIM."""
+    cond, neg = p.encode(PROMPTS[:2]), p.unconditional(2)
+    both = type(cond).cat([cond, neg]) if cfg_scale != 1 else cond
+    solver = DDIMScheduler.from_config(p.pipe.scheduler.config)
+    solver.set_timesteps(steps)
+    noise = [torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in SEEDS[:2]]
+    z = start = torch.stack(noise)
+    controls = {k: control(k) if control else {} for k in keys}
+    added = {k: {n: x.double() for n, x in v.items()} for k, v in p.network_inputs(both).items()}
+    with Cache(p.network) as cache:
+        for i, tau in enumerate(solver.timesteps):
+            inject = alpha * start if tau < threshold else 0.0
+            if early:
+                z = z + inject
+            cache.reuse = i not in keys
+            x = torch.cat([z, z]) if cfg_scale != 1 else z
+            extra = {**added, **controls[max(k for k in keys if k <= i)]}
+            eps = p.network(x.double(), tau, encoder_hidden_states=both.tokens.double(), **extra).sample
+            if cfg_scale != 1:
+                eps, without = eps.chunk(2)
+                eps = without + cfg_scale * (eps - without)
+            z = solver.step(eps.float(), tau, z if early else z + inject).prev_sample
+    return z
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "given",
+    [{"keys": (0, 1, 3)}, {"every": 3}, {"every": 8}, {"keys": (0, 2), "mode": "serial"}, {"keys": (0,), "chunk": 3}],
+)
+def test_it_is_the_papers_algorithm(p, given, cfg_scale):
+    patch = FasterDiffusion(**given, alpha=0.1)
+    expected = reference(p, key_steps(8, patch.keys, patch.every), cfg_scale=cfg_scale, alpha=0.1)
+    with patch.patch(p):
+        torch.testing.assert_close(latent(p, cfg_scale=cfg_scale), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["serial", "parallel"])
+def test_noise_may_be_injected_before_the_network(p, mode):
+    expected = reference(p, [0, 5], alpha=0.2, early=True)
+    with FasterDiffusion(keys=(0, 5), alpha=0.2, inject="network", mode=mode).patch(p):
+        torch.testing.assert_close(latent(p), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, reference(p, [0, 5], alpha=0.2), atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["serial", "parallel"])
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+def test_with_every_step_a_key_step_it_is_the_plain_pipeline_bit_for_bit(p, mode, cfg_scale):
+    plain = latent(p, cfg_scale=cfg_scale)
+    with FasterDiffusion(keys=tuple(range(8)), alpha=0.0, mode=mode).patch(p):
+        assert torch.equal(latent(p, cfg_scale=cfg_scale), plain)
+    with FasterDiffusion(**NEUTRAL, mode=mode).patch(p):
+        assert torch.equal(latent(p, cfg_scale=cfg_scale), plain)
+
+
+@pytest.mark.parametrize(("kind", "pictures"), zip(KINDS, cycle((1, 2, 3)), strict=False))
+def test_serial_and_parallel_agree_for_every_scheduler_and_batch(sd, kind, pictures):
+    scheduler = kind.from_config(sd.pipe.scheduler.config)
+    for cfg_scale in (1.0, 3.0):
+        options = {"scheduler": scheduler, "cfg_scale": cfg_scale, "steps": 6}
+        drawn = []
+        for how in ({"mode": "serial"}, {"mode": "parallel"}, {"chunk": 2}):
+            with FasterDiffusion(keys=(0, 1, 3), alpha=0.05, **how).patch(sd):
+                drawn.append(latent(sd, SEEDS[:pictures], PROMPTS[:pictures], **options))
+        for other in drawn[1:]:
+            torch.testing.assert_close(other, drawn[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+def test_encoders_run_at_key_steps_only_and_decoders_once_for_each(p, cfg_scale):
+    rows = {"mid": [], "up": []}
+    handles = [
+        p.network.mid_block.register_forward_hook(lambda m, a, out: rows["mid"].append(len(out))),
+        p.network.up_blocks[0].register_forward_hook(lambda m, a, out: rows["up"].append(len(out))),
+    ]
+    factor = 2 if cfg_scale != 1 else 1
+    with FasterDiffusion().patch(p) as told:
+        latent(p, steps=20, cfg_scale=cfg_scale)
+    for handle in handles:
+        handle.remove()
+    keys = [0, 1, 2, 3, 5, 10, 15]
+    assert rows["mid"] == [2 * factor] * len(keys)
+    gaps = [b - a for a, b in zip(keys, [*keys[1:], 20], strict=True)]
+    assert rows["up"] == [2 * factor * n for n in gaps]
+    assert told == {
+        "calls": 20,
+        "encoder_runs": 7,
+        "encoder_rows": 7 * 2 * factor,
+        "decoder_runs": 7,
+        "decoder_rows": 20 * 2 * factor,
+    }
+
+
+@pytest.mark.parametrize("given", [{"mode": "serial", "every": 4}, {"chunk": 3, "every": 4}])
+def test_chunks_bound_the_batch(sd, given):
+    with FasterDiffusion(**given).patch(sd) as told:
+        latent(sd, cfg_scale=1.0)
+    assert told["encoder_runs"] == 2 and told["decoder_rows"] == 16
+    assert told["decoder_runs"] == (8 if "mode" in given else 4)
+
+
+@pytest.mark.parametrize("keys", [(0,), (0, 3), (0, 1, 6)])
+def test_an_encoder_that_ignores_latent_and_time_loses_nothing(sd, keys):
+    """Its outputs are made constant (different in every row of a picture's batch); then caching is lossless."""
+    cache = Cache(sd.network)
+    with cache:
+        latent(sd, steps=1)
+        cache.reuse = True
+        plain = latent(sd)
+        with FasterDiffusion(keys=keys, alpha=0.0).patch(sd):
+            torch.testing.assert_close(latent(sd), plain, rtol=1e-6, atol=1e-6)
+
+
+# Injection
+
+
+def test_a_step_starts_from_the_latent_with_the_noise_added(sd):
+    """step(z + alpha z_0) at every step below the threshold, which itself is not below it."""
+    with FasterDiffusion(every=1, alpha=0.3, threshold=0.626).patch(sd):
+        states = [z for z, _ in sd.states("star", 0, steps=8, cfg_scale=1.0)]
+    solver = DDIMScheduler.from_config(sd.pipe.scheduler.config)
+    solver.set_timesteps(8)
+    assert solver.timesteps.tolist() == [876, 751, 626, 501, 376, 251, 126, 1]
+    for i, tau in enumerate(solver.timesteps):
+        with torch.no_grad():
+            eps = sd.denoiser(states[i], (float(tau) + 1) / 1000, sd.encode("star"))
+        z = states[i] + (0.3 * states[0] if i > 2 else 0.0)
+        torch.testing.assert_close(states[i + 1], solver.step(eps, tau, z).prev_sample)
+
+
+def test_without_strength_nothing_is_injected(sd):
+    with FasterDiffusion(every=1, alpha=0.0, threshold=1.0).patch(sd):
+        states = [z for z, _ in sd.states("star", 0, steps=4)]
+    assert all(map(torch.equal, states, [z for z, _ in sd.states("star", 0, steps=4)]))
+
+
+def test_the_noise_has_the_same_weight_for_schedulers_that_keep_another_scale(sd):
+    """In the scale that the network sees, Euler's step with injection starts where DDIM's (the same step) does."""
+    options = {"steps": 4, "cfg_scale": 1.0}
+    euler = EulerDiscreteScheduler.from_config(sd.pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
+    with FasterDiffusion(every=2, alpha=0.3, threshold=1.0).patch(sd):
+        ours = [z for z, _ in sd.states("star", 0, scheduler="ddim", **options)][:4]
+        theirs = [z for z, _ in sd.states("star", 0, scheduler=euler, **options)][:4]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+# Decoding ahead
+
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes)
+def test_tiling_is_step_major_inside_each_guidance_half(shape):
+    halves, n, pictures = shape
+    x = torch.arange(halves * pictures).double()[:, None].expand(-1, 2)
+    tiled = tile(x, n, halves)
+    for half, part in zip(x.chunk(halves), tiled.chunk(halves), strict=True):
+        assert torch.equal(part, half.repeat(n, 1))
+    assert torch.equal(tiled[:, 0] % pictures, torch.arange(len(tiled)) % pictures)
+    assert torch.equal(untile(tiled, n, halves), x.expand(n, *x.shape))
+    assert torch.equal(untile(tile(x, n, halves), n, halves)[n - 1], x)
+
+
+def test_inputs_with_other_lengths_are_not_tiled():
+    given = {"a": torch.ones(4, 2), "b": [torch.ones(4), torch.ones(3)], "c": (0.5, None), "d": torch.tensor(1.0)}
+    made = tile_inputs(given, 4, 3, 2)
+    assert made["a"].shape == (12, 2) and made["b"][0].shape == (12,)
+    assert made["b"][1].shape == (3,) and made["c"] == (0.5, None) and made["d"].ndim == 0
+
+
+def test_sameness_of_inputs():
+    x = torch.arange(3.0)
+    assert same({"a": [x, None, 1]}, {"a": [x.clone(), None, 1]})
+    for other in ({"a": [x + 1, None, 1]}, {"a": [x, None]}, {"b": [x, None, 1]}, {"a": [x, None, x]}, x, None):
+        assert not same({"a": [x, None, 1]}, other)
+
+
+@torch.no_grad()
+def test_each_prediction_uses_its_own_time(p):
+    cond = p.encode(PROMPTS[:2])
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    added = {k: {n: x.double() for n, x in v.items()} for k, v in p.network_inputs(cond).items()}
+    inputs = {"encoder_hidden_states": cond.tokens.double(), **added}
+    call = Call(p.network, z, 901.0, inputs)
+    features = encode(p.network, z, 901.0, **inputs)
+
+    def ahead(timesteps, pictures):
+        scheduler = type("S", (), {"timesteps": torch.tensor(timesteps), "config": p.pipe.scheduler.config})
+        run = Run(scheduler)
+        run.pictures = pictures
+        return _decode_ahead(call, features, run, inputs, len(timesteps))
+
+    before, after = ahead([901.0, 801.0, 701.0], 1), ahead([901.0, 777.0, 701.0], 1)
+    assert (before - after).flatten(1).abs().amax(1).gt(1e-6).tolist() == [False, True, False]
+    for i, tau in enumerate([901.0, 801.0, 701.0]):
+        torch.testing.assert_close(before[i], decode(p.network, features, tau, **inputs), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ahead([901.0, 801.0, 701.0], 2), before, rtol=1e-9, atol=1e-9)
+
+
+# In company
+
+
+@torch.no_grad()
+def control_of(p, step: int) -> dict:
+    """What a ControlNet would add at a step, for four rows."""
+    cond = p.encode([*PROMPTS, ""])
+    zeros = torch.zeros(4, *p.latent_shape(), dtype=torch.float64)
+    features = encode(p.network, zeros, 1, encoder_hidden_states=cond.tokens.double())
+    noise = lambda x: torch.randn(x.shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    return {
+        "down_block_additional_residuals": tuple(map(noise, features.skips)),
+        "mid_block_additional_residual": noise(features.bottleneck),
+    }
+
+
+@pytest.mark.parametrize("mode", ["serial", "parallel"])
+def test_control_residuals_count_at_key_steps(sd, mode):
+    """As in ControlNet pipelines, which add new residuals at every step; those of other steps are not used."""
+    expected = reference(sd, [0, 3], control=lambda i: control_of(sd, i))
+    tokens = torch.cat([sd.encode(PROMPTS[:2]).tokens, sd.unconditional(2).tokens]).double()
+    solver = sd.pipe.scheduler
+    with FasterDiffusion(keys=(0, 3), alpha=0.0, mode=mode).patch(sd), torch.no_grad():
+        solver.set_timesteps(8)
+        noise = [torch.randn(sd.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in SEEDS[:2]]
+        z = torch.stack(noise)
+        for i, tau in enumerate(solver.timesteps):
+            x = solver.scale_model_input(torch.cat([z, z]), tau)
+            control = control_of(sd.copy(), i)
+            eps = sd.network(x.double(), tau, encoder_hidden_states=tokens, **control, return_dict=False)[0]
+            eps, without = eps.float().chunk(2)
+            z = solver.step(without + 3.0 * (eps - without), tau, z, return_dict=False)[0]
+    torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [{"keys": (0, 2)}, {"keys": (0, 2), "mode": "serial"}])
+def test_where_guidance_ends_the_step_is_computed_in_full(sd, given):
+    """Guidance for times of at least 0.5: 4 of 8 steps have 4 rows, the others 2."""
+    with FasterDiffusion(**given, alpha=0.0).patch(sd) as told:
+        z = latent(sd, cfg_interval=(0.5, 1.0))
+    assert told["encoder_runs"] == 3 and told["encoder_rows"] == 4 + 4 + 2
+    assert told["decoder_rows"] == (4 * 4 + 4 * 2 if "mode" in given else 4 * 2 + 4 * 6 + 2 * 4)
+    with FasterDiffusion(keys=(0, 2, 4), alpha=0.0).patch(sd):
+        torch.testing.assert_close(latent(sd, cfg_interval=(0.5, 1.0)), z, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_that_changes_during_the_run_counts_at_once(tiny_sd):
+    """Its decoder's part, as in serial mode; what was decoded ahead for the old prompt is not used."""
+    pipe = tiny_sd.copy()
+    pipe.pipe.set_progress_bar_config(disable=True)
+    other = pipe.encode("a blue circle").tokens
+
+    def change(pipeline, i, t, kwargs):
+        return {"prompt_embeds": torch.cat([kwargs["prompt_embeds"][:1], other])} if i == 3 else {}
+
+    drawn = {}
+    for mode, callback in (("serial", change), ("parallel", change), ("parallel", None)):
+        with FasterDiffusion(keys=(0, 2), mode=mode).patch(pipe) as told:
+            generator = torch.Generator().manual_seed(0)
+            options = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+            drawn[mode, bool(callback)] = pipe(
+                "a red star", num_inference_steps=8, generator=generator, output_type="pt", guidance_scale=3.0,
+                **(options if callback else {}),
+            ).images  # fmt: skip
+        assert told["encoder_runs"] == 2
+    torch.testing.assert_close(drawn["parallel", True], drawn["serial", True], rtol=0, atol=1e-5)
+    assert not torch.allclose(drawn["parallel", True], drawn["parallel", False], atol=1e-4)
+
+
+def test_adapters_with_a_strength_for_each_picture_keep_it(tiny_sd):
+    pipe = double(tiny_sd)
+    adapter = pipe.add_adapter("a", rank=2, generator=torch.Generator().manual_seed(0))
+    for x in adapter.parameters():
+        x.data.normal_(generator=torch.Generator().manual_seed(1))
+    strengths = {"a red star": 0.0, "a blue circle": 0.7, "art": -0.4}
+    adapter.gate = lambda cond: torch.tensor([strengths[prompt] for prompt in cond.prompts])
+    for cfg_scale in (1.0, 3.0):
+        with FasterDiffusion(keys=(0, 1)).patch(pipe):
+            options = {"steps": 6, "cfg_scale": cfg_scale}
+            together = pipe.sample(PROMPTS, SEEDS, **options)
+            for i in range(3):
+                alone = pipe.sample(PROMPTS[i], SEEDS[i], **options)
+                torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
+
+
+def test_attention_edits_find_the_two_halves_of_guidance(sd):
+    """An edit of the conditional half alone, the first one, is the same in serial and in parallel mode."""
+
+    def edit(layer, probs):
+        first, second = probs.chunk(2)
+        return torch.cat([first.flip(-1), second])
+
+    drawn = []
+    for mode in ("serial", "parallel"):
+        with FasterDiffusion(keys=(0, 1), mode=mode).patch(sd), sd.edit_attention(edit):
+            drawn.append(latent(sd))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_calls_at_another_time_than_the_steps_are_plain(sd):
+    """A patch of the prediction may ask the network for other sizes and times as well (upsample guidance does)."""
+    from sfumato.pipeline.steering import Interceptor
+
+    seen = []
+
+    class Extra(Interceptor):
+        def predict(self, forward, call, run):
+            if run is not None:
+                small = Call(call.network, call.z[..., ::2, ::2], float(call.timestep.flatten()[0]) / 2, call.inputs)
+                seen.append((small, forward(small)))
+            return forward(call)
+
+    with FasterDiffusion(keys=(0,), alpha=0.0).patch(sd) as told:
+        alone = latent(sd)
+    with sd.intercept(Extra()), FasterDiffusion(keys=(0,), alpha=0.0).patch(sd) as again:
+        torch.testing.assert_close(latent(sd), alone, rtol=0, atol=0)
+    assert told == again and len(seen) == 8
+    for call, out in seen:
+        assert torch.equal(sd.network(call.z, call.timestep, **call.inputs).sample, out)
+
+
+@torch.no_grad()
+def test_several_calls_a_step_are_told_apart_by_their_order(sd):
+    """Conditional and unconditional predictions asked for one after the other."""
+    from sfumato.pipeline.steering import Interceptor
+
+    class Apart(Interceptor):
+        def predict(self, forward, call, run):
+            halves = [{k: v.chunk(2)[i] for k, v in call.inputs.items()} for i in range(2)]
+            zs, times = call.z.chunk(2), torch.as_tensor(call.timestep).expand(len(call.z)).chunk(2)
+            return torch.cat([forward(Call(call.network, zs[i], times[i], halves[i])) for i in range(2)])
+
+    with FasterDiffusion(keys=(0, 3)).patch(sd):
+        expected = latent(sd)
+        with sd.intercept(Apart()):
+            torch.testing.assert_close(latent(sd), expected, rtol=1e-5, atol=1e-5)
+
+
+# Key steps and bad input
+
+
+def test_key_steps():
+    assert key_steps(50) == [0, 1, 2, 3, 5, 10, 15, 25, 35]
+    assert key_steps(20) == [0, 1, 2, 3, 5, 10, 15]
+    assert key_steps(50, every=4) == list(range(0, 50, 4))
+    assert key_steps(5, keys=(3, 0)) == [0, 3]
+    assert [len(PRESETS[k]["keys"]) for k in ("if-1", "if-2", "if-3", "ldm-250")] == [40, 40, 11, 19]
+    assert PRESETS["if-3"]["keys"] == (0, 2, 5, 9, 14, 20, 27, 35, 44, 54, 65)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_settings(name):
+    FasterDiffusion(**PRESETS[name])
+
+
+def test_a_quarter_of_the_operations_is_saved_as_the_paper_counts():
+    """Card: encoder and bottleneck 230, decoder 504 GFLOPs a guided step; 27,350 instead of 37,050 in 50 steps."""
+    encoder, decoder, keys = 230, 504, len(key_steps(50))
+    assert 50 * decoder + keys * encoder == pytest.approx(27_350, rel=0.01)
+    saved = 1 - (50 * decoder + keys * encoder) / (50 * (encoder + decoder))
+    assert saved == pytest.approx((1 - keys / 50) * encoder / (encoder + decoder))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"keys": (1, 2)}, "must include it"),
+        ({"keys": (0, -1)}, "count from 0"),
+        ({"keys": (0, 3, 3)}, "twice"),
+        ({"keys": (0,), "every": 2}, "not both"),
+        ({"every": -1}, "negative"),
+        ({"chunk": -1}, "negative"),
+        ({"mode": "both"}, "serial"),
+        ({"inject": "never"}, "network"),
+    ],
+)
+def test_bad_settings(given, told):
+    with pytest.raises(BadInput, match=told):
+        FasterDiffusion(**given)
+
+
+def test_key_steps_beyond_the_run_are_refused_before_anything_is_computed(sd):
+    with FasterDiffusion(keys=(0, 8)).patch(sd) as told:
+        for draw in (lambda: latent(sd), lambda: sd("star", num_inference_steps=8)):
+            with pytest.raises(BadInput, match="key step 8 is out of range: this run has 8 steps, 0 to 7"):
+                draw()
+        assert told["calls"] == 0
+        latent(sd, steps=9)
+        assert told["calls"] == 9
+
+
+def test_a_pipeline_without_a_unet_is_refused_by_name():
+    told = r"FasterDiffusion does not fit the DiTPipeline.*DiTTransformer2DModel: .*patch"
+    with pytest.raises(BadInput, match=told), FasterDiffusion().patch(make_tiny_dit()):
+        pass
