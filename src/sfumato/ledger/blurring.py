@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.data import oracle
 from sfumato.data.pictures import SketchPictures, to_tensor
-from sfumato.metrics.spectral import frechet
+from sfumato.metrics.frechet import frechet_distance
 from sfumato.noise.blurring import dct
 from sfumato.pipeline import ImageModel, load
 from sfumato.sample import S2N, ddpm
@@ -94,7 +94,7 @@ def distance(model: ImageModel, seed: int, sampler: Callable[..., Tensor] | str 
     reader = oracle.load()
     with torch.no_grad():
         real = reader.features((pictures(seed + 1000, FRESH) + 1) / 2)
-        return frechet(reader.features(drawn).double(), real.double())
+        return frechet_distance(real.double(), reader.features(drawn).double())
 
 
 def measure(seed: int) -> dict[str, Pair | Table]:

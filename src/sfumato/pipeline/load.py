@@ -58,7 +58,7 @@ def load(
     index = _index(source, folder)
     own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
     if own is not None:
-        _check_files(folder)
+        _check_files(folder, {"network": index.get("network")})  # its other lists are no components
         return load_image_model(own, folder, index, _device(device))
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
