@@ -14,7 +14,8 @@ from sfumato.errors import BadInput
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
-from sfumato.train.pixels import PixelRecipe
+from sfumato.train.draw import Share
+from sfumato.train.pixels import PixelRecipe, PixelTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,17 @@ def test_times_cover_every_level_evenly():
     t = Small().times(8, torch.Generator().manual_seed(0))
     assert t.dtype == torch.float64
     assert (t.sort().values * 8).floor().tolist() == list(range(8))
+
+
+def test_a_batch_in_shares_has_the_loss_of_the_whole(folder):
+    recipe = small(folder, flip=True)
+    training = PixelTraining(recipe, recipe.model(()), recipe.open())
+
+    def loss(rows: range) -> torch.Tensor:
+        batch = training.batch(3, Share((0, 3, 0), rows, 5), len(rows))
+        return training.loss(batch, Share((0, 3, 1), rows, 5))[0] * len(rows) / 5
+
+    torch.testing.assert_close(loss(range(2)) + loss(range(2, 5)), loss(range(5)))
 
 
 def test_the_loss_of_the_true_denoiser_is_the_conditional_variance():

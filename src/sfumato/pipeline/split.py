@@ -63,7 +63,8 @@ def encode(
         seen.append(Features(res_hidden_states_tuple, hidden_states, tuple(z.shape[1:])))
         return hidden_states
 
-    up.resnets = range(1 << 30)  # an up block is given as many skip connections as it has resnets: all of them
+    # An up block is given as many skip connections as it has resnets: all of them.
+    up.resnets = range(1 << 30)  # type: ignore[attr-defined]
     shell = _shell(network, up_blocks=[up], conv_norm_out=None, conv_out=lambda x: x)
     type(network).forward(shell, z, timestep, **inputs, return_dict=False)
     return seen[0]

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import send_to_device
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -213,8 +213,7 @@ class Run:
         with Journal(self.folder, self.config, s.track, self.step, main, progress) as journal:
             while self.step < s.steps:
                 logs = self.one_step()
-                last = self.step == s.steps
-                due = last or self.step % s.checkpoint_every == 0
+                due = self.step == s.steps or self.step % s.checkpoint_every == 0
                 if due or self.step % 20 == 0:
                     figures = self._figures(logs)
                     # The first step warms up, or compiles; saving and drawing count, they will come again.
@@ -222,7 +221,7 @@ class Run:
                     figures["pictures_per_second"] = round(rate * s.batch, 1)
                     figures["seconds_left"] = round((s.steps - self.step) / rate)
                     journal.log(self.step, figures)
-                if s.grid_every and (last or self.step % s.grid_every == 0):
+                if s.grid_every and self.step % s.grid_every == 0:
                     journal.pictures(self.step, self.grid())
                 if due:
                     self.save()
@@ -233,6 +232,12 @@ class Run:
         self.accelerator.wait_for_everyone()
         state.finish(self.modules, self.params, self.average, self.plain)
 
+    def finish(self, write: Callable[[], Any]) -> None:
+        """Call ``write``, which writes what was trained, on one process; the others wait until it is there."""
+        if self.accelerator.is_main_process:
+            write()
+        self.accelerator.wait_for_everyone()
+
     def one_step(self) -> dict[str, Tensor]:
         """One update; returns the figures to log of this process's rows (tensors: nothing waits for the device)."""
         s, i, world = self.schedule, self.step, self.accelerator.num_processes
@@ -240,7 +245,7 @@ class Run:
         logs: dict[str, Tensor] = {}
         for rows in self.rows:
             batch, rng = next(self.data), Share((s.seed, i, 1), rows, s.batch)
-            set_seed(step_seed(s.seed, i, 2, rows.start) % 2**32)  # dropout inside the networks
+            _seed_globally(step_seed(s.seed, i, 2, rows.start))  # dropout inside the networks
             more_to_come = rows is not self.rows[-1]
             with self.accelerator.no_sync(self.trained) if more_to_come else nullcontext():
                 loss, figures = self.trained(partial(self.recipe.loss, batch, rng))
@@ -252,7 +257,8 @@ class Run:
         norm = self.accelerator.clip_grad_norm_(list(self.params.values()), s.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(s, i)
-        self.optimizer.step()
+        # Only scaled gradients need the wrapper, which is slow.
+        (self.optimizer if self.accelerator.scaler else self.optimizer.optimizer).step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         with torch.no_grad():
@@ -297,7 +303,8 @@ class Run:
         """The recipe's pictures by the averaged weights, in [0, 1], always from the same noise."""
         rng = torch.Generator().manual_seed(step_seed(self.schedule.seed, 0, 3))
         with state.evaluation(self.modules), state.swapped(self.params, self.average):
-            return self.trained(partial(self.recipe.grid, rng)).float().clamp(0, 1).cpu()
+            draw = partial(self.recipe.grid, rng)  # type: ignore[attr-defined]  # only a recipe that has one
+            return self.trained(draw).float().clamp(0, 1).cpu()
 
     def save(self) -> None:
         """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one.
@@ -331,6 +338,13 @@ class Run:
         if self.accelerator.scaler and about["scaler"]:
             self.accelerator.scaler.load_state_dict(about["scaler"])
         self.step, self.data = about["step"], None
+
+
+def _seed_globally(seed: int) -> None:
+    """What networks draw from without being given a generator; quicker than torch's own ``manual_seed``."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 def _accelerator(precision: str, some_unused: bool) -> Accelerator:
