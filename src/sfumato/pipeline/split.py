@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 ENCODER_ONLY = (
     "down_block_additional_residuals",
@@ -91,6 +93,18 @@ def decode(
     z = features.bottleneck.new_zeros(()).expand(len(features), *features.latent)  # only its shape is looked at
     inputs = {k: v for k, v in inputs.items() if k not in ENCODER_ONLY}
     return type(network).forward(shell, z, timestep, **inputs, return_dict=False)[0]
+
+
+@torch.no_grad()
+def operations(
+    network: UNet2DConditionModel, z: Float[Tensor, "batch channel height width"], **inputs: Any
+) -> tuple[int, int]:
+    """Floating-point operations (of matrix products and convolutions) of the encoder and of the decoder."""
+    with FlopCounterMode(display=False) as encoder:
+        features = encode(network, z, 0, **inputs)
+    with FlopCounterMode(display=False) as decoder:
+        decode(network, features, 0, **inputs)
+    return encoder.get_total_flops(), decoder.get_total_flops()
 
 
 def _shell(network: nn.Module, **parts: Any) -> nn.Module:
