@@ -34,8 +34,8 @@ def plain_steps(pipe: Text2Image) -> int:
 
 
 def feature_changes(pipe: Text2Image, prompts: list[str], seeds: list[int]) -> tuple[list[float], list[float]]:
-    """Mean relative change |f_i - f_(i-1)| / |f_(i-1)| over the steps of a run, and over the blocks of the encoder or of
-    the decoder: a pair of numbers for each picture (features of the conditional prediction)."""
+    """Mean relative change |f_i - f_(i-1)| / |f_(i-1)| over the steps of a run, and over the blocks of the encoder or
+    of the decoder: a pair of numbers for each picture (features of the conditional prediction)."""
     encoder = list(block_sides(pipe.network))
     decoder = [name.replace("down", "up") for name in encoder if name.startswith("down")]
     changes: dict[str, list[Tensor]] = {name: [] for name in (*encoder, *decoder)}
