@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from sfumato.data.frames import open_frames, stack
 from sfumato.errors import BadInput
@@ -58,3 +59,48 @@ def test_folders_of_frames(tmp_path):
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(BadInput, match=message):
         open_frames(*arguments)
+
+
+def save(path, array):
+    if path.suffix == ".npy":
+        np.save(path, array)
+    else:
+        save_file({"frames": torch.from_numpy(array), "other": torch.zeros(1)}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_arrays_of_frames(suffix, tmp_path):
+    array = np.arange(2 * 5, dtype=np.float32).reshape(2, 5, 1, 1, 1) * np.ones((1, 1, 3, 4, 4), np.float32)
+    clips = open_frames(save(tmp_path / f"a{suffix}", array), 4, 3)
+    assert len(clips) == 2 * 3 and clips.channels == 3 and not clips.bounded
+    assert [clips.clip(i)[:, 0, 0, 0].tolist() for i in (0, 2, 3)] == [[0, 1, 2], [2, 3, 4], [5, 6, 7]]
+    assert open_frames(save(tmp_path / f"b{suffix}", array / 9), 4, 3).bounded
+    one = open_frames(save(tmp_path / f"c{suffix}", (array[0] * 51).astype(np.uint8)), 4, 5)
+    assert len(one) == 1 and one.bounded and one.clip(0).shape == (5, 3, 4, 4)
+    assert one.clip(0)[:, 0, 0, 0].tolist() == pytest.approx([-1, -0.6, -0.2, 0.2, 0.6], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((3, 4, 4)), "shape"),
+        (np.zeros((2, 5, 1, 4, 8)), "4x8 pixels, not 4x4"),
+        (np.zeros((2, 2, 1, 4, 4)), "have 2 frames, fewer than the 3"),
+        (np.zeros((2, 5, 1, 4, 4), np.int64), "int64"),
+        (np.array([{}], dtype=object), "cannot be read as an array"),
+    ],
+)
+def test_other_arrays_are_refused(array, told, tmp_path):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(BadInput, match=told):
+        open_frames(str(tmp_path / "a.npy"), 4, 3)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_damaged_and_missing_arrays_are_named(suffix, tmp_path):
+    for data in (None, b"", b"\x93NUMPY and more"):
+        if data is not None:
+            (tmp_path / f"a{suffix}").write_bytes(data)
+        with pytest.raises(BadInput, match=rf"a\{suffix} cannot be read as an array"):
+            open_frames(str(tmp_path / f"a{suffix}"), 4, 3)

@@ -62,14 +62,14 @@ def test_run_writes_what_it_measured(tmp_path, monkeypatch):
 
 def test_tables_come_with_the_standard_error_over_seeds(tmp_path, monkeypatch):
     claim = core.Claim("a is above b", "a", "b", "points")
-    measure = lambda seed: {"above": ([1.0], [0.0]), "grid": {"rho 0": {"10 steps": seed}, "rho 1": {"20 steps": 2.0}}}
+    measure = lambda seed: {"above": ([1.0], [0.0]), "grid": {"rho 0": {"100 steps": seed}, "rho 1": {"20 steps": 2.0}}}
     experiment = core.Experiment("toy", "none", {"above": claim}, (1, 2, 3), "nothing tuned", measure)
     monkeypatch.setattr(core, "load", lambda name: experiment)
     record = core.run("toy", tmp_path, progress=False)
-    assert record["tables"]["grid"]["rho 0"]["10 steps"] == {"mean": 2.0, "error": pytest.approx(3**-0.5)}
+    assert record["tables"]["grid"]["rho 0"]["100 steps"] == {"mean": 2.0, "error": pytest.approx(3**-0.5)}
     page = core.table(tmp_path)
-    assert "| grid | 10 steps | 20 steps |\n| --- | --- | --- |" in page
-    assert "| rho 0 | 2 ± 0.6 |  |\n| rho 1 |  | 2 ± 0 |" in page
+    assert "| grid | 20 steps | 100 steps |\n| --- | --- | --- |" in page
+    assert "| rho 0 |  | 2 ± 0.6 |\n| rho 1 | 2 ± 0 |  |" in page
 
 
 def test_unknown_entry_lists_the_known_ones():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from sfumato.ledger.pixels import InMemory, brightness, distances, texture
+from sfumato.ledger import core
+from sfumato.ledger.pixels import brightness, distances, fresh, texture
+from sfumato.train.simple_diffusion import SimpleDiffusion
 
 
 def test_distances_of_chunks():
@@ -24,8 +28,18 @@ def test_features_of_pictures_that_are_known():
     assert (texture(flat) < -13).all()
 
 
-def test_pictures_of_training_and_judging_differ():
-    train, judge = InMemory(16, 3, 4), InMemory(16, 3, 2, start=4)
-    assert (len(train), len(judge)) == (4, 2)
-    assert not any((a == b).all() for a in train.pictures for b in judge.pictures)
-    assert judge.tensor().shape == (2, 3, 16, 16) and judge.tensor().abs().max() <= 1
+def test_fresh_pictures_are_not_those_of_training():
+    recipe = SimpleDiffusion(size=16, seed=3, pictures=4)
+    seen, other = recipe.read(recipe.open(), [0, 1, 2, 3]), fresh(16, 3, 4)
+    assert other.shape == (4, 3, 16, 16) and other.abs().max() <= 1
+    assert not any(torch.equal(a, b) for a in seen for b in other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["simple_diffusion", "sid2"])
+def test_entries_run_in_miniature(entry):
+    experiment = core.load(entry)
+    pairs = experiment.measure(9, steps=2, n=12)
+    assert pairs.keys() == experiment.claims.keys()
+    for method, baseline in pairs.values():
+        assert len(method) == len(baseline) > 2 and all(map(math.isfinite, [*method, *baseline]))

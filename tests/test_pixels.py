@@ -14,7 +14,8 @@ from sfumato.errors import BadInput
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
-from sfumato.train.pixels import PixelRecipe
+from sfumato.train.draw import Share
+from sfumato.train.pixels import PixelRecipe, PixelTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,17 @@ def test_times_cover_every_level_evenly():
     t = Small().times(8, torch.Generator().manual_seed(0))
     assert t.dtype == torch.float64
     assert (t.sort().values * 8).floor().tolist() == list(range(8))
+
+
+def test_a_batch_in_shares_has_the_loss_of_the_whole(folder):
+    recipe = small(folder, flip=True)
+    training = PixelTraining(recipe, recipe.model(()), recipe.open())
+
+    def loss(rows: range) -> torch.Tensor:
+        batch = training.batch(3, Share((0, 3, 0), rows, 5), len(rows))
+        return training.loss(batch, Share((0, 3, 1), rows, 5))[0] * len(rows) / 5
+
+    torch.testing.assert_close(loss(range(2)) + loss(range(2, 5)), loss(range(5)))
 
 
 def test_the_loss_of_the_true_denoiser_is_the_conditional_variance():
@@ -84,6 +96,16 @@ def test_a_run_writes_a_model_that_loads_and_goes_on_where_it_stopped(folder, tm
     one, two = sf.load(tmp_path / "whole" / "model", "cpu"), sf.load(run / "model", "cpu")
     assert one.describe()["sha256"] == two.describe()["sha256"]
     assert one.sample(0, steps=2).shape == (1, 3, 8, 8)
+
+
+def test_pictures_to_look_at_while_training_lasts(folder, tmp_path):
+    small(folder, grid_every=2, track="none").run(tmp_path / "run", progress=False)
+    small(folder, grid_every=0, track="none").run(tmp_path / "plain", progress=False)
+    assert [f.name for f in sorted((tmp_path / "run/training/grids").iterdir())] == ["0000002.png", "0000004.png"]
+    with Image.open(tmp_path / "run/training/grids/0000004.png") as sheet:
+        assert sheet.size == (4 * 132 + 4, 4 * 132 + 4)
+    shas = [sf.load(tmp_path / name / "model", "cpu").describe()["sha256"] for name in ("run", "plain")]
+    assert shas[0] == shas[1]
 
 
 def test_other_settings_do_not_go_on_from_a_run(folder, tmp_path):

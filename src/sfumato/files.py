@@ -87,6 +87,11 @@ def clear_leftovers(path: str | os.PathLike) -> None:
     _sweep(_absolute(path), path)
 
 
+def cache_folder() -> Path:
+    """Where what can be computed again is kept: the folder that SFUMATO_CACHE names, or .cache/sfumato at home."""
+    return Path(os.environ.get("SFUMATO_CACHE") or Path.home() / ".cache" / "sfumato")
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """Hex SHA-256 of a file, or of a folder's sorted relative names and file digests."""
     path = Path(path)

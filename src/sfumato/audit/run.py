@@ -19,7 +19,7 @@ from sfumato.erase.membrane import equip, holds_membranes
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import rate_interval
 from sfumato.metrics.perceptual import Distance
-from sfumato.pipeline import Text2Image, load, wrap
+from sfumato.pipeline import Text2Image, load_text2image, wrap
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.progress import track
 from sfumato.report import schema
@@ -248,7 +248,7 @@ def _plan(
 
 
 def _open(model: str | os.PathLike | Text2Image) -> Text2Image:
-    return load(model) if isinstance(model, (str, os.PathLike)) else wrap(model)
+    return load_text2image(model) if isinstance(model, (str, os.PathLike)) else wrap(model)
 
 
 def _folder_of(adapter: str | os.PathLike) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,10 @@ class Train:
 def main(args: list[str]) -> None:
     entry, recipe, options = read("train", args, Train, EXAMPLE)
     writes = [f"{options.out}/ (checkpoints, and the pipeline at the end)"]
-    plan = recipe.plan() if hasattr(recipe, "plan") else Plan(f"train {entry.name}", time=entry.cost)
-    replace(plan, writes=writes).show()
-    print(f"trained: {recipe.run(options.out)}")
+    alone = os.environ.get("RANK", "0") == "0"  # the others of a parallel training work in silence
+    if alone:
+        plan = recipe.plan() if hasattr(recipe, "plan") else Plan(f"train {entry.name}", time=entry.cost)
+        replace(plan, writes=writes).show()
+    folder = recipe.run(options.out)
+    if alone:
+        print(f"trained: {folder}")

@@ -16,6 +16,8 @@ from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
 
 if TYPE_CHECKING:
+    import torch
+
     from sfumato.pipeline import ImageModel, Text2Image
 
 EMBEDDED = ("sketch",)
@@ -113,11 +115,16 @@ def load_any(model: str, where: Where) -> Text2Image | ImageModel:
     Raises:
         BadInput: as `sfumato.load`.
     """
-    import torch
-
     from sfumato.pipeline import load
 
-    return load(model, device=where.device, dtype=getattr(torch, where.dtype) if where.dtype else None)
+    return load(model, device=where.device, dtype=dtype_of(where))
+
+
+def dtype_of(where: Where) -> torch.dtype | None:
+    """The wanted precision as torch's."""
+    import torch
+
+    return getattr(torch, where.dtype) if where.dtype else None
 
 
 def load(model: str, where: Where) -> Text2Image:
@@ -126,17 +133,16 @@ def load(model: str, where: Where) -> Text2Image:
     Raises:
         BadInput: as `sfumato.load`; a model that takes no text.
     """
-    from sfumato.pipeline import ImageModel
+    from sfumato.pipeline import load_text2image
 
-    found = load_any(model, where)
-    if isinstance(found, ImageModel):
-        raise BadInput(f"{model} draws pictures without text: this command needs a text-to-image pipeline")
-    return found
+    return load_text2image(model, device=where.device, dtype=dtype_of(where))
 
 
 def load_equipped(model: str, options: Equipped) -> Text2Image:
     """`load`, with the adapters attached."""
-    return equipped(load(model, options), model, options)
+    from sfumato.erase.membrane import equip
+
+    return equip(load(model, options), model, options.adapters)
 
 
 def equipped(found: Text2Image | ImageModel, model: str, options: Equipped) -> Text2Image | ImageModel:

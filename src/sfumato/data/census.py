@@ -12,19 +12,16 @@ from PIL import Image, UnidentifiedImageError
 from sfumato.errors import BadInput
 from sfumato.files import sha256_of
 
-from .pictures import SUFFIXES, Pictures
+from .folders import pictures_in
+from .pictures import Pictures
+from .tables import parquet_files
 
 
 def files_of(source: str) -> list[Path]:
     """The files behind a source, in the order in which they are read; none for a source that is no path."""
     if source.split(",")[0].endswith(".parquet"):
-        files: list[Path] = []
-        for part in source.split(","):
-            path = Path(part)
-            files += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-        return [f for f in files if f.is_file()]
-    folder = Path(source)
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        return [f for f in parquet_files(source) if f.is_file()]
+    return pictures_in(Path(source)) if Path(source).is_dir() else []
 
 
 def sizes_of(source: str) -> dict[tuple[int, int], list[str]]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 
+from .arrays import SUFFIXES as SUFFIXES_OF_ARRAYS
+from .arrays import ArrayFrames
 from .pictures import SUFFIXES, to_square, to_tensor
 
 
@@ -36,8 +38,9 @@ def open_frames(
     """Clips of ``frames`` consecutive frames from ``source``.
 
     Args:
-        source: "sketch", objects that move and bounce; "kolmogorov", the vorticity of a chaotic fluid; or a folder with
-            a subfolder for each sequence, whose pictures in the order of their names are its frames.
+        source: "sketch", objects that move and bounce; "kolmogorov", the vorticity of a chaotic fluid; a folder with
+            a subfolder for each sequence, whose pictures in the order of their names are its frames; or an array
+            [sequence, frame, channel, size, size] in a .npy or .safetensors file.
         size: side in pixels.
         frames: length of a clip.
         seed: of the sketch world and of the fluid.
@@ -56,9 +59,14 @@ def open_frames(
 
         flows = -(-count // max(LENGTH - frames + 1, 1))
         return KolmogorovFrames(size, frames, seed, flows=flows, progress=progress)
+    if source.endswith(SUFFIXES_OF_ARRAYS):
+        return ArrayFrames(Path(source), size, frames)
     if Path(source).is_dir():
         return FolderFrames(Path(source), size, frames)
-    raise BadInput(f"no frames at {source!r}: give 'sketch', 'kolmogorov', or a folder with a subfolder per sequence")
+    raise BadInput(
+        f"no frames at {source!r}: give 'sketch', 'kolmogorov', a folder with a subfolder per sequence, or a .npy or "
+        ".safetensors file"
+    )
 
 
 class SketchFrames:

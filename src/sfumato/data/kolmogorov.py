@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.files import atomic_file
+from sfumato.files import atomic_file, cache_folder
 from sfumato.progress import track
 
 Field = Float[Tensor, "*batch size size"]
@@ -229,8 +228,8 @@ class KolmogorovFrames:
         self.frames = frames
         self.flow = KolmogorovFlow(size=max(size, 32))
         what = repr((1, self.flow, size, seed, flows, length, every))  # 1: the version of what follows
-        folder = Path(cache or os.environ.get("SFUMATO_CACHE") or Path.home() / ".cache" / "sfumato")
-        file = folder / f"kolmogorov-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
+        name = f"kolmogorov-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
+        file = (Path(cache) if cache else cache_folder()) / name
         try:
             self.vorticity = load_file(file)["vorticity"]
         except (OSError, LookupError, SafetensorError):  # not there yet, or damaged

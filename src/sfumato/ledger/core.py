@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -188,13 +189,18 @@ def table(folder: Path | str = "docs/ledger") -> str:
         details += [f"- Settings: {record['tuning']}"]
         details += [f"- {record['notes']}"] if record["notes"] else []
         for name, rows in record.get("tables", {}).items():
-            columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+            columns = sorted({column for row in rows.values() for column in row}, key=_by_number)
             details += ["", f"| {name} | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
             for row, cells in rows.items():
                 shown = ["{mean:.3g} ± {error:.1g}".format(**cells[c]) if c in cells else "" for c in columns]
                 details.append(f"| {row} | {' | '.join(shown)} |")
         details += [""]
     return "\n".join([*lines, "", *details])
+
+
+def _by_number(text: str) -> list[tuple[int, str]]:
+    """Sorts "25" before "100": files keep their keys in alphabetical order."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from sfumato.audit.cases import sketch_cases
 from sfumato.audit.detectors import OracleDetector
 from sfumato.data.sketch import OBJECTS
-from sfumato.pipeline import Text2Image, load
+from sfumato.pipeline import Text2Image, load_text2image
 
 STEPS = 15
 """Denoising steps of a picture: enough for the oracle, and the same for all that is compared."""
@@ -19,7 +19,7 @@ STEPS = 15
 @cache
 def sketch() -> Text2Image:
     """The embedded pipeline."""
-    return load("sketch")
+    return load_text2image("sketch")
 
 
 def concepts_of(seed: int, n: int = 1) -> tuple[str, ...]:

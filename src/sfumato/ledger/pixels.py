@@ -1,52 +1,32 @@
-"""What ledger entries about pixel models share: training on pictures in memory, samples, and distances of samples."""
+"""What ledger entries about pixel models share: training, samples, and what samples are compared by."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from sfumato.data.pictures import open_pictures, to_tensor
+from sfumato.data.pictures import to_tensor
+from sfumato.data.toys import SketchPictures
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.nets.wavelet import analyse
-from sfumato.pipeline import ImageModel
-from sfumato.train.loop import Run
-from sfumato.train.pixels import PixelRecipe, PixelTraining
+from sfumato.pipeline import ImageModel, load
+from sfumato.train.pixels import PixelRecipe
 
 
-class InMemory:
-    """``count`` pictures of the sketch world, drawn once; ``start`` keeps those of training and of judging apart."""
-
-    label_names = ()
-
-    def __init__(self, size: int, seed: int, count: int, start: int = 0):
-        drawn = open_pictures("sketch", size, seed=seed, count=start + count)
-        self.pictures = [drawn.picture(start + i) for i in range(count)]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def picture(self, index: int) -> np.ndarray:
-        return self.pictures[index]
-
-    def tensor(self) -> Float[Tensor, "n 3 height width"]:
-        """All of them, in [-1, 1]."""
-        return to_tensor(self.pictures)
-
-
-def trained(recipe: PixelRecipe, pictures: InMemory) -> ImageModel:
-    """The model that ``recipe`` makes of ``pictures``, with averaged weights; nothing is left on disk."""
-    torch.manual_seed(recipe.seed)
-    model = recipe.model(())
+def trained(recipe: PixelRecipe) -> ImageModel:
+    """The model that ``recipe`` makes; nothing is left on disk."""
     with TemporaryDirectory() as folder:
-        Run(PixelTraining(recipe, model, pictures), recipe.schedule(), Path(folder)).fit(progress=False)
-    model.network.eval().requires_grad_(False)
-    return model
+        return load(recipe.run(folder, progress=False), "cpu")
+
+
+def fresh(size: int, seed: int, count: int) -> Float[Tensor, "count 3 size size"]:
+    """Pictures of the sketch world in [-1, 1], other ones than a recipe with this ``seed`` trains on."""
+    world = SketchPictures(size, 1000 + seed, count)
+    return to_tensor([world.picture(i) for i in range(count)])
 
 
 def drawn(model: ImageModel, n: int, seed: int, steps: int) -> Float[Tensor, "n 3 height width"]:

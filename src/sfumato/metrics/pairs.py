@@ -48,7 +48,8 @@ class PairMetric:
         about: Mapping[str, Any] | None = None,
     ):
         self.about = dict(about or {})
-        self.name, self.measure, self.better, self.convention = name, measure, better, convention
+        self.measure: Any = measure
+        self.name, self.better, self.convention = name, better, convention
         self.seed, self.level = seed, level
         self.reset()
 

@@ -289,7 +289,7 @@ class InceptionScore(SetMetric):
         return 0, self.splits
 
     def measure(self, real: Features | None, generated: Features) -> Score:
-        logits = self.extractor.logits(generated.values).cpu()
+        logits = self.extractor.logits(generated.values).cpu()  # type: ignore[attr-defined]
         found = inception_score(logits, self.generator(), splits=self.splits)
         return self.score(
             self.of_influence(found.value, found.influence), None, generated, better="higher", spread=found.spread,

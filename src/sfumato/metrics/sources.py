@@ -26,7 +26,7 @@ class Source:
 
     def __init__(self, where: str, limit: int | None = None):
         self.where, self.limit = where, limit
-        self.kept = None
+        self.kept: Path | None = None
         """The file in which its features are kept, once they are."""
         self.given: Features | None = None
         if where.endswith(".safetensors"):
@@ -45,7 +45,7 @@ class Source:
             self.n = len(self.given)
             return
         counted = {"count": self.limit} if self.limit and self.where == "sketch" else {}
-        self.pictures: Pictures = open_pictures(self.where, side, **counted)
+        self.pictures: Pictures = open_pictures(self.where, side, bad_share=0.0, **counted)
         self.n = min(len(self.pictures), self.limit or len(self.pictures))
 
     @cached_property

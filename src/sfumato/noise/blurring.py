@@ -140,7 +140,8 @@ class BlurringProcess(GaussianProcess):
         sigma = pad_right(self.sigma_blur(t), like.ndim)
         if sigma.ndim and sigma.shape[-2:] != (1, 1):
             raise BadInput("a blurred picture has one time, not one for every pixel")
-        x = frequencies(*like.shape[-2:], sigma.device) * sigma**2 / 2
+        height, width = like.shape[-2:]
+        x = frequencies(height, width, sigma.device) * sigma**2 / 2
         if self.d_min == 0:
             return -x
         # The first form is exact at frequency zero, the second keeps its digits where d_t is close to d_min.

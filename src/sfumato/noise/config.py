@@ -34,6 +34,6 @@ def from_config(config: Any) -> Any:
     if config.get("class") not in noise.__all__ or not is_dataclass(kind):
         raise BadInput(f"unknown noise process or schedule {config.get('class')!r}: a newer version may know it")
     try:
-        return kind(**given)
+        return kind(**given)  # type: ignore[operator]
     except TypeError as error:
         raise BadInput(f"{kind.__name__} does not fit its saved settings: {error}") from error

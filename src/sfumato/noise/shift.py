@@ -92,7 +92,7 @@ class Interpolated(Schedule):
 
     @property
     def _ends(self) -> tuple[Schedule, Schedule]:
-        return tuple(Shifted(self.base, n, self.size, True) for n in (self.low, self.high))
+        return Shifted(self.base, self.low, self.size, True), Shifted(self.base, self.high, self.size, True)
 
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         t = float64(t)

@@ -226,7 +226,7 @@ class ImageModel:
         """The denoiser that `sample` uses: guided and clipped as asked for, else as the ``defaults`` say."""
         scale = self.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
         interval = self.defaults["cfg_interval"] if cfg_interval is None else cfg_interval
-        denoiser = self.denoiser
+        denoiser: Any = self.denoiser
         if scale != 1 and self.labels:
             denoiser = _LabelGuided(self, scale, tuple(interval) if interval else None)
         return Clipped(denoiser) if self.defaults["clip"] else denoiser
@@ -270,13 +270,14 @@ class ImageModel:
 
 def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     methods = {m.name: m for m in catalog.methods("sample")}
+    known: Any = SAMPLERS
     if callable(chosen):
         return chosen
     if chosen in methods:
         return methods[chosen].load()()
     if chosen not in SAMPLERS:
         raise unknown("sampler", str(chosen), (*SAMPLERS, *methods))
-    return SAMPLERS[chosen]
+    return known[chosen]
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def load(
     index = _index(source, folder)
     own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
     if own is not None:
-        _check_files(folder)
+        _check_files(folder, {"network": index.get("network")})
         return load_image_model(own, folder, index, _device(device))
     kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
     if kind is None:
@@ -83,6 +84,20 @@ def load(
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
     return wrap(pipe.to(device), _defaults(read_record(model)))
+
+
+def load_text2image(
+    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Text2Image:
+    """`load`, for what needs a model that takes text.
+
+    Raises:
+        BadInput: as `load`; a model that takes none.
+    """
+    found = load(model, device, dtype)
+    if not isinstance(found, Text2Image):
+        raise BadInput(f"{model} draws pictures without text: here a text-to-image pipeline is needed")
+    return found
 
 
 def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
@@ -173,14 +188,14 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
     return index
 
 
-def _check_files(folder: Path, index: dict[str, Any]) -> None:
+def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
     """Name what is missing, pickled, truncated or corrupt before a library stumbles over it, or makes it up.
 
     Raises:
-        BadInput: a component of the index is not there (a tokenizer: its vocabulary), has pickled weights only, or a
-            safetensors file whose header and length disagree.
+        BadInput: one of ``parts`` (as a pipeline's index names them) is not there, or not its vocabulary; a folder
+            has pickled weights only, or a safetensors file whose header and length disagree.
     """
-    for name, kind in index.items():
+    for name, kind in parts.items():
         if not isinstance(kind, list) or None in kind:
             continue
         words = [folder / name / file for file in ("tokenizer.json", "vocab.json")]

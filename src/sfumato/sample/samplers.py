@@ -100,10 +100,10 @@ def addim(
     if (times.diff(dim=0) > 0).any():
         raise BadInput("aDDIM runs from noise (1) to clean (0): the times must decrease")
     process = denoiser.process
-    for step, t, s in steps_of(times):
+    for step, t, s in _steps(times):
         var = posterior_variance(process, t) if variance is None else variance(t)
         z = addim_step(process, z, predict(denoiser, z, t, cond), t, s, eta * var)
-        report(callback, step, s, z)
+        _report(callback, step, s, z)
     return z
 
 

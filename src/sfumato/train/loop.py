@@ -14,31 +14,30 @@ from __future__ import annotations
 
 import copy
 import math
-import platform
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import send_to_device
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.errors import BadInput, SfumatoError, unknown
+from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import atomic_folder, clear_leftovers
 
 from . import state
+from .ahead import ahead, pinned
 from .draw import Share, cut, step_seed
 from .journal import Journal
+from .schedule import NEUTRAL, Schedule, learning_rate
 
 
 class Recipe(Protocol):
@@ -66,80 +65,6 @@ class Recipe(Protocol):
     def loss(self, batch: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss, a mean over the rows, and figures to log, means as well."""
         ...
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast: the settings of the loop itself."""
-
-    steps: int
-    batch: int
-    """Rows in an update, over all processes."""
-    lr: float
-    warmup: int = 200
-    """Steps of linear warm-up."""
-    decay: str = "cosine"
-    """How the rate then goes to ``final_lr`` times ``lr``: "cosine", "linear", or not at all: "constant"."""
-    final_lr: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's decays of the averaged gradient and of its square."""
-    eps: float = 1e-8
-    """AdamW's constant in the denominator."""
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    """Largest gradient norm."""
-    ema: float = 0.999
-    """Decay of the averaged weights, reached gradually: min(ema, (1 + i) / (10 + i)) at step i."""
-    precision: str = "auto"
-    """"no", "bf16" or "fp16": accelerate's mixed precision; "auto": bf16 where the device has it, else no."""
-    seed: int = 0
-    checkpoint_every: int = 250
-    accumulate: int = 1
-    """Micro-batches in which each process works off its rows of an update."""
-    compile: bool = False
-    """Compile the networks' forward passes; the first step then takes minutes."""
-    grid_every: int = 0
-    """Steps between pictures of the recipe's ``grid``; 0: none."""
-    track: str = "auto"
-    """A tracker that accelerate knows ("tensorboard", "wandb", ...), "none", or "auto": TensorBoard when installed."""
-    workers: int = 2
-    """Threads that prepare batches ahead on a GPU; on a CPU, which they would slow down, there are none."""
-
-    def __post_init__(self) -> None:
-        if self.decay not in ("cosine", "linear", "constant"):
-            raise unknown("decay", self.decay, ("cosine", "linear", "constant"))
-        if self.accumulate < 1 or self.batch < self.accumulate:
-            raise BadInput(f"a batch of {self.batch} cannot be cut into {self.accumulate} micro-batches")
-        object.__setattr__(self, "precision", resolved_precision(self.precision))
-
-
-NEUTRAL = {"checkpoint_every", "accumulate", "compile", "grid_every", "track", "workers"}
-"""Settings that may change when a run goes on: they leave the course of the training as it is, but for rounding."""
-
-
-def resolved_precision(word: str) -> str:
-    """What "auto" means on this machine; any other word is returned as it is.
-
-    bf16 pays on GPUs since compute capability 8.0 and on CPUs that multiply in it; the others emulate it slowly.
-    """
-    if word != "auto":
-        return word
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
-    native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    arm = platform.machine() in ("arm64", "aarch64") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if arm or any(getattr(torch.cpu, name, bool)() for name in native) else "no"
-
-
-def learning_rate(schedule: Schedule, step: int) -> float:
-    """Linear warm-up, then as ``decay`` says from ``lr`` to ``final_lr * lr``."""
-    if step < schedule.warmup:
-        return schedule.lr * (step + 1) / schedule.warmup
-    if schedule.decay == "constant":
-        return schedule.lr
-    x = min(1.0, (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup))
-    left = 1 - x if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * x))
-    return schedule.lr * (schedule.final_lr + (1 - schedule.final_lr) * left)
 
 
 class Trained(nn.Module):
@@ -213,8 +138,7 @@ class Run:
         with Journal(self.folder, self.config, s.track, self.step, main, progress) as journal:
             while self.step < s.steps:
                 logs = self.one_step()
-                last = self.step == s.steps
-                due = last or self.step % s.checkpoint_every == 0
+                due = self.step == s.steps or self.step % s.checkpoint_every == 0
                 if due or self.step % 20 == 0:
                     figures = self._figures(logs)
                     # The first step warms up, or compiles; saving and drawing count, they will come again.
@@ -222,7 +146,7 @@ class Run:
                     figures["pictures_per_second"] = round(rate * s.batch, 1)
                     figures["seconds_left"] = round((s.steps - self.step) / rate)
                     journal.log(self.step, figures)
-                if s.grid_every and (last or self.step % s.grid_every == 0):
+                if s.grid_every and self.step % s.grid_every == 0:
                     journal.pictures(self.step, self.grid())
                 if due:
                     self.save()
@@ -233,6 +157,12 @@ class Run:
         self.accelerator.wait_for_everyone()
         state.finish(self.modules, self.params, self.average, self.plain)
 
+    def finish(self, write: Callable[[], Any]) -> None:
+        """Call ``write``, which writes what was trained, on one process; the others wait until it is there."""
+        if self.accelerator.is_main_process:
+            write()
+        self.accelerator.wait_for_everyone()
+
     def one_step(self) -> dict[str, Tensor]:
         """One update; returns the figures to log of this process's rows (tensors: nothing waits for the device)."""
         s, i, world = self.schedule, self.step, self.accelerator.num_processes
@@ -240,7 +170,7 @@ class Run:
         logs: dict[str, Tensor] = {}
         for rows in self.rows:
             batch, rng = next(self.data), Share((s.seed, i, 1), rows, s.batch)
-            set_seed(step_seed(s.seed, i, 2, rows.start) % 2**32)  # dropout inside the networks
+            _seed_globally(step_seed(s.seed, i, 2, rows.start))  # dropout inside the networks
             more_to_come = rows is not self.rows[-1]
             with self.accelerator.no_sync(self.trained) if more_to_come else nullcontext():
                 loss, figures = self.trained(partial(self.recipe.loss, batch, rng))
@@ -252,7 +182,8 @@ class Run:
         norm = self.accelerator.clip_grad_norm_(list(self.params.values()), s.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(s, i)
-        self.optimizer.step()
+        # Only scaled gradients need the wrapper, which is slow.
+        (self.optimizer if self.accelerator.scaler else self.optimizer.optimizer).step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         with torch.no_grad():
@@ -262,20 +193,14 @@ class Run:
         return {**logs, "grad_norm": state.whole(norm).detach() / world}
 
     def _batches(self) -> Iterator[Any]:
-        """The data of this process from the present step on; on a GPU, threads are some micro-batches ahead."""
+        """The data of this process from the present step on."""
         s, device = self.schedule, self.accelerator.device
         load = lambda i, rows: self.recipe.batch(i, Share((s.seed, i, 0), rows, s.batch), len(rows))
         jobs = ((i, rows) for i in range(self.step, s.steps) for rows in self.rows)
         if device.type != "cuda" or s.workers < 1:
-            yield from (load(*job) for job in jobs)
-            return
-        move = lambda i, rows: send_to_device(state.pinned(load(i, rows)), device, non_blocking=True)
-        with ThreadPoolExecutor(s.workers) as pool:
-            coming = deque(pool.submit(move, *job) for job in islice(jobs, 2 * s.workers))
-            while coming:
-                batch = coming.popleft().result()
-                coming.extend(pool.submit(move, *job) for job in islice(jobs, 1))
-                yield batch
+            return starmap(load, jobs)
+        move = lambda i, rows: send_to_device(pinned(load(i, rows)), device, non_blocking=True)
+        return ahead(move, jobs, s.workers, partial(torch.cuda.set_device, device))
 
     def _figures(self, logs: dict[str, Tensor]) -> dict[str, float]:
         """The figures of all processes together.
@@ -297,7 +222,8 @@ class Run:
         """The recipe's pictures by the averaged weights, in [0, 1], always from the same noise."""
         rng = torch.Generator().manual_seed(step_seed(self.schedule.seed, 0, 3))
         with state.evaluation(self.modules), state.swapped(self.params, self.average):
-            return self.trained(partial(self.recipe.grid, rng)).float().clamp(0, 1).cpu()
+            draw = partial(self.recipe.grid, rng)  # type: ignore[attr-defined]  # only a recipe that has one
+            return self.trained(draw).float().clamp(0, 1).cpu()
 
     def save(self) -> None:
         """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one.
@@ -331,6 +257,13 @@ class Run:
         if self.accelerator.scaler and about["scaler"]:
             self.accelerator.scaler.load_state_dict(about["scaler"])
         self.step, self.data = about["step"], None
+
+
+def _seed_globally(seed: int) -> None:
+    """What networks draw from without being given a generator; quicker than torch's own ``manual_seed``."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 def _accelerator(precision: str, some_unused: bool) -> Accelerator:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import Text2Image, load, read_record
+from sfumato.pipeline import Text2Image, load_text2image, read_record
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def open_parent(model: str) -> Parent:
     Raises:
         BadInput: it cannot be loaded.
     """
-    pipeline, record = load(model, "cpu"), read_record(model)
+    pipeline, record = load_text2image(model, "cpu"), read_record(model)
     made = record.get("provenance") or {}
     # The recorded hash is that of the weights as stored; they may have been widened here.
     sha256 = (record.get("description") or {}).get("sha256") or pipeline.describe()["sha256"]

@@ -23,6 +23,7 @@ from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
 from sfumato.plan import Plan
 
+from . import draw
 from .loop import Run, Schedule
 
 
@@ -31,7 +32,7 @@ class PixelRecipe:
     """Fields and run of every pixel-space recipe; not a method itself."""
 
     data: str = "sketch"
-    """"sketch", a folder of pictures, Parquet files, or another source of `sfumato.data`."""
+    """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     pictures: int = 40_000
     """How many pictures of the sketch world to draw."""
     size: int = 32
@@ -60,6 +61,14 @@ class PixelRecipe:
     """Seed of the pictures, the weights and all noise."""
     checkpoint_every: int = 500
     """Updates between checkpoints."""
+    grid_every: int = 1000
+    """Updates between pictures to look at; 0: none."""
+    accumulate: int = 1
+    """Micro-batches in which a batch is worked off, where it does not fit into memory."""
+    compile: bool = False
+    """Compile the network; the first update then takes minutes."""
+    track: str = "auto"
+    """Where to tell how it goes: "tensorboard", "wandb", ... or "none"; "auto": TensorBoard when installed."""
 
     prediction: ClassVar[Prediction] = "v"
 
@@ -98,7 +107,7 @@ class PixelRecipe:
 
         Each time is uniform by itself; the batch mean of the loss varies less (arXiv:2107.00630, appendix I.1).
         """
-        return (torch.randperm(n, generator=rng) + torch.rand(n, generator=rng, dtype=torch.float64)) / n
+        return draw.strata(n, rng)
 
     def sampling(self) -> dict[str, Any]:
         """How the saved model samples by default; see `ImageModel.defaults`."""
@@ -127,17 +136,8 @@ class PixelRecipe:
 
     def schedule(self) -> Schedule:
         """The loop's settings."""
-        return Schedule(
-            self.steps,
-            self.batch,
-            self.lr,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            ema=self.ema,
-            precision=self.precision,
-            seed=self.seed,
-            checkpoint_every=self.checkpoint_every,
-        )
+        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)}
+        return Schedule(**{name: getattr(self, name) for name in shared})
 
     @torch.no_grad()
     def plan(self) -> Plan:
@@ -184,10 +184,12 @@ class PixelRecipe:
         # What shapes the run, apart from what the loop's own schedule holds.
         known = {f.name for f in fields(Schedule)}
         own = {k: v for k, v in asdict(self).items() if k not in known}
-        Run(PixelTraining(self, model, pictures), self.schedule(), out / "training", own).fit(progress)
+        run = Run(PixelTraining(self, model, pictures), self.schedule(), out / "training", own)
+        run.fit(progress)
         model.network.eval()
         made = {"recipe": f"train {self.name()}", "config": asdict(self)}
-        return model.save(out / "model", overwrite=True, provenance=made)
+        run.finish(lambda: model.save(out / "model", overwrite=True, provenance=made))
+        return out / "model"
 
 
 class PixelTraining:
@@ -201,21 +203,21 @@ class PixelTraining:
         return {"network": self.model.network}
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
-        rows = torch.randint(len(self.pictures), (size,), generator=rng).tolist()
+        rows = draw.integers(len(self.pictures), size, rng).tolist()
         x = self.recipe.read(self.pictures, rows)
         if self.recipe.flip:
-            x = torch.where((torch.rand(size, generator=rng) < 0.5).reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+            x = torch.where((draw.uniform(size, rng) < 0.5).reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
         if not self.model.labels:
             return {"x": x, "labels": None}
         labels = torch.tensor([self.pictures.label(i) for i in rows])
-        dropped = torch.rand(size, generator=rng) < self.recipe.label_dropout
+        dropped = draw.uniform(size, rng) < self.recipe.label_dropout
         return {"x": x, "labels": labels.masked_fill(dropped, len(self.model.labels))}
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.model.device
         x, labels = batch["x"].to(device), batch["labels"]
         t = self.recipe.times(len(x), rng).to(device)
-        eps = torch.randn(x.shape, generator=rng).to(device)
+        eps = draw.normal(x.shape, rng).to(device)
         cond = None if labels is None else labels.to(device)
         return self.recipe.loss(self.model.denoiser, x, t, eps, cond).mean(), {}
 

@@ -118,7 +118,7 @@ PRESETS: dict[str, dict] = {
     },
     "small-cifar10": {
         **_SMALL, "size": 32, "patch": 2, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-        "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "steps": 6000,
+        "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "steps": 5000,
     },
     "small-digits": {
         **_SMALL, "size": 8, "channels": (32, 96), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 3,

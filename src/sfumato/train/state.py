@@ -31,9 +31,9 @@ def parameters(modules: Modules) -> dict[str, nn.Parameter]:
 def rest(modules: Modules) -> Tensors:
     """All else that belongs to the networks: frozen parameters and persistent buffers."""
     named = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict(keep_vars=True).items()}
-    seen = {id(p) for p in parameters(modules).values()}
-    # Tied tensors have several names and are kept under the first.
-    return {n: t for n, t in named.items() if id(t) not in seen and not seen.add(id(t))}
+    trained = {id(p) for p in parameters(modules).values()}
+    first = {id(t): n for n, t in reversed(named.items())}  # tied tensors have several names: the first is kept
+    return {n: t for n, t in named.items() if id(t) not in trained and first[id(t)] == n}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -89,15 +89,6 @@ def evaluation(modules: Modules) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def pinned(batch: Any) -> Any:
-    """The tensors of a batch in memory that a GPU can read while it works."""
-    if isinstance(batch, Tensor):
-        return batch.pin_memory() if batch.device.type == "cpu" else batch
-    if isinstance(batch, dict):
-        return {k: pinned(v) for k, v in batch.items()}
-    return type(batch)(map(pinned, batch)) if type(batch) in (list, tuple) else batch
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
 
+from . import draw
 from .autoencoder import AutoencoderRecipe, encode_all
-from .loop import Run, Schedule, resolved_precision
+from .loop import Run
 from .parent import Parent, open_parent
+from .schedule import Schedule, resolved_precision
 from .tokenizer import learn_tokenizer
 
 
@@ -45,7 +47,7 @@ class TrainT2I:
     """
 
     data: str = "sketch"
-    """"sketch", a folder of pictures with captions, or Parquet files."""
+    """"sketch", a folder of pictures with captions, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
     pictures: int = 40_000
@@ -178,7 +180,8 @@ class TrainT2I:
             "autoencoder_steps": None if self.autoencoder_steps else 0,
             "parent": parent.record["sha256"] if given or not self.autoencoder_steps else None,
         }
-        Run(recipe, second, out / "diffusion", keys).fit(progress)
+        run = Run(recipe, second, out / "diffusion", keys)
+        run.fit(progress)
         pipe = StableDiffusionPipeline(
             vae=autoencoder,
             text_encoder=text.eval(),
@@ -192,7 +195,9 @@ class TrainT2I:
         made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
         if parent:
             made["parent"] = parent.record
-        return wrap(pipe, {"cfg_scale": self.cfg_scale}).save(out / "pipeline", overwrite=True, provenance=made)
+        trained = wrap(pipe, {"cfg_scale": self.cfg_scale})
+        run.finish(lambda: trained.save(out / "pipeline", overwrite=True, provenance=made))
+        return out / "pipeline"
 
     def _shared(self) -> dict[str, Any]:
         """The settings that neither stage may change on the way."""
@@ -357,16 +362,16 @@ class DiffusionRecipe:
         return {"unet": self.unet, "text_encoder": self.text}
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
-        rows = torch.randint(len(self.latents), (size,), generator=rng)
+        rows = draw.integers(len(self.latents), size, rng)
         ids = self.ids[rows].long()
-        drop = torch.rand(size, generator=rng) < self.dropout
+        drop = draw.uniform(size, rng) < self.dropout
         return {"x": self.latents[rows], "ids": torch.where(drop[:, None], self.empty, ids)}
 
     def loss(self, batch: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.unet.device
         x, ids = batch["x"].to(device), batch["ids"].to(device)
-        eps = torch.randn(x.shape, generator=rng).to(device)
-        t = torch.randint(len(self.scheduler.alphas_cumprod), (len(x),), generator=rng).to(device)
+        eps = draw.normal(x.shape, rng).to(device)
+        t = draw.integers(len(self.scheduler.alphas_cumprod), len(x), rng).to(device)
         alpha2 = self.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
         alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
         v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()

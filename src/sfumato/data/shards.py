@@ -1,0 +1,177 @@
+"""Pictures in WebDataset shards: tar files whose members are found once and then read in any order."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import tarfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sfumato.errors import BadInput
+from sfumato.files import atomic_file, cache_folder
+
+from .pictures import SUFFIXES, Pictures, to_square
+from .tables import DEFAULT, fields_of
+
+KINDS = ("picture", "text", "json", "condition")
+TEXTS = (".txt", ".caption")
+
+
+class TarPictures(Pictures):
+    """Samples of shards. Members that share their name up to the first dot are one sample.
+
+    Where each member lies is read once and kept in the cache folder, so that any row is one read away: every process
+    and thread reads just the rows it is asked for, and a resumed run needs no position in a stream.
+    Shards belong on a disk with fast random access; compressed tars have none.
+
+    Raises:
+        BadInput: a shard is missing, damaged or compressed, or holds no picture; some samples but not all have a class
+            or a condition.
+    """
+
+    def __init__(self, source: str, size: int, caption: str):
+        self.shards = shards_of(source)
+        self.size, self.template, self.fields = size, caption, fields_of(caption)
+        self.index, self.keys, self.label_names = _index(self.shards)
+        if not len(self.keys):
+            raise BadInput(f"{source} holds no pictures (members KEY{', KEY'.join(sorted(SUFFIXES))})")
+        self.conditions = self._all(self.index["condition"][:, 1] > 0, "condition")
+        self._all(self.index["label"] >= 0, "class")
+
+    def _all(self, has: np.ndarray, what: str) -> bool:
+        if has.any() and not has.all():
+            row = int(np.argmin(has))
+            raise BadInput(f"{self.row(row)} has no {what}; others do")
+        return bool(has.any())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def row(self, index: int) -> str:
+        """What row ``index`` is called in complaints."""
+        return f"{self.keys[index]} in {self.shards[self.index['shard'][index]]}"
+
+    def caption(self, index: int) -> str:
+        values = {}
+        try:
+            if data := self._read("json", index):
+                values |= json.loads(data)
+            if data := self._read("text", index):
+                values["caption"] = data.decode("utf-8").strip()
+            if self.template == DEFAULT:
+                return str(values.get("caption", ""))
+            return self.template.format(**values)
+        except (ValueError, TypeError, LookupError) as error:
+            raise BadInput(f"{self.row(index)} does not fit the caption {self.template!r}: {error}") from error
+
+    def label(self, index: int) -> int:
+        return int(self.index["label"][index]) if self.label_names else 0
+
+    def picture(self, index: int) -> np.ndarray:
+        return to_square(self._read("picture", index), self.size, self.row(index))
+
+    def condition(self, index: int) -> np.ndarray:
+        if not self.conditions:
+            return super().condition(index)
+        return to_square(self._read("condition", index), self.size, f"the condition of {self.row(index)}")
+
+    def _read(self, kind: str, index: int) -> bytes:
+        start, length = self.index[kind][index].tolist()
+        if not length:
+            return b""
+        with self.shards[self.index["shard"][index]].open("rb") as shard:
+            shard.seek(start)
+            return shard.read(length)
+
+
+def shards_of(source: str) -> list[Path]:
+    """The files that a path, several joined by commas, a pattern, or ranges as in "set-{000..127}.tar" name.
+
+    Raises:
+        BadInput: one of them is not there.
+    """
+    files: list[Path] = []
+    for part in source.split(","):
+        for name in _ranges(part):
+            path = Path(name)
+            files += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+    missing = [str(f) for f in files if not f.is_file()]
+    if missing or not files:
+        raise BadInput(f"no such shard: {', '.join(missing[:3]) or source}")
+    return files
+
+
+def _ranges(pattern: str) -> list[str]:
+    """"a{08..10}" -> "a08", "a09", "a10"."""
+    if not (match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
+        return [pattern]
+    first, last = match.groups()
+    numbers = (str(i).zfill(len(first)) for i in range(int(first), int(last) + 1))
+    return [name for n in numbers for name in _ranges(pattern[: match.start()] + n + pattern[match.end() :])]
+
+
+def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[str, ...]]:
+    """Where the members of all samples lie, the samples' names, and the names of the classes; kept in the cache."""
+    about = [(str(s.resolve()), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
+    what = hashlib.sha256(repr((1, about)).encode()).hexdigest()  # 1: the version of what is kept
+    file = cache_folder() / f"shards-{what[:24]}.safetensors"
+    try:
+        with safe_open(file, "numpy") as kept:
+            words = json.loads(kept.metadata()["words"])
+            return {k: kept.get_tensor(k) for k in kept.keys()}, words["keys"], tuple(words["labels"])  # noqa: SIM118
+    except (OSError, LookupError, TypeError, ValueError, SafetensorError):  # not there yet, or damaged
+        pass
+    samples = [(number, *sample) for number, shard in enumerate(shards) for sample in _samples(shard)]
+    words = [classes for _, _, _, classes in samples]
+    numbers = all(word is None or word.isdigit() for word in words)
+    known = sorted({word for word in words if word is not None}, key=int if numbers else str)
+    labels = tuple(map(str, range(int(known[-1]) + 1))) if numbers and known else tuple(known)
+    place = {word: int(word) if numbers else i for i, word in enumerate(known)}
+    index = {"shard": np.array([s[0] for s in samples], np.int32)}
+    index["label"] = np.array([place.get(word, -1) for word in words], np.int64)
+    for kind in KINDS:
+        index[kind] = np.array([s[2].get(kind, (0, 0)) for s in samples], np.int64).reshape(-1, 2)
+    keys = [s[1] for s in samples]
+    # Kept to save time; where that cannot be, or another process is at it, nothing is lost.
+    with contextlib.suppress(BadInput, OSError), atomic_file(file, overwrite=True) as temporary:
+        tensors = {k: torch.from_numpy(v) for k, v in index.items()}
+        save_file(tensors, temporary, metadata={"words": json.dumps({"keys": keys, "labels": labels})})
+    return index, keys, labels
+
+
+def _samples(shard: Path) -> list[tuple[str, dict[str, tuple[int, int]], str | None]]:
+    """(name, where its members lie, class) of every sample with a picture, in the order of the file."""
+    found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    classes: dict[str, str] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                key, dot, suffix = name.partition(".")
+                if not member.isfile() or not dot or not key:
+                    continue
+                key, suffix = f"{folder}/{key}" if folder else key, f".{suffix.lower()}"
+                if suffix == ".cls":
+                    classes[key] = tar.extractfile(member).read().decode("utf-8").strip()
+                elif kind := _kind(suffix):
+                    found[key][kind] = (member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise BadInput(f"{shard} cannot be read as a tar file ({error}); compressed ones must be unpacked") from error
+    return [(key, places, classes.get(key)) for key, places in found.items() if "picture" in places]
+
+
+def _kind(suffix: str) -> str | None:
+    """What a member with this suffix is."""
+    if suffix in SUFFIXES:
+        return "picture"
+    if suffix.startswith(".cond.") and suffix.removeprefix(".cond") in SUFFIXES:
+        return "condition"
+    return "text" if suffix in TEXTS else "json" if suffix == ".json" else None

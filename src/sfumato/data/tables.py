@@ -1,0 +1,208 @@
+"""Pictures in the rows of tables: Parquet files, and data sets that `datasets` loads."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+
+from sfumato.errors import BadInput
+
+from .pictures import Pictures, to_square
+
+IMAGE = ("image", "img")
+CONDITION = ("condition", "conditioning_image")
+DEFAULT = "{caption}"
+
+
+class TablePictures(Pictures):
+    """Rows with encoded pictures. The class is the column ``label``: words, or numbers with names.
+
+    Names of numbers come from the table's own description, as `datasets` writes it, or from a column ``name``.
+
+    Args:
+        size: side in pixels.
+        caption: the template of captions.
+        columns: names of the columns.
+        features: descriptions of columns in the manner of `datasets`; empty where there is none.
+        source: what the table is called in complaints.
+
+    Raises:
+        BadInput: a column is missing or cannot be understood.
+    """
+
+    def __init__(self, size: int, caption: str, columns: Sequence[str], features: dict[str, Any], source: str):
+        self.size, self.columns, self.source = size, list(columns), source
+        described = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
+        self.image = _first([*IMAGE, *described], columns)
+        if self.image is None:
+            raise BadInput(f"{source} has no column 'image'; it has {', '.join(columns)}")
+        self.second = _first(CONDITION, columns)
+        self.conditions = self.second is not None
+        if caption == DEFAULT and "caption" not in columns:
+            caption = "{text}" if "text" in columns else ""
+        self.template, self.fields = caption, fields_of(caption)
+        for field in self.fields:
+            if field not in columns:
+                raise BadInput(
+                    f"the caption template {caption!r} names {field!r}, which is no column of {source}; "
+                    f"columns: {', '.join(columns)}"
+                )
+        if "label" in columns:
+            names = self.column("name") if "name" in columns else None
+            self.labels, self.label_names = _classes(self.column("label"), names, features.get("label"), source)
+
+    @abstractmethod
+    def column(self, name: str) -> list:
+        """All values of a column."""
+
+    @abstractmethod
+    def cell(self, name: str, index: int) -> Any:
+        """One value; a picture as its bytes, or a dict with ``bytes`` or ``path``."""
+
+    def row(self, index: int) -> str:
+        """What row ``index`` is called in complaints."""
+        return f"row {index} of {self.source}"
+
+    def caption(self, index: int) -> str:
+        return self.template.format(**{name: self.cell(name, index) for name in self.fields})
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index]) if self.label_names else 0
+
+    def picture(self, index: int) -> np.ndarray:
+        return self._decode(self.image, index)
+
+    def condition(self, index: int) -> np.ndarray:
+        return self._decode(self.second, index) if self.second else super().condition(index)
+
+    def _decode(self, name: str, index: int) -> np.ndarray:
+        cell = self.cell(name, index)
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
+        if not isinstance(cell, (bytes, Path)):
+            raise BadInput(f"{self.row(index)} holds no picture in its column {name!r}")
+        return to_square(cell, self.size, f"{self.row(index)}, column {name!r},")
+
+
+class ParquetPictures(TablePictures):
+    """Rows of Parquet files, memory-mapped where they are not compressed."""
+
+    def __init__(self, source: str, size: int, caption: str):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files = parquet_files(source)
+        missing = [str(f) for f in files if not f.exists()]
+        if missing or not files:
+            raise BadInput(f"no such Parquet file: {', '.join(missing) or source}")
+        try:
+            tables = [pq.read_table(f, memory_map=True) for f in files]
+            self.table = pa.concat_tables(tables, promote_options="default")
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise BadInput(f"{source} cannot be read as Parquet files of one kind: {reason}") from error
+        self.files, self.ends = files, np.cumsum([len(table) for table in tables])
+        about = json.loads((tables[0].schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = about.get("info", {}).get("features") or {}
+        super().__init__(size, caption, self.table.column_names, features, str(files[0]))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def column(self, name: str) -> list:
+        return self.table[name].to_pylist()
+
+    def cell(self, name: str, index: int) -> Any:
+        return self.table[name][index].as_py()
+
+    def row(self, index: int) -> str:
+        file = int(np.searchsorted(self.ends, index, side="right"))
+        return f"row {index - (int(self.ends[file - 1]) if file else 0)} of {self.files[file]}"
+
+
+class HubPictures(TablePictures):
+    """Rows of a data set that `datasets` loads by name or from a local folder; memory-mapped."""
+
+    def __init__(self, source: str, size: int, caption: str):
+        try:
+            import datasets
+        except ImportError as error:
+            raise BadInput("data sets of the hub need another package: pip install datasets") from error
+        name, *where = source.split(":")
+        if not name or len(where) > 2:
+            raise BadInput(f"hub:{source} names no data set: write hub:OWNER/NAME, or hub:OWNER/NAME:CONFIG:SPLIT")
+        try:
+            # What `save_to_disk` wrote is not what `load_dataset` reads.
+            saved = (Path(name) / "dataset_dict.json").exists()
+            loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, *where[:-1])
+        except Exception as error:  # whatever the network, the hub or a builder raises
+            raise BadInput(f"the data set {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        splits = list(loaded)
+        split = where[-1] if where else "train" if "train" in splits else splits[0]
+        if split not in splits:
+            raise BadInput(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+        rows = loaded[split]
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        self.rows, self.views = rows, {column: rows.select_columns([column]) for column in rows.column_names}
+        described = json.loads(json.dumps(rows.features.to_dict(), default=str))
+        super().__init__(size, caption, rows.column_names, described, f"{name} ({split})")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> list:
+        return list(self.rows[name])
+
+    def cell(self, name: str, index: int) -> Any:
+        return self.views[name][index][name]
+
+
+def parquet_files(source: str) -> list[Path]:
+    """The files that a path, several joined by commas, or a pattern names, in the order in which they are read."""
+    files: list[Path] = []
+    for part in source.split(","):
+        path = Path(part)
+        files += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+    return files
+
+
+def fields_of(template: str) -> list[str]:
+    """The names in braces of a caption's template.
+
+    Raises:
+        BadInput: it is malformed.
+    """
+    try:
+        found = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise BadInput(f"the caption template {template!r} is malformed: {error}") from error
+    return sorted({re.split(r"[.\[]", field)[0] for field in found})
+
+
+def _first(wanted: Iterable[str], columns: Sequence[str]) -> str | None:
+    return next((name for name in wanted if name in columns), None)
+
+
+def _classes(
+    labels: list, names: list | None, feature: Any, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The class of every row and the names of the classes."""
+    if all(isinstance(label, str) for label in labels):
+        known = sorted(set(labels))
+        place = {name: i for i, name in enumerate(known)}
+        return np.array([place[label] for label in labels]), tuple(known)
+    if not all(isinstance(label, int) and label >= 0 for label in labels):
+        raise BadInput(f"the column 'label' of {source} must hold a word, or a number from 0 on, in every row")
+    told = feature.get("names") if isinstance(feature, dict) else None
+    known = dict(enumerate(told)) if told else dict(zip(labels, names, strict=True)) if names else {}
+    count = max(max(labels, default=-1) + 1, len(told or ()))
+    return np.array(labels), tuple(str(known.get(i, i)) for i in range(count))

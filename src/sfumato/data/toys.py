@@ -1,0 +1,70 @@
+"""Small worlds that need no files: sketches, and handwritten digits."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from sfumato.data import sketch
+from sfumato.errors import BadInput
+
+from .pictures import Pictures
+
+
+class SketchPictures(Pictures):
+    """``count`` pictures of the sketch world: three in four show one object, the others two or three.
+
+    The class is the object, the one that the caption names first where there are several.
+    """
+
+    def __init__(self, size: int, seed: int, count: int):
+        self.size, self.seed, self.count = size, seed, count
+        self.label_names = sketch.OBJECTS
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _scene(self, index: int):
+        rng = np.random.default_rng((self.seed, index))
+        n = rng.choice([1, 2, 3], p=[0.76, 0.18, 0.06])
+        return sketch.sample_scene(rng, n_objects=int(n)), rng
+
+    def caption(self, index: int) -> str:
+        return sketch.caption(*self._scene(index))
+
+    def label(self, index: int) -> int:
+        scene = self._scene(index)[0]
+        first = scene.relations[0][0] if scene.relations else 0
+        return self.label_names.index(scene.objects[first].object)
+
+    def picture(self, index: int) -> np.ndarray:
+        return sketch.render(self._scene(index)[0], self.size)
+
+
+class DigitPictures(Pictures):
+    """The 1797 handwritten digits of the UCI Optical Recognition set, as scikit-learn ships them: white on black."""
+
+    label_names = tuple("0123456789")
+
+    def __init__(self, size: int):
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise BadInput("the digits come with scikit-learn: pip install scikit-learn") from error
+        digits = load_digits()
+        self.size, self.labels = size, digits.target
+        # Levels 0 to 16.
+        self.levels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def caption(self, index: int) -> str:
+        return f"the digit {self.labels[index]}"
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def picture(self, index: int) -> np.ndarray:
+        image = Image.fromarray(self.levels[index]).convert("RGB")
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.LANCZOS))
