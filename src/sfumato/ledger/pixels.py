@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from sfumato.data.pictures import SketchPictures, to_tensor
+from sfumato.data.pictures import to_tensor
+from sfumato.data.toys import SketchPictures
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.nets.wavelet import analyse
 from sfumato.pipeline import ImageModel, load
