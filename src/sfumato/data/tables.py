@@ -197,9 +197,9 @@ def _classes(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The class of every row and the names of the classes."""
     if all(isinstance(label, str) for label in labels):
-        known = sorted(set(labels))
-        place = {name: i for i, name in enumerate(known)}
-        return np.array([place[label] for label in labels]), tuple(known)
+        words = sorted(set(labels))
+        place = {name: i for i, name in enumerate(words)}
+        return np.array([place[label] for label in labels]), tuple(words)
     if not all(isinstance(label, int) and label >= 0 for label in labels):
         raise BadInput(f"the column 'label' of {source} must hold a word, or a number from 0 on, in every row")
     told = feature.get("names") if isinstance(feature, dict) else None

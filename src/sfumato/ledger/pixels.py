@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,8 @@ from sfumato.train.pixels import PixelRecipe
 def trained(recipe: PixelRecipe) -> ImageModel:
     """The model that ``recipe`` makes; nothing is left on disk."""
     with TemporaryDirectory() as folder:
-        return load(recipe.run(folder, progress=False), "cpu")
+        model: Any = load(recipe.run(folder, progress=False), "cpu")
+        return model
 
 
 def fresh(size: int, seed: int, count: int) -> Float[Tensor, "count 3 size size"]:
