@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data import oracle
-from sfumato.data.pictures import SketchPictures, to_tensor
+from sfumato.data.pictures import to_tensor
+from sfumato.data.toys import SketchPictures
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.noise.blurring import dct
 from sfumato.pipeline import ImageModel, load
