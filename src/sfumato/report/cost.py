@@ -127,9 +127,9 @@ def _plot(
     groups: dict[str, list[Dot]] = {}
     for p in sorted(points, key=cost):
         i = figure(p)
-        high, low = (y(i.value if end is None else end) for end in (i.high, i.low))
+        top, bottom = (y(i.value if end is None else end) for end in (i.high, i.low))
         text = f"{p.group}, {p.label}: {full(i, rate)}; {across} {number(cost(p))}"
-        groups.setdefault(p.group, []).append(Dot(x(cost(p)), y(i.value), high, low, text))
+        groups.setdefault(p.group, []).append(Dot(x(cost(p)), y(i.value), top, bottom, text))
     return Plot(title, across, groups, [(x(v), t) for v, t in x_ticks], [(y(v), t) for v, t in y_ticks])
 
 
