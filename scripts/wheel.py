@@ -1,0 +1,67 @@
+"""Does an installed wheel work like the checkout? Build it, install it into a fresh environment, and use it there.
+
+    python scripts/wheel.py [PYTHON]
+
+The environment gets the wheel alone and borrows all dependencies from PYTHON (by default the one that runs this), so
+nothing is downloaded but what building takes. It is used from an empty folder: `sfumato methods`, `sfumato --help`,
+`sf.load("sketch")` with a picture, the oracle, the report's templates, `py.typed`, and `sfumato doctor`, which compares
+every packaged file with its checksum.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+USE = """
+import sfumato as sf
+from importlib.resources import files
+from pathlib import Path
+
+package = Path(sf.__file__).parent
+assert package.is_relative_to({environment!r}), package
+pipe = sf.load("sketch")
+picture = pipe.sample("a red star", 0, steps=2)
+from sfumato.data import oracle
+assert oracle.load()(picture)["object"].shape[0] == 1
+from sfumato.report.page import environment
+assert environment().get_template("audit.html.j2")
+assert (package / "py.typed").is_file()
+print("the wheel works:", sf.__version__, "in", package)
+"""
+
+
+def main(python: str = sys.executable) -> None:
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    borrowed = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(scratch).resolve()
+        build = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", where]
+        subprocess.run([*map(str, build), str(ROOT)], check=True)
+        (wheel,) = where.glob("sfumato-*.whl")
+        print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
+        subprocess.run([python, "-m", "venv", str(where / "env")], check=True)
+        inside = where / "env" / ("Scripts" if os.name == "nt" else "bin")
+        subprocess.run([str(inside / "python"), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+        (own,) = (where / "env").rglob("site-packages")
+        # Dependencies come after the wheel's own folder; an editable checkout among them stays out.
+        (own / "borrowed.pth").write_text(f"import sys; sys.path.append({borrowed!r})\n")
+        empty = where / "empty"
+        empty.mkdir()
+        clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        for command in (
+            [inside / "sfumato", "methods"],
+            [inside / "sfumato", "--help"],
+            [inside / "sfumato", "doctor"],
+            [inside / "python", "-c", USE.format(environment=str(where))],
+        ):
+            subprocess.run([*map(str, command)], check=True, cwd=empty, env=clean)
+        assert not list(empty.iterdir()), "nothing is written unasked"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
