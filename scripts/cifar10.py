@@ -13,7 +13,6 @@ Every figure of the page is printed from files under ``--out``. "digits" are tho
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
 from pathlib import Path
@@ -37,26 +36,6 @@ def recipe(args: argparse.Namespace) -> SiD2:
     """The preset, with what the command line says."""
     changes = {k: getattr(args, k) for k in ("steps", "batch") if getattr(args, k)}
     return SiD2(**{**PRESETS[args.preset], **changes}, data=args.data, checkpoint_every=200)
-
-
-def digits(out: Path) -> str:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels as a Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    path = out / "digits.parquet"
-    if not path.exists():
-        data, cells = load_digits(), []
-        for picture in (data.images * 255 / 16).round().astype(np.uint8):
-            stream = io.BytesIO()
-            Image.fromarray(picture).save(stream, "PNG")
-            cells.append({"bytes": stream.getvalue(), "path": None})
-        out.mkdir(parents=True, exist_ok=True)
-        names = [str(label) for label in data.target]
-        pq.write_table(pa.table({"image": cells, "label": data.target, "name": names}), path)
-    return str(path)
 
 
 def pixels(source: str, size: int, limit: int = 0) -> tuple[torch.Tensor, torch.Tensor, Pictures]:
@@ -261,8 +240,6 @@ def main() -> None:
     parser.add_argument("--weights", help="of the extractor, where it needs any")
     parser.add_argument("--only", choices=("train", "judge", "draw", "page"))
     args = parser.parse_args()
-    if args.data == "digits":
-        args.data = digits(args.out)
     training, only = recipe(args), lambda stage: args.only in (None, stage)
     if only("train"):
         training.run(args.out / "train")

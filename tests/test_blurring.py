@@ -146,7 +146,7 @@ def test_the_posterior_by_the_paper_s_formulas(process, pair):
 @pytest.mark.parametrize("steps", [10, 1000])
 def test_transitions_destroy_on_every_grid(steps):
     grid = times.uniform(steps).flip(0)
-    like = torch.zeros(steps, 1, 32, 32, dtype=torch.float64)
+    like = torch.zeros(steps, 1, 16, 16, dtype=torch.float64)
     for process in (PAPER, BlurringProcess(SCHEDULE, None, 1.0), FAMILY["no-floor"]):
         _, var = process.transition(grid[:-1], grid[1:], like)
         assert (var > 0).all()

@@ -22,7 +22,7 @@ from sfumato.commands.options import field_docs, parse, sayable
 from sfumato.commands.sample import read_seeds
 from sfumato.commands.verb import read
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.files import GENERATED, read_png_metadata
+from sfumato.files import GENERATED, contact_sheet, read_png_metadata
 from sfumato.plan import Plan, human_bytes, human_time
 
 SOURCE = str(Path(sfumato.__file__).parents[1])

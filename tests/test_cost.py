@@ -150,3 +150,14 @@ def test_command(tiny_sd, student, tmp_path, capsys):
     assert (out / "index.html").is_file() and "Fréchet" in capsys.readouterr().out
     assert main(args) == 2 and main(["compare", "--out", str(tmp_path / "x")]) == 2
     assert main([*args[:3], str(tmp_path), "--out", str(tmp_path / "x")]) == 2
+
+
+def test_a_patch_of_the_catalogue_is_a_way(tiny_sd):
+    (way,) = ways(tiny_sd, {}, steps=(4,), samplers=(), patches=("faster-diffusion:uniform",))
+    assert (way.group, way.label) == ("teacher, faster-diffusion", "uniform, 4 steps")
+    patched, nfe, _ = draw(way, ["a red star"] * 2, [1, 2], batch_size=2)
+    plain, _, _ = draw(Way("teacher", "", tiny_sd, {"steps": 4, "scheduler": "ddim"}), ["a red star"] * 2, [1, 2], 2)
+    assert nfe == 8, "the decoder runs at every step, for both halves of guidance"
+    assert not torch.equal(patched, plain)
+    with pytest.raises(BadInput, match="preset of faster-diffusion"):
+        ways(tiny_sd, {}, patches=("faster-diffusion:nothing",))

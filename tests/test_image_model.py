@@ -71,7 +71,7 @@ def test_frames_have_a_time_each():
     torch.testing.assert_close(clip.denoiser(torch.zeros(3, 4, 1, 2, 2), t[:1])[:, :, 0, 0, 0], found[:1].expand(3, 4))
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "addim", "heun", "dpm++"])
 def test_a_picture_depends_on_its_seed_alone(model, sampler):
     together = model.sample([5, 6, 7], ["cat", "dog", "cat"], sampler=sampler, cfg_scale=2.0)
     alone = model.sample(6, "dog", sampler=sampler, cfg_scale=2.0)

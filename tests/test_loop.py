@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from PIL import Image
 
 from loop_cases import Line, fit_slowly, line_run, start, weights
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.train.loop import Schedule, learning_rate, resolved_precision
+from sfumato.train.ahead import ahead
+from sfumato.train.schedule import Schedule, learning_rate, resolved_precision
 
 
 def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path):
@@ -214,10 +217,45 @@ def test_the_log_tells_speed_and_time_left(tmp_path):
     assert rows[0]["seconds_left"] >= rows[-1]["seconds_left"] == 0 and rows[0]["pictures_per_second"] > 0
 
 
-def test_compiled_networks_train_alike(tmp_path, monkeypatch):
-    import torch.nn as nn
-
+def test_every_network_is_compiled_when_asked(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     run = line_run(tmp_path, compile=True)
     assert compiled == [run.recipe.net]
+
+
+def test_batches_come_in_order_from_threads_that_are_a_little_ahead():
+    begun, started = [], []
+
+    def work(i, pause):
+        begun.append(i)
+        time.sleep(pause)
+        return i
+
+    jobs = ((i, 0.02 if i % 3 == 0 else 0.0) for i in range(30))
+    found = ahead(work, jobs, 3, lambda: started.append(0))
+    assert [next(found) for _ in range(10)] == list(range(10))
+    assert max(begun) <= 9 + 6 and 1 <= len(started) <= 3
+    found.close()
+    assert len(begun) < 30, "what nobody waits for is not done"
+
+
+def test_what_goes_wrong_in_a_thread_is_told_in_its_turn():
+    found = ahead(lambda i: 1 // (2 - i), ((i,) for i in range(5)), 2, lambda: None)
+    assert [next(found), next(found)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+
+
+def test_a_run_whose_batches_come_from_threads_equals_one_without(tmp_path, monkeypatch):
+    """What a GPU gets, with the CPU in its place."""
+    plain, threaded = (line_run(tmp_path / name, accumulate=2) for name in "ab")
+    plain.fit(progress=False)
+    threads = set()
+    monkeypatch.setattr(type(threaded.accelerator), "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: threads.add(threading.get_ident()))
+    monkeypatch.setattr("sfumato.train.loop.pinned", lambda batch: batch)
+    monkeypatch.setattr("sfumato.train.loop.send_to_device", lambda batch, device, non_blocking: batch)
+    threaded.fit(progress=False)
+    assert torch.equal(weights(plain), weights(threaded))
+    assert threads and threading.get_ident() not in threads

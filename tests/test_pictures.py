@@ -75,6 +75,14 @@ def test_a_flat_folder_has_no_classes(tmp_path):
     assert pictures.label_names == () and pictures.label(0) == 0 and pictures.caption(0) == "a"
 
 
+def test_the_contact_sheet_of_a_sample_is_no_picture_of_it(tmp_path):
+    for name in ("000-a-red-star-seed0.png", "sheet.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert len(open_pictures(str(tmp_path), 8)) == 2  # somebody's picture may bear that name
+    (tmp_path / "sample.json").write_text("{}")
+    assert len(open_pictures(str(tmp_path), 8)) == 1
+
+
 def test_parquet_labels_with_names(tmp_path):
     pictures = open_pictures(parquet(tmp_path / "a.parquet", label=[2, 0, 2], name=["cat", "dog", "cat"]), 8)
     assert pictures.label_names == ("dog", "1", "cat")

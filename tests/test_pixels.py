@@ -98,6 +98,16 @@ def test_a_run_writes_a_model_that_loads_and_goes_on_where_it_stopped(folder, tm
     assert one.sample(0, steps=2).shape == (1, 3, 8, 8)
 
 
+def test_pictures_to_look_at_while_training_lasts(folder, tmp_path):
+    small(folder, grid_every=2, track="none").run(tmp_path / "run", progress=False)
+    small(folder, grid_every=0, track="none").run(tmp_path / "plain", progress=False)
+    assert [f.name for f in sorted((tmp_path / "run/training/grids").iterdir())] == ["0000002.png", "0000004.png"]
+    with Image.open(tmp_path / "run/training/grids/0000004.png") as sheet:
+        assert sheet.size == (4 * 132 + 4, 4 * 132 + 4)
+    shas = [sf.load(tmp_path / name / "model", "cpu").describe()["sha256"] for name in ("run", "plain")]
+    assert shas[0] == shas[1]
+
+
 def test_other_settings_do_not_go_on_from_a_run(folder, tmp_path):
     recipe = small(folder, steps=2)
     recipe.run(tmp_path / "run", progress=False)

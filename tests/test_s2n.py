@@ -394,3 +394,16 @@ def test_on_the_command_line(tiny_sd, tmp_path, capsys):
     assert cli.main([*base, str(tmp_path / "b"), "--rho", "0.7"]) == 2  # an option of s2n only
     assert cli.main([*base, str(tmp_path / "b"), "--scheduler=s2n", "--rho", "-1"]) == 2
     assert "rho must be at least 0" in capsys.readouterr().err
+
+
+def test_a_pipeline_saved_with_the_scheduler_loads_in_diffusers(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    import sfumato as sf
+
+    pipe = sf.load("sketch", "cpu").pipe
+    pipe.scheduler = S2NScheduler.from_config(pipe.scheduler.config, rho=0.3)
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe").scheduler
+    assert type(loaded) is S2NScheduler
+    assert loaded.config.rho == 0.3

@@ -185,12 +185,15 @@ def test_calls_outside_of_sampling_belong_to_no_run(pipe):
 
 
 def test_the_network_keeps_its_signature_and_both_kinds_of_output(pipe):
+    """And the scheduler its own, in which pipelines look for what they may pass on."""
     import inspect
 
     z, given = inputs(pipe, 1)
     plain = pipe.network(z, 500, **given).sample
     with pipe.intercept(Interceptor()):
         assert "encoder_hidden_states" in inspect.signature(pipe.network.forward).parameters
+        assert "eta" in inspect.signature(pipe.pipe.scheduler.step).parameters
+        assert "device" in inspect.signature(pipe.pipe.scheduler.set_timesteps).parameters
         assert torch.equal(pipe.network(z, 500, given["encoder_hidden_states"]).sample, plain)
         assert torch.equal(pipe.network(z, 500, **given, return_dict=False)[0], plain)
     assert "forward" not in vars(pipe.network)

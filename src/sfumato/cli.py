@@ -25,7 +25,7 @@ COMMANDS = {
     "rollout": "frames without end from a model of frames",
     "erase": "take a concept out of a text-to-image model",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
-    "compare": "two reports side by side, where both were measured in the same way",
+    "compare": "two audits side by side, or quality against cost of a teacher and its students",
     "attack": "try to bring an erased concept back",
     "train": "train a model",
     "distill": "from many sampling steps to few",

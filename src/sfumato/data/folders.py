@@ -16,8 +16,12 @@ CONDITION = ".cond"
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder and its subfolders in name order, without those that condition others."""
+    """The pictures of a folder and its subfolders in name order, without those that condition others.
+
+    The contact sheet that `sfumato sample` lays beside its pictures is none of them.
+    """
     files = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = (f for f in files if not (f.name == "sheet.png" and f.with_name("sample.json").exists()))
     return sorted(f for f in files if not f.stem.endswith(CONDITION))
 
 

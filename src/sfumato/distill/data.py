@@ -26,7 +26,7 @@ class FromPictures:
     """The fields of a method that needs clean pictures; inherit it beside `Distiller`."""
 
     data: str = "sketch"
-    """"sketch", a folder of pictures, Parquet files, or another source of `sfumato.data`."""
+    """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
     pictures: int = 40_000

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data import oracle
-from sfumato.data.pictures import to_tensor
-from sfumato.data.toys import SketchPictures
+from sfumato.data.pictures import open_pictures, to_tensor
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.noise.blurring import dct
-from sfumato.pipeline import ImageModel, load
+from sfumato.pipeline import ImageModel
 from sfumato.sample import S2N, ddpm
 from sfumato.sample.times import uniform
 from sfumato.train.blurring import Blurring
 
 from .core import Claim, Experiment, Pair, Table
+from .pixels import fresh, trained
 
 SIDE, PICTURES, FRESH = 16, 256, 1000
 """Side of the pictures, how many are trained on, and how many others the samples are compared with."""
@@ -40,15 +38,13 @@ def train(seed: int, **changes) -> ImageModel:
     settings = {"sigma_blur_max": 10.0, "channels": (16, 32, 32), "layers": 1, "attention": (), "dropout": 0.0}
     settings |= {"lr": 2e-3, "warmup": 50, "ema": 0.995, "batch": 32, "steps": UPDATES, "checkpoint_every": UPDATES}
     recipe = Blurring(size=SIDE, pictures=PICTURES, seed=seed, classes=False, **{**settings, **changes})
-    with tempfile.TemporaryDirectory() as folder:
-        model: Any = load(recipe.run(folder, progress=False), "cpu")
-        return model
+    return trained(recipe)
 
 
-def pictures(seed: int, count: int) -> Float[Tensor, "count 3 side side"]:
-    """Pictures of the sketch world in [-1, 1]; those of ``seed`` itself are trained on."""
-    world = SketchPictures(SIDE, seed, count)
-    return to_tensor([world.picture(i) for i in range(count)])
+def seen(seed: int) -> Float[Tensor, "n 3 side side"]:
+    """The pictures in [-1, 1] that the models of ``seed`` are trained on."""
+    world = open_pictures("sketch", SIDE, seed=seed, count=PICTURES)
+    return to_tensor([world.picture(i) for i in range(PICTURES)])
 
 
 @torch.no_grad()
@@ -65,8 +61,8 @@ def losses(model: ImageModel, x: Float[Tensor, "n 3 side side"], seed: int) -> F
 
 def gaps(model: ImageModel, seed: int) -> list[float]:
     """Loss of each fresh picture less that of a training picture, relative to the mean loss of fresh ones."""
-    seen, fresh = (losses(model, pictures(s, PICTURES), seed) for s in (seed, seed + 1000))
-    return list((fresh - seen) / fresh.mean())
+    known, other = (losses(model, x, seed) for x in (seen(seed), fresh(SIDE, seed, PICTURES)))
+    return list((other - known) / other.mean())
 
 
 @torch.no_grad()
@@ -98,7 +94,7 @@ def distance(model: ImageModel, seed: int, sampler: Callable[..., Tensor] | str 
     drawn = model.sample(seeds, steps=STEPS, sampler=sampler)
     reader = oracle.load()
     with torch.no_grad():
-        real = reader.features((pictures(seed + 1000, FRESH) + 1) / 2)
+        real = reader.features((fresh(SIDE, seed, FRESH) + 1) / 2)
         return frechet_distance(real.double(), reader.features(drawn).double())
 
 

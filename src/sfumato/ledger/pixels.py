@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from sfumato.data.pictures import to_tensor
-from sfumato.data.toys import SketchPictures
+from sfumato.data.pictures import open_pictures, to_tensor
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.nets.wavelet import analyse
 from sfumato.pipeline import ImageModel, load
@@ -27,7 +26,7 @@ def trained(recipe: PixelRecipe) -> ImageModel:
 
 def fresh(size: int, seed: int, count: int) -> Float[Tensor, "count 3 size size"]:
     """Pictures of the sketch world in [-1, 1], other ones than a recipe with this ``seed`` trains on."""
-    world = SketchPictures(size, 1000 + seed, count)
+    world = open_pictures("sketch", size, seed=1000 + seed, count=count)
     return to_tensor([world.picture(i) for i in range(count)])
 
 

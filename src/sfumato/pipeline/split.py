@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 ENCODER_ONLY = (
     "down_block_additional_residuals",
@@ -57,17 +59,22 @@ def encode(
     **inputs: Any,
 ) -> Features:
     """Run the encoder and the middle block; ``inputs`` are what the network takes besides, by name."""
-    seen: list[Features] = []
-
-    def up(hidden_states: Tensor, res_hidden_states_tuple: tuple[Tensor, ...], **rest: Any) -> Tensor:
-        seen.append(Features(res_hidden_states_tuple, hidden_states, tuple(z.shape[1:])))
-        return hidden_states
-
-    # An up block is given as many skip connections as it has resnets: all of them.
-    up.resnets = range(1 << 30)  # type: ignore[attr-defined]
+    up = _LastBlock()
     shell = _shell(network, up_blocks=[up], conv_norm_out=None, conv_out=lambda x: x)
-    type(network).forward(shell, z, timestep, **inputs, return_dict=False)
-    return seen[0]
+    bottleneck = type(network).forward(shell, z, timestep, **inputs, return_dict=False)[0]
+    return Features(up.skips, bottleneck, tuple(z.shape[1:]))
+
+
+class _LastBlock:
+    """In the place of the up blocks: keeps the skip connections, and lets the bottleneck pass."""
+
+    resnets = range(1 << 30)
+    """An up block is given as many skip connections as it has resnets: this one all that there are."""
+    skips: tuple[Tensor, ...] = ()
+
+    def __call__(self, hidden_states: Tensor, res_hidden_states_tuple: tuple[Tensor, ...], **rest: Any) -> Tensor:
+        self.skips = res_hidden_states_tuple
+        return hidden_states
 
 
 def decode(
@@ -91,6 +98,18 @@ def decode(
     z = features.bottleneck.new_zeros(()).expand(len(features), *features.latent)  # only its shape is looked at
     inputs = {k: v for k, v in inputs.items() if k not in ENCODER_ONLY}
     return type(network).forward(shell, z, timestep, **inputs, return_dict=False)[0]
+
+
+@torch.no_grad()
+def operations(
+    network: UNet2DConditionModel, z: Float[Tensor, "batch channel height width"], **inputs: Any
+) -> tuple[int, int]:
+    """Floating-point operations (of matrix products and convolutions) of the encoder and of the decoder."""
+    with FlopCounterMode(display=False) as encoder:
+        features = encode(network, z, 0, **inputs)
+    with FlopCounterMode(display=False) as decoder:
+        decode(network, features, 0, **inputs)
+    return encoder.get_total_flops(), decoder.get_total_flops()
 
 
 def _shell(network: nn.Module, **parts: Any) -> nn.Module:

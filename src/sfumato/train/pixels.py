@@ -32,7 +32,7 @@ class PixelRecipe:
     """Fields and run of every pixel-space recipe; not a method itself."""
 
     data: str = "sketch"
-    """"sketch", a folder of pictures, Parquet files, or another source of `sfumato.data`."""
+    """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     pictures: int = 40_000
     """How many pictures of the sketch world to draw."""
     size: int = 32
@@ -136,7 +136,8 @@ class PixelRecipe:
 
     def schedule(self) -> Schedule:
         """The loop's settings."""
-        return Schedule(**{f.name: getattr(self, f.name) for f in fields(Schedule) if hasattr(self, f.name)})
+        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)}
+        return Schedule(**{name: getattr(self, name) for name in shared})
 
     @torch.no_grad()
     def plan(self) -> Plan:

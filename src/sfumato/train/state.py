@@ -91,15 +91,6 @@ def evaluation(modules: Modules) -> Iterator[None]:
             part.training = training
 
 
-def pinned(batch: Any) -> Any:
-    """The tensors of a batch in memory that a GPU can read while it works."""
-    if isinstance(batch, Tensor):
-        return batch.pin_memory() if batch.device.type == "cpu" else batch
-    if isinstance(batch, dict):
-        return {k: pinned(v) for k, v in batch.items()}
-    return type(batch)(map(pinned, batch)) if type(batch) in (list, tuple) else batch
-
-
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as JSON gives it back."""
     return json.loads(json.dumps(config))

@@ -21,8 +21,9 @@ from sfumato.plan import Plan
 
 from . import draw
 from .autoencoder import AutoencoderRecipe, encode_all
-from .loop import Run, Schedule, resolved_precision
+from .loop import Run
 from .parent import Parent, open_parent
+from .schedule import Schedule, resolved_precision
 from .tokenizer import learn_tokenizer
 
 
@@ -46,7 +47,7 @@ class TrainT2I:
     """
 
     data: str = "sketch"
-    """"sketch", a folder of pictures with captions, or Parquet files."""
+    """"sketch", a folder of pictures with captions, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
     pictures: int = 40_000
