@@ -33,6 +33,7 @@ from sfumato.data.pictures import open_pictures, to_tensor
 from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx, esd, spm
 from sfumato.erase.base import Eraser
 from sfumato.erase.membrane import equip
+from sfumato.errors import BadInput
 from sfumato.files import atomic_file, atomic_folder, save_png
 from sfumato.metrics.bootstrap import wilson
 from sfumato.pipeline import Text2Image, load_text2image, read_record
@@ -55,6 +56,8 @@ def subset(data: Path, out: Path, count: int, seed: int = 0) -> Path:
 
     path = out / "subset.parquet"
     if path.exists():
+        if (held := len(captions_of(path))) != count:
+            raise BadInput(f"{path} holds {held} emoji, not {count}: give another --out, or --count {held}")
         return path
     columns = ["image", "caption", "group", "style"]
     tables = [pq.read_table(data / f"{s}.parquet", columns=columns) for s in STYLES]
@@ -220,6 +223,7 @@ def prompts_for(captions: list[str]) -> dict[str, tuple[list[str], list[str]]]:
 def erase_and_audit(model: Path, args: argparse.Namespace, detector: Detector, captions: list[str]) -> None:
     """Both concepts with every method; a finished edit or audit is not repeated."""
     pipe = load_text2image(model)
+    specimens(pipe, args.out / "subset.parquet", captions, args.out / "strips" / "specimens.png")
     for concept, (prompts, retain) in prompts_for(captions).items():
         asked = [p.replace("{concept}", c) for c, p in product((concept, *retain[:2]), (prompts * SHOWN)[:SHOWN])]
         strip(pipe, asked, args.out / "strips" / f"{concept}-original.png")
@@ -254,6 +258,22 @@ def strip(pipe: Text2Image, prompts: list[str], path: Path) -> None:
     save_png(path, row, {"prompts": " | ".join(prompts)})
 
 
+def specimens(pipe: Text2Image, parquet: Path, captions: list[str], path: Path) -> None:
+    """Real pictures above generated ones of the same caption and style, a pair of rows for each artist."""
+    if path.exists():
+        return
+    chosen = sorted({ERASED_OBJECT, *captions[:: max(1, len(captions) // 10)]})[:12]
+    pictures = open_pictures(str(parquet), pipe.size, CAPTION)
+    place = {pictures.caption(i): i for i in range(len(pictures))}
+    rows = []
+    for style in STYLES:
+        prompts = [CAPTION.format(caption=c, style=style) for c in chosen]
+        rows.append(np.concatenate([pictures.picture(place[p]) for p in prompts], axis=1))
+        drawn = torch.cat(list(pipe.sample(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
+        rows.append(np.rint(drawn * 255).astype(np.uint8))
+    save_png(path, np.concatenate(rows), {"Source": "real pictures and generated ones, row by row"})
+
+
 def page(args: argparse.Namespace) -> None:
     """``docs/results/emoji.md`` and its pictures, from the reports, cards and settings under ``--out``."""
     record = read_record(args.out / "train" / "pipeline")["provenance"]
@@ -278,9 +298,15 @@ def page(args: argparse.Namespace) -> None:
         f"{made['batch']}. Judges, both trained on the real pictures: one of the style ({told['style']}) and one of "
         f"the subject ({told['caption']}).",
         "",
+        "![Real and generated](emoji-specimens.png)",
+        "",
+        f"Rows in pairs, real above generated: {', '.join(STYLES)}; one seed, not selected.",
+        "",
         "UCE and RECE preserve all other captions and styles, RECE in one round; ESD and SPM run with the settings of "
         "the embedded model, which were not tuned here. SPM is judged as an adapter with facilitated transport.",
     ]
+    args.docs.mkdir(parents=True, exist_ok=True)
+    enlarged([args.out / "strips" / "specimens.png"], args.docs / "emoji-specimens.png")
     for concept in (ERASED_STYLE, ERASED_OBJECT):
         before = reports[concept, "uce"]["protocol"]["detected_before"]
         lines += [
@@ -301,16 +327,18 @@ def page(args: argparse.Namespace) -> None:
                 f"[{i['low']:.3f}, {i['high']:.3f}] | {report['cost']['seconds']:.1f} s |"
             )
         rows = [args.out / "strips" / f"{concept}-{name}.png" for name in ("original", *METHODS)]
-        sheet = Image.fromarray(np.concatenate([np.asarray(Image.open(row)) for row in rows]))
-        args.docs.mkdir(parents=True, exist_ok=True)
-        sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(
-            args.docs / f"emoji-{concept}.png", optimize=True
-        )
+        enlarged(rows, args.docs / f"emoji-{concept}.png")
         lines += ["", f"![{concept}](emoji-{concept}.png)", "",
                   f"Rows: original, {', '.join(METHODS)}. The first {SHOWN} columns ask for the erased concept, the "
                   "others for something else; every picture has the same seed. Generated pictures."]  # fmt: skip
     (args.docs / "emoji.md").write_text("\n".join(lines) + "\n")
     print(f"written: {args.docs / 'emoji.md'}")
+
+
+def enlarged(rows: list[Path], path: Path) -> None:
+    """Strips below each other at twice their size."""
+    sheet = Image.fromarray(np.concatenate([np.asarray(Image.open(row)) for row in rows]))
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(path, optimize=True)
 
 
 def main() -> None:
