@@ -262,7 +262,8 @@ def specimens(pipe: Text2Image, parquet: Path, captions: list[str], path: Path) 
     """Real pictures above generated ones of the same caption and style, a pair of rows for each artist."""
     if path.exists():
         return
-    chosen = sorted({ERASED_OBJECT, *captions[:: max(1, len(captions) // 10)]})[:12]
+    others = [c for c in captions if c != ERASED_OBJECT]
+    chosen = [ERASED_OBJECT, *others[:: max(1, len(others) // 11)]][:12]
     pictures = open_pictures(str(parquet), pipe.size, CAPTION)
     place = {pictures.caption(i): i for i in range(len(pictures))}
     rows = []

@@ -11,6 +11,7 @@ every packaged file with its checksum.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,20 +40,26 @@ def main(python: str = sys.executable) -> None:
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     borrowed = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as scratch:
-        where = Path(scratch).resolve()
+        where, source = Path(scratch).resolve(), Path(scratch).resolve() / "source"
+        # Built from a copy: the build leaves folders behind, and would take old ones for new.
+        for name in ("src", "pyproject.toml", "README.md", "LICENSE"):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            source.mkdir(exist_ok=True)
+            copy(ROOT / name, source / name)
+        clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         build = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", where]
-        subprocess.run([*map(str, build), str(ROOT)], check=True)
+        subprocess.run([*map(str, build), str(source)], check=True, env=clean)
         (wheel,) = where.glob("sfumato-*.whl")
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
         subprocess.run([python, "-m", "venv", str(where / "env")], check=True)
         inside = where / "env" / ("Scripts" if os.name == "nt" else "bin")
-        subprocess.run([str(inside / "python"), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+        install = [inside / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel]
+        subprocess.run([*map(str, install)], check=True, env=clean)
         (own,) = (where / "env").rglob("site-packages")
         # Dependencies come after the wheel's own folder; an editable checkout among them stays out.
         (own / "borrowed.pth").write_text(f"import sys; sys.path.append({borrowed!r})\n")
         empty = where / "empty"
         empty.mkdir()
-        clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         for command in (
             [inside / "sfumato", "methods"],
             [inside / "sfumato", "--help"],
