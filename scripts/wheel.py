@@ -51,9 +51,9 @@ def main(python: str = sys.executable) -> None:
         subprocess.run([*map(str, build), str(source)], check=True, env=clean)
         (wheel,) = where.glob("sfumato-*.whl")
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
-        subprocess.run([python, "-m", "venv", str(where / "env")], check=True)
+        subprocess.run([python, "-m", "venv", "--without-pip", str(where / "env")], check=True)
         inside = where / "env" / ("Scripts" if os.name == "nt" else "bin")
-        install = [inside / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel]
+        install = [python, "-m", "pip", "--python", inside / "python", "install", "--quiet", "--no-deps", wheel]
         subprocess.run([*map(str, install)], check=True, env=clean)
         (own,) = (where / "env").rglob("site-packages")
         # Dependencies come after the wheel's own folder; an editable checkout among them stays out.
