@@ -266,6 +266,20 @@ def test_adapters_are_audited_as_they_act(tiny_sd, tmp_path, recwarn):
     assert equipped.method == {"name": "spm", "steps": 2} and f"--adapters {folder}" in equipped.reproduce
 
 
+def test_the_plan_counts_every_picture(tiny_sd, other):
+    """As many as the audit then draws, with an attack and its control, and without."""
+    plans, drawn = [], []
+    counted = lambda prompts: drawn.append(prompts) or prompts
+    old, new = variant(tiny_sd, prompts=counted), variant(other, prompts=counted)
+    settings = {"detector": Fixed(always), **SMALL, "attacks": (INVERSION,)}
+    audit(old, new, ["star"], announce=plans.append, **settings)
+    assert f"{len(drawn)} pictures with 2 steps, attacks: 1" in plans[0].title
+    drawn.clear()
+    audit(old, new, ["star"], announce=plans.append, **settings | {"retain": ()})
+    assert f"{len(drawn)} pictures" in plans[1].title
+    assert plans[0].seconds > 0 and plans[0].memory["weights of both models"] > 0
+
+
 def test_nothing_to_retain_is_an_audit_too(tiny_sd, other):
     report = audit(tiny_sd, other, ["star"], detector=Fixed(always), **SMALL | {"retain": ()})
     assert report.retention == {} and report.integrity is None and report.erasure["star"].value == 0

@@ -254,7 +254,12 @@ def of_another_family(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
 
 
+def without_tokenizer(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+
+
 DAMAGE = [
+    (without_tokenizer, "is incomplete, its tokenizer is missing"),
     (truncate, "unet/diffusion_pytorch_model.safetensors is truncated or corrupt"),
     (corrupt, "text_encoder/model.safetensors is truncated or corrupt"),
     (pickled, "is a pickle, which can run code when it is read: convert it"),
@@ -283,6 +288,12 @@ def test_a_damaged_model_is_refused_by_every_command(damage, told, damaged, mode
         ("erase uce --concept stra --out out", "did you mean star?"),
         ("demo --concept stra --out out", "did you mean star?"),
         ("erase uce --model {model} --out out", "needs --concept"),
+        ("erase uce --model {model} --concept star --concept star --out out", "named twice"),
+        ("erase uce --model {model} --concept star --preset sketch --out out", "has no presets"),
+        ("erase uce --model {model} --concept star --out {model}/unet/config.json/out", "is no folder"),
+        ("sample star --model {model} --steps 2000 --out out", "at most 1000"),
+        ("sample star --model {model} --adapter {model} --out out", "no adapter file"),
+        ("audit --before {model} --after {model} --concept star --batch-size 0 --out out", "batch_size must be"),
         ("erase uce --model {model} --concept star --device warp9 --out out", "there is no device 'warp9'"),
         ("erase uce --model {model} --concept star --preserve star --out out", "both erased and preserved"),
         ("sample star --model {model} --size 17 --out out", "not a multiple"),
@@ -303,6 +314,10 @@ def test_a_damaged_model_is_refused_by_every_command(damage, told, damaged, mode
         ("train t2i --data {model}/unet --out out", "holds no pictures"),
         ("train t2i --data {model}/unet/config.json.parquet --out out", "no such Parquet file"),
         ("train t2i --batch 0 --out out", "must be at least 1"),
+        ("train t2i --channels 10 --out out", "channels must be multiples of 16"),
+        ("train t2i --autoencoder-channels 8 8 --out out", "must be four multiples of 8"),
+        ("train t2i --autoencoder-steps 0 --out out", "only be 0 with start_from"),
+        ("train t2i --lr nan --out out", "--lr must be a finite number"),
         ("train t2i --data {pictures} --start-from nowhere --out out", "there is no model 'nowhere'"),
         ("train t2j --out out", "did you mean t2i?"),
         ("compare {model} {model} --out out", "no report at"),

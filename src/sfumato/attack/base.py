@@ -61,6 +61,11 @@ class Attack(ABC):
         Cheap: whoever has much to compute asks this first. By default every attack can.
         """
 
+    def passes(self, sampling_steps: int) -> float:
+        """Rows that one run takes through the network, a backward pass counted as two, for plans; the pictures that it
+        learns from, or that an audit draws with what it found, are not counted."""
+        return 0.0
+
     @abstractmethod
     def run(
         self,

@@ -17,7 +17,9 @@ from sfumato.errors import BadInput
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
+from sfumato.pipeline.timing import seconds_per_row
 from sfumato.pipeline.tokens import LearnedToken
+from sfumato.plan import Plan
 from sfumato.progress import track
 
 from .base import Attack, Found, checked_concept, say
@@ -97,6 +99,16 @@ class ConceptInversion(Attack):
     def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
         check_length(pipe, [*self.templates, *(say(p, concept, "{}") for p in prompts)], self.tokens)
+
+    def passes(self, sampling_steps: int) -> float:
+        return 3.0 * self.steps * self.batch + 2.0 * self.show * sampling_steps
+
+    def plan(self, pipe: Text2Image) -> Plan:
+        """Memory and time of an attack by itself, from one timed pass of the network."""
+        weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
+        rows = self.passes(25) + 2 * 25 * self.n_images
+        title = f"concept inversion: {self.steps} updates of {self.batch}, and {self.n_images + self.show} pictures"
+        return Plan(title, memory={"weights": weights}, seconds=rows * seconds_per_row(pipe, self.batch))
 
     def run(
         self,

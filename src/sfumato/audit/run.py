@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sfumato.metrics.bootstrap import rate_interval
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
 from sfumato.pipeline.sampling import make_scheduler
+from sfumato.plan import Plan
 from sfumato.progress import track
 from sfumato.report import schema
 from sfumato.report.schema import AuditReport
@@ -41,6 +42,7 @@ from .measures import (
     retention_of,
     share,
 )
+from .plan import plan as planned
 from .under_attack import Pictures, assail, attack_names, make_attack, to_bytes, to_float
 
 
@@ -66,6 +68,7 @@ def audit(
     batch_size: int | None = None,
     edit: Any = None,
     progress: bool = True,
+    announce: Callable[[Plan], None] | None = None,
 ) -> AuditReport:
     """Measure what an edit erased and what it kept: erasure, retention, integrity, alignment, and attacks.
 
@@ -103,6 +106,7 @@ def audit(
         batch_size: pictures drawn together; by default 64 up to 128 pixels a side, 8 above.
         edit: the eraser, or its record; by default read from the folder of the edited model.
         progress: show bars.
+        announce: called with the plan before the first picture is drawn.
 
     Returns:
         The report, with a `Gallery` for its page.
@@ -141,6 +145,8 @@ def audit(
         for concept, rows in cases.targets.items():
             attack.check(new, concept, [c.prompt for c in rows[:n_attack]])
     sampling = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "batch_size": batch_size}
+    if announce:
+        announce(planned(old, new, cases, chosen, n_attack, sampling))
     rng = torch.Generator().manual_seed(seed)
 
     def draw(pipe: Text2Image, texts: Sequence[str], seeds: Sequence[int], label: str = "pictures") -> Pictures:
@@ -288,7 +294,7 @@ def _control(concept: str, cases: Cases) -> str | None:
 
 def _changed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that differ from their defaults and that a command line can say."""
-    parameters = inspect.signature(audit).parameters
+    parameters, silent = inspect.signature(audit).parameters, ("edit", "progress", "announce")
 
     def sayable(value: Any) -> bool:
         parts = value if isinstance(value, (list, tuple)) else [value]
@@ -297,5 +303,5 @@ def _changed(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         k: given[k]
         for k, p in parameters.items()
-        if p.default is not p.empty and k not in ("edit", "progress") and given[k] != p.default and sayable(given[k])
+        if p.default is not p.empty and k not in silent and given[k] != p.default and sayable(given[k])
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sfumato.commands.erase import check_words, plan
 from sfumato.commands.verb import Equipped, load, load_equipped, read
+from sfumato.errors import BadInput
 from sfumato.files import refuse_existing
 
 EXAMPLE = "sfumato attack {name} --model erased/ --concept star --out attack/"
@@ -33,6 +34,8 @@ class Attack(Equipped):
 def main(args: list[str]) -> None:
     entry, method, options = read("attack", args, Attack, EXAMPLE)
     refuse_existing(options.out, options.overwrite)
+    if not options.concept.strip():
+        raise BadInput("name the concept to attack, as in --concept star")
     if options.images is None:
         check_words(options.original, (options.concept,))
     erased = load_equipped(options.model, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +39,9 @@ def main(args: list[str]) -> None:
     own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}")
     options = Audit(**own)
     refuse_existing(options.out, options.overwrite)
+    writes = [f"{options.out}/ (index.html, report.json)"]
     with quiet():  # the audit's own bars are enough
-        report = audit(**settings)
+        report = audit(**settings, announce=lambda plan: replace(plan, writes=writes).show())
     report.save(options.out, overwrite=options.overwrite)
     summary(report)
     print(f"report: {options.out / 'index.html'}")

@@ -239,4 +239,5 @@ def _sentence(panel: str, command: str) -> str:
         if line.startswith("──"):
             break
         told.append(line)
-    return f"{' '.join(told).rstrip('.')}: see {command} --help"
+    words = " ".join(told).rstrip(".").replace("'None', ", "").replace(", 'None'", "")
+    return f"{words}: see {command} --help"

@@ -29,10 +29,12 @@ class Eraser(ABC):
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.concepts or any(not c.strip() for c in self.concepts):
             raise BadInput("name at least one concept to erase, for example concepts=['star']")
+        if twice := [c for i, c in enumerate(self.concepts) if c in self.concepts[:i]]:
+            raise BadInput(f"{twice[0]!r} is named twice: name every concept once")
         if len(self.anchors) not in (0, 1, len(self.concepts)):
             raise BadInput(
-                f"give no anchor, one anchor for all, or one per concept: got {len(self.anchors)} anchors "
-                f"for {len(self.concepts)} concepts"
+                "give no anchor, one anchor for all, or one per concept: "
+                f"got {len(self.anchors)} for {len(self.concepts)}"
             )
         kept = {p.strip().lower() for p in self.preserve}
         if clash := [c for c in self.concepts if c.strip().lower() in kept]:

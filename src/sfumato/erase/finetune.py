@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.timing import seconds_per_row
 from sfumato.progress import track
 
 if TYPE_CHECKING:
@@ -84,11 +84,5 @@ def make_plan(pipe: Text2Image, title: str, trained: int, passes: float, batch: 
 
     size = pipe.dtype.itemsize
     weights = sum(p.numel() for part in pipe.parts().values() for p in part.parameters())
-    cond = pipe.encode([""] * batch)
-    z = torch.randn(batch, *pipe.latent_shape(), generator=torch.Generator().manual_seed(0)).to(pipe.device)
-    with torch.no_grad():
-        pipe.denoiser(z, 0.5, cond)
-        start = time.perf_counter()
-        float(pipe.denoiser(z, 0.5, cond).sum())
     memory = {"weights": (weights + trained) * size, "gradients": trained * size, "optimiser": 2 * trained * size}
-    return Plan(title, memory=memory, seconds=passes * (time.perf_counter() - start))
+    return Plan(title, memory=memory, seconds=passes * batch * seconds_per_row(pipe, batch))

@@ -109,6 +109,17 @@ class TrainT2I:
         counts = (self.autoencoder_steps or 1, self.steps, self.autoencoder_batch, self.batch, self.checkpoint_every)
         if min(counts) < 1:
             raise BadInput("steps, batches and checkpoint_every of both stages must be at least 1")
+        # What the networks' normalisation and attention heads divide by; four levels make the factor 8.
+        if len(self.autoencoder_channels) != 4 or not all(c > 0 and c % 8 == 0 for c in self.autoencoder_channels):
+            raise BadInput(f"autoencoder_channels must be four multiples of 8: got {self.autoencoder_channels}")
+        if not self.channels or not all(c > 0 and c % 16 == 0 for c in self.channels):
+            raise BadInput(f"channels must be multiples of 16: got {self.channels}")
+        if self.text_width < 4 or self.text_width % 4:
+            raise BadInput(f"text_width must be a multiple of 4: got {self.text_width}")
+        if min(self.latent_channels, self.layers, self.text_layers, self.pictures) < 1 or self.context < 3:
+            raise BadInput("latent_channels, layers, text_layers and pictures must be at least 1, context at least 3")
+        if not 0 <= self.caption_dropout <= 1 or not 0 <= self.ema < 1 or min(self.lr, self.autoencoder_lr) < 0:
+            raise BadInput("caption_dropout lies between 0 and 1, ema in [0, 1), and learning rates are not negative")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision fp16 needs a GPU: use bf16 or no")
 
