@@ -76,7 +76,8 @@ def effect(pairs: Sequence[Pair], better: str, draws: int = 4000) -> dict[str, f
     means = np.empty(draws)
     for i in range(draws):
         chosen = rng.integers(len(per_seed), size=len(per_seed))
-        means[i] = np.mean([rng.choice(per_seed[j], per_seed[j].size).mean() for j in chosen])
+        items = [per_seed[j][rng.integers(per_seed[j].size, size=per_seed[j].size)] for j in chosen]
+        means[i] = np.mean([x.mean() for x in items])
     low, high = np.percentile(means, [2.5, 97.5])
     value = float(np.mean([d.mean() for d in per_seed]))
     return {"value": value, "low": float(low), "high": float(high)}
