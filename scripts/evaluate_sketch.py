@@ -30,7 +30,8 @@ BARS = {"object": 0.985, "colour": 0.985, "background": 0.985, "style": 0.97}
 def commands(made: dict[str, Any]) -> list[str]:
     """The command lines that made a pipeline, the first one first, from its record's chain of parents.
 
-    Options that the recipe has gained since are left at their defaults.
+    Options that the recipe has gained since are left at their defaults. Where a run was not what its command
+    says (stopped early, say), its record's note stands behind it.
     """
     standard = {f.name: f.default for f in fields(TrainT2I)}
     lines = []
@@ -43,7 +44,8 @@ def commands(made: dict[str, Any]) -> list[str]:
             if name == "start_from" and number > 1:
                 value = f"run{number - 1}/pipeline"
             words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
-        lines.append(shlex.join(words))
+        note = f"  # {step['note']}" if step.get("note") else ""
+        lines.append(shlex.join(words) + note)
     return lines
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "methods": "list every method: verb, name, paper, cost, one line",
     "choose": "a short guide: which method for which purpose",
     "sample": "pictures from prompts",
-    "steer": "pictures from prompts, drawn under a patch that makes sampling faster, larger or more faithful",
+    "steer": "pictures from prompts, drawn under a patch that lasts for the run",
     "rollout": "frames without end from a model of frames",
     "erase": "take a concept out of a text-to-image model",
     "audit": "measure what was erased and what was kept, under attack, and write a report",

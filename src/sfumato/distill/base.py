@@ -9,6 +9,7 @@ what their losses are. Teacher and student are both either a `Text2Image` or an 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ Model = Text2Image | ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distiller:
+class Distiller(ABC):
     """Fields and run of every distillation; not a method itself."""
 
     teacher: str | Text2Image | ImageModel = "sketch"
@@ -72,6 +73,7 @@ class Distiller:
 
     # What a method says
 
+    @abstractmethod
     def recipe(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> Recipe:
         """What the loop trains.
 
@@ -81,7 +83,6 @@ class Distiller:
             folder: where the run lives, for what should outlast a kill (encoded pictures, drawn pairs).
             progress: show bars while preparing.
         """
-        raise NotImplementedError
 
     def finish(self, student: Model) -> None:
         """Tell the trained student how it samples: by default in ``steps`` deterministic steps without guidance."""
@@ -133,7 +134,7 @@ class Distiller:
         teacher = self.open_teacher()
         weights = sum(p.numel() for p in teacher.network.parameters())
         n = min(self.batch, 16)
-        z = torch.zeros(n, *latent_shape(teacher), device=teacher.device)
+        z = torch.zeros(n, *teacher.latent_shape(), device=teacher.device)
         cond = teacher.unconditional(n)
         with torch.no_grad():
             teacher.denoiser(z, 0.5, cond)  # the first call pays for what later ones find ready
@@ -158,7 +159,8 @@ class Distiller:
             process = PartialState(cpu=not torch.cuda.is_available())
             # Where the loop will train; a teacher given as an object may be elsewhere.
             device = process.device
-            (teacher.network if isinstance(teacher, ImageModel) else teacher.pipe).to(device)
+            for part in teacher.parts().values():
+                part.to(device)
             torch.manual_seed(self.seed)
             student = teacher.copy(own="full")
             parent = self.parent(teacher)
@@ -186,10 +188,4 @@ def _load(name: str) -> Model:
 
 def sampled(model: Model, z: Tensor, steps: int, cond: Any) -> Tensor:
     """What a student in training draws from the noise ``z``, as pictures in [0, 1]."""
-    x = ddim(model.denoiser, z, uniform(steps), cond)
-    return ((x if isinstance(model, ImageModel) else model.decode_latents(x)) + 1).clamp(0, 2) / 2
-
-
-def latent_shape(model: Model) -> tuple[int, ...]:
-    """The shape of what the model's denoiser works on, without the batch."""
-    return model.shape if isinstance(model, ImageModel) else model.latent_shape()
+    return (model.decode_latents(ddim(model.denoiser, z, uniform(steps), cond)) + 1).clamp(0, 2) / 2

@@ -42,15 +42,14 @@ class FromPictures:
         """
         if not 0 <= self.unconditional <= 1:
             raise BadInput(f"unconditional is a share in [0, 1], got {self.unconditional}")
-        size = model.shape[-1] if isinstance(model, ImageModel) else model.size
-        found = open_pictures(self.data, size, self.caption, seed, self.pictures)
+        found = open_pictures(self.data, model.size, self.caption, seed, self.pictures)
         if isinstance(model, ImageModel):
             if model.labels and found.label_names != model.labels:
                 ours, theirs = (", ".join(names) or "none" for names in (model.labels, found.label_names))
                 raise BadInput(f"the teacher knows the classes {ours}; these pictures have {theirs}")
             return CleanData(model, found, None, self.unconditional)
         autoencoder = model.parts()["vae"]
-        key = [self.data, seed, len(found), size, weights_sha256({"vae": autoencoder})]
+        key = [self.data, seed, len(found), model.size, weights_sha256({"vae": autoencoder})]
         folder.mkdir(parents=True, exist_ok=True)
         latents = encode_all(autoencoder, found, folder / "latents.safetensors", json.dumps(key), progress=progress)
         return CleanData(model, found, model.scale_latents(latents), self.unconditional)

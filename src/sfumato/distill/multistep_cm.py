@@ -16,7 +16,7 @@ from sfumato.noise.addim import addim_step
 from sfumato.sample import Guided, predict
 from sfumato.train.draw import normal
 
-from .base import Distiller, Model, latent_shape, sampled
+from .base import Distiller, Model, sampled
 from .data import CleanData, FromPictures
 from .segments import Per, consistency_target, draw_times, pseudo_huber, ramp, teacher_steps, v_weight
 
@@ -152,7 +152,7 @@ class MultistepTraining:
         """Pictures of the student, for captions or classes of the data."""
         rows = torch.randint(len(self.data.pictures), (n,), generator=rng)
         cond = self.data.conditioning(rows, torch.zeros(n, dtype=torch.bool))
-        z = torch.randn(n, *latent_shape(self.student), generator=rng).to(self.student.device)
+        z = torch.randn(n, *self.student.latent_shape(), generator=rng).to(self.student.device)
         return sampled(self.student, z, self.method.steps, cond)
 
     def guess(self, z: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:

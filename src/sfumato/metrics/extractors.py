@@ -234,7 +234,7 @@ def network_bytes(extractor: Extractor) -> int:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 as it says: TF32 changes the third digit of a FID."""
+    """Float32 as it says, not TF32, so that features do not depend on the kind of GPU."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False

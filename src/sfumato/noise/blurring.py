@@ -42,7 +42,7 @@ def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Float[Ten
 def dct(x: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch height width"]:
     """The orthonormal two-dimensional DCT-II over the last two dimensions.
 
-    Two matrix products: faster than by FFT up to 512 pixels a side on a CPU core, and exact for odd sizes too. In
+    Two matrix products, which suit the sides of pictures better than an FFT, and are exact for odd sizes too. In
     float32 at least, whatever the type of ``x`` and the ambient autocast: half precision breaks the isotropy of noise.
     """
     return _transform(x, inverse=False)

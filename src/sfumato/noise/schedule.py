@@ -12,6 +12,7 @@ float64, because tan and exp lose every digit of the end points in float32.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -47,14 +48,14 @@ def bisect(
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """A decreasing log-SNR. Subclasses give `logsnr`, and the other two where a closed form exists."""
 
     path: ClassVar[Path] = "vp"
 
+    @abstractmethod
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         """log(alpha^2 / sigma^2) at time t in [0, 1]."""
-        raise NotImplementedError
 
     def dlogsnr_dt(self, t: Time) -> Float[Tensor, "..."]:
         """d logsnr / dt at time t, a negative number."""
@@ -118,9 +119,9 @@ class _BetaSchedule(Schedule):
                 f"beta_start ({self.beta_start}) must lie between 0 and beta_end ({self.beta_end})"
             )
 
+    @abstractmethod
     def _integral(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """B(t) and its derivative beta(t)."""
-        raise NotImplementedError
 
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         return -torch.log(torch.expm1(self._integral(float64(t))[0]))

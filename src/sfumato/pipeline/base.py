@@ -8,6 +8,7 @@ network is told; everything else is here and in the modules beside it.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,7 +25,7 @@ from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
 
 
-class Text2Image:
+class Text2Image(ABC):
     """A diffusers text-to-image pipeline as methods see it. Make one with `load` or `wrap`.
 
     The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy`
@@ -68,9 +69,9 @@ class Text2Image:
         """The pipeline's neural networks by component name: unet, vae, text_encoder, ..."""
         return {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
 
+    @abstractmethod
     def text_parts(self) -> list[tuple[str, str]]:
         """(tokenizer, text encoder) as component names, in the order in which their embeddings are joined."""
-        raise NotImplementedError
 
     @property
     def tokenizers(self) -> list:
@@ -135,9 +136,9 @@ class Text2Image:
             encoded = self._encode_ids(list(ids), mask[0], size or self.size)
         return encoded.replace(prompts=tuple(prompts))
 
+    @abstractmethod
     def _encode_ids(self, ids: list[Tensor], mask: Tensor, size: int) -> Conditioning:
         """The conditioning for token ids, one tensor per text encoder."""
-        raise NotImplementedError
 
     def _tokenize(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
         tokenizer, length = getattr(self.pipe, name), self.context_length

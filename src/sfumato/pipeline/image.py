@@ -129,6 +129,23 @@ class ImageModel:
     def device(self) -> torch.device:
         return self.network.device
 
+    @property
+    def size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.shape[-1]
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """The model's neural networks by name, as `Text2Image.parts`."""
+        return {"network": self.network}
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of what the denoiser works on, without the batch: here the pictures themselves."""
+        return self.shape
+
+    def decode_latents(self, z: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        """The pictures of what the denoiser works on: ``z`` as it is, for this model has no autoencoder."""
+        return z
+
     def no_label(self, n: int) -> Int[Tensor, "n"]:
         """The class number that means "no class", ``n`` times."""
         return torch.full((n,), len(self.labels), device=self.device)
@@ -241,7 +258,7 @@ class ImageModel:
             "prediction": self.prediction,
             "shape": list(self.shape),
             "labels": list(self.labels),
-            "sha256": weights_sha256({"network": self.network}),
+            "sha256": weights_sha256(self.parts()),
         }
 
     def save(self, folder: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None) -> Path:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from sfumato.nets import UNet
-from sfumato.noise import BlurringProcess, Cosine, Denoiser
+from sfumato.noise import BlurringProcess, Cosine
 
 from .pixels import PixelRecipe
 
@@ -57,19 +54,9 @@ class Blurring(PixelRecipe):
     def network(self, classes: int) -> UNet:
         return UNet(self.size, 3, classes, self.channels, self.layers, self.attention, self.dropout)
 
-    def loss(
-        self,
-        denoiser: Denoiser,
-        x: Float[Tensor, "batch channel height width"],
-        t: Float[Tensor, "batch"],
-        eps: Float[Tensor, "batch channel height width"],
-        cond: Int[Tensor, "batch"] | None,
-    ) -> Float[Tensor, "batch"]:
-        """The squared error of the noise, or of the picture where that is what the network predicts."""
-        process = denoiser.process
-        z = process.diffuse(x, t, eps)
-        guess = process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, self.prediction)
-        return (guess - {"eps": eps, "x0": x}[self.prediction]).square().flatten(1).mean(1)
+    @property
+    def compared(self) -> Literal["eps", "x0"]:
+        return self.prediction
 
 
 PRESETS = {

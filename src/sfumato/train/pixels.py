@@ -7,9 +7,10 @@ how its model samples (`sampling`). Everything else (loop, checkpoints, saving) 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin
@@ -28,7 +29,7 @@ from .loop import Run, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRecipe:
+class PixelRecipe(ABC):
     """Fields and run of every pixel-space recipe; not a method itself."""
 
     data: str = "sketch"
@@ -80,13 +81,13 @@ class PixelRecipe:
 
     # What a recipe says
 
+    @abstractmethod
     def process(self) -> GaussianProcess:
         """The noise process that the model is trained under."""
-        raise NotImplementedError
 
+    @abstractmethod
     def network(self, classes: int) -> ModelMixin:
         """A fresh network with the signature of `sfumato.nets`; ``classes`` is 0 for data without."""
-        raise NotImplementedError
 
     def loss(
         self,
@@ -96,11 +97,16 @@ class PixelRecipe:
         eps: Float[Tensor, "batch channel height width"],
         cond: Int[Tensor, "batch"] | None,
     ) -> Float[Tensor, "batch"]:
-        """The loss of each picture at time ``t`` with noise ``eps``: by default the plain error of the noise."""
+        """The loss of each picture at time ``t`` with noise ``eps``: by default the plain error of `compared`."""
         process = denoiser.process
         z = process.diffuse(x, t, eps)
-        guess = process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, "eps")
-        return (guess - eps).square().flatten(1).mean(1)
+        guess = process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, self.compared)
+        return (guess - {"eps": eps, "x0": x}[self.compared]).square().flatten(1).mean(1)
+
+    @property
+    def compared(self) -> Literal["eps", "x0"]:
+        """Whose plain squared error `loss` is: the noise's, or the picture's."""
+        return "eps"
 
     def times(self, n: int, rng: torch.Generator) -> Float[Tensor, "n"]:
         """Times of one batch: one uniform draw in each n-th of [0, 1], so that every batch covers all noise levels.
