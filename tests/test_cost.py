@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sfumato.audit.cost import Way, counted, draw, measure, ways
 from sfumato.cli import main
@@ -15,7 +17,7 @@ from sfumato.errors import BadInput
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.pipeline import ImageModel, few_steps
-from sfumato.report.cost import CostReport, Point, plots
+from sfumato.report.cost import CostReport, Point, _log_axis, plots
 from sfumato.report.schema import Interval
 
 
@@ -161,3 +163,11 @@ def test_a_patch_of_the_catalogue_is_a_way(tiny_sd):
     assert not torch.equal(patched, plain)
     with pytest.raises(BadInput, match="preset of faster-diffusion"):
         ways(tiny_sd, {}, patches=("faster-diffusion:nothing",))
+
+
+@given(st.floats(1e-4, 1e4), st.floats(1.0, 1e4))
+def test_an_axis_can_be_read(least, spread):
+    low, high, ticks = _log_axis([least, least * spread])
+    values = [v for v, _ in ticks]
+    assert values == sorted(set(values)) and all(low <= v <= high for v in values)
+    assert len(ticks) >= 2 and len({text for _, text in ticks}) == len(ticks)

@@ -134,8 +134,16 @@ def _plot(
 
 
 def _log_axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
-    """Ends of a logarithmic axis around positive values with some room, ticks at 1, 2 and 5 times powers of ten."""
+    """Ends of a logarithmic axis around positive values with some room, ticks at 1, 2 and 5 times powers of ten.
+
+    A short axis has fewer than three of these: then at the multiples of the finest such number that fits into it at
+    most six times.
+    """
     low, high = min(values) / 1.15, max(values) * 1.15
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**k for k in powers for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    if len(ticks) < 3:
+        finest = math.floor(math.log10(high - low)) - 1
+        step = next(s for k in (0, 1, 2) for m in (1, 2, 5) if (high - low) / (s := m * 10.0 ** (finest + k)) <= 6)
+        ticks = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return low, high, [(v, f"{v:.6g}") for v in ticks]
