@@ -136,11 +136,10 @@ def to_square(data: bytes | Path, size: int, name: str = "a picture") -> UInt8[n
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
-            image = _rgba(ImageOps.exif_transpose(file))
+            image = _opaque(ImageOps.exif_transpose(file))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         name = name if isinstance(data, bytes) else str(data)
         raise BadInput(f"{name} cannot be read as a picture ({error})") from error
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)))
@@ -150,14 +149,15 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError
 """What decoders raise on damaged pictures."""
 
 
-def _rgba(image: Image.Image) -> Image.Image:
-    """The picture in colour and transparency, whatever its mode."""
+def _opaque(image: Image.Image) -> Image.Image:
+    """The picture in colour, whatever its mode, what is transparent in it on white."""
     if image.mode.startswith("I"):  # grey of 16 bits, which Pillow's conversion would cut off at 255
         grey = np.asarray(image).astype(np.float64) / 257
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    return image.convert("RGBA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def to_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
