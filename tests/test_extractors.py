@@ -145,6 +145,20 @@ def test_an_encoder_gives_its_class_token_of_the_whole_picture(tmp_path):
     assert extractor(pictures(2, 60)).shape == (2, 8) and len(extractor.hash) == 64
 
 
+def test_a_convolutional_encoder_gives_the_average_of_its_last_maps(tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1], "layer_type": "basic", "num_labels": 3}
+    model = ResNetForImageClassification(ResNetConfig(**sizes)).eval()  # a classifier's folder serves as well
+    prepare = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    extractor = make_extractor(folder_of(model, tmp_path, prepare))
+    x = pictures(3, 32)
+    with torch.no_grad():
+        expected = model.resnet(pixel_values=x.float() / 127.5 - 1).pooler_output.flatten(1)
+    assert torch.allclose(extractor(x), expected, atol=1e-5) and "last feature maps" in extractor.name
+
+
 def test_clip_gives_its_projected_embedding(tmp_path):
     from transformers import CLIPConfig, CLIPModel
 

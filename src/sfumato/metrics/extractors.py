@@ -50,7 +50,8 @@ def make_extractor(
 
     Args:
         extractor: "inception" (needs ``weights``), "oracle", "pixels", "random-cnn", or any vision encoder of
-            `transformers`: a folder or hub id (DINOv2: the class token; CLIP: the image embedding).
+            `transformers`: a folder or hub id (DINOv2: the class token; CLIP: the image embedding; ResNet: the average
+            of the last feature maps).
         weights: safetensors file of the FID's Inception.
         resize: how pictures come to the size of the Inception network, by name.
         seed: of the random network.
@@ -171,8 +172,9 @@ class EncoderFeatures:
     """A vision encoder of `transformers`.
 
     A CLIP-style model gives its projected image embedding (as it is, not of unit length); any other the first token
-    after the final normalisation, which is the class token of ViT, DINO and DINOv2. Pictures are resized whole to the
-    side that the model sees, without the crop of its processor: a distance between sets is about all of the picture.
+    after the final normalisation, which is the class token of ViT, DINO and DINOv2; a convolutional network (ResNet,
+    ConvNeXt) the average of its last feature maps. Pictures are resized whole to the side that the model sees, without
+    the crop of its processor: a distance between sets is about all of the picture.
     """
 
     def __init__(self, model: str):
@@ -184,7 +186,8 @@ class EncoderFeatures:
         self.vision = replace(vision, prepare=prepare)
         if self.clip:
             self.clip = ClipModel(self.vision)
-        kind = "image embedding" if self.clip else "class token"
+        self.maps = hasattr(vision.network.config, "hidden_sizes")  # as convolutional networks call their widths
+        kind = "image embedding" if self.clip else "average of the last feature maps" if self.maps else "class token"
         self.name = f"{type(vision.network).__name__} ({model}), {kind}"
         self.hash = module_sha256(vision.network)
         self.resize = prepare.rule
@@ -196,9 +199,9 @@ class EncoderFeatures:
             if self.clip:
                 return self.clip.images(pixels, unit=False)
             state = self.vision.network(pixel_values=self.vision.prepare(pixels)).last_hidden_state
-        if state.ndim != 3:
-            raise BadInput(f"{self.name}: gives no sequence of tokens, so it has no class token to take features from")
-        return state[:, 0]
+        if state.ndim != (4 if self.maps else 3):
+            raise BadInput(f"{self.name}: its last hidden state, of shape {list(state.shape)}, holds no such features")
+        return state.mean((2, 3)) if self.maps else state[:, 0]
 
 
 class CallableFeatures:
