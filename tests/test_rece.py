@@ -234,6 +234,30 @@ def test_an_ill_conditioned_search_is_said(tiny_sd, monkeypatch):
         RECE(concepts=("star",)).solve(tiny_sd)
 
 
+def test_a_last_search_without_a_solution_spoils_the_log_only(tiny_sd, monkeypatch):
+    from sfumato.erase import revival
+
+    method = RECE(concepts=("star",), epochs=1)
+    whole, calls = method.solve(tiny_sd), []
+    search = revival.adversarial_embeddings
+
+    def second_fails(*args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise BadInput("singular")
+        return search(*args, **options)
+
+    monkeypatch.setattr(revival, "adversarial_embeddings", second_fails)
+    with pytest.warns(UserWarning, match="ill-conditioned"):
+        edit = method.solve(tiny_sd)
+    assert all(torch.equal(w, whole.weights[name]) for name, w in edit.weights.items())
+    assert edit.log["residuals"][1] is edit.log["search_condition_numbers"][1] is None
+    json.dumps(edit.log, allow_nan=False)
+    calls.clear()
+    with pytest.raises(BadInput):  # two rounds need the second search
+        RECE(concepts=("star",), epochs=2).solve(tiny_sd)
+
+
 def test_the_log_is_plain_numbers(tiny_sd):
     log = RECE(concepts=("star", "square"), epochs=1).solve(tiny_sd).log
     assert json.loads(json.dumps(log)) == log

@@ -244,6 +244,17 @@ def test_expansion_adds_five_phrases_per_concept(tiny_sd):
     assert all(len(TEMPLATES[kind]) == 5 for kind in ("style", "object"))
 
 
+@pytest.mark.parametrize("tokens", ["from-last-word", "last-word"])
+def test_a_phrase_goes_to_the_bare_anchor_or_to_the_anchors_phrase(tiny_sd, tokens):
+    uce = UCE(concepts=("star",), anchors=("circle",), tokens=tokens, expand_prompts="style")
+    sources, targets, pair = uce.rows(tiny_sd)
+    phrase = TEMPLATES["style"][1]
+    goal = phrase.format("circle") if tokens == "last-word" else "circle"
+    concept, anchor = tiny_sd.encode([phrase.format("star")]), tiny_sd.encode([goal])
+    expected = aligned_rows(tiny_sd, concept, anchor, tokens)
+    torch.testing.assert_close((sources[pair == 2], targets[pair == 2]), expected)
+
+
 def test_edited_weights_load_in_plain_diffusers(p, tmp_path):
     erased = UCE(concepts=("star",)).apply(p)
     erased.save(tmp_path / "erased")

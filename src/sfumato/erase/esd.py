@@ -31,7 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sketch": {"steps": 150, "lr": 1e-4, "batch_size": 4, "sampling_steps": 20},
 }
 """Settings by name: the paper's (which are the defaults), those of the authors' rewrite for diffusers (whose
-"negative_guidance 2" is eta = 1 here), and some for models as small as the embedded one."""
+"negative_guidance 2" is eta = 1 here; its esd-u leaves out the normalisation layers, and trains the time embedding and
+the output layer, as no ``variant`` does), and some for models as small as the embedded one."""
 
 
 def negative_guidance_target(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,6 +51,8 @@ class RECE(UCE):
         - The paper keeps the round with the best validation score on generated pictures. Here the last round is
           kept, unless `solve` is given a ``score`` or ``stop_residual`` is set.
         - ``expand_prompts`` acts on the starting edit only; the search uses the concepts as given.
+        - The empty prompt is preserved once in the rounds, as for objects and styles; the script for unsafe words
+          counts it once per concept: ``round_preserve_scale=0.1 * K`` for K of them.
         - ``skip_start_token`` is an addition.
     """
 
@@ -90,8 +93,9 @@ class RECE(UCE):
         Returns:
             An edit whose log has, beside UCE's entries: ``residuals`` (of the search after 0, 1, ... edits: the share
             of the concept's response that cannot be revived, relative to the whole), ``norms`` (mean norm of the
-            embeddings found), the condition numbers of each search and edit, and the round kept. Its
-            ``embeddings`` are those found after 0, 1, ... edits, start token left out if it is skipped.
+            embeddings found), the condition numbers of each search and edit, and the round kept; None where the
+            search after the last edit has no solution. Its ``embeddings`` are those found after 0, 1, ... edits,
+            start token left out if it is skipped.
         """
         projections = pipe.projections("cross.v", "cross.k")
         names = [f"{p.name}.weight" for p in projections]
@@ -116,6 +120,7 @@ class RECE(UCE):
             done.append(state._replace(maps=[]))
             if self.stop_residual is not None and state.residual >= self.stop_residual:
                 break
+        finite = lambda x: x if math.isfinite(x) else None
         worst = max(s.search_condition for s in done)
         if worst > ILL_CONDITIONED:
             warnings.warn(
@@ -126,9 +131,9 @@ class RECE(UCE):
         log = {
             **log,
             "kept_round": kept_round,
-            "residuals": [s.residual for s in done],
-            "norms": [float(s.embeddings.norm(dim=-1).mean()) for s in done],
-            "search_condition_numbers": [s.search_condition for s in done],
+            "residuals": [finite(s.residual) for s in done],
+            "norms": [finite(float(s.embeddings.norm(dim=-1).mean())) for s in done],
+            "search_condition_numbers": [finite(s.search_condition) for s in done],
             "edit_condition_numbers": [s.edit_condition for s in done[1:]],
             **({"scores": scores} if score else {}),
         }

@@ -97,7 +97,8 @@ def rounds(
     """Search and edit in turn, as RECE does: the state at the start and after each of ``epochs`` edits.
 
     Each edit redirects the embeddings just found to the anchor's, row for row; its targets, what it preserves and
-    its ``lam`` refer to the maps as they are, and only the search looks back at the original ones.
+    its ``lam`` refer to the maps as they are, and only the search looks back at the original ones. The search after
+    the last edit only tells how well that went: where it has no solution, its figures are not numbers.
 
     Args:
         stack: the projections; those of one that is not shared are edited by the "tensor" variant.
@@ -109,7 +110,12 @@ def rounds(
     edit_condition = None
     for epoch in range(epochs + 1):
         edited, cross = stack.grams(maps)
-        found, search_condition = adversarial_embeddings(flat, edited, cross, ridge, regulariser, pull=goal)
+        try:
+            found, search_condition = adversarial_embeddings(flat, edited, cross, ridge, regulariser, pull=goal)
+        except BadInput:
+            if epoch < epochs or not epochs:
+                raise
+            found, search_condition = torch.full_like(flat, torch.nan), torch.inf
         missed = stack.square([found @ m.T - r for m, r in zip(maps, wanted, strict=True)])
         residual = missed / stack.square(wanted)
         yield Round(list(maps), found.reshape(concept.shape), residual, search_condition, edit_condition)

@@ -92,9 +92,10 @@ class SPM(Eraser):
 
     Differs from the published code: the mean is over all n anchors (the script's own is over two of four, and
     twice the empty prompt; ``anchor_empty`` adds that one); the unconditional half of unguided predictions is
-    not computed; resolution is fixed; AdamW in full precision. As published, the network is told the time
-    1 - m / M of latents after m of M steps, about one step more than the sampler's own. ``preserve`` adds real
-    prompts to the anchors, which the paper does not.
+    not computed; resolution is fixed; AdamW in full precision; latents are sampled with the model's own spacing of
+    steps (the script's is fixed) and, on SDXL, without its rescaling of guidance. As published, the network is told
+    the time 1 - m / M of latents after m of M steps, whatever the spacing. ``preserve`` adds real prompts to the
+    anchors, which the paper does not.
     """
 
     eta: float = 1.0
@@ -186,7 +187,7 @@ class SPM(Eraser):
         neutral = base.encode(self.anchor_for(index, ""))
         kept = base.encode(self.preserve) if self.preserve else None
         fixed = [base.encode("")] if self.anchor_empty else []
-        options = {"steps": M, "cfg_scale": self.start_guidance, "negative": base.unconditional()}
+        options = {"steps": M, "cfg_scale": self.start_guidance, "negative": base.encode("")}
 
         def anchors(generator: torch.Generator) -> list[Conditioning]:
             if not self.anchor_weight:

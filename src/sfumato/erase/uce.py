@@ -103,7 +103,9 @@ class UCE(ClosedForm):
         phrases = ("{}", *TEMPLATES[self.expand_prompts])
         concepts, anchors = self.pairs()
         concept = encode_words(pipe, [p.format(c) for c in concepts for p in phrases])
-        anchor = pipe.encode([p.format(a) for a in anchors for p in phrases])
+        # The first release pairs every phrase with the bare anchor, the later one with the anchor's phrase.
+        around = phrases if self.tokens == "last-word" else ["{}"] * len(phrases)
+        anchor = pipe.encode([p.format(a) for a in anchors for p in around])
         rows = [aligned_rows(pipe, concept[i], anchor[i], self.tokens) for i in range(len(concept))]
         pair = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(c) for c, _ in rows]))
         return torch.cat([c for c, _ in rows]), torch.cat([a for _, a in rows]), pair.to(pipe.device)
