@@ -39,7 +39,7 @@ BASE: dict[str, Mapping[str, Any]] = {
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "esd-x": {"lr": (1e-4, 3e-4, 1e-3), "steps": (75, 150, 300)},
     "esd-u": {"lr": (3e-5, 1e-4, 3e-4), "steps": (75, 150, 300)},
-    "spm": {"lr": (1e-3, 3e-3, 1e-2), "steps": (100, 200, 400)},
+    "spm": {"anchor_weight": (10.0, 100.0, 1000.0), "lr": (3e-3, 1e-2), "steps": (100, 200)},
     "concept-inversion": {"lr": (5e-3, 2e-2, 6e-2), "steps": (60, 120, 240)},
 }
 ERASERS = {"esd-x": ESDx, "esd-u": ESDu, "spm": SPM}

@@ -28,7 +28,7 @@ SUBSETS: dict[str, str] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "rewrite": {"steps": 200, "lr": 5e-5, "sampler": "teacher"},
-    "sketch": {"steps": 150, "lr": 1e-4, "batch_size": 4, "sampling_steps": 20},
+    "sketch": {"steps": 150, "lr": 1e-3, "batch_size": 4, "sampling_steps": 20},
 }
 """Settings by name: the paper's (which are the defaults), those of the authors' rewrite for diffusers (whose
 "negative_guidance 2" is eta = 1 here; its esd-u leaves out the normalisation layers, and trains the time embedding and

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "sketch": {"steps": 200, "warmup": 20, "lr": 3e-3, "sampling_steps": 20},
+    "sketch": {"steps": 200, "warmup": 20, "lr": 1e-2, "anchor_weight": 100.0, "sampling_steps": 20},
 }
 """Settings by name: the published ones (which are the defaults), and some for models as small as the embedded one."""
 
