@@ -28,7 +28,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from sfumato.audit import audit
 from sfumato.audit.detectors import ClassifierDetector, Detection, Detector
 from sfumato.data.pictures import open_pictures
-from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx, esd, spm
+from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx, esd, rece, spm
 from sfumato.erase.base import Eraser
 from sfumato.erase.membrane import equip
 from sfumato.errors import BadInput
@@ -160,7 +160,7 @@ def eraser(name: str, concept: str, captions: list[str], quick: bool) -> Eraser:
     if name == "uce":
         return UCE(concepts=(concept,), preserve=others)
     if name == "rece":
-        return RECE(concepts=(concept,), preserve=others, epochs=1)
+        return RECE(concepts=(concept,), preserve=others, **rece.PRESETS["sketch"])
     if name == "spm":
         return SPM(concepts=(concept,), **{**spm.PRESETS["sketch"], **few}, progress=True)
     made = ESDx if name == "esd-x" else ESDu
@@ -260,8 +260,8 @@ def page(args: argparse.Namespace) -> None:
         "",
         f"Rows in pairs, real above generated: {', '.join(STYLES)}; one seed, not selected.",
         "",
-        "UCE and RECE preserve all other captions and styles, RECE in one round; ESD and SPM run with the settings of "
-        "the embedded model, which were not tuned here. SPM is judged as an adapter with facilitated transport.",
+        "UCE and RECE preserve all other captions and styles; RECE, ESD and SPM run with the settings of the embedded "
+        "model, which were not tuned here. SPM is judged as an adapter with facilitated transport.",
     ]
     args.docs.mkdir(parents=True, exist_ok=True)
     enlarged([args.out / "strips" / "specimens.png"], args.docs / "emoji-specimens.png")

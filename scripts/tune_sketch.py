@@ -1,4 +1,4 @@
-"""Settings of ESD, SPM and concept inversion for the embedded model, by a small grid on the tuning concept.
+"""Settings of RECE, ESD, SPM and concept inversion for the embedded model, by a small grid on the tuning concept.
 
     python scripts/tune_sketch.py --out runs/tune                  # everything; killed? the same command goes on
     python scripts/tune_sketch.py --out runs/tune --only esd-x     # one method
@@ -6,7 +6,7 @@
 
 The concept is "star" and the seed 0: the ledger's entries draw other concepts with other seeds, so what is chosen here
 is not measured there. Each point of a grid is one file under ``--out``. What wins goes by hand into the preset "sketch"
-of `sfumato.erase.esd`, `sfumato.erase.spm` and `sfumato.attack.concept_inversion`; the table marks what is there now.
+of the method's module in `sfumato.erase` or `sfumato.attack`; the table marks what is there now.
 An eraser's score is the mean of the share of stars gone and of the share of all else kept; an attack's is the share of
 stars recovered from UCE's edit less the share that the same attack finds without knowing stars.
 """
@@ -18,6 +18,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,32 @@ from typing import Any
 from sfumato.attack import concept_inversion
 from sfumato.audit import audit
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
-from sfumato.erase import SPM, UCE, ESDu, ESDx, esd, spm
+from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx, esd, rece, spm
 from sfumato.files import write_json
 from sfumato.ledger.erasure import sketch, survey
 
 CONCEPT, SEED = "star", 0
+OTHERS = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != CONCEPT)
 BASE: dict[str, Mapping[str, Any]] = {
+    "rece": rece.PRESETS["sketch"],
     "esd-x": esd.PRESETS["sketch"],
     "esd-u": esd.PRESETS["sketch"],
     "spm": spm.PRESETS["sketch"],
     "concept-inversion": concept_inversion.PRESETS["sketch"],
 }
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
+    "rece": {"ridge": (1e-1, 1e-2, 1e-3, 1e-4), "epochs": (1, 2, 3)},
     "esd-x": {"lr": (1e-4, 3e-4, 1e-3), "steps": (75, 150, 300)},
     "esd-u": {"lr": (3e-5, 1e-4, 3e-4), "steps": (75, 150, 300)},
     "spm": {"anchor_weight": (10.0, 100.0, 1000.0), "lr": (3e-3, 1e-2), "steps": (100, 200)},
     "concept-inversion": {"lr": (5e-3, 2e-2, 6e-2), "steps": (60, 120, 240)},
 }
-ERASERS = {"esd-x": ESDx, "esd-u": ESDu, "spm": SPM}
+ERASERS = {
+    "rece": partial(RECE, preserve=OTHERS),
+    "esd-x": partial(ESDx, seed=SEED),
+    "esd-u": partial(ESDu, seed=SEED),
+    "spm": partial(SPM, seed=SEED),
+}
 
 
 def points(name: str) -> list[dict[str, Any]]:
@@ -61,13 +70,12 @@ def measure(name: str, settings: Mapping[str, Any], n: int) -> dict[str, Any]:
     pipe = sketch()
     if name in ERASERS:
         began = time.perf_counter()
-        erased = ERASERS[name](concepts=(CONCEPT,), seed=SEED, **settings).apply(pipe)
+        erased = ERASERS[name](concepts=(CONCEPT,), **settings).apply(pipe)
         seconds = time.perf_counter() - began
         seen = survey({"it": erased}, [CONCEPT], seed=SEED, n=n, n_retain=max(1, n // 6))["it"]
         gone, kept = float(seen["gone"].mean()), float(seen["kept"].mean())
         return {"gone": gone, "kept": kept, "score": (gone + kept) / 2, "seconds": seconds}
-    others = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != CONCEPT)
-    erased = UCE(concepts=(CONCEPT,), preserve=others).apply(pipe)
+    erased = UCE(concepts=(CONCEPT,), preserve=OTHERS).apply(pipe)
     attack = concept_inversion.ConceptInversion(seed=SEED, **settings)
     began = time.perf_counter()
     report = audit(
