@@ -35,7 +35,7 @@ OTHERS = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != CO
 BASE: dict[str, Mapping[str, Any]] = {
     "rece": rece.PRESETS["sketch"],
     "esd-x": esd.PRESETS["sketch"],
-    "esd-u": esd.PRESETS["sketch"],
+    "esd-u": esd.PRESETS["sketch-u"],
     "spm": spm.PRESETS["sketch"],
     "concept-inversion": concept_inversion.PRESETS["sketch"],
 }

@@ -29,10 +29,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "rewrite": {"steps": 200, "lr": 5e-5, "sampler": "teacher"},
     "sketch": {"steps": 150, "lr": 1e-3, "batch_size": 4, "sampling_steps": 20},
+    "sketch-u": {"steps": 75, "lr": 1e-4, "batch_size": 4, "sampling_steps": 20},
 }
 """Settings by name: the paper's (which are the defaults), those of the authors' rewrite for diffusers (whose
 "negative_guidance 2" is eta = 1 here; its esd-u leaves out the normalisation layers, and trains the time embedding and
-the output layer, as no ``variant`` does), and some for models as small as the embedded one."""
+the output layer, as no ``variant`` does), and some for models as small as the embedded one, for ESD-x and for ESD-u."""
 
 
 def negative_guidance_target(
