@@ -132,9 +132,7 @@ def main() -> None:
         search = loop_search(weights, edited, concepts, options.prompts)
         published = published + options.epochs * (published + search)
         ours, (_, condition) = min((timed(rece) for _ in range(options.repeats)), key=lambda r: r[0])
-        print(
-            f"RECE  {number:>8} {published:9.2f} s {ours:7.3f} s {published / ours:6.0f}x {condition:10.1e} {'-':>10}"
-        )
+        row("RECE", number, published, ours, condition, f"{'-':>10}")
 
 
 if __name__ == "__main__":

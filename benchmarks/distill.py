@@ -12,28 +12,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import timed
 
 from sfumato.distill import MultistepCM
 from sfumato.pipeline import Text2Image, few_steps, load
-
-
-def timed(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of each work, the fastest of ``repeats`` rounds through all of them after one that is not counted."""
-    best = dict.fromkeys(works, float("inf"))
-    for turn in range(repeats + 1):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def updates(teacher: Text2Image, batch: int, folder: Path) -> dict[str, Callable[[], object]]:

@@ -14,18 +14,18 @@ import argparse
 import io
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from timing import timed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sfumato.data.pictures import open_pictures
-from sfumato.train import draw
+from sfumato.train.pixels import PixelTraining
 from sfumato.train.simple_diffusion import SimpleDiffusion
 
 Batches = Callable[[], Iterator[Tensor]]
@@ -59,14 +59,13 @@ def packed(folder: Path, out: Path) -> dict[str, str]:
 
 
 def ours(source: str, size: int, batch: int) -> Batches:
-    """As `PixelRecipe` reads and mirrors its batches, here in order."""
-    recipe, pictures = SimpleDiffusion(size=size, flip=True), open_pictures(source, size)
+    """As the recipes of pixels draw, read and mirror their batches: as many pictures as there are, at random."""
+    recipe, pictures = SimpleDiffusion(size=size, flip=True, classes=False), open_pictures(source, size)
+    training = PixelTraining(recipe, recipe.model(()), pictures)
 
     def batches() -> Iterator[Tensor]:
-        for first in range(0, len(pictures), batch):
-            rows = list(range(first, min(first + batch, len(pictures))))
-            x, rng = recipe.read(pictures, rows), torch.Generator().manual_seed(first)
-            yield torch.where((draw.uniform(len(rows), rng) < 0.5).reshape(-1, 1, 1, 1), x.flip(-1), x)
+        for step, rows in enumerate(torch.arange(len(pictures)).split(batch)):
+            yield training.batch(step, torch.Generator().manual_seed(step), len(rows))["x"]
 
     return batches
 
@@ -122,13 +121,9 @@ def main() -> None:
             print(f"torchvision is not timed: {error}")
         for name, source in packed(folder, Path(scratch)).items():
             ways[f"ours, {name}"] = ours(source, args.size, args.batch)
-        best = dict.fromkeys(ways, float("inf"))
-        for turn in range(args.repeats + 1):  # the first fills the caches of files
-            for name, batches in ways.items():
-                start = time.perf_counter()
-                assert sum(len(x) for x in batches()) == args.pictures
-                if turn:
-                    best[name] = min(best[name], time.perf_counter() - start)
+        # The round that is not counted fills the caches of files.
+        works = {name: lambda batches=batches: sum(map(len, batches())) for name, batches in ways.items()}
+        best = timed(works, args.repeats)
     plain = best["PIL and DataLoader"]
     print(f"{args.pictures} pictures ({args.format}) of {args.side * 4 // 3} x {args.side} to {args.size}, one thread")
     for name, seconds in best.items():

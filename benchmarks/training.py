@@ -3,7 +3,7 @@
     python benchmarks/training.py                          # 32 pixels, batches of 32
     python benchmarks/training.py --no-growth --repeats 10
 
-Each pair in one process, in turns, over ``--repeats`` steps of each after two that are not counted; the median counts.
+Each pair in one process, in turns, the fastest of ``--repeats`` steps of each counts.
 A step is everything that training does for it: batch, noise, forward, backward, clipping, AdamW, averaged weights.
 
 - against a plain script on diffusers (``DDPMScheduler.add_noise``, mean squared error, ``EMAModel``), on its
@@ -15,14 +15,13 @@ A step is everything that training does for it: batch, noise, forward, backward,
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import timed
 from torch import Tensor, nn
 
 from sfumato.noise import GaussianProcess
@@ -103,20 +102,6 @@ def ddp_step(network: nn.Module, x: Tensor, batch: int) -> Callable[[], Any]:
         ema.update()
 
     return step
-
-
-def timed(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each step, all in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn > 1:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def pairs(size: int, batch: int, repeats: int, folder: Path, device: str) -> None:

@@ -54,6 +54,6 @@ EXPERIMENT = Experiment(
     },
     seeds=(1, 2, 3),
     tuning="the preset 'sketch', the same for both variants, by what goes and what stays of ESD-x at seed 0 on 'star' "
-    "(scripts/tune_sketch.py)",
+    "(scripts/tune_sketch.py, on an earlier training of the model)",
     measure=measure,
 )

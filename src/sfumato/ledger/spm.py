@@ -88,7 +88,7 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the presets 'sketch' of SPM and of ESD, by what goes and what stays at seed 0 on 'star' "
-    "(scripts/tune_sketch.py)",
+    tuning="the presets 'sketch', by what goes and what stays at seed 0 on 'star': ESD's by scripts/tune_sketch.py on "
+    "an earlier training of the model, SPM's from two points of that script's grid",
     measure=measure,
 )
