@@ -86,6 +86,7 @@ def test_measured_on_the_sketch_world(tiny_sd, student, tmp_path):
     report.save(tmp_path / "cost")
     page = (tmp_path / "cost" / "index.html").read_text()
     assert page.count("<svg class=\"curve\"") == 4 and "students" in page
+    assert page.count("<img") == 3 * 6 and f"2 steps: {report.protocol['shown'][1]}" in page
     assert not re.search(r"(src|href)=\"http", page)
     assert len(json.loads((tmp_path / "cost" / "cost.json").read_text())["points"]) == 3
 

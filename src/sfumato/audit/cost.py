@@ -37,6 +37,8 @@ from .measures import interval
 
 SAMPLERS = ("ddim", "addim", "dpm++")
 STEPS = (2, 4, 8, 16, 25, 50)
+SHOWN = 8
+"""Pictures of each way on the page: those of the first seeds."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,13 @@ def measure(
     points = []
     for way in track(ways, "drawing", progress):
         images, nfe, seconds = draw(way, words, [seed * n + i for i in range(n)], batch_size)
-        points.append(Point(way.group, way.label, nfe, seconds, *_quality(images, words, real, made, data, seed)))
+        quality = _quality(images, words, real, made, data, seed)
+        first = list(to_bytes(images[:SHOWN]).permute(0, 2, 3, 1).cpu().numpy())
+        points.append(Point(way.group, way.label, nfe, seconds, *quality, first))
     models = {id(w.model): (w.label if w.group == "students" else "teacher", w.model) for w in ways}
     protocol = {
         "data": data, "pictures": n, "real pictures": len(others), "seed": seed, "batch": batch_size, "size": size,
+        "shown": [word or "" for word in words[:SHOWN]],
         "extractor": made.name, "weights": made.hash, "device": str(ways[0].model.device),
         "threads": torch.get_num_threads(), "versions": protocols.versions(),
         "models": {name: model.describe()["sha256"] for name, model in models.values()},

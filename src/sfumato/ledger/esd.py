@@ -15,7 +15,7 @@ def measure(seed: int) -> dict[str, Pair]:
     pipes = {
         "original": pipe,
         "x": ESDx(concepts=concepts, seed=seed, **PRESETS["sketch"]).apply(pipe),
-        "u": ESDu(concepts=concepts, seed=seed, **PRESETS["sketch"]).apply(pipe),
+        "u": ESDu(concepts=concepts, seed=seed, **PRESETS["sketch-u"]).apply(pipe),
     }
     seen = survey({k: pipes[k] for k in ("original", "x")}, concepts, seed=seed)
     free = {k: p.sample("", list(range(32)), steps=STEPS, cfg_scale=1.0) for k, p in pipes.items()}
@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the preset 'sketch', the same for both variants, by what goes and what stays of ESD-x at seed 0 on 'star' "
-    "(scripts/tune_sketch.py, on an earlier training of the model)",
+    tuning="the presets 'sketch' for ESD-x and 'sketch-u' for ESD-u, each by what goes and what stays at seed 0 on "
+    "'star' (scripts/tune_sketch.py; ESD-x's on an earlier training of the model, ESD-u's from two points of the grid)",
     measure=measure,
 )

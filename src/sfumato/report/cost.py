@@ -9,12 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sfumato.report.images import Embedded, Picture, embed
 from sfumato.report.page import environment
 from sfumato.report.schema import Interval
 from sfumato.report.words import full, number
 
 TOP, BOTTOM = 12, 252
 """Pixels: where a plot begins and ends; across, places are in per cent of the width."""
+SIDE = 256
+"""Pixels: largest side of a picture on the page."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Point:
         seconds: for a picture.
         accuracy: share of what was asked for that is there; None where nobody can tell.
         distance: Fréchet distance to real pictures.
+        pictures: the first ones, for the page only.
     """
 
     group: str
@@ -35,6 +39,7 @@ class Point:
     seconds: float
     accuracy: Interval | None
     distance: Interval
+    pictures: Sequence[Picture] = ()
 
     def to_json(self) -> dict[str, Any]:
         plain = {k: getattr(self, k) for k in ("group", "label", "nfe", "seconds")}
@@ -96,7 +101,14 @@ class Plot:
 def render(report: CostReport) -> str:
     """The page as text."""
     groups = list(dict.fromkeys(p.group for p in report.points))
-    return environment().get_template("cost.html.j2").render(report=report, plots=plots(report), groups=groups)
+    rows = {g: [(p, shown(p)) for p in report.points if p.group == g and len(p.pictures)] for g in groups}
+    page = environment().get_template("cost.html.j2")
+    return page.render(report=report, plots=plots(report), groups=groups, rows={g: r for g, r in rows.items() if r})
+
+
+def shown(point: Point) -> list[Embedded]:
+    """Its pictures as the page holds them."""
+    return [embed(picture, SIDE) for picture in point.pictures]
 
 
 def plots(report: CostReport) -> list[Plot]:
