@@ -20,6 +20,7 @@ from . import times
 from .s2n import S2N
 from .samplers import extrapolated
 from .scheduler import PREDICTIONS
+from .schedulers import ddim_settings
 
 Grid = Literal["spacing", "logsnr", "karras"]
 
@@ -63,23 +64,7 @@ class S2NScheduler(DDIMScheduler):
         order: int = 1,
         grid: Grid = "spacing",
     ):
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            clip_sample=clip_sample,
-            set_alpha_to_one=set_alpha_to_one,
-            steps_offset=steps_offset,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            clip_sample_range=clip_sample_range,
-            sample_max_value=sample_max_value,
-            timestep_spacing=timestep_spacing,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
+        super().__init__(**ddim_settings(self.config))
         if grid not in ("spacing", "logsnr", "karras"):
             raise BadInput(f"unknown grid {grid!r}: use spacing, logsnr or karras")
         self.rule = S2N(rho=rho, freeze=freeze, gamma_w=gamma_w, delta=delta, order=order)

@@ -7,7 +7,7 @@ elsewhere pass another: ``from_pretrained(folder, scheduler=DDIMScheduler.from_p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -25,9 +25,13 @@ from ..noise.process import GaussianProcess
 from ..noise.schedule import DiscreteSchedule
 from .scheduler import PREDICTIONS
 
-_DDIM = frozenset(signature(DDIMScheduler.__init__).parameters) - {"self"}
 UNASKED = 50
 """The number of steps with which diffusers' text-to-image pipelines call when nobody names one."""
+
+
+def ddim_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a scheduler's settings that are `DDIMScheduler`'s own."""
+    return {name: config[name] for name in signature(DDIMScheduler.__init__).parameters if name in config}
 
 
 def check_steps(asked: int, distilled: int | None) -> None:
@@ -80,7 +84,7 @@ class ADDIMScheduler(DDIMScheduler):
         prior_variance: float = 0.5,
         errors: Sequence[float] | None = None,
     ):
-        super().__init__(**{name: value for name, value in self.config.items() if name in _DDIM})
+        super().__init__(**ddim_settings(self.config))
         if eta < 0 or prior_variance <= 0:
             raise BadInput(f"eta must not be negative, prior_variance be positive: got {eta} and {prior_variance}")
         if errors is not None and len(errors) != num_train_timesteps:
@@ -160,7 +164,7 @@ class FewStepScheduler(DDIMScheduler):
         rescale_betas_zero_snr: bool = False,
         distilled_steps: int = 4,
     ):
-        super().__init__(**{name: value for name, value in self.config.items() if name in _DDIM})
+        super().__init__(**ddim_settings(self.config))
         if distilled_steps < 1:
             raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
 
