@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import cycle
 
 import pytest
 import torch
 from diffusers import (
+    ControlNetModel,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -15,19 +17,23 @@ from diffusers import (
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import make_tiny_dit
 from sfumato.errors import BadInput
+from sfumato.pipeline import wrap
 from sfumato.pipeline.split import decode, encode, operations
 from sfumato.pipeline.steering import Call, Run
 from sfumato.steer.faster_diffusion import NEUTRAL, PRESETS, FasterDiffusion, key_steps
-from sfumato.steer.propagation import _decode_ahead, same, tile, tile_inputs, untile
+from sfumato.steer.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "art"], [3, 11, 5]
 KINDS = [
@@ -329,6 +335,61 @@ def test_control_residuals_count_at_key_steps(sd, mode):
             eps, without = eps.float().chunk(2)
             z = solver.step(without + 3.0 * (eps - without), tau, z, return_dict=False)[0]
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(params=["tiny_sd", "tiny_sdxl"])
+def controlled(request):
+    """A diffusers pipeline with a ControlNet whose residuals are not zero, in float64."""
+    p = double(request.getfixturevalue(request.param))
+    for part in p.parts().values():
+        part.double()
+    torch.manual_seed(0)
+    widths = (8,) * p.pipe.vae_scale_factor.bit_length()  # each after the first halves the side
+    control = ControlNetModel.from_unet(p.network, conditioning_embedding_out_channels=widths).double().eval()
+    for name, weight in control.named_parameters():
+        if weight.abs().max() == 0 and name.endswith("weight"):
+            nn.init.normal_(weight, std=0.3)
+    kind = StableDiffusionXLControlNetPipeline if "xl" in request.param else StableDiffusionControlNetPipeline
+    parts = {k: v for k, v in p.pipe.components.items() if k in inspect.signature(kind).parameters}
+    pipe = kind(**parts, **({} if "xl" in request.param else {"requires_safety_checker": False}), controlnet=control)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def controlled_latent(pipe, steps=6, **options) -> torch.Tensor:
+    """The clean latent of a controlled run of two prompts."""
+    shape, side = (2, pipe.unet.config.in_channels, 8, 8), 8 * pipe.vae_scale_factor
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    edges = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)).double()
+    options = {"guidance_scale": 3.0, "num_inference_steps": steps, "height": side, "width": side, **options}
+    return pipe(PROMPTS[:2], image=edges, latents=noise, output_type="latent", **options).images
+
+
+@pytest.mark.parametrize("mode", ["serial", "parallel"])
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"guess_mode": True}])
+def test_a_controlnet_runs_at_key_steps_only(controlled, mode, options, monkeypatch):
+    """And that changes no picture: the residuals of other steps would not be read."""
+    pipe, control = controlled, controlled.controlnet
+    plain, forward = controlled_latent(pipe, **options), control.forward
+    with FasterDiffusion(keys=(0, 1, 4), alpha=0.0, mode=mode).patch(pipe) as told:
+        drawn = controlled_latent(pipe, **options)
+        assert told["control_runs"] == told["encoder_runs"] == 3
+        again = controlled_latent(pipe, **options)
+        assert told["control_runs"] == 6 and torch.equal(drawn, again), "another run starts anew"
+    assert control.forward == forward and "forward" not in vars(control)
+    assert torch.equal(controlled_latent(pipe, **options), plain) and not torch.allclose(drawn, plain)
+    monkeypatch.setattr(Propagation, "spares", lambda self, run: False)
+    with FasterDiffusion(keys=(0, 1, 4), alpha=0.0, mode=mode).patch(pipe) as told:
+        assert torch.equal(controlled_latent(pipe, **options), drawn) and told["control_runs"] == 6
+
+
+def test_neutral_settings_leave_a_controlled_pipeline_as_it_is(controlled):
+    plain = controlled_latent(controlled)
+    with FasterDiffusion(**NEUTRAL).patch(controlled) as told:
+        assert torch.equal(controlled_latent(controlled), plain) and told["control_runs"] == 6
+    assert not torch.allclose(controlled_latent(controlled, controlnet_conditioning_scale=0.0), plain)
+    with pytest.raises(BadInput, match="not supported"):
+        wrap(controlled)
 
 
 @pytest.mark.parametrize("given", [{"keys": (0, 2)}, {"keys": (0, 2), "mode": "serial"}])

@@ -26,6 +26,12 @@ def foreign(hooks: OrderedDict) -> OrderedDict:
     return OrderedDict((key, hook) for key, hook in hooks.items() if hook not in _ours)
 
 
+def forward_name(module: nn.Module) -> str:
+    """The attribute that holds a module's own forward: accelerate, which moves weights between devices in a forward of
+    its own, puts it aside."""
+    return "_old_forward" if "_old_forward" in vars(module) else "forward"
+
+
 class Override:
     """A method of one object replaced until `remove`: ``function`` gets the original method and the call's arguments.
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BadInput
@@ -26,6 +32,10 @@ EMBEDDED = ("sketch",)
 _FAMILIES: dict[type[Any], type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
+}
+_CONTROLLED: dict[type[Any], type[Text2Image]] = {
+    StableDiffusionControlNetPipeline: StableDiffusion,
+    StableDiffusionXLControlNetPipeline: StableDiffusionXL,
 }
 _PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
 _SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
@@ -100,15 +110,21 @@ def load_text2image(
     return found
 
 
-def wrap(pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None) -> Text2Image:
+def wrap(
+    pipe: DiffusionPipeline | Text2Image, defaults: dict[str, Any] | None = None, controlled: bool = False
+) -> Text2Image:
     """The adapter for a diffusers pipeline; a `Text2Image` is returned as it is. Freezes the weights.
+
+    Args:
+        controlled: take pipelines with a ControlNet too, for what acts on the pipeline's own call only: the adapter
+            itself draws without the control.
 
     Raises:
         BadInput: the pipeline's family is not supported.
     """
     if isinstance(pipe, Text2Image):
         return pipe
-    adapter = _FAMILIES.get(type(pipe))
+    adapter = (_FAMILIES | _CONTROLLED if controlled else _FAMILIES).get(type(pipe))
     if adapter is None:
         raise BadInput(f"{type(pipe).__name__} is not supported; supported are {_SUPPORTED}")
     config = pipe.unet.config

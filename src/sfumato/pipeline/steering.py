@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
-from .hooks import Override
+from .hooks import Override, forward_name
 
 if TYPE_CHECKING:
     from .base import Text2Image
@@ -130,9 +130,7 @@ class Steering:
         self._followers: list[_Follower] = []
         network = self.network = owner.network
         self._signature = inspect.signature(network.forward)
-        # accelerate moves weights between devices in a forward of its own, around this one
-        name = "_old_forward" if "_old_forward" in vars(network) else "forward"
-        self._forward = Override(network, name, self._call)
+        self._forward = Override(network, forward_name(network), self._call)
         self.follow_pipeline()
 
     def follow_pipeline(self) -> None:

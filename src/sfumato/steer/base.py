@@ -39,6 +39,8 @@ class Patch(ABC):
     def patch(self, pipe: Text2Image | DiffusionPipeline) -> Iterator[dict[str, Any]]:
         """Patch a pipeline, or a plain diffusers one, for a block; gives what the patch has to say so far (JSON types).
 
+        diffusers' pipelines with a ControlNet will do too.
+
         Raises:
             BadInput: on entering: the patch does not fit this pipeline, or one of its class acts on it already.
         """
@@ -54,7 +56,7 @@ class Patch(ABC):
         flags = [(x, x.requires_grad) for m in parts for x in m.parameters()]
         modes = [(m, m.training) for part in parts for m in part.modules()]
         try:
-            with patched(wrap(pipe), self) as p, self.acting(p) as told:
+            with patched(wrap(pipe, controlled=True), self) as p, self.acting(p) as told:
                 yield told
         finally:  # wrapping freezes a plain pipeline
             for x, required in flags:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.pipeline import Text2Image
+from sfumato.pipeline.hooks import Override, forward_name
 from sfumato.pipeline.split import ENCODER_ONLY, Features, decode, encode
-from sfumato.pipeline.steering import Call, Forward, Interceptor, Run
+from sfumato.pipeline.steering import Call, Forward, Interceptor, Run, of
 
 
 def tile(x: Float[Tensor, "rows ..."], n: int, halves: int) -> Float[Tensor, "rows*n ..."]:
@@ -73,10 +76,13 @@ class _Memory:
     calls: int = 0
     slots: list[_Slot] = field(default_factory=list)
 
+    def next_call(self, step: int) -> int:
+        """The number of the next call in this step, from 0."""
+        return self.calls + 1 if step == self.step else 0
+
     def slot(self, step: int) -> _Slot:
         """The slot of the next call in this step."""
-        self.calls = self.calls + 1 if step == self.step else 0
-        self.step = step
+        self.calls, self.step = self.next_call(step), step
         if self.calls == len(self.slots):
             self.slots.append(_Slot())
         return self.slots[self.calls]
@@ -111,6 +117,14 @@ class Propagation(Interceptor):
 
     def before_update(self, run: Run, z: Tensor) -> Tensor:
         return self._injected(run, z)
+
+    def spares(self, run: Run | None) -> bool:
+        """Whether the network's next call takes the encoder's features of an earlier step."""
+        memory = None if run is None else self._memory.get(run)
+        if memory is None or run.index in memory.keys:
+            return False
+        call = memory.next_call(run.index)
+        return call < len(memory.slots) and memory.slots[call].features is not None
 
     def predict(self, forward: Forward, call: Call, run: Run | None) -> Tensor:
         memory = None if run is None else self._memory.get(run)
@@ -149,6 +163,33 @@ class Propagation(Interceptor):
     def _count(self, half: str, rows: int) -> None:
         self.told[f"{half}_runs"] += 1
         self.told[f"{half}_rows"] += rows
+
+
+@contextmanager
+def sparing_control(p: Text2Image, propagation: Propagation) -> Iterator[None]:
+    """A pipeline's ControlNet, if it has one, runs where the encoder does: at other steps nobody reads its residuals.
+
+    There the last ones are given again. `Propagation.told` counts its runs as ``control_runs``.
+    """
+    control = getattr(p.pipe, "controlnet", None)
+    if control is None:
+        yield
+        return
+    steering, kept, told = of(p.network), {}, propagation.told
+    told["control_runs"] = 0
+
+    def forward(original: Callable, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if kept.get("rows") == len(sample) and propagation.spares(steering.current):
+            return kept["out"]
+        told["control_runs"] += 1
+        kept.update(rows=len(sample), out=original(sample, *args, **kwargs))
+        return kept["out"]
+
+    override = Override(control, forward_name(control), forward)
+    try:
+        yield
+    finally:
+        override.remove()
 
 
 def _decode_ahead(
