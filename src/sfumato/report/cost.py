@@ -134,7 +134,7 @@ def _plot(
         least = max(min((v for v in values if v > 0), default=1e-3), max(values) / 1e4)
         low, high, y_ticks = _log_axis([max(v, least) for v in values])
         scale = lambda v: math.log(max(v, low) / low) / math.log(high / low)
-    x = lambda v: 100 * math.log(v / x_low) / math.log(x_high / x_low)
+    x = lambda v: 10 + 90 * math.log(v / x_low) / math.log(x_high / x_low)  # the ticks of the other axis stand before
     y = lambda v: BOTTOM - (BOTTOM - TOP) * scale(v)
     groups: dict[str, list[Dot]] = {}
     for p in sorted(points, key=cost):
