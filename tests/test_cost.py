@@ -131,7 +131,7 @@ def test_models_without_text_have_no_accuracy_elsewhere(pixels, tmp_path):
 
 def test_plots_place_what_is_better_higher_and_what_costs_more_further_right():
     rate = lambda v: Interval(v, v - 0.05, v + 0.02, 9)
-    points = [Point("a", "1", 1, 0.1, rate(0.6), rate(8.0)), Point("a", "2", 4, 0.4, rate(0.9), rate(0.5))]
+    points = [Point("a", "1 step", 1, 0.1, rate(0.6), rate(8.0)), Point("a", "4 steps", 4, 0.4, rate(0.9), rate(0.5))]
     accuracy, _, distance, _ = plots(CostReport(points, {}))
     for plot, better in ((accuracy, 1), (distance, 0)):
         first, second = plot.groups["a"]
@@ -139,7 +139,7 @@ def test_plots_place_what_is_better_higher_and_what_costs_more_further_right():
         assert (second.y < first.y) == (better == 1) or plot is distance
         assert first.high < first.y < first.low
     assert len(list(accuracy.lines("a"))) == 1
-    (alone, _) = plots(CostReport([Point("students", str(n), n, n, None, rate(1)) for n in (1, 2)], {}))
+    (alone, _) = plots(CostReport([Point("students", f"s, {n} steps", n, n, None, rate(1)) for n in (1, 2)], {}))
     assert not list(alone.lines("students")), "each is another network"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -92,10 +93,17 @@ class Plot:
     groups: Mapping[str, Sequence[Dot]]
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
+    curves: Collection[str] = ()
+    """Groups whose dots are joined."""
 
     def lines(self, group: str) -> Iterator[tuple[Dot, Dot]]:
-        """Neighbouring dots of a group that are joined; students, each another network, are not."""
-        return iter(()) if group == "students" else pairwise(self.groups[group])
+        """Neighbouring dots of a group that are joined."""
+        return pairwise(self.groups[group]) if group in self.curves else iter(())
+
+
+def curves(points: Sequence[Point]) -> set[str]:
+    """Groups in which nothing but the number of steps differs: not students, nor the settings of a patch."""
+    return {p.group for p in points} - {p.group for p in points if not re.fullmatch(r"\d+ steps?", p.label)}
 
 
 def render(report: CostReport) -> str:
@@ -103,7 +111,10 @@ def render(report: CostReport) -> str:
     groups = list(dict.fromkeys(p.group for p in report.points))
     rows = {g: [(p, shown(p)) for p in report.points if p.group == g and len(p.pictures)] for g in groups}
     page = environment().get_template("cost.html.j2")
-    return page.render(report=report, plots=plots(report), groups=groups, rows={g: r for g, r in rows.items() if r})
+    rows = {g: r for g, r in rows.items() if r}
+    return page.render(
+        report=report, plots=plots(report), groups=groups, rows=rows, curves=curves(report.points)
+    )
 
 
 def shown(point: Point) -> list[Embedded]:
@@ -142,7 +153,8 @@ def _plot(
         top, bottom = (y(i.value if end is None else end) for end in (i.high, i.low))
         text = f"{p.group}, {p.label}: {full(i, rate)}; {across} {number(cost(p))}"
         groups.setdefault(p.group, []).append(Dot(x(cost(p)), y(i.value), top, bottom, text))
-    return Plot(title, across, groups, [(x(v), t) for v, t in x_ticks], [(y(v), t) for v, t in y_ticks])
+    ticks = [(x(v), t) for v, t in x_ticks], [(y(v), t) for v, t in y_ticks]
+    return Plot(title, across, groups, *ticks, curves(points))
 
 
 def _log_axis(values: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
