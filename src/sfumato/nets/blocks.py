@@ -79,6 +79,13 @@ class ResBlock(nn.Module):
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
 
 
+class RMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm` in its input's precision: in mixed precision torch's own leaves the fused kernel, with a warning."""
+
+    def forward(self, x: Float[Tensor, "*rows channels"]) -> Float[Tensor, "*rows channels"]:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with normalised queries and keys (arXiv:2302.05442, section 2)."""
 
@@ -86,7 +93,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = min(head_dim, channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), zeroed(nn.Linear(channels, channels))
-        self.norm_q, self.norm_k = (nn.RMSNorm(self.head_dim, eps=1e-6) for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(self.head_dim, eps=1e-6) for _ in range(2))
 
     def forward(
         self, x: Float[Tensor, "batch tokens channels"], turns: Float[Tensor, "tokens pairs"] | None = None
