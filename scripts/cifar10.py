@@ -133,10 +133,11 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
 
     x, free = draw(args, classes=True), draw(args, classes=False)
     real = pixels(args.test or args.data, training.size, args.n_real)[0]
-    other = pixels(args.data, training.size, len(x))[0]
     judged = args.extractor == "judge"
     made = make_extractor(str(seen_by) if judged else args.extractor, args.weights)
-    sets = {"class-conditional": x, "unconditional": free, "real training pictures": other}
+    sets = {"class-conditional": x, "unconditional": free}
+    if args.test:  # otherwise these are what the distance is taken from
+        sets["real training pictures"] = pixels(args.data, training.size, len(x))[0]
     scores = {key: score(made, y, real) for key, y in sets.items()}
     card = json.loads((seen_by / "card.json").read_text())
     log = [json.loads(row) for row in (args.out / "train" / "training" / "log.jsonl").read_text().splitlines()]
@@ -167,11 +168,11 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
         "| measured [95 %] | " + " | ".join(f"{len(y)} {key}" for key, y in sets.items()) + " |",
         "| --- |" + " --- |" * len(sets),
         *(f"| {k}, {features}, to {len(real)} of {held} | {row} |" for k, row in compared.items()),
-        f"| the judge sees the class asked for | {share(right, len(x))} | | {share(card['right'], card['n'])} of "
-        f"{card['n']}: {card['measured on']} |",
+        f"| the judge sees the class asked for | {share(right, len(x))} |" + " |" * (len(sets) - 1),
         "",
-        "The judge is a small classifier trained by the same script on the real pictures. Distances in its features "
-        "are not the FID of the Inception network: compare them with the last column only." if judged else "",
+        "The judge is a small classifier trained by the same script on real pictures; it is right on "
+        f"{share(card['right'], card['n'])} of {card['n']}: {card['measured on']}."
+        + (" Distances in its features are not the FID of the Inception network." if judged else ""),
         "",
         f"{model.defaults['steps']} steps of {model.defaults['sampler']}, guidance {model.defaults['cfg_scale']:g} at "
         f"log-SNRs {model.defaults['cfg_interval']}. One row a class ({', '.join(model.labels)}), the first seeds of "
