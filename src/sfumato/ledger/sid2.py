@@ -7,7 +7,7 @@ from sfumato.train.sid2 import SiD2
 from .core import Claim, Experiment, Pair
 from .pixels import brightness, distances, drawn, fresh, texture, trained
 
-STEPS = 600
+STEPS = 400
 DRAWN = 384
 SIZE = 32
 

@@ -57,7 +57,7 @@ class PixelRecipe(ABC):
     ema: float = 0.9999
     """Decay of the averaged weights, which are the ones kept."""
     precision: str = "auto"
-    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 where the device has it."""
+    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 on a GPU that has it."""
     seed: int = 0
     """Seed of the pictures, the weights and all noise."""
     checkpoint_every: int = 500

@@ -97,7 +97,7 @@ class TrainT2I:
     min_snr_gamma: float = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision: auto is bf16 where the device has it; fp16 on a GPU only."""
+    """Mixed precision: auto is bf16 on a GPU that has it; fp16 on a GPU only."""
     checkpoint_every: int = 250
     """Updates between checkpoints."""
 
