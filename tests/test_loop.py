@@ -155,8 +155,14 @@ def test_an_unknown_decay_is_refused():
 
 def test_automatic_precision_is_resolved_and_recorded(tmp_path):
     run = line_run(tmp_path, precision="auto")
-    expected = "bf16" if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0) else "no"
-    assert run.config["precision"] == run.schedule.precision == resolved_precision("auto") == expected
+    assert run.config["precision"] == run.schedule.precision == resolved_precision("auto") in ("no", "bf16")
+
+
+@pytest.mark.parametrize("capability, expected", [(None, "no"), ((7, 5), "no"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_automatic_precision_is_bf16_on_gpus_that_have_it_only(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert resolved_precision("auto") == expected and resolved_precision("fp16") == "fp16"
 
 
 def test_optimiser_settings_reach_the_optimiser(tmp_path):

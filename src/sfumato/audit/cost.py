@@ -33,12 +33,11 @@ from sfumato.report.cost import CostReport, Point
 from sfumato.report.schema import Interval
 
 from . import protocol as protocols
+from .gallery import SHOWN, arrays
 from .measures import interval
 
 SAMPLERS = ("ddim", "addim", "dpm++")
 STEPS = (2, 4, 8, 16, 25, 50)
-SHOWN = 8
-"""Pictures of each way on the page: those of the first seeds."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def measure(
     for way in track(ways, "drawing", progress):
         images, nfe, seconds = draw(way, words, [seed * n + i for i in range(n)], batch_size)
         quality = _quality(images, words, real, made, data, seed)
-        first = list(to_bytes(images[:SHOWN]).permute(0, 2, 3, 1).cpu().numpy())
+        first = list(arrays(to_bytes(images[:SHOWN]).cpu()))
         points.append(Point(way.group, way.label, nfe, seconds, *quality, first))
     models = {id(w.model): (w.label if w.group == "students" else "teacher", w.model) for w in ways}
     protocol = {

@@ -14,7 +14,7 @@ from .cases import Cases
 from .under_attack import Outcome, Pictures
 
 SHOWN = 8
-"""Pictures of an attack."""
+"""Pictures in a row of a page: those of the first seeds."""
 
 
 def gallery(

@@ -58,6 +58,11 @@ class Text2Image(ABC):
         return self.pipe.unet
 
     @property
+    def control(self) -> nn.Module | None:
+        """The pipeline's ControlNet, in the pipelines that `wrap` takes as ``controlled``."""
+        return getattr(self.pipe, "controlnet", None)
+
+    @property
     def device(self) -> torch.device:
         return self.network.device
 

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -107,6 +108,11 @@ class Interceptor:
         `before_update` alike."""
         return z
 
+    def control(self, forward: Callable[[], Any], z: Float[Tensor, "batch ..."], run: Run | None) -> Any:
+        """What takes the place of the residuals that the pipeline's ControlNet, if it has one, makes of ``z``; the
+        network's call comes after it."""
+        return forward()
+
     def predict(self, forward: Forward, call: Call, run: Run | None) -> Float[Tensor, "batch ..."]:
         """What takes the place of the network's output; ``run`` is None for a call outside of sampling."""
         return forward(call)
@@ -130,7 +136,9 @@ class Steering:
         self._followers: list[_Follower] = []
         network = self.network = owner.network
         self._signature = inspect.signature(network.forward)
-        self._forward = Override(network, forward_name(network), self._call)
+        self._overrides = [Override(network, forward_name(network), self._call)]
+        if (control := owner.control) is not None:
+            self._overrides.append(Override(control, forward_name(control), self._control))
         self.follow_pipeline()
 
     def follow_pipeline(self) -> None:
@@ -140,7 +148,8 @@ class Steering:
             self._followers.append(_Follower(self, scheduler))
 
     def close(self) -> None:
-        self._forward.remove()
+        for override in self._overrides:
+            override.remove()
         for follower in self._followers:
             follower.remove()
 
@@ -148,6 +157,12 @@ class Steering:
         """The interceptors' methods in the order of acting."""
         ordered = sorted(self.interceptors, key=lambda pair: PLACES.index(pair[0]))
         return [getattr(interceptor, method) for _, interceptor in ordered]
+
+    def _control(self, original: Callable, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        forward = partial(original, sample, *args, **kwargs)
+        for control in self.chain("control"):
+            forward = partial(control, forward, sample, self.current)
+        return forward()
 
     def _call(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         given = dict(self._signature.bind(*args, **kwargs).arguments)

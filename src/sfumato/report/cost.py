@@ -109,17 +109,12 @@ def curves(points: Sequence[Point]) -> set[str]:
 def render(report: CostReport) -> str:
     """The page as text."""
     groups = list(dict.fromkeys(p.group for p in report.points))
-    rows = {g: [(p, shown(p)) for p in report.points if p.group == g and len(p.pictures)] for g in groups}
+    rows: dict[str, list[tuple[Point, list[Embedded]]]] = {}
+    for p in report.points:
+        if p.pictures:
+            rows.setdefault(p.group, []).append((p, [embed(picture, SIDE) for picture in p.pictures]))
     page = environment().get_template("cost.html.j2")
-    rows = {g: r for g, r in rows.items() if r}
-    return page.render(
-        report=report, plots=plots(report), groups=groups, rows=rows, curves=curves(report.points)
-    )
-
-
-def shown(point: Point) -> list[Embedded]:
-    """Its pictures as the page holds them."""
-    return [embed(picture, SIDE) for picture in point.pictures]
+    return page.render(report=report, plots=plots(report), groups=groups, rows=rows)
 
 
 def plots(report: CostReport) -> list[Plot]:

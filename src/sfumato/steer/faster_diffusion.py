@@ -16,7 +16,7 @@ from sfumato.pipeline.split import has_halves
 from sfumato.pipeline.steering import Place
 
 from .base import Patch
-from .propagation import Propagation, sparing_control
+from .propagation import Propagation
 
 SD_KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)
 """The paper's key steps for Stable Diffusion, of 50; a shorter run takes those that it has."""
@@ -116,5 +116,5 @@ class FasterDiffusion(Patch):
         keys = partial(key_steps, keys=self.keys, every=self.every)
         ahead = 1 if self.mode == "serial" else self.chunk
         propagation = Propagation(keys, ahead, self.alpha, self.threshold, self.inject == "network")
-        with p.intercept(propagation, self.place), sparing_control(p, propagation):
+        with p.intercept(propagation, self.place):
             yield propagation.told

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,10 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.pipeline import Text2Image
-from sfumato.pipeline.hooks import Override, forward_name
 from sfumato.pipeline.split import ENCODER_ONLY, Features, decode, encode
-from sfumato.pipeline.steering import Call, Forward, Interceptor, Run, of
+from sfumato.pipeline.steering import Call, Forward, Interceptor, Run
 
 
 def tile(x: Float[Tensor, "rows ..."], n: int, halves: int) -> Float[Tensor, "rows*n ..."]:
@@ -75,6 +72,8 @@ class _Memory:
     step: int = -1
     calls: int = 0
     slots: list[_Slot] = field(default_factory=list)
+    control: tuple[int, Any] = (0, None)
+    """For how many rows a ControlNet ran last, and what it gave."""
 
     def next_call(self, step: int) -> int:
         """The number of the next call in this step, from 0."""
@@ -93,7 +92,7 @@ class Propagation(Interceptor):
 
     Attributes:
         told: counts so far: the network's calls that belong to a run, and runs and rows of either half (a row is one
-            latent of a batch).
+            latent of a batch); runs of a ControlNet, if there is one.
 
     Args:
         keys: gives the key steps of a run with so many steps.
@@ -117,6 +116,16 @@ class Propagation(Interceptor):
 
     def before_update(self, run: Run, z: Tensor) -> Tensor:
         return self._injected(run, z)
+
+    def control(self, forward: Callable[[], Any], z: Tensor, run: Run | None) -> Any:
+        memory = None if run is None else self._memory.get(run)
+        if memory is not None and memory.control[0] == len(z) and self.spares(run):
+            return memory.control[1]  # nobody reads it where the encoder does not run
+        self.told["control_runs"] = self.told.get("control_runs", 0) + 1
+        out = forward()
+        if memory is not None:
+            memory.control = len(z), out
+        return out
 
     def spares(self, run: Run | None) -> bool:
         """Whether the network's next call takes the encoder's features of an earlier step."""
@@ -163,33 +172,6 @@ class Propagation(Interceptor):
     def _count(self, half: str, rows: int) -> None:
         self.told[f"{half}_runs"] += 1
         self.told[f"{half}_rows"] += rows
-
-
-@contextmanager
-def sparing_control(p: Text2Image, propagation: Propagation) -> Iterator[None]:
-    """A pipeline's ControlNet, if it has one, runs where the encoder does: at other steps nobody reads its residuals.
-
-    There the last ones are given again. `Propagation.told` counts its runs as ``control_runs``.
-    """
-    control = getattr(p.pipe, "controlnet", None)
-    if control is None:
-        yield
-        return
-    steering, kept, told = of(p.network), {}, propagation.told
-    told["control_runs"] = 0
-
-    def forward(original: Callable, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if kept.get("rows") == len(sample) and propagation.spares(steering.current):
-            return kept["out"]
-        told["control_runs"] += 1
-        kept.update(rows=len(sample), out=original(sample, *args, **kwargs))
-        return kept["out"]
-
-    override = Override(control, forward_name(control), forward)
-    try:
-        yield
-    finally:
-        override.remove()
 
 
 def _decode_ahead(
