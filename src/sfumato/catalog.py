@@ -288,7 +288,7 @@ METHODS: tuple[Method, ...] = (
         cost="one network call with gradients an update; the paper's models are for many GPUs",
         when="Pictures of 64 pixels and more without an autoencoder.",
         beware="The published models have billions of parameters; `sid2` needs fewer.",
-        ledger="simple_diffusion",
+        ledger="simple-diffusion",
     ),
     Method(
         "train", "sid2", "sfumato.train.sid2:SiD2", (_SID2, _SIMPLE, _OBJECTIVES, _INTERVAL, _GUIDANCE),

@@ -56,7 +56,7 @@ def coarse_error(model, x: torch.Tensor, seed: int) -> list[float]:
 
 
 EXPERIMENT = Experiment(
-    name="simple_diffusion",
+    name="simple-diffusion",
     paper="arXiv 2301.11093",
     claims={
         "layout": Claim(
