@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato.pipeline import load_text2image
-from sfumato.train.sid2 import PRESETS, SiD2
+from sfumato.train.sid2 import SiD2
 
 
 def timed(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
@@ -60,7 +60,7 @@ def pipeline(options: argparse.Namespace) -> None:
 def pixels(options: argparse.Namespace) -> None:
     """A pixel model, with the network's prediction v."""
     torch.manual_seed(0)
-    model = SiD2(**PRESETS["small-cifar10"]).model(())
+    model = SiD2(**SiD2.presets["small-cifar10"]).model(())
     model.network.eval()
     n, process = options.pictures, model.process
     t = torch.linspace(1, 0, options.steps + 1)

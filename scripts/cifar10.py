@@ -31,13 +31,13 @@ from sfumato.metrics.extractors import Extractor, make_extractor
 from sfumato.metrics.record import Score
 from sfumato.metrics.sets import FID, KID
 from sfumato.pipeline import load
-from sfumato.train.sid2 import PRESETS, SiD2
+from sfumato.train.sid2 import SiD2
 
 
 def recipe(args: argparse.Namespace) -> SiD2:
     """The preset, with what the command line says."""
     changes = {k: getattr(args, k) for k in ("steps", "batch") if getattr(args, k)}
-    return SiD2(**{**PRESETS[args.preset], **changes}, data=args.data, checkpoint_every=200)
+    return SiD2(**{**SiD2.presets[args.preset], **changes}, data=args.data, checkpoint_every=200)
 
 
 def pixels(source: str, size: int, limit: int = 0) -> tuple[torch.Tensor, torch.Tensor, Pictures]:
@@ -161,7 +161,7 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
     lines = [
         f"# {name}: a small pixel model, with and without classes",
         "",
-        f"`SiD2(**PRESETS['{args.preset}'])`: {about['parameters']:,} parameters, {training.steps} updates of "
+        f"`SiD2(**SiD2.presets['{args.preset}'])`: {about['parameters']:,} parameters, {training.steps} updates of "
         f"{training.batch} pictures of {training.size} px. `scripts/cifar10.py` trained it and made this page. A model "
         "of this size and training shows that the method works, not what it can do.",
         "",
@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help='Parquet with image, label (and name); or "digits"')
     parser.add_argument("--test", help="the same for pictures that the model is not trained on")
-    parser.add_argument("--preset", default="small-cifar10", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="small-cifar10", choices=sorted(SiD2.presets))
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
     parser.add_argument("--steps", type=int, help="updates; by default the preset's")

@@ -9,7 +9,6 @@ One page per method: its docstring, its fields with defaults and their meaning, 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import sys
 from pathlib import Path
@@ -54,10 +53,9 @@ def method_page(method: catalog.Method) -> str:
             default = "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
             meaning = " ".join(docs.get(field.name, "").split()).replace("|", "\\|")
             lines.append(f"| `{field.name}` | {default} | {meaning} |")
-    presets = getattr(importlib.import_module(cls.__module__), "PRESETS", {})
-    if presets:
+    if method.presets:
         lines += ["", "| preset | settings |", "| --- | --- |"]
-        for name, settings in presets.items():
+        for name, settings in method.presets.items():
             shown = ", ".join(f"`{k}={v!r}`" for k, v in settings.items())
             lines.append(f"| `{name}` | {shown or 'the defaults'} |")
     return "\n".join([*lines, "", "```bibtex", method.bibtex, "```", ""])

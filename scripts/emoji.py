@@ -28,7 +28,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from sfumato.audit import audit
 from sfumato.audit.detectors import ClassifierDetector, Detection, Detector
 from sfumato.data.pictures import open_pictures
-from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx, esd, rece, spm
+from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx
 from sfumato.erase.base import Eraser
 from sfumato.erase.membrane import equip
 from sfumato.errors import BadInput
@@ -160,11 +160,11 @@ def eraser(name: str, concept: str, captions: list[str], quick: bool) -> Eraser:
     if name == "uce":
         return UCE(concepts=(concept,), preserve=others)
     if name == "rece":
-        return RECE(concepts=(concept,), preserve=others, **rece.PRESETS["sketch"])
+        return RECE(concepts=(concept,), preserve=others, **RECE.presets["sketch"])
     if name == "spm":
-        return SPM(concepts=(concept,), **{**spm.PRESETS["sketch"], **few}, progress=True)
+        return SPM(concepts=(concept,), **{**SPM.presets["sketch"], **few}, progress=True)
     made = ESDx if name == "esd-x" else ESDu
-    return made(concepts=(concept,), **{**esd.PRESETS["sketch"], **few}, progress=True)
+    return made(concepts=(concept,), **{**made.presets["sketch"], **few}, progress=True)
 
 
 def prompts_for(captions: list[str]) -> dict[str, tuple[list[str], list[str]]]:

@@ -6,7 +6,7 @@
 
 The concept is "star" and the seed 0: the ledger's entries draw other concepts with other seeds, so what is chosen here
 is not measured there. Each point of a grid is one file under ``--out``. What wins goes by hand into the preset "sketch"
-of the method's module in `sfumato.erase` or `sfumato.attack`; the table marks what is there now.
+of the method's class; the table marks what is there now.
 An eraser's score is the mean of the share of stars gone and of the share of all else kept; an attack's is the share of
 stars recovered from UCE's edit less the share that the same attack finds without knowing stars.
 """
@@ -23,21 +23,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sfumato.attack import concept_inversion
+from sfumato.attack import ConceptInversion
 from sfumato.audit import audit
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
-from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx, esd, rece, spm
+from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx
 from sfumato.files import write_json
 from sfumato.ledger.erasure import sketch, survey
 
 CONCEPT, SEED = "star", 0
 OTHERS = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != CONCEPT)
 BASE: dict[str, Mapping[str, Any]] = {
-    "rece": rece.PRESETS["sketch"],
-    "esd-x": esd.PRESETS["sketch"],
-    "esd-u": esd.PRESETS["sketch-u"],
-    "spm": spm.PRESETS["sketch"],
-    "concept-inversion": concept_inversion.PRESETS["sketch"],
+    "rece": RECE.presets["sketch"],
+    "esd-x": ESDx.presets["sketch"],
+    "esd-u": ESDu.presets["sketch"],
+    "spm": SPM.presets["sketch"],
+    "concept-inversion": ConceptInversion.presets["sketch"],
 }
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "rece": {"ridge": (1e-1, 1e-2, 1e-3, 1e-4), "epochs": (1, 2, 3)},
@@ -76,7 +76,7 @@ def measure(name: str, settings: Mapping[str, Any], n: int) -> dict[str, Any]:
         gone, kept = float(seen["gone"].mean()), float(seen["kept"].mean())
         return {"gone": gone, "kept": kept, "score": (gone + kept) / 2, "seconds": seconds}
     erased = UCE(concepts=(CONCEPT,), preserve=OTHERS).apply(pipe)
-    attack = concept_inversion.ConceptInversion(seed=SEED, **settings)
+    attack = ConceptInversion(seed=SEED, **settings)
     began = time.perf_counter()
     report = audit(
         pipe, erased, (CONCEPT,), retain=("circle",), attacks=(attack,), n=n, n_retain=1, n_attack=n, seed=SEED,

@@ -24,7 +24,7 @@ from sfumato.noise.blurring import dct, idct
 from sfumato.noise.config import from_config, to_config
 from sfumato.pipeline import ImageModel
 from sfumato.sample import S2N, Clipped, ddim, ddpm, dpmpp_2m, heun, times
-from sfumato.train.blurring import PRESETS, Blurring
+from sfumato.train.blurring import Blurring
 
 SCHEDULE = Cosine(-10, 10)
 PAPER = BlurringProcess(SCHEDULE)
@@ -350,7 +350,7 @@ def test_the_loss_is_the_plain_error_of_what_is_predicted(folder, prediction):
 
 
 def test_presets_are_settings_of_the_recipe():
-    recipes = {name: Blurring(**settings) for name, settings in PRESETS.items()}
+    recipes = {name: Blurring(**settings) for name, settings in Blurring.presets.items()}
     assert recipes["small"] == Blurring() and recipes["cifar10"].layers == 3
 
 

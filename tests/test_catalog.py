@@ -55,6 +55,18 @@ def test_class_is_a_documented_dataclass_whose_flags_are_explained(method):
 
 
 @every_method
+def test_presets_are_settings_of_the_class(method):
+    required = {
+        field.name: "star"
+        for field in dataclasses.fields(method.load())
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    for name, preset in method.presets.items():
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+        method.load()(**required, **preset)
+
+
+@every_method
 def test_package_exports_the_class_lazily(method):
     assert getattr(import_module(f"sfumato.{method.verb}"), method.class_name) is method.load()
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -221,6 +221,8 @@ class Gentle(Base):
     Attributes:
         strength: how much.
     """
+
+    presets: ClassVar[dict] = {"paper": {}, "sketch": {"strength": 3.0, "steps": 7}}
 
     strength: float = 0.5
     betas: tuple[float, float] = (0.9, 0.999)
@@ -459,9 +461,6 @@ def test_doctor_finds_a_changed_and_a_missing_file(tmp_path):
     assert (state, what) == ("BROKEN", "embedded model")
     assert "model/a differs" in found and "model/b is missing" in found and "model/c" not in found
     assert assets(tmp_path / "nowhere")[0][0] == "BROKEN"
-
-
-PRESETS = {"paper": {}, "sketch": {"strength": 3.0, "steps": 7}}
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.split import decode, encode, operations
 from sfumato.pipeline.steering import Call, Run
-from sfumato.steer.faster_diffusion import NEUTRAL, PRESETS, FasterDiffusion, key_steps
+from sfumato.steer.faster_diffusion import NEUTRAL, FasterDiffusion, key_steps
 from sfumato.steer.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "art"], [3, 11, 5]
@@ -504,13 +504,8 @@ def test_key_steps():
     assert key_steps(20) == [0, 1, 2, 3, 5, 10, 15]
     assert key_steps(50, every=4) == list(range(0, 50, 4))
     assert key_steps(5, keys=(3, 0)) == [0, 3]
-    assert [len(PRESETS[k]["keys"]) for k in ("if-1", "if-2", "if-3", "ldm-250")] == [40, 40, 11, 19]
-    assert PRESETS["if-3"]["keys"] == (0, 2, 5, 9, 14, 20, 27, 35, 44, 54, 65)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_settings(name):
-    FasterDiffusion(**PRESETS[name])
+    assert [len(FasterDiffusion.presets[k]["keys"]) for k in ("if-1", "if-2", "if-3", "ldm-250")] == [40, 40, 11, 19]
+    assert FasterDiffusion.presets["if-3"]["keys"] == (0, 2, 5, 9, 14, 20, 27, 35, 44, 54, 65)
 
 
 def test_the_operations_saved_are_the_encoders_share_of_the_steps_that_are_no_key_steps(tiny_sd):

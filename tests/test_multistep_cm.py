@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import sfumato as sf
 from noise_cases import normal
-from sfumato.distill.multistep_cm import PRESETS, MultistepCM, MultistepTraining, same_dropout
+from sfumato.distill.multistep_cm import MultistepCM, MultistepTraining, same_dropout
 from sfumato.errors import BadInput
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.addim import addim_step
@@ -169,11 +169,6 @@ def test_annealing():
     assert method.eta_at(0) == method.eta_at(7) == 0.75
     growing = MultistepCM(first_eta=0.0, eta=0.5, anneal=10)
     assert [growing.eta_at(i) for i in (0, 5, 10, 20)] == [0.0, 0.25, 0.5, 0.5]
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_settings(preset):
-    MultistepCM(**PRESETS[preset])
 
 
 @pytest.mark.parametrize("wrong", [{"first_teacher_steps": 0}, {"last_teacher_steps": 4}, {"eta": -1}, {"huber": 0}])

@@ -309,8 +309,9 @@ def test_published_costs():
 
     with torch.device("meta"):
         for preset, printed in (("imagenet-256-patch2", 137), ("imagenet-256", 653)):
-            net = sid2.SiD2(**sid2.PRESETS[preset]).network(1000)
+            net = sid2.SiD2(**sid2.SiD2.presets[preset]).network(1000)
             assert gflops(net, 256) == pytest.approx(printed, rel=0.012)
-        net = simple_diffusion.SimpleDiffusion(**simple_diffusion.PRESETS["imagenet-256-uvit"]).network(1000)
+        recipe = simple_diffusion.SimpleDiffusion
+        net = recipe(**recipe.presets["imagenet-256-uvit"]).network(1000)
     assert gflops(net, 256) == pytest.approx(555, rel=0.012)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(2e9, rel=0.1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfumato.erase.closed_form import gram, ridge_edit
-from sfumato.erase.rece import PRESETS, RECE
+from sfumato.erase.rece import RECE
 from sfumato.erase.revival import Stack, adversarial_embeddings, rounds
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
@@ -264,8 +264,8 @@ def test_the_log_is_plain_numbers(tiny_sd):
 
 
 def test_presets_are_settings_of_the_method():
-    assert set(PRESETS) == {"nudity", "unsafe", "style", "hard-object", "easy-object", "sketch"}
-    for preset in PRESETS.values():
+    assert set(RECE.presets) == {"nudity", "unsafe", "style", "hard-object", "easy-object", "sketch"}
+    for preset in RECE.presets.values():
         assert RECE(concepts=("star",), **preset).regulariser == "zero"
 
 

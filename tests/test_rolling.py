@@ -20,7 +20,7 @@ from sfumato.errors import BadInput
 from sfumato.noise import Cosine, GaussianProcess, Shifted, Window
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.pipeline import VideoModel
-from sfumato.train.rolling import PRESETS, Rolling
+from sfumato.train.rolling import Rolling
 
 RECIPE = Rolling(window=5, context=2)
 TINY = Rolling(
@@ -219,9 +219,9 @@ class Fluid:
         return normal(6, 1, 16, 16, seed=index).float()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", Rolling.presets)
 def test_presets_are_whole(name):
-    recipe = Rolling(**PRESETS[name])
+    recipe = Rolling(**Rolling.presets[name])
     recipe.__dict__["_frames"] = Fluid()
     model = recipe.model(())
     assert model.shape == (recipe.window, 1, recipe.size, recipe.size)

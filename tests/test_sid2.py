@@ -17,7 +17,7 @@ from sfumato.errors import BadInput
 from sfumato.noise import Cosine, GaussianProcess, Interpolated
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.pipeline import ImageModel
-from sfumato.train.sid2 import PRESETS, SiD2, eps_weight, x_weight
+from sfumato.train.sid2 import SiD2, eps_weight, x_weight
 
 IDEAL = Cosine(-math.inf, math.inf)
 TINY = {"size": 16, "channels": (8, 16), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 1, "head_dim": 8,
@@ -170,17 +170,17 @@ def test_guidance_inside_the_interval_alone():
 
 
 def test_presets_follow_the_resolution():
-    bias = {name: SiD2(**p).bias for name, p in PRESETS.items() if name.startswith("imagenet")}
+    bias = {name: SiD2(**p).bias for name, p in SiD2.presets.items() if name.startswith("imagenet")}
     expected = {"imagenet-128": 0.0, "imagenet-256-patch2": -1.0, "imagenet-256": -1.0, "imagenet-512": -3.0}
     assert bias == expected
-    for name, preset in PRESETS.items():
+    for name, preset in SiD2.presets.items():
         with torch.device("meta"):
             net = SiD2(**preset).network(10)
         assert (sum(p.numel() for p in net.parameters()) < 5e6) == name.startswith("small"), name
 
 
 def test_the_schedule_of_512_pixels_is_noisier_than_the_plain_cosine():
-    schedule = SiD2(**PRESETS["imagenet-512"]).process().schedule
+    schedule = SiD2(**SiD2.presets["imagenet-512"]).process().schedule
     assert schedule == Interpolated(Cosine(), 32, 512, 512)
     assert_close(schedule.logsnr(1.0), torch.tensor(-15 + 2 * math.log(32 / 512)).double(), rtol=1e-6, atol=0)
 

@@ -17,7 +17,7 @@ import sfumato as sf
 from sfumato.errors import BadInput
 from sfumato.noise import Cosine, GaussianProcess, Interpolated, Shifted
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
-from sfumato.train.simple_diffusion import PRESETS, SimpleDiffusion, multiscale
+from sfumato.train.simple_diffusion import SimpleDiffusion, multiscale
 
 TINY = {"size": 32, "channels": (8,), "blocks": (1,), "depth": 1, "width": 16, "head_dim": 8, "embedding": 16}
 
@@ -112,7 +112,7 @@ def test_layout_is_hidden_where_the_schedule_follows_the_resolution():
 
 
 def test_presets_build():
-    for name, preset in PRESETS.items():
+    for name, preset in SimpleDiffusion.presets.items():
         recipe = SimpleDiffusion(**preset)
         with torch.device("meta"):
             net = recipe.network(10)

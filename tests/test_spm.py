@@ -24,7 +24,7 @@ from sfumato.erase.membrane import (
     token_match,
     transport_strength,
 )  # fmt: skip
-from sfumato.erase.spm import PRESETS, SPM, draw_anchors, random_conditionings, spm_loss
+from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
 from sfumato.errors import BadInput
 from sfumato.pipeline import load
 
@@ -492,11 +492,6 @@ def test_the_plan_counts_what_is_trained(tiny_sd):
     assert plan.memory["optimiser"] == 8 * trained
     assert plan.seconds > 0
     assert not tiny_sd.adapters
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_settings(name):
-    SPM(concepts="star", **PRESETS[name])
 
 
 @pytest.mark.parametrize(

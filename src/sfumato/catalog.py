@@ -6,7 +6,7 @@ method is one entry in `METHODS` (and one file, one test file, one ledger entry)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,6 +91,11 @@ class Method:
 
         module, _, name = self.cls.partition(":")
         return getattr(import_module(module), name)
+
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any]]:
+        """The class's named settings, where it has any; imports it."""
+        return getattr(self.load(), "presets", {})
 
     def as_dict(self) -> dict[str, str]:
         """What ``sfumato methods --json`` prints."""

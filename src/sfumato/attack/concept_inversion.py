@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,11 +33,6 @@ TEMPLATES = (
     "an image of {}",
     "{}",
 )
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "sketch": {"steps": 120, "lr": 0.02, "batch": 8, "captions": True},
-}
-"""Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
 INIT_WORDS = ("object", "shape", "art", "photo", "a")
 
 
@@ -60,6 +55,12 @@ class ConceptInversion(Attack):
     each step, which is the same update; the default init word is a neutral one, so that the attacker is not
     helped by a name; ``captions`` is ours.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "sketch": {"steps": 120, "lr": 0.02, "batch": 8, "captions": True},
+    }
+    """Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
 
     n_images: int = 25
     """Pictures of the concept that the original pipeline draws, when none are given."""
@@ -94,7 +95,7 @@ class ConceptInversion(Attack):
     @classmethod
     def for_sketch(cls) -> ConceptInversion:
         """For the embedded model on two CPU cores: fewer steps, and the pictures' own prompts as templates."""
-        return cls(**PRESETS["sketch"])
+        return cls(**cls.presets["sketch"])
 
     def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""

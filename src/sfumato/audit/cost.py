@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -85,11 +84,10 @@ def ways(
         found.append(Way("students", f"{name}, {_steps(student.defaults.get('steps', 25))}", student))
     for name in patches:
         method, _, preset = name.partition(":")
-        kind, n = catalog.get(method, "steer").load(), max(steps)
-        presets = getattr(sys.modules[kind.__module__], "PRESETS", {})
-        if preset and preset not in presets:
-            raise unknown(f"preset of {method}", preset, presets)
-        patch = kind(**presets.get(preset, {}))
+        entry, n = catalog.get(method, "steer"), max(steps)
+        if preset and preset not in entry.presets:
+            raise unknown(f"preset of {method}", preset, entry.presets)
+        patch = entry.load()(**entry.presets.get(preset, {}))
         label = f"{preset or 'its defaults'}, {_steps(n)}"
         around = lambda patch=patch: patch.patch(teacher)
         found.append(Way(f"teacher, {method}", label, teacher, _options(teacher, n, "ddim"), around))

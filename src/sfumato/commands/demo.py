@@ -39,11 +39,10 @@ def main(args: list[str]) -> None:
     Plan(title, time="at most 3 min on two CPU cores", writes=writes).show()
 
     from sfumato.audit import audit
-    from sfumato.erase.rece import PRESETS
 
     start = time.perf_counter()
     entry = catalog.get("rece", "erase")
-    method = preserve_world("sketch", entry.load()(concepts=(options.concept,), **PRESETS["sketch"]))
+    method = preserve_world("sketch", entry.load()(concepts=(options.concept,), **entry.presets["sketch"]))
     pipe = load("sketch", options)
     erased, outcome = erase(method, pipe)
     record = {**provenance(entry, method, pipe, "sketch"), **outcome}

@@ -45,7 +45,7 @@ class Equipped(Where):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Named settings of a method, as its module lists them in ``PRESETS``."""
+    """Named settings of a method, as its class lists them in ``presets``."""
 
     preset: str | None = None
     """Named settings; single flags override them."""
@@ -76,7 +76,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     copied = example.format(name=entry.name)
     about = f"Example: {copied}\n\n{entry.summary}\n\n{entry.paper}\n\nCost: {entry.cost}."
     command = f"sfumato {verb} {entry.name}"
-    presets = getattr(sys.modules[cls.__module__], "PRESETS", {})
+    presets = entry.presets
     settings, listed = _preset(command, args[1:], presets, options)
     if presets:
         about += f"\n\nPresets: {listed}."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,16 +24,6 @@ Variant = Literal["x", "u", "full", "x-strict", "self"]
 SUBSETS: dict[str, str] = {
     "x": "xattn", "u": "noxattn", "full": "full", "x-strict": "xattn-strict", "self": "selfattn",
 }  # fmt: skip
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "rewrite": {"steps": 200, "lr": 5e-5, "sampler": "teacher"},
-    "sketch": {"steps": 150, "lr": 1e-3, "batch_size": 4, "sampling_steps": 20},
-    "sketch-u": {"steps": 75, "lr": 1e-4, "batch_size": 4, "sampling_steps": 20},
-}
-"""Settings by name: the paper's (which are the defaults), those of the authors' rewrite for diffusers (whose
-"negative_guidance 2" is eta = 1 here; its esd-u leaves out the normalisation layers, and trains the time embedding and
-the output layer, as no ``variant`` does), and some for models as small as the embedded one, for ESD-x and for ESD-u."""
 
 
 def negative_guidance_target(
@@ -79,6 +69,15 @@ class ESD(Eraser):
     ``preserve_weight`` times the squared distance to the original on such a prompt, neither of which the paper
     has. Without them it is the paper's loss. Other erasers withstand attacks better and harm neighbours less.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "rewrite": {"steps": 200, "lr": 5e-5, "sampler": "teacher"},
+        "sketch": {"steps": 150, "lr": 1e-3, "batch_size": 4, "sampling_steps": 20},
+    }
+    """Settings by name: the paper's (which are the defaults), those of the authors' rewrite for diffusers (whose
+    "negative_guidance 2" is eta = 1 here; its esd-u leaves out the normalisation layers, and trains the time embedding
+    and the output layer, as no ``variant`` does), and some for models as small as the embedded one."""
 
     variant: Variant = "x"
     """What is trained: cross-attention; all but cross-attention, time embedding and output; all; the
@@ -226,6 +225,11 @@ class ESDu(ESD):
 
     For concepts that show up unasked; changes every picture a little. Everything else as in `ESD`.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **ESD.presets,
+        "sketch": {"steps": 75, "lr": 1e-4, "batch_size": 4, "sampling_steps": 20},
+    }
 
     variant: Variant = field(default="u", init=False)
 

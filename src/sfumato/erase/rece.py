@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,17 +17,6 @@ from sfumato.pipeline import Text2Image
 from .edit import Edit
 from .revival import Regulariser, Stack, rounds
 from .uce import UCE, preserve_gram
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "nudity": {"ridge": 1e-1, "epochs": 3},
-    "unsafe": {"ridge": 1e-1, "epochs": 2},
-    "style": {"ridge": 1e-3, "epochs": 1},
-    "hard-object": {"ridge": 1e-3, "epochs": 1},
-    "easy-object": {"ridge": 1e-1, "epochs": 1},
-    "sketch": {"ridge": 1e-3, "epochs": 1},
-}
-"""The published settings by kind of concept: ``RECE(concepts=..., **PRESETS["style"])``. "sketch" is for the embedded
-model, chosen on 'star': a large ridge finds short embeddings there, whose edit undoes much of UCE's."""
 
 ILL_CONDITIONED = 1e10
 """Condition number from which on a search in float64 is good to fewer than about six digits."""
@@ -56,10 +45,21 @@ class RECE(UCE):
         - ``skip_start_token`` is an addition.
     """
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "nudity": {"ridge": 1e-1, "epochs": 3},
+        "unsafe": {"ridge": 1e-1, "epochs": 2},
+        "style": {"ridge": 1e-3, "epochs": 1},
+        "hard-object": {"ridge": 1e-3, "epochs": 1},
+        "easy-object": {"ridge": 1e-1, "epochs": 1},
+        "sketch": {"ridge": 1e-3, "epochs": 1},
+    }
+    """The published settings by kind of concept: ``RECE(concepts=..., **RECE.presets["style"])``. "sketch" is for the
+    embedded model, chosen on 'star': a large ridge finds short embeddings there, whose edit undoes much of UCE's."""
+
     ridge: float = 0.1
     """Weight of the norm of the embeddings searched for; without it they grow huge and erasing them damages all."""
     epochs: int = 3
-    """Rounds of search and edit; 0 is plain UCE. See `PRESETS`."""
+    """Rounds of search and edit; 0 is plain UCE. See `presets`."""
     regulariser: Regulariser = "zero"
     """What ``ridge`` holds the embeddings to; see `adversarial_embeddings` ("standard" pulls to the anchor)."""
     round_erase_scale: float = 1.0

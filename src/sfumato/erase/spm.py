@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
@@ -24,11 +24,6 @@ from .membrane import Composition, Membrane, Transport, attach
 if TYPE_CHECKING:
     from sfumato.plan import Plan
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "sketch": {"steps": 200, "warmup": 20, "lr": 1e-2, "anchor_weight": 100.0, "sampling_steps": 20},
-}
-"""Settings by name: the published ones (which are the defaults), and some for models as small as the embedded one."""
 
 
 def draw_anchors(
@@ -97,6 +92,13 @@ class SPM(Eraser):
     the time 1 - m / M of latents after m of M steps, whatever the spacing. ``preserve`` adds real prompts to the
     anchors, which the paper does not.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "sketch": {"steps": 200, "warmup": 20, "lr": 1e-2, "anchor_weight": 100.0, "sampling_steps": 20},
+    }
+    """Settings by name: the published ones (which are the defaults), and some for models as small as the embedded
+    one."""
 
     eta: float = 1.0
     """Strength of the negative guidance."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sfumato.erase import ESDu, ESDx
-from sfumato.erase.esd import PRESETS
 
 from .core import Claim, Experiment, Pair
 from .erasure import STEPS, concepts_of, sketch, survey
@@ -14,8 +13,8 @@ def measure(seed: int) -> dict[str, Pair]:
     concepts, pipe = concepts_of(seed), sketch()
     pipes = {
         "original": pipe,
-        "x": ESDx(concepts=concepts, seed=seed, **PRESETS["sketch"]).apply(pipe),
-        "u": ESDu(concepts=concepts, seed=seed, **PRESETS["sketch-u"]).apply(pipe),
+        "x": ESDx(concepts=concepts, seed=seed, **ESDx.presets["sketch"]).apply(pipe),
+        "u": ESDu(concepts=concepts, seed=seed, **ESDu.presets["sketch"]).apply(pipe),
     }
     seen = survey({k: pipes[k] for k in ("original", "x")}, concepts, seed=seed)
     free = {k: p.sample("", list(range(32)), steps=STEPS, cfg_scale=1.0) for k, p in pipes.items()}
@@ -53,7 +52,7 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the presets 'sketch' for ESD-x and 'sketch-u' for ESD-u, each by what goes and what stays at seed 0 on "
+    tuning="the presets 'sketch' of ESD-x and of ESD-u, each by what goes and what stays at seed 0 on "
     "'star' (scripts/tune_sketch.py; ESD-x's on an earlier training of the model, ESD-u's from two points of the grid)",
     measure=measure,
 )

@@ -11,7 +11,6 @@ from sfumato.audit.cases import sketch_cases
 from sfumato.audit.detectors import OracleDetector
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import RECE, UCE, ESDx
-from sfumato.erase.rece import PRESETS
 
 from .core import Claim, Experiment, Pair
 from .erasure import STEPS, concepts_of, sketch
@@ -21,7 +20,8 @@ def measure(seed: int) -> dict[str, Pair]:
     """Erase one object with UCE and with RECE, attack both with the same budget and pictures; time the edits."""
     (concept,), pipe = concepts_of(seed), sketch()
     words = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != concept)
-    uce, rece = UCE(concepts=(concept,), preserve=words), RECE(concepts=(concept,), preserve=words, **PRESETS["sketch"])
+    uce = UCE(concepts=(concept,), preserve=words)
+    rece = RECE(concepts=(concept,), preserve=words, **RECE.presets["sketch"])
     began = time.perf_counter()
     edited = {"rece": rece.apply(pipe)}
     seconds = time.perf_counter() - began

@@ -12,11 +12,11 @@ import torch
 from sfumato.data.kolmogorov import KolmogorovFrames
 from sfumato.metrics.spectral import spectral_distance
 from sfumato.pipeline import load
-from sfumato.train.rolling import PRESETS, Rolling
+from sfumato.train.rolling import Rolling
 
 from .core import Claim, Experiment, Pair
 
-RECIPE = Rolling(**{**PRESETS["kolmogorov-small"], "steps": 800}, pictures=4000)
+RECIPE = Rolling(**{**Rolling.presets["kolmogorov-small"], "steps": 800}, pictures=4000)
 FRAMES, LATE, BLOCK = 48, 32, 4
 """Frames of a roll-out, those that come before what is measured, and how many go into one distance."""
 FLOWS = 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +21,6 @@ from .propagation import Propagation
 SD_KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)
 """The paper's key steps for Stable Diffusion, of 50; a shorter run takes those that it has."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "uniform": {"every": 4},
-    "if-1": {"keys": tuple(i for i in range(100) if i < 10 or i > 85 or i % 5 == 0), "alpha": 0.0},
-    "if-2": {"keys": tuple(i for i in range(50) if i < 20 or i > 40 or i % 2 == 0), "alpha": 0.0},
-    "if-3": {"keys": tuple(i * (i + 3) // 2 for i in range(11)), "alpha": 0.0},
-    "ldm-250": {
-        "keys": (0, 1, 2, 3, 4, 5, 10, 25, 55, 85, 110, 135, 155, 160, 185, 195, 235, 248, 249),
-        "threshold": 0.15,
-    },
-}
-"""Settings by name: the paper's for Stable Diffusion (the defaults); what its authors advise for fine-tunes of it;
-their key steps for the three stages of DeepFloyd IF (of 100, 50 and 75 steps) and for a class-conditional latent model
-(of 250; there they inject the noise after the update)."""
 
 NEUTRAL: dict[str, Any] = {"every": 1, "alpha": 0.0}
 """Settings that change nothing: every step is a key step, and no noise is injected."""
@@ -75,6 +61,21 @@ class FasterDiffusion(Patch):
     same pictures (the code injects before the network's call in its serial mode: ``inject`` "network", and before the
     update in its parallel mode); the injected noise has the variance-preserving scale, whatever the scheduler's own.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "uniform": {"every": 4},
+        "if-1": {"keys": tuple(i for i in range(100) if i < 10 or i > 85 or i % 5 == 0), "alpha": 0.0},
+        "if-2": {"keys": tuple(i for i in range(50) if i < 20 or i > 40 or i % 2 == 0), "alpha": 0.0},
+        "if-3": {"keys": tuple(i * (i + 3) // 2 for i in range(11)), "alpha": 0.0},
+        "ldm-250": {
+            "keys": (0, 1, 2, 3, 4, 5, 10, 25, 55, 85, 110, 135, 155, 160, 185, 195, 235, 248, 249),
+            "threshold": 0.15,
+        },
+    }
+    """Settings by name: the paper's for Stable Diffusion (the defaults); what its authors advise for fine-tunes of it;
+    their key steps for the three stages of DeepFloyd IF (of 100, 50 and 75 steps) and for a class-conditional latent
+    model (of 250; there they inject the noise after the update)."""
 
     place: ClassVar[Place] = "features"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from sfumato.nets import UNet
 from sfumato.noise import BlurringProcess, Cosine
@@ -26,6 +27,21 @@ class Blurring(PixelRecipe):
     by the small alphas of high frequencies magnifies errors; `ImageModel.defaults` switches that off. The preset
     "cifar10" has the sizes that the paper is reported to have used (unconfirmed).
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {},
+        "cifar10": {
+            "size": 32,
+            "channels": (256, 256, 256),
+            "layers": 3,
+            "attention": (16, 8),
+            "dropout": 0.2,
+            "batch": 128,
+            "lr": 2e-4,
+            "steps": 2_000_000,
+            "flip": True,
+        },
+    }
 
     sigma_blur_max: float = 20.0
     """Standard deviation of the largest blur in pixels; 0 is no blur."""
@@ -57,19 +73,3 @@ class Blurring(PixelRecipe):
     @property
     def compared(self) -> Literal["eps", "x0"]:
         return self.prediction
-
-
-PRESETS = {
-    "small": {},
-    "cifar10": {
-        "size": 32,
-        "channels": (256, 256, 256),
-        "layers": 3,
-        "attention": (16, 8),
-        "dropout": 0.2,
-        "batch": 128,
-        "lr": 2e-4,
-        "steps": 2_000_000,
-        "flip": True,
-    },
-}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin
@@ -36,6 +37,16 @@ class Rolling(PixelRecipe):
     confirmed by a source at hand; the network is a small U-Net instead of a U-ViT of a billion parameters.
     Cost: one network call with gradients on the whole window per update.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "kolmogorov": {"data": "kolmogorov", "periodic": True},
+        "kolmogorov-small": {
+            "data": "kolmogorov", "periodic": True, "size": 16, "window": 6, "channels": (32, 64), "layers": 1,
+            "patch": 2, "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "steps": 1000,
+            "ema": 0.99, "sampling_steps": 4,
+        },
+    }  # fmt: skip
+    """Settings of ours, for small machines; the paper's networks are a hundred times as large."""
 
     data: str = "sketch"
     """"sketch", "kolmogorov" (a chaotic fluid), or a folder with a subfolder of frames for each sequence."""
@@ -155,13 +166,3 @@ class Rolling(PixelRecipe):
         shown = torch.cat([((clips[:, -1:] + 1) / 2).clamp(0, 1), drawn], dim=1).flatten(0, 1)
         return shown.expand(-1, 3, -1, -1)
 
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "kolmogorov": {"data": "kolmogorov", "periodic": True},
-    "kolmogorov-small": {
-        "data": "kolmogorov", "periodic": True, "size": 16, "window": 6, "channels": (32, 64), "layers": 1, "patch": 2,
-        "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "steps": 1000, "ema": 0.99,
-        "sampling_steps": 4,
-    },
-}  # fmt: skip
-"""Settings of ours, for small machines; the paper's networks are a hundred times as large."""

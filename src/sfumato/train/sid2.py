@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin
@@ -15,6 +16,18 @@ from sfumato.nets import ResidualUViT
 from sfumato.noise import Denoiser
 
 from .cosine import CosineRecipe
+
+_PUBLISHED = {
+    "channels": (128, 256, 512, 1024), "kinds": ("res", "res", "transformer", "transformer"), "blocks": (3, 3, 3),
+    "middle": 16, "embedding": 1024, "noise": "cosine", "flip": True, "batch": 2048, "lr": 1e-4, "warmup": 10_000,
+    "ema": 0.9999, "steps": 1_000_000, "precision": "bf16",
+}  # fmt: skip
+_INTERVAL = {"cfg_scale": 2.0, "cfg_interval": (-0.95, 3.32)}
+"""Noise levels 0.19 to 1.61 of arXiv:2404.07724, as log-SNRs: where its grid search for a latent model began."""
+_SMALL = {
+    "batch": 64, "warmup": 200, "ema": 0.999, "lr": 1e-3, "dropout": 0.0, "noise": "cosine", "sampling_steps": 128,
+    "cfg_scale": 1.5, "cfg_interval": (-3.0, 3.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +47,30 @@ class SiD2(CosineRecipe):
     multistep moment matching (arXiv:2406.04103), and not in this recipe.
     Cost: one network call with gradients per update.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-128": {**_PUBLISHED, **_INTERVAL, "size": 128, "patch": 1, "bias": 0.0},
+        "imagenet-256-patch2": {**_PUBLISHED, **_INTERVAL, "size": 256, "patch": 2, "bias": -1.0},
+        "imagenet-256": {**_PUBLISHED, **_INTERVAL, "size": 256, "patch": 1, "bias": -1.0, "save_memory": True},
+        "imagenet-512": {
+            **_PUBLISHED, **_INTERVAL, "size": 512, "patch": 2, "bias": -3.0, "noise": "interpolated",
+            "save_memory": True,
+        },
+        "small-cifar10": {
+            **_SMALL, "size": 32, "patch": 2, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
+            "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "steps": 5000,
+        },
+        "small-digits": {
+            **_SMALL, "size": 8, "channels": (32, 96), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 3,
+            "head_dim": 32, "embedding": 128, "steps": 3000,
+        },
+        "small-sketch": {
+            **_SMALL, "size": 64, "patch": 4, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
+            "blocks": (1, 1), "middle": 4, "head_dim": 48, "bias": -1.0, "steps": 7500,
+        },
+    }  # fmt: skip
+    """``imagenet-*``: the paper's models (see the class), "flop-heavy" where the patch is half of the other's;
+    ``small-*``: for a CPU, untuned."""
 
     bias: float = 0.0
     """b of the loss weight sigmoid(b - logsnr); 0 at 128 px, -1 at 256, -3 at 512 in the paper."""
@@ -95,39 +132,3 @@ def eps_weight(logsnr: Float[Tensor, "..."], bias: float | None) -> Float[Tensor
 def x_weight(logsnr: Float[Tensor, "..."], bias: float | None) -> Float[Tensor, "..."]:
     """The same weight for the squared error of x0: exp(lambda) w(lambda) = exp(bias) sigmoid(lambda - bias)."""
     return torch.exp(logsnr) if bias is None else math.exp(bias) * torch.sigmoid(logsnr - bias)
-
-
-_PUBLISHED = {
-    "channels": (128, 256, 512, 1024), "kinds": ("res", "res", "transformer", "transformer"), "blocks": (3, 3, 3),
-    "middle": 16, "embedding": 1024, "noise": "cosine", "flip": True, "batch": 2048, "lr": 1e-4, "warmup": 10_000,
-    "ema": 0.9999, "steps": 1_000_000, "precision": "bf16",
-}  # fmt: skip
-_INTERVAL = {"cfg_scale": 2.0, "cfg_interval": (-0.95, 3.32)}
-"""Noise levels 0.19 to 1.61 of arXiv:2404.07724, as log-SNRs: where its grid search for a latent model began."""
-_SMALL = {
-    "batch": 64, "warmup": 200, "ema": 0.999, "lr": 1e-3, "dropout": 0.0, "noise": "cosine", "sampling_steps": 128,
-    "cfg_scale": 1.5, "cfg_interval": (-3.0, 3.0),
-}  # fmt: skip
-
-PRESETS: dict[str, dict] = {
-    "imagenet-128": {**_PUBLISHED, **_INTERVAL, "size": 128, "patch": 1, "bias": 0.0},
-    "imagenet-256-patch2": {**_PUBLISHED, **_INTERVAL, "size": 256, "patch": 2, "bias": -1.0},
-    "imagenet-256": {**_PUBLISHED, **_INTERVAL, "size": 256, "patch": 1, "bias": -1.0, "save_memory": True},
-    "imagenet-512": {
-        **_PUBLISHED, **_INTERVAL, "size": 512, "patch": 2, "bias": -3.0, "noise": "interpolated", "save_memory": True,
-    },
-    "small-cifar10": {
-        **_SMALL, "size": 32, "patch": 2, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-        "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "steps": 5000,
-    },
-    "small-digits": {
-        **_SMALL, "size": 8, "channels": (32, 96), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 3,
-        "head_dim": 32, "embedding": 128, "steps": 3000,
-    },
-    "small-sketch": {
-        **_SMALL, "size": 64, "patch": 4, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-        "blocks": (1, 1), "middle": 4, "head_dim": 48, "bias": -1.0, "steps": 7500,
-    },
-}  # fmt: skip
-"""``imagenet-*``: the paper's models (see the class), "flop-heavy" where the patch is half of the other's;
-``small-*``: for a CPU, untuned."""

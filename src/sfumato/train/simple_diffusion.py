@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from diffusers import ModelMixin
 from jaxtyping import Float
@@ -15,6 +16,21 @@ from sfumato.nets import SimpleUNet, SimpleUViT
 from sfumato.noise import Denoiser
 
 from .cosine import CosineRecipe
+
+_IMAGENET = {
+    "label_dropout": 0.1, "flip": True, "batch": 2048, "lr": 1e-4, "warmup": 10_000, "ema": 0.9999,
+    "precision": "bf16", "embedding": 1024,
+}  # fmt: skip
+_UNET = {
+    **_IMAGENET, "backbone": "unet", "channels": (128, 256, 512, 1024, 1024), "blocks": (3, 4, 4, 12, 4),
+    "dropout": 0.1,
+}  # fmt: skip
+_UVIT = {
+    **_IMAGENET, "backbone": "uvit", "channels": (128, 256, 512), "blocks": (2, 2, 2), "depth": 36, "width": 2048,
+    "head_dim": 128, "dropout": 0.2,
+}  # fmt: skip
+_WIDE = {"size": 512, "noise": "interpolated", "multiscale": True, "factor": 4, "save_memory": True}
+_SMALL = {"batch": 64, "warmup": 200, "ema": 0.999, "lr": 1e-3, "dropout": 0.0, "sampling_steps": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +48,28 @@ class SimpleDiffusion(CosineRecipe):
     256 px costs 551 GFLOP a picture, a later paper's table says 555). Presets for small machines are untuned.
     Cost: one network call with gradients per update.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-128-unet": {**_UNET, "size": 128, "steps": 1_500_000},
+        "imagenet-128-uvit": {**_UVIT, "size": 128, "steps": 500_000},
+        "imagenet-256-unet": {**_UNET, "size": 256, "factor": 2, "steps": 2_000_000},
+        "imagenet-256-uvit": {**_UVIT, "size": 256, "factor": 2, "steps": 500_000},
+        "imagenet-512-unet": {**_UNET, **_WIDE, "steps": 2_000_000},
+        "imagenet-512-uvit": {**_UVIT, **_WIDE, "steps": 500_000},
+        "small-cifar10": {
+            **_SMALL, "size": 32, "factor": 2, "channels": (64,), "blocks": (1,), "depth": 4, "width": 192,
+            "head_dim": 48, "flip": True, "steps": 10_000,
+        },
+        "small-digits": {
+            **_SMALL, "size": 8, "noise_size": 8, "channels": (32,), "blocks": (1,), "depth": 3, "width": 96,
+            "head_dim": 32, "embedding": 128, "steps": 3000,
+        },
+        "small-sketch": {
+            **_SMALL, "size": 64, "factor": 2, "channels": (48,), "blocks": (1,), "depth": 4, "width": 192,
+            "head_dim": 48, "steps": 10_000,
+        },
+    }  # fmt: skip
+    """``imagenet-*``: the paper's models (see the class); ``small-*``: for a CPU, untuned."""
 
     backbone: Literal["uvit", "unet"] = "uvit"
     """"uvit": convolutions, then a transformer; "unet": convolutions on all levels."""
@@ -106,41 +144,3 @@ def multiscale(residual: Float[Tensor, "batch channel side side"], smallest: int
         side, residual = side // 2, avg_pool2d(residual, 2)
         total = total + residual.square().flatten(1).mean(1) / side
     return total
-
-
-_IMAGENET = {
-    "label_dropout": 0.1, "flip": True, "batch": 2048, "lr": 1e-4, "warmup": 10_000, "ema": 0.9999,
-    "precision": "bf16", "embedding": 1024,
-}  # fmt: skip
-_UNET = {
-    **_IMAGENET, "backbone": "unet", "channels": (128, 256, 512, 1024, 1024), "blocks": (3, 4, 4, 12, 4),
-    "dropout": 0.1,
-}  # fmt: skip
-_UVIT = {
-    **_IMAGENET, "backbone": "uvit", "channels": (128, 256, 512), "blocks": (2, 2, 2), "depth": 36, "width": 2048,
-    "head_dim": 128, "dropout": 0.2,
-}  # fmt: skip
-_WIDE = {"size": 512, "noise": "interpolated", "multiscale": True, "factor": 4, "save_memory": True}
-_SMALL = {"batch": 64, "warmup": 200, "ema": 0.999, "lr": 1e-3, "dropout": 0.0, "sampling_steps": 128}
-
-PRESETS: dict[str, dict] = {
-    "imagenet-128-unet": {**_UNET, "size": 128, "steps": 1_500_000},
-    "imagenet-128-uvit": {**_UVIT, "size": 128, "steps": 500_000},
-    "imagenet-256-unet": {**_UNET, "size": 256, "factor": 2, "steps": 2_000_000},
-    "imagenet-256-uvit": {**_UVIT, "size": 256, "factor": 2, "steps": 500_000},
-    "imagenet-512-unet": {**_UNET, **_WIDE, "steps": 2_000_000},
-    "imagenet-512-uvit": {**_UVIT, **_WIDE, "steps": 500_000},
-    "small-cifar10": {
-        **_SMALL, "size": 32, "factor": 2, "channels": (64,), "blocks": (1,), "depth": 4, "width": 192, "head_dim": 48,
-        "flip": True, "steps": 10_000,
-    },
-    "small-digits": {
-        **_SMALL, "size": 8, "noise_size": 8, "channels": (32,), "blocks": (1,), "depth": 3, "width": 96,
-        "head_dim": 32, "embedding": 128, "steps": 3000,
-    },
-    "small-sketch": {
-        **_SMALL, "size": 64, "factor": 2, "channels": (48,), "blocks": (1,), "depth": 4, "width": 192, "head_dim": 48,
-        "steps": 10_000,
-    },
-}  # fmt: skip
-"""``imagenet-*``: the paper's models (see the class); ``small-*``: for a CPU, untuned."""
