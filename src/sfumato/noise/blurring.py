@@ -159,3 +159,20 @@ class BlurringProcess(GaussianProcess):
 
     def from_basis(self, u: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         return idct(u)
+
+    def clamp(self, x: Float[Tensor, "batch *dims"], low: float, high: float) -> Float[Tensor, "batch *dims"]:
+        """Each frequency of ``x`` held to what pictures within [low, high] can have of it.
+
+        Not the pixels, unless nothing is blurred: errors of high frequencies are divided by an alpha near ``d_min``,
+        and cutting off the pixels that they dominate would take the low frequencies away with them.
+        """
+        if self.sigma_blur_max == 0:
+            return super().clamp(x, low, high)
+        middle, reach = (low + high) / 2, (high - low) / 2 * _largest(x)
+        return idct(dct(x - middle).clamp(-reach, reach)) + middle
+
+
+def _largest(like: Float[Tensor, "... height width"]) -> Float[Tensor, "height width"]:
+    """The largest coefficient of each frequency that pictures within [-1, 1] have: the sum of |basis|."""
+    rows, columns = (dct_matrix(n, like.dtype, like.device).abs().sum(1) for n in like.shape[-2:])
+    return rows[:, None] * columns

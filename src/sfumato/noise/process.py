@@ -68,6 +68,10 @@ class GaussianProcess:
         """The inverse of `to_basis`."""
         return u
 
+    def clamp(self, x: Float[Tensor, "batch *dims"], low: float, high: float) -> Float[Tensor, "batch *dims"]:
+        """``x`` held, elementwise in the basis, to what data within [low, high] can be."""
+        return x.clamp(low, high)
+
     def alpha_sigma(self, t: Time, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t: float64 shaped like ``t``, or to broadcast against ``like`` in its type."""
         log_alpha, log_sigma = self.log_alpha_sigma(t, like)

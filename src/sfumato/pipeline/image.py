@@ -107,7 +107,7 @@ class ImageModel:
         shape: of one sample: (channel, height, width), or (frame, channel, height, width).
         labels: names of the classes; empty for a model without.
         defaults: how `sample` samples unless told otherwise: ``sampler`` and its ``options`` (arguments by name),
-            ``steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is clamped to [-1, 1]) and
+            ``steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is held to [-1, 1]) and
             ``distilled_steps`` (the only number of steps that it can take, if it was distilled).
     """
 

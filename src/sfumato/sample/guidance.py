@@ -72,7 +72,10 @@ class Guided:
 
 @dataclass(frozen=True, eq=False)
 class Clipped:
-    """A denoiser whose x0 is clamped to [low, high]: for models of pixels, whose range is known."""
+    """A denoiser whose x0 is held to data within [low, high], as the process says (`GaussianProcess.clamp`).
+
+    For models of pixels, whose range is known.
+    """
 
     denoiser: Denoiser
     low: float = -1.0
@@ -85,5 +88,6 @@ class Clipped:
 
     def __call__(self, z: Float[Tensor, "batch *dims"], t: Time, cond: Any = None) -> Tensor:
         pred = self.denoiser(z, t, cond)
-        x0 = self.process.convert(pred, z, t, self.denoiser.prediction, "x0").clamp(self.low, self.high)
+        x0 = self.process.convert(pred, z, t, self.denoiser.prediction, "x0")
+        x0 = self.process.clamp(x0, self.low, self.high)
         return self.process.convert(x0, z, t, "x0", self.prediction)

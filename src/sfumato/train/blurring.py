@@ -23,9 +23,10 @@ class Blurring(PixelRecipe):
     Cost: that of plain pixel diffusion, and two cosine transforms a step (two small matrix products each). By the
     paper it is ahead of plain diffusion after long training; in short runs it is behind.
 
-    Differs from the paper: the saved model clips the predicted picture to [-1, 1] while it samples, because dividing
-    by the small alphas of high frequencies magnifies errors; `ImageModel.defaults` switches that off. The preset
-    "cifar10" has the sizes that the paper is reported to have used (unconfirmed).
+    Differs from the paper: while the saved model samples, each frequency of the predicted picture is held to what
+    pictures within [-1, 1] can have of it, because dividing by the small alphas of high frequencies magnifies errors;
+    `ImageModel.defaults` switches that off. The preset "cifar10" has the sizes that the paper is reported to have used
+    (unconfirmed).
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
