@@ -161,7 +161,8 @@ EXPERIMENT = Experiment(
     },
     seeds=(1, 2, 3),
     tuning="the paper's blur of 20 pixels for 32 a side, halved with the side. A first measurement held predicted "
-    "pictures to [-1, 1] pixel by pixel, which turned samples grey; doing so frequency by frequency was found at seed 0.",
+    "pictures to [-1, 1] pixel by pixel, which turned samples grey; doing so frequency by frequency was found at seed "
+    "0.",
     measure=measure,
     notes="The paper's advantage in FID is one of long training (it hints at some 200,000 updates on CIFAR-10, and a "
     f"public run of half as many was behind), so at {UPDATES:,} updates the last claim is not expected to hold; it is "
