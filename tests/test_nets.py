@@ -7,13 +7,15 @@ import weakref
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.errors import BadInput
 from sfumato.nets import ResidualUViT, SimpleUNet, SimpleUViT
-from sfumato.nets.blocks import Transformer, TransformerBlock, Up, rotate, rotations
+from sfumato.nets.blocks import Transformer, TransformerBlock, Up, group_norm, groups, rotate, rotations
 
 UVIT = {"size": 32, "channels": (8, 16), "blocks": (2, 1), "depth": 2, "width": 32, "head_dim": 8, "embedding": 16}
 UNET = {"size": 32, "channels": (8, 16, 16), "blocks": (1, 2, 1), "head_dim": 8, "embedding": 16}
@@ -167,6 +169,24 @@ def test_a_new_residual_uvit_passes_its_input_on_exactly(positions):
     x = torch.randn(2, 8, 32, 32)
     emb = net.embed(torch.zeros(2), None)
     assert (net.body(x, emb) - x).abs().max() == 0
+
+
+@given(st.lists(st.integers(4, 1024), min_size=1, max_size=4))
+def test_groups_divide_all_channels_and_leave_no_channel_alone(channels):
+    found = groups(*channels)
+    assert found <= 32 and all(c % found == 0 and c // found >= 4 for c in channels)
+
+
+def test_groups_of_published_networks_are_32():
+    assert groups(128, 256, 512, 1024) == groups(256, 256, 256) == 32
+
+
+def test_normalisation_keeps_the_brightness_of_small_networks_too():
+    """Only what all channels of a group have in common is lost: a channel alone in its group would lose its mean."""
+    x, brighter = torch.randn(2, 32, 8, 8), torch.randn(32, 1, 1)
+    norm = group_norm(32)
+    assert (norm(x + brighter) - norm(x)).mean((2, 3)).abs().mean() > 0.1
+    assert_close(norm(x + 3.0), norm(x))
 
 
 def test_zero_goes_up_as_zero():

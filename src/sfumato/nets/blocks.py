@@ -24,9 +24,17 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def groups(*channels: int) -> int:
+    """Groups of normalisations over that many channels: 32, or as many as leave at least four channels in each.
+
+    A channel that is a group of its own loses its mean, and with it goes the brightness of the pictures.
+    """
+    return math.gcd(*channels, max(1, min(32, min(channels) // 4)))
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation in 32 groups, or in as many as fit."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    """Group normalisation in as many groups as `groups` says."""
+    return nn.GroupNorm(groups(channels), channels)
 
 
 def run(blocks: Iterable[nn.Module], x: Tensor, emb: Tensor | None, save_memory: bool = False) -> Tensor:

@@ -7,6 +7,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .blocks import groups
+
 
 class UNet(ModelMixin, ConfigMixin):
     """Residual blocks with self-attention at low resolution (arXiv:2006.11239, appendix B).
@@ -44,7 +46,7 @@ class UNet(ModelMixin, ConfigMixin):
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
             dropout=dropout,
-            norm_num_groups=min(32, min(channels)),
+            norm_num_groups=groups(*channels),
             attention_head_dim=min(32, min(channels)),
             num_class_embeds=classes + 1 if classes else None,
         )
