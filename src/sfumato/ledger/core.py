@@ -184,7 +184,7 @@ def table(folder: Path | str = "docs/ledger") -> str:
             seeds = ", ".join(f"{s['seed']}: {s['method']:.3g} / {s['baseline']:.3g}" for s in claim["per_seed"])
             n = claim["per_seed"][0]["n"]
             details += [
-                f"- **{claim['sentence']}** {claim['quantity']}; n = {n} for each seed. "
+                f"- **{claim['sentence']}** {claim['quantity'].rstrip('.')}; n = {n} for each seed. "
                 f"Seed: method / baseline: {seeds}. Interval: {claim['interval']}.",
             ]
         details += [f"- Settings: {record['tuning']}"]
