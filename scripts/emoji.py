@@ -269,7 +269,8 @@ def page(args: argparse.Namespace) -> None:
         before = reports[concept, "uce"]["protocol"]["detected_before"]
         lines += [
             "", f"## Without {concept!r}", "",
-            f"Of the original's pictures that ask for it, the judge finds it in {before[concept]:.1%}.", "",
+            f"Of the original's pictures that ask for it, the judge finds it in {before[concept]:.1%}: an edit that "
+            f"changes nothing would count as {1 - before[concept]:.1%} erased.", "",
             "| method | erased [95 %] | n | kept: mean | kept: least | integrity (0: same pictures) | edit |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]  # fmt: skip
