@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--start-from", default="sketch", help="pipeline whose autoencoder training starts from")
     parser.add_argument("--classifier-steps", type=int, default=1500)
     parser.add_argument("--checkpoint-every", type=int, default=200)
-    parser.add_argument("--n", type=int, default=48, help="pictures for each erased concept in an audit")
+    parser.add_argument("--n", type=int, default=96, help="pictures for each erased concept in an audit")
     parser.add_argument("--quick", action="store_true", help="edits of two steps: to see that everything runs")
     parser.add_argument("--only", choices=("train", "classify", "erase", "page"))
     args = parser.parse_args()

@@ -308,7 +308,7 @@ METHODS: tuple[Method, ...] = (
         "Pixel diffusion that blurs and adds noise at once, so that pictures appear from coarse to fine.",
         cost="a plain pixel diffusion's, and two cosine transforms a step",
         when="Long training on little data, where blurring acts as a regulariser.",
-        beware="Behind plain diffusion in short runs; by its paper it overtakes late.",
+        beware="Not ahead of plain diffusion in short runs; by its paper it overtakes late.",
         ledger="blurring",
     ),
     Method(

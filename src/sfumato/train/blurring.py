@@ -21,7 +21,7 @@ class Blurring(PixelRecipe):
     differs from frequency to frequency. ``sigma_blur_max=0`` is plain Gaussian diffusion with the same network.
 
     Cost: that of plain pixel diffusion, and two cosine transforms a step (two small matrix products each). By the
-    paper it is ahead of plain diffusion after long training; in short runs it is behind.
+    paper it is ahead of plain diffusion after long training; in short runs it is not.
 
     Differs from the paper: while the saved model samples, each frequency of the predicted picture is held to what
     pictures within [-1, 1] can have of it, because dividing by the small alphas of high frequencies magnifies errors;
