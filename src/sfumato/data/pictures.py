@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +18,6 @@ from PIL import Image, ImageOps
 
 from sfumato.errors import BadInput
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BAD_SHARE = 0.01
 """Share of the pictures that may be unreadable before `open_pictures` gives up, unless told otherwise."""
 
@@ -30,11 +32,19 @@ class Pictures(Protocol):
     """The names of the classes; empty when there are none."""
     conditions: bool = False
     """Whether every row has a second picture that goes with it, such as an edge map of it."""
+    origin: str = ""
+    """Where the captions come from, with counts, in words."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """What looked like a picture and is none of them: how many, by reason."""
 
     def __len__(self) -> int: ...
 
     def caption(self, index: int) -> str:
         """The text of picture ``index``; "" when it has none."""
+        return ""
+
+    def name(self, index: int) -> str:
+        """What picture ``index`` is called, without its suffix; "" where rows have no names."""
         return ""
 
     def label(self, index: int) -> int:
@@ -64,11 +74,12 @@ def open_pictures(
         source:
             "sketch": the sketch world; classes are its objects.
             "digits": scikit-learn's 1797 handwritten digits, 8x8, classes "0" to "9".
-            A folder: its pictures, also in subfolders. Captions stand in NAME.txt beside a picture, in
-            ``metadata.jsonl`` (``file_name`` and ``text``), or are its name; classes are the subfolders, when all
-            pictures lie in subfolders; NAME.cond.png is the condition of NAME.
+            A folder: its pictures, also in subfolders. Captions stand beside a picture or in ``metadata.jsonl`` or
+            ``metadata.csv`` (see `sfumato.data.captions`); classes are the subfolders, when all pictures lie in
+            subfolders; NAME.cond.png is the condition of NAME.
             Parquet files (a path, several joined by commas, or a pattern): columns ``image`` (or ``img``), ``caption``
-            (or ``text``), ``label`` (with its names in ``name``), ``condition`` (or ``conditioning_image``).
+            (or ``text``, ``prompt``, ...), ``label`` (with its names in ``name``), ``condition`` (or
+            ``conditioning_image``).
             "hub:OWNER/NAME", "hub:OWNER/NAME:SPLIT" or "hub:OWNER/NAME:CONFIG:SPLIT": a data set that `datasets` loads,
             from the hub or a local folder; columns as for Parquet files.
             WebDataset shards (.tar; a path, several joined by commas, a pattern or a range as in
@@ -95,6 +106,9 @@ def open_pictures(
     from .sound import Sound
 
     if (found := _from_files(source, size, caption)) is not None:
+        if found.left_out:
+            told = ", ".join(f"{n} {reason}" for reason, n in found.left_out.items())
+            warnings.warn(f"left out of {source}: {told}", stacklevel=2)
         return Sound(found, source, bad_share)
     raise BadInput(
         f"no pictures at {source!r}: give 'sketch', 'digits', a folder, a .parquet or .tar file, or hub:OWNER/NAME"

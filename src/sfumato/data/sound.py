@@ -33,6 +33,7 @@ class Sound(Pictures):
         self.pictures, self.name, self.limit = pictures, name, int(share * len(pictures))
         self.state, self.bad = bytearray(len(pictures)), 0
         self.label_names, self.conditions = pictures.label_names, pictures.conditions
+        self.origin, self.left_out = pictures.origin, pictures.left_out
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -45,6 +46,9 @@ class Sound(Pictures):
 
     def caption(self, index: int) -> str:
         return self.pictures.caption(self._find(index)[0])
+
+    def name(self, index: int) -> str:
+        return self.pictures.name(self._find(index)[0])
 
     def label(self, index: int) -> int:
         return self.pictures.label(self._find(index)[0])
