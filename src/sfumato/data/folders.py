@@ -9,7 +9,7 @@ import numpy as np
 
 from sfumato.errors import BadInput
 
-from .pictures import SUFFIXES, Pictures, to_square
+from .base import SUFFIXES, Pictures, to_square
 
 CONDITION = ".cond"
 """Ends the stem of a picture that conditions another one: NAME.cond.png goes with NAME.jpg."""

@@ -14,7 +14,7 @@ from sfumato.errors import BadInput
 
 from .arrays import SUFFIXES as SUFFIXES_OF_ARRAYS
 from .arrays import ArrayFrames
-from .pictures import SUFFIXES, to_square, to_tensor
+from .base import SUFFIXES, to_square, to_tensor
 
 
 class Frames(Protocol):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file, cache_folder
 
-from .pictures import SUFFIXES, Pictures, to_square
+from .base import SUFFIXES, Pictures, to_square
 from .tables import DEFAULT, fields_of
 
 KINDS = ("picture", "text", "json", "condition")

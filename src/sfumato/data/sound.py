@@ -8,7 +8,7 @@ import numpy as np
 
 from sfumato.errors import BadInput
 
-from .pictures import Pictures
+from .base import Pictures
 
 UNKNOWN, GOOD, BAD = 0, 1, 2
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sfumato.errors import BadInput
 
-from .pictures import Pictures, to_square
+from .base import Pictures, to_square
 
 IMAGE = ("image", "img")
 CONDITION = ("condition", "conditioning_image")
