@@ -26,15 +26,15 @@ from PIL import Image
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from sfumato.audit import audit
-from sfumato.audit.detectors import ClassifierDetector, Detection, Detector
 from sfumato.data.pictures import open_pictures
 from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx
 from sfumato.erase.base import Eraser
-from sfumato.erase.membrane import equip
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file, save_png
 from sfumato.metrics.bootstrap import wilson
+from sfumato.metrics.detectors import ClassifierDetector, Detection, Detector
 from sfumato.pipeline import Text2Image, load_text2image, read_record
+from sfumato.pipeline.membrane import equip
 from sfumato.train.t2i import TrainT2I
 
 STYLES = ("noto", "openmoji", "twemoji")

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sfumato.audit.cases import WORDS, balanced
 from sfumato.data import oracle as oracles
 from sfumato.data import sketch
+from sfumato.data.cases import WORDS, balanced
 from sfumato.metrics.bootstrap import wilson
 from sfumato.pipeline import load, read_record
 from sfumato.train.parent import chain

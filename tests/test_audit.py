@@ -11,9 +11,9 @@ from torch import nn
 
 from sfumato.attack.concept_inversion import ConceptInversion
 from sfumato.audit import Detection, Detector, audit
-from sfumato.audit.cases import WORDS, check_concepts, sketch_cases, speaks_sketch, template_cases
 from sfumato.audit.integrity import different_prompts, distances, integrity
 from sfumato.audit.under_attack import to_bytes, to_float
+from sfumato.data.cases import WORDS, check_concepts, sketch_cases, speaks_sketch, template_cases
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim

@@ -359,8 +359,8 @@ class FakePipe:
 
 @pytest.fixture
 def gentle_in_catalog(monkeypatch):
-    papers = catalog.get("uce").papers
-    entry = catalog.Method("erase", "gentle", f"{__name__}:Gentle", papers, "Gently.", "none", "never", "it")
+    cites = catalog.get("uce").cites
+    entry = catalog.Method("erase", "gentle", f"{__name__}:Gentle", cites, "Gently.", "none", "never", "it")
     monkeypatch.setattr(catalog, "METHODS", (*catalog.METHODS, entry))
     monkeypatch.setattr(erase_command, "load", lambda model, where: FakePipe())
 

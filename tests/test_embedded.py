@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import sfumato as sf
-from sfumato.audit.cases import WORDS, balanced
 from sfumato.data import oracle, sketch
+from sfumato.data.cases import WORDS, balanced
 
 ASSET = Path(sf.__file__).parent / "assets" / "sketch"
 

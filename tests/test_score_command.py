@@ -177,7 +177,7 @@ def test_bad_input(sets, tmp_path, capsys):
     no("at least 6 real pictures, and there are 3", "--real", few, *pixel[2:], "--metric", "density")
     no("fid needs at least 2 real pictures, and there are 1", *pixel, "--metrics", "fid", "--limit", 1)
     no("fid-inf needs at least 16 generated pictures, and there are 9", *pixel, "--metrics", "fid-inf", "--limit", 9)
-    no("40 real ones do not go with 30", *both, "--metrics", "psnr")
+    no("10 of the real pictures have no partner of their name: 030, 031, 032,", *both, "--metrics", "psnr")
     no("SSIM needs pictures of at least 11 pixels", "--real", fill(tmp_path / "tiny", 2, side=8), "--fake",
        tmp_path / "tiny", "--metrics", "ssim")  # fmt: skip
     # weights and texts

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 
 from sfumato.erase.esd import negative_guidance_target
-from sfumato.erase.membrane import (
+from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
+from sfumato.errors import BadInput
+from sfumato.pipeline import load
+from sfumato.pipeline.membrane import (
     Membrane,
     attach,
     embedding_match,
@@ -24,9 +27,6 @@ from sfumato.erase.membrane import (
     token_match,
     transport_strength,
 )  # fmt: skip
-from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
-from sfumato.errors import BadInput
-from sfumato.pipeline import load
 
 SHORT = {"steps": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.attack.base import Attack
+from sfumato.data.cases import Cases
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.plan import Plan
 
-from .cases import Cases
 from .measures import CEILING, FLOOR
 
 

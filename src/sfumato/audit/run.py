@@ -15,11 +15,13 @@ import torch
 from sfumato import __version__
 from sfumato.attack.base import Attack
 from sfumato.data import oracle as oracles
-from sfumato.erase.membrane import equip, holds_membranes
+from sfumato.data.cases import Cases, check_concepts, sketch_cases, speaks_sketch, template_cases
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import rate_interval
+from sfumato.metrics.detectors import Detector, OracleDetector, make_detector
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
+from sfumato.pipeline.membrane import equip, holds_membranes
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.plan import Plan
 from sfumato.progress import track
@@ -27,8 +29,6 @@ from sfumato.report import schema
 from sfumato.report.schema import AuditReport
 
 from . import protocol as protocols
-from .cases import Cases, check_concepts, sketch_cases, speaks_sketch, template_cases
-from .detectors import Detector, OracleDetector, make_detector
 from .gallery import gallery
 from .integrity import distances
 from .measures import (

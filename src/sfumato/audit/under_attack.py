@@ -11,11 +11,10 @@ from torch import Tensor
 
 from sfumato import catalog
 from sfumato.attack.base import Attack, say
+from sfumato.data.cases import Case
+from sfumato.metrics.detectors import Detector
 from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image
-
-from .cases import Case
-from .detectors import Detector
 
 Pictures = UInt8[Tensor, "n 3 height width"]
 

@@ -140,15 +140,15 @@ def load(model: str, where: Where) -> Text2Image:
 
 def load_equipped(model: str, options: Equipped) -> Text2Image:
     """`load`, with the adapters attached."""
-    from sfumato.erase.membrane import equip
+    from sfumato.pipeline.membrane import equip
 
     return equip(load(model, options), model, options.adapters)
 
 
 def equipped(found: Text2Image | ImageModel, model: str, options: Equipped) -> Text2Image | ImageModel:
     """The model ``found`` under the name ``model``, with the adapters attached that the options ask for."""
-    from sfumato.erase.membrane import equip
     from sfumato.pipeline import Text2Image
+    from sfumato.pipeline.membrane import equip
 
     if isinstance(found, Text2Image):
         return equip(found, model, options.adapters)

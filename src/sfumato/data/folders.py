@@ -9,8 +9,8 @@ import numpy as np
 
 from sfumato.errors import BadInput
 
+from .base import Pictures, to_square
 from .captions import Captions
-from .pictures import Pictures, to_square
 from .walk import SUFFIXES, hidden, walk
 
 CONDITION = ".cond"

@@ -14,7 +14,7 @@ from sfumato.errors import BadInput
 
 from .arrays import SUFFIXES as SUFFIXES_OF_ARRAYS
 from .arrays import ArrayFrames
-from .pictures import to_square, to_tensor
+from .base import to_square, to_tensor
 from .walk import SUFFIXES, hidden
 
 

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file, cache_folder
 
+from .base import Pictures, to_square
 from .captions import TEXTS as FIELDS
 from .captions import clean, decode, first_of, text_of
-from .pictures import Pictures, to_square
 from .tables import DEFAULT, check_labels, fields_of, filled
 from .walk import SUFFIXES, hidden
 
@@ -179,10 +179,10 @@ def _samples(shard: Path) -> tuple[list[tuple[str, dict[str, tuple[int, int]], s
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 key, suffix = _split(member.name)
-                if not member.isfile() or not suffix or not key:
-                    continue
-                if hidden(tuple(member.name.removeprefix("./").split("/"))):
+                if member.isfile() and hidden(tuple(member.name.removeprefix("./").split("/"))):
                     left["hidden or left by a system"] += 1
+                    continue
+                if not member.isfile() or not suffix or not key:
                     continue
                 samples = found
                 if suffix != ".cls" and not _kind(suffix):  # not one that is known: the name may hold dots itself

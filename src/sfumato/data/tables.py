@@ -14,8 +14,8 @@ import numpy as np
 
 from sfumato.errors import BadInput
 
+from .base import Pictures, to_square
 from .captions import TEXTS, first_of, text_of
-from .pictures import Pictures, to_square
 
 IMAGE = ("image", "img")
 CONDITION = ("condition", "conditioning_image")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +36,15 @@ def walk(folder: Path) -> tuple[list[Path], Counter[str]]:
             left["broken links"] += 1
         else:
             files.append(file)
-    return sorted(files), left
+    return sorted(files, key=lambda f: in_order(f.relative_to(folder).as_posix())), left
+
+
+def in_order(name: str) -> tuple[tuple[str | int, ...], ...]:
+    """A key by which names sort as people count: 2 before 10. Names that differ in zeros before a number are alike."""
+    return tuple(
+        tuple(int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", piece)))
+        for piece in unicodedata.normalize("NFC", name).split("/")
+    )
 
 
 def _files(folder: Path) -> Iterator[Path]:

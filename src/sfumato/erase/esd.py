@@ -13,9 +13,10 @@ from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image, wrap
+from sfumato.pipeline.adapter import refuse_adapters
 
 from .base import Eraser
-from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
+from .finetune import finetune, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan

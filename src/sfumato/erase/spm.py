@@ -14,12 +14,12 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image, wrap
-from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.adapter import Adapter, refuse_adapters
+from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
 
 from .base import Eraser
 from .esd import negative_guidance_target, predict_each
-from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
-from .membrane import Composition, Membrane, Transport, attach
+from .finetune import finetune, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan

@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 
-from sfumato.audit.cases import sketch_cases
-from sfumato.audit.detectors import OracleDetector
+from sfumato.data.cases import sketch_cases
 from sfumato.data.sketch import OBJECTS
+from sfumato.metrics.detectors import OracleDetector
 from sfumato.pipeline import Text2Image, load_text2image
 
 STEPS = 15

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from sfumato.audit.cases import WORDS, balanced
 from sfumato.data import oracle, sketch
+from sfumato.data.cases import WORDS, balanced
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.layers import block_sides

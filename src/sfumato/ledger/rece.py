@@ -7,10 +7,10 @@ import time
 import numpy as np
 
 from sfumato.attack import ConceptInversion
-from sfumato.audit.cases import sketch_cases
-from sfumato.audit.detectors import OracleDetector
+from sfumato.data.cases import sketch_cases
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import RECE, UCE, ESDx
+from sfumato.metrics.detectors import OracleDetector
 
 from .core import Claim, Experiment, Pair
 from .erasure import STEPS, concepts_of, sketch

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.audit.cases import WORDS, balanced
 from sfumato.data import oracle
+from sfumato.data.cases import WORDS, balanced
 from sfumato.data.sketch import prompt
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.noise import Cosine, GaussianProcess

@@ -6,8 +6,8 @@ import torch
 
 from sfumato.data.pictures import open_pictures, to_tensor
 from sfumato.erase import SPM, ESDx
-from sfumato.erase.membrane import attach
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.membrane import attach
 
 from .core import Claim, Experiment, Pair
 from .erasure import concepts_of, sketch, survey

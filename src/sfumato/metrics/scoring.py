@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from sfumato.data.base import Rows
+from sfumato.data.captions import decode, lines_of
 from sfumato.errors import BadInput, unknown
 from sfumato.plan import Plan
 from sfumato.progress import track
@@ -19,6 +21,7 @@ from .alignment import ClipScore
 from .extractors import EncoderFeatures, Extractor, make_extractor, network_bytes
 from .features import BATCH, Batches, Features, cache_name, extract, from_cache, into_cache
 from .pairs import PairMetric
+from .partners import partners
 from .perceptual import LPIPS, PSNR, SSIM
 from .record import Score
 from .sets import SETS, SetMetric
@@ -239,7 +242,10 @@ class Run:
             return {}
         size = self.settings.batch_size
         referring = bool(set(self.pairs) - {"clip"})
-        references = iter(Batches(self.real.pictures, self.real.n, size)) if referring else None
+        references = None
+        if referring:
+            ordered = Rows(self.real.pictures, self.partners)
+            references = iter(Batches(ordered, len(ordered), size))
         for i, batch in enumerate(track(Batches(self.fake.pictures, self.fake.n, size), "pairs", show=progress)):
             reference = next(references) if references else None
             for name, metric in self.pairs.items():
@@ -250,8 +256,8 @@ class Run:
     def _prompts(self) -> list[str]:
         file, n = self.settings.prompts, self.fake.n
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = lines_of(decode(file.read_bytes(), str(file)).removesuffix("\n"))
+        except OSError as error:
             raise BadInput(f"{file} cannot be read as a text file: {error}") from error
         lines = lines[:n] if self.settings.limit else lines
         if len(lines) != n or not all(line.strip() for line in lines):
@@ -264,8 +270,7 @@ class Run:
         held = [self.fake] if names == ["clip"] else self.sources
         if any(source.given is not None for source in held):
             raise BadInput(f"{', '.join(names)}: the pictures themselves are needed (a folder or Parquet files)")
-        if names != ["clip"] and self.real.n != self.fake.n:
-            raise BadInput(
-                f"{', '.join(n for n in names if n != 'clip')} hold each picture against its own reference: "
-                f"{self.real.n} real ones do not go with {self.fake.n} generated ones"
-            )
+        if names != ["clip"]:
+            ours = [self.fake.pictures.name(i) for i in range(self.fake.n)]
+            theirs = [self.real.pictures.name(i) for i in range(len(self.real.pictures))]
+            self.partners = partners(ours, theirs, some=self.settings.limit is not None)

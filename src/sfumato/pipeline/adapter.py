@@ -207,6 +207,13 @@ def merged(p: Text2Image) -> Text2Image:
     return made
 
 
+def refuse_adapters(pipe: Text2Image) -> None:
+    """Raise `BadInput` if adapters act in ``pipe``: what is trained here would be trained without them."""
+    if pipe.adapters:
+        names = ", ".join(pipe.adapters)
+        raise BadInput(f"adapters are attached to this pipeline ({names}): merge or remove them first")
+
+
 def _widths(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
     return layer.weight.shape[1], layer.weight.shape[0]
 
