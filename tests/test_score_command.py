@@ -116,7 +116,7 @@ def test_pairs_and_sizes(tmp_path, sets):
     real = fill(tmp_path / "originals", 5, side=24)
     fake = fill(tmp_path / "restored", 5, side=24)
     out = tmp_path / "score.json"
-    assert run(out, "--real", real, "--fake", fake, "--metrics", "psnr,ssim", "--batch-size", 2) == 0
+    assert run(out, "--real", real, "--fake", fake, "--metrics", "psnr,ssim", "--batch", 2) == 0
     scores = json.loads(out.read_text())["scores"]
     assert scores["psnr"]["value"] == "inf" and scores["ssim"]["value"] == pytest.approx(1)
     assert scores["psnr"]["n_real"] == scores["psnr"]["n_gen"] == 5

@@ -51,7 +51,9 @@ class Preset:
     """Named settings; single flags override them."""
 
 
-def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[catalog.Method, Any, Any]:
+def read(
+    verb: str, args: Sequence[str], options: type, example: str, aliases: Mapping[str, str] | None = None
+) -> tuple[catalog.Method, Any, Any]:
     """The catalogue's entry, the method as configured by its flags, and the verb's own options.
 
     Args:
@@ -59,6 +61,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
         args: the command line after the verb.
         options: dataclass of the verb's own options; the method's fields come on top.
         example: a command line to copy, with ``{name}`` for the method's name.
+        aliases: other names of flags, as for `parse`.
     """
     entries = catalog.methods(verb)
     first = example.format(name=entries[0].name)
@@ -83,7 +86,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     sources = (cls, options, Preset) if presets else (cls, options)
     # a person at a terminal wants to see a long run move; in Python the caller decides
     defaults = {"progress": True, **settings}
-    given, chosen, *_ = parse(command, args[1:], *sources, about=about, defaults=defaults)
+    given, chosen, *_ = parse(command, args[1:], *sources, about=about, defaults=defaults, aliases=aliases)
     return entry, cls(**given), options(**chosen)
 
 

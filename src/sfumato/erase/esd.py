@@ -186,7 +186,7 @@ class ESD(Eraser):
         """A function (rows of ``asked``, generator) -> (latents, their time)."""
         source = teacher if self.sampler == "teacher" else student
         guidance = {"cfg_scale": self.start_guidance, "negative": teacher.unconditional()}
-        options = {"steps": self.sampling_steps, **guidance}
+        options = {"sampling_steps": self.sampling_steps, **guidance}
         if self.pool:
             return self._pooled(teacher, asked, options)
 

@@ -189,7 +189,7 @@ class SPM(Eraser):
         neutral = base.encode(self.anchor_for(index, ""))
         kept = base.encode(self.preserve) if self.preserve else None
         fixed = [base.encode("")] if self.anchor_empty else []
-        options = {"steps": M, "cfg_scale": self.start_guidance, "negative": base.encode("")}
+        options = {"sampling_steps": M, "cfg_scale": self.start_guidance, "negative": base.encode("")}
 
         def anchors(generator: torch.Generator) -> list[Conditioning]:
             if not self.anchor_weight:

@@ -61,7 +61,7 @@ class Scoring:
     """Bring all pictures to this side first (centre square, Lanczos); needed where they have different sizes."""
     limit: int | None = None
     """Use at most this many pictures of each set, the first by name."""
-    batch_size: int = BATCH
+    batch: int = BATCH
     """Pictures at a time."""
     seed: int = 0
     """Of subsets, shuffles, intervals and the random network."""
@@ -86,7 +86,7 @@ class Scoring:
         comparing = [n for n in names or USUAL if n not in ALONE]
         if self.real is None and comparing:
             raise BadInput(f"{', '.join(comparing)} needs --real: name the pictures to compare with")
-        for name in ("size", "limit", "batch_size"):
+        for name in ("size", "limit", "batch"):
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is at least 1, not {given}")
@@ -217,7 +217,7 @@ class Run:
         about, folder = self._about[source, extractor], self.settings.folder()
         found = from_cache(folder, about) if folder else None
         if found is None:
-            batch = self.settings.batch_size
+            batch = self.settings.batch
             found = Features(extract(source.pictures, extractor, source.n, batch=batch, progress=progress), **about)
             try:
                 source.kept = into_cache(folder, found) if folder and len(found) > 1 else None
@@ -240,7 +240,7 @@ class Run:
     def _pairs(self, progress: bool) -> dict[str, Score]:
         if not self.pairs:
             return {}
-        size = self.settings.batch_size
+        size = self.settings.batch
         referring = bool(set(self.pairs) - {"clip"})
         references = None
         if referring:

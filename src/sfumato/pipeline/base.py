@@ -360,7 +360,7 @@ class Text2Image(ABC):
             return like.new_zeros(()), like.new_ones(())
         return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
 
-    sample = sampling.sample
+    draw = sampling.draw
     trajectory = sampling.trajectory
     states = sampling.states
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sfumato.report.images import Gallery
 
 PROTOCOL_KEYS = (
-    "before", "after", "detector", "prompts", "seeds", "scheduler", "steps", "guidance", "size", "resize",
+    "before", "after", "detector", "prompts", "seeds", "scheduler", "sampling_steps", "guidance", "size", "resize",
     "versions",
 )  # fmt: skip
 """What ``AuditReport.protocol`` must say; see `AuditReport` for the shape of each."""
