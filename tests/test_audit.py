@@ -17,7 +17,7 @@ from sfumato.audit.under_attack import to_bytes, to_float
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
-from sfumato.report.schema import AuditReport
+from sfumato.report.audit import AuditReport
 
 INVERSION = ConceptInversion(steps=1, batch=2, n_images=2, init_word="art", templates=("a {}",), show=0)
 SMALL = {

@@ -24,7 +24,7 @@ from sfumato.pipeline.sampling import make_scheduler
 from sfumato.plan import Plan
 from sfumato.progress import track
 from sfumato.report import schema
-from sfumato.report.schema import AuditReport
+from sfumato.report.audit import AuditReport
 
 from . import protocol as protocols
 from .cases import Cases, check_concepts, sketch_cases, speaks_sketch, template_cases
