@@ -17,7 +17,7 @@ from sfumato.data.cases import WORDS, check_concepts, sketch_cases, speaks_sketc
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
-from sfumato.report.schema import AuditReport
+from sfumato.report.audit import AuditReport
 
 INVERSION = ConceptInversion(steps=1, batch=2, n_images=2, init_word="art", templates=("a {}",), show=0)
 SMALL = {

@@ -15,8 +15,9 @@ import pytest
 from report_fixtures import draw, interval, make_gallery, make_report
 from sfumato.errors import BadInput
 from sfumato.report import compare, images, page, words
+from sfumato.report.audit import AuditReport
 from sfumato.report.images import AttackPictures, Gallery, Pair
-from sfumato.report.schema import Attack, AuditReport, Cost, Interval, PromptDistance
+from sfumato.report.schema import Attack, Cost, Interval, PromptDistance
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'; {{ 7 * 7 }} </style>")
 VOID = {"meta", "img", "col", "br", "line", "circle", "link", "input"}

@@ -26,7 +26,7 @@ from sfumato.pipeline.sampling import make_scheduler
 from sfumato.plan import Plan
 from sfumato.progress import track
 from sfumato.report import schema
-from sfumato.report.schema import AuditReport
+from sfumato.report.audit import AuditReport
 
 from . import protocol as protocols
 from .gallery import gallery

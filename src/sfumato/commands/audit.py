@@ -11,7 +11,7 @@ from sfumato.commands.tables import show_table
 from sfumato.files import refuse_existing
 
 if TYPE_CHECKING:
-    from sfumato.report.schema import AuditReport
+    from sfumato.report.schema import AuditRecord
 
 EXAMPLE = "sfumato audit --before sketch --after erased/ --concept star --out report/"
 
@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
     print(f"report: {options.out / 'index.html'}")
 
 
-def summary(report: AuditReport) -> None:
+def summary(report: AuditRecord) -> None:
     """The figures that decide, as a short table."""
     from sfumato.report.words import average, full
 

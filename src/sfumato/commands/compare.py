@@ -74,10 +74,10 @@ def main(args: list[str]) -> None:
 def audits(options: Compare) -> None:
     """Two reports side by side."""
     from sfumato.report import compare
-    from sfumato.report.schema import AuditReport
+    from sfumato.report.schema import AuditRecord
     from sfumato.report.words import full
 
-    first, second = map(AuditReport.load, options.reports)
+    first, second = map(AuditRecord.load, options.reports)
     rows = [
         (f"{r.group}: {r.label}", full(r.first, rate=r.rate), full(r.second, rate=r.rate))
         for r in compare.rows(first, second)
