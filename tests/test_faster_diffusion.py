@@ -32,7 +32,7 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.split import decode, encode, operations
 from sfumato.pipeline.steering import Call, Run
-from sfumato.steer.faster_diffusion import NEUTRAL, FasterDiffusion, key_steps
+from sfumato.steer.faster_diffusion import FasterDiffusion, key_steps
 from sfumato.steer.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "art"], [3, 11, 5]
@@ -152,7 +152,7 @@ def test_with_every_step_a_key_step_it_is_the_plain_pipeline_bit_for_bit(p, mode
     plain = latent(p, cfg_scale=cfg_scale)
     with FasterDiffusion(keys=tuple(range(8)), alpha=0.0, mode=mode).patch(p):
         assert torch.equal(latent(p, cfg_scale=cfg_scale), plain)
-    with FasterDiffusion(**NEUTRAL, mode=mode).patch(p):
+    with FasterDiffusion(**FasterDiffusion.NEUTRAL, mode=mode).patch(p):
         assert torch.equal(latent(p, cfg_scale=cfg_scale), plain)
 
 
@@ -385,7 +385,7 @@ def test_a_controlnet_runs_at_key_steps_only(controlled, mode, options, monkeypa
 
 def test_neutral_settings_leave_a_controlled_pipeline_as_it_is(controlled):
     plain = controlled_latent(controlled)
-    with FasterDiffusion(**NEUTRAL).patch(controlled) as told:
+    with FasterDiffusion(**FasterDiffusion.NEUTRAL).patch(controlled) as told:
         assert torch.equal(controlled_latent(controlled), plain) and told["control_runs"] == 6
     assert not torch.allclose(controlled_latent(controlled, controlnet_conditioning_scale=0.0), plain)
     with pytest.raises(BadInput, match="not supported"):

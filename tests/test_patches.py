@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ def pipe(request) -> Text2Image:
 class Damped(Patch):
     """The smallest patch there can be: every prediction times a number."""
 
+    NEUTRAL: ClassVar = {"factor": 1.0}
     place: ClassVar = "prediction"
     factor: float = 0.5
 
@@ -55,19 +55,12 @@ class Damped(Patch):
             yield told
 
 
-NEUTRAL = {"factor": 1.0}
+def neutral(cls: type[Patch]) -> Patch:
+    return cls(**cls.NEUTRAL)
 
 
-def settings(cls: type, name: str) -> dict:
-    return getattr(sys.modules[cls.__module__], name, {})
-
-
-def neutral(cls: type) -> Patch:
-    return cls(**settings(cls, "NEUTRAL"))
-
-
-def example(cls: type) -> Patch:
-    return cls(**settings(cls, "EXAMPLE"))
+def example(cls: type[Patch]) -> Patch:
+    return cls(**cls.EXAMPLE)
 
 
 def drawn(p: Text2Image, **options) -> torch.Tensor:
@@ -101,7 +94,7 @@ def fingerprint(pipe) -> dict:
 def test_it_is_a_patch_that_says_what_it_changes(cls):
     assert issubclass(cls, Patch)
     assert cls.place in PLACES
-    assert settings(cls, "NEUTRAL"), "every patch has settings under which it changes nothing"
+    assert cls.NEUTRAL, "every patch has settings under which it changes nothing"
     assert cls.fits(None) is False
 
 

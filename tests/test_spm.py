@@ -350,8 +350,8 @@ def test_training_moves_only_its_own_adapter(tiny_sd):
 
 
 def test_each_concept_is_trained_as_if_alone(tiny_sd):
-    together = SPM(concepts=("star", "circle"), **SHORT).train(tiny_sd)
-    (alone,) = SPM(concepts="circle", **SHORT).train(tiny_sd)
+    together = SPM(concepts=("star", "circle"), **SHORT).train(tiny_sd)[0]
+    ((alone,), _) = SPM(concepts="circle", **SHORT).train(tiny_sd)
     assert together[1].concepts == alone.concepts == ("circle",)
     assert all(torch.equal(x, alone.weights[k]) for k, x in together[1].weights.items())
     assert together[0].base == tiny_sd.describe()["sha256"]
