@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from sfumato import catalog
 from sfumato.errors import BadInput
 from sfumato.progress import console
 from sfumato.sample.guidance import Guided
-from sfumato.sample.schedulers import ADDIMScheduler, check_steps
+from sfumato.sample.schedulers import check_steps
 
 from .conditioning import Conditioning
 from .steering import following
@@ -42,32 +42,31 @@ class Rule(Protocol):
 
 
 Scheduler: TypeAlias = str | SchedulerMixin | Rule | None
-_NAMED = {
-    "ddim": (DDIMScheduler, {}),
-    "addim": (ADDIMScheduler, {}),
-    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-}
 
 
 def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
-    """A fresh scheduler with the checkpoint's betas ("ddim", "addim", "dpm++", a sampler of the catalogue by its name
-    or with settings), a copy of another, or its own.
+    """A fresh scheduler with the checkpoint's noise process (by a name that its `Clock` knows, a sampler of the
+    catalogue by its name or with settings), a copy of another, or its own.
 
     Raises:
-        BadInput: unknown name.
+        BadInput: unknown name, or a scheduler of another kind of process.
     """
-    config = p.pipe.scheduler.config
+    made = _make_scheduler(p, scheduler)
+    p.clock.check(made)
+    return made
+
+
+def _make_scheduler(p: Text2Image, scheduler: Scheduler):
+    config, named = p.pipe.scheduler.config, p.clock.solvers
     if isinstance(scheduler, str) and scheduler in (methods := {m.name: m for m in catalog.methods("sample")}):
         scheduler = methods[scheduler].load()()
     if hasattr(scheduler, "scheduler"):
         return scheduler.scheduler(config)
     if isinstance(scheduler, str):
-        if scheduler not in _NAMED:
-            names = ", ".join([*_NAMED, *methods])
+        if scheduler not in named:
+            names = ", ".join([*named, *methods])
             raise BadInput(f"unknown scheduler {scheduler!r}: use one of {names}, or a diffusers scheduler")
-        kind, settings = _NAMED[scheduler]
-        # Latents are not bounded by 1: clipping, a default meant for pixels, must not sneak in.
-        return kind.from_config(config, **{"clip_sample": config.get("clip_sample", False), **settings})
+        return named[scheduler](config)
     chosen = p.pipe.scheduler if scheduler is None else scheduler
     return type(chosen).from_config(chosen.config)
 
@@ -251,10 +250,10 @@ def _states(
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
     scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
     with following(p, solver) as attend:
-        solver.set_timesteps(sampling_steps, device=p.device)
-        z = noise.to(p.device) * solver.init_noise_sigma
+        p.clock.begin(solver, sampling_steps, shape, p.device)
+        z = p.clock.start(solver, noise.to(p.device))
         for timestep in solver.timesteps:
-            x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
+            x, t = p.clock.scaled(solver, z, timestep), p.clock.time(timestep)
             yield x, t
             with _scaled(scales), attend():
                 pred = denoiser(x, t)
