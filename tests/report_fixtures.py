@@ -110,7 +110,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
             "prompts": prompts,
             "seeds": list(range(64)),
             "scheduler": "ddim",
-            "steps": 25,
+            "sampling_steps": 25,
             "guidance": 3.0,
             "size": 64,
             "resize": "none",

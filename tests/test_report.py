@@ -246,7 +246,7 @@ def test_a_protocol_that_leaves_something_out_is_refused():
 
 @pytest.mark.parametrize(
     "field, value",
-    [("steps", 50), ("seeds", [1]), ("before.hash", "0"), ("detector.threshold", 1), ("versions.torch", "2")],
+    [("sampling_steps", 50), ("seeds", [1]), ("before.hash", "0"), ("detector.threshold", 1), ("versions.torch", "2")],
 )
 def test_reports_with_different_protocols_refuse_and_name_the_field(field, value):
     first = make_report()

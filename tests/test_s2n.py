@@ -367,7 +367,7 @@ def test_scheduler_misuse_is_explained():
 
 
 def test_in_a_pipeline(tiny_sd):
-    draw = lambda scheduler, seeds=(1, 2): tiny_sd.sample("a red star", seeds, steps=4, scheduler=scheduler)
+    draw = lambda scheduler, seeds=(1, 2): tiny_sd.draw("a red star", seeds, sampling_steps=4, scheduler=scheduler)
     assert_close(draw(S2N(rho=0)), draw("ddim"), rtol=1e-4, atol=1e-4)
     noisy = draw("s2n")
     assert torch.equal(noisy, draw(S2N(rho=0.5))) and not torch.equal(noisy, draw("ddim"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfumato.commands.options import parse
+from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
 from sfumato.files import refuse_existing
 
@@ -36,7 +36,7 @@ def main(args: list[str]) -> None:
     from sfumato.audit import audit
     from sfumato.pipeline.saving import quiet
 
-    own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}")
+    own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}", aliases=STEPS)
     options = Audit(**own)
     refuse_existing(options.out, options.overwrite)
     writes = [f"{options.out}/ (index.html, report.json)"]

@@ -16,7 +16,7 @@ from typing import Any, Self
 from sfumato.errors import BadInput
 
 PROTOCOL_KEYS = (
-    "before", "after", "detector", "prompts", "seeds", "scheduler", "steps", "guidance", "size", "resize",
+    "before", "after", "detector", "prompts", "seeds", "scheduler", "sampling_steps", "guidance", "size", "resize",
     "versions",
 )  # fmt: skip
 """What ``AuditRecord.protocol`` must say; see `AuditRecord` for the shape of each."""
