@@ -22,7 +22,7 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
-COMMON = {"errors", "files", "plan", "progress", "catalog", "__init__", "__main__"}
+COMMON = {"errors", "files", "plan", "progress", "catalog", "settings", "versions", "__init__", "__main__"}
 """Modules that every room may use; they use none of the rooms."""
 
 

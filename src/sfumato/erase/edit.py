@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,9 @@ class Edit:
 class ClosedForm(Eraser):
     """An eraser that solves for the edited weights: no images, no gradients, no randomness (``seed`` is not used)."""
 
+    # Only these: the others weigh each preserved prompt against the concept, which so many would outweigh.
+    keeps_world: ClassVar[bool] = True
+
     @abstractmethod
     def solve(self, pipe: Text2Image) -> Edit:
         """The edit and its log; ``pipe`` is only read."""
@@ -55,7 +58,7 @@ class ClosedForm(Eraser):
     def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         pipe = wrap(pipe)
         edit = self.solve(pipe)
-        return edit.write(pipe), edit.log
+        return edit.write(pipe), {**edit.log, "preserve": list(self.kept(pipe))}
 
 
 def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:

@@ -26,6 +26,7 @@ from ..errors import BadInput
 from ..noise.denoiser import Denoiser
 from ..noise.process import GaussianProcess
 from ..noise.schedule import Time
+from ..settings import Tuned
 from .samplers import Callback, Generators, Times, _report, _steps, draw, extrapolated, predict
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _phi(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class S2N:
+class S2N(Tuned):
     """A sampler with an adjustable amount of noise (``rho``) and an adjustable integrator, for any trained model.
 
     arXiv:2408.04221, generalised backward equation. Call it like any sampler of `sfumato.sample`, or take `scheduler`

@@ -15,10 +15,11 @@ from sfumato import catalog
 from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image, wrap
 from sfumato.pipeline.steering import Place, patched
+from sfumato.settings import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(ABC):
+class Patch(Tuned, ABC):
     """A change of a live pipeline that lasts for a block: ``with SomePatch().patch(pipe): pipe(...)``.
 
     It acts on ``Text2Image.sample`` and on diffusers' own pipeline call alike, and changes one of four places: the
