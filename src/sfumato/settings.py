@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+EMBEDDED = ("sketch",)
+"""Models inside the package."""
+
 
 def settings_for(cls: type[Any], model: Any) -> dict[str, Any]:
     """What the presets of ``cls`` say for ``model``; empty, so the class's own defaults, where they say nothing.

@@ -84,7 +84,7 @@ def assail(
         result = attack.run(on, word, **shown(word), original=before, progress=progress)
         # The audit's prompts name the erased concept; a control asks in the same words for what it learned.
         result = replace(result, concept=concept)
-        return to_bytes(result.sample(on, prompts, seeds_of_cases, progress=progress, **sampling))
+        return to_bytes(result.draw(on, prompts, seeds_of_cases, progress=progress, **sampling))
 
     present = lambda pictures: detector(to_float(pictures), concept).present
     attacked = found(after, concept)

@@ -14,16 +14,13 @@ from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
-from sfumato.settings import settings_for
+from sfumato.settings import EMBEDDED, settings_for
 from sfumato.versions import versions
 
 if TYPE_CHECKING:
     import torch
 
     from sfumato.pipeline import ImageModel, Text2Image
-
-EMBEDDED = ("sketch",)
-"""Models inside the package."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,9 @@ class Preset:
     """Named settings; single flags override them."""
 
 
-def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[catalog.Method, Any, Any]:
+def read(
+    verb: str, args: Sequence[str], options: type, example: str, aliases: Mapping[str, str] | None = None
+) -> tuple[catalog.Method, Any, Any]:
     """The catalogue's entry, the method as configured by its flags, and the verb's own options.
 
     Args:
@@ -61,6 +60,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
         args: the command line after the verb.
         options: dataclass of the verb's own options; the method's fields come on top.
         example: a command line to copy, with ``{name}`` for the method's name.
+        aliases: other names of flags, as for `parse`.
     """
     entries = catalog.methods(verb)
     first = example.format(name=entries[0].name)
@@ -87,7 +87,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
 
     def reading(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         # a person at a terminal wants to see a long run move; in Python the caller decides
-        return parse(command, args[1:], *sources, about=about, defaults={"progress": True, **settings})
+        return parse(command, args[1:], *sources, about=about, defaults={"progress": True, **settings}, aliases=aliases)
 
     # Which model it is, and with it what suits it, is known when the line has been read: if that is not what was
     # taken for granted, it is read again.

@@ -122,7 +122,7 @@ def aligned(seed: int, rule: S2N) -> list[float]:
     asked = {name: balanced(words, PICTURES, rng) for name, words in WORDS.items()}
     prompts = [prompt(**{name: words[i] for name, words in asked.items()}) for i in range(PICTURES)]
     seeds = range(seed * PICTURES, (seed + 1) * PICTURES)
-    pictures = sketch().sample(prompts, seeds, steps=SKETCH_STEPS, scheduler=rule, batch_size=16)
+    pictures = sketch().draw(prompts, seeds, sampling_steps=SKETCH_STEPS, scheduler=rule, batch=16)
     return oracle_alignment(oracle.load()(pictures), oracle.WORDS, prompts).tolist()
 
 

@@ -17,7 +17,7 @@ def measure(seed: int) -> dict[str, Pair]:
     """Erase two objects with two adapters and with ESD-x; then put the adapters on a fine-tune of the model."""
     concepts, pipe = concepts_of(seed, 2), sketch()
     spm = SPM(concepts=concepts, seed=seed, **SPM.settings_for(pipe))
-    membranes = spm.train(pipe)
+    membranes, _ = spm.train(pipe)
     pipes = {
         "original": pipe,
         "spm": attach(pipe, membranes, spm.transport, spm.composition),

@@ -19,6 +19,7 @@ from diffusers import (
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BadInput
+from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
 from .distilled import listens_to_guidance
@@ -28,7 +29,6 @@ from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
 from .video import VideoModel
 
-EMBEDDED = ("sketch",)
 _FAMILIES: dict[type[Any], type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
@@ -292,7 +292,7 @@ def origin_of(model: str | Path) -> str | None:
 
 def _defaults(record: dict[str, Any]) -> dict[str, Any]:
     """Sampling defaults that a record states (guidance, steps); empty for other folders."""
-    kinds = {"cfg_scale": float, "steps": int}
+    kinds = {"cfg_scale": float, "sampling_steps": int}
     try:
         return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
     except (ValueError, TypeError, AttributeError):
