@@ -26,13 +26,14 @@ from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load
 from sfumato.plan import Plan
 from sfumato.sample import ddim
 from sfumato.sample.times import uniform
+from sfumato.settings import Tuned
 from sfumato.train.loop import Recipe, Run, Schedule
 
 Model = Text2Image | ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distiller(ABC):
+class Distiller(Tuned, ABC):
     """Fields and run of every distillation; not a method itself."""
 
     teacher: str | Text2Image | ImageModel = "sketch"

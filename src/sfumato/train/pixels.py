@@ -23,13 +23,14 @@ from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
 from sfumato.plan import Plan
+from sfumato.settings import Tuned
 
 from . import draw
 from .loop import Run, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRecipe(ABC):
+class PixelRecipe(Tuned, ABC):
     """Fields and run of every pixel-space recipe; not a method itself."""
 
     data: str = "sketch"
