@@ -26,18 +26,19 @@ from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load
 from sfumato.plan import Plan
 from sfumato.sample import ddim
 from sfumato.sample.times import uniform
+from sfumato.settings import Tuned
 from sfumato.train.loop import Recipe, Run, Schedule
 
 Model = Text2Image | ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distiller(ABC):
+class Distiller(Tuned, ABC):
     """Fields and run of every distillation; not a method itself."""
 
     teacher: str | Text2Image | ImageModel = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
-    steps: int = 4
+    sampling_steps: int = 4
     """Steps in which the student will sample."""
     iterations: int = 200_000
     """Updates."""
@@ -68,8 +69,8 @@ class Distiller(ABC):
     """What an update costs, in forward passes of the network; a backward pass counts as two."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.iterations, self.batch, self.checkpoint_every) < 1:
-            raise BadInput("steps, iterations, batch and checkpoint_every must be at least 1")
+        if min(self.sampling_steps, self.iterations, self.batch, self.checkpoint_every) < 1:
+            raise BadInput("sampling_steps, iterations, batch and checkpoint_every must be at least 1")
 
     # What a method says
 
@@ -85,8 +86,8 @@ class Distiller(ABC):
         """
 
     def finish(self, student: Model) -> None:
-        """Tell the trained student how it samples: by default in ``steps`` deterministic steps without guidance."""
-        few_steps(student, self.steps)
+        """Tell the trained student how it draws: by default in ``sampling_steps`` steps without noise or guidance."""
+        few_steps(student, self.sampling_steps)
 
     # The run
 
@@ -116,7 +117,7 @@ class Distiller(ABC):
 
     def schedule(self) -> Schedule:
         """The loop's settings."""
-        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)} - {"steps"}
+        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)}
         return Schedule(steps=self.iterations, **{name: getattr(self, name) for name in shared})
 
     def settings(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class Distiller(ABC):
         seconds = self.passes * (time.perf_counter() - began) * self.batch / n * self.iterations
         memory = {"teacher": weights * teacher.network.dtype.itemsize, "student, averaged too": 8 * weights}
         memory |= {"gradients": 4 * weights, "optimiser": 8 * weights}
-        return Plan(f"distill {self.name()} to {self.steps} steps", memory=memory, seconds=seconds)
+        return Plan(f"distill {self.name()} to {self.sampling_steps} steps", memory=memory, seconds=seconds)
 
     def run(self, out: str | Path, progress: bool = True) -> Path:
         """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.
@@ -165,7 +166,7 @@ class Distiller(ABC):
             student = teacher.copy(own="full")
             parent = self.parent(teacher)
             own = {k: v for k, v in self.settings().items() if k not in {f.name for f in fields(Schedule)}}
-            own |= {"distilled_steps": self.steps, "teacher": parent["sha256"]}
+            own |= {"distilled_steps": self.sampling_steps, "teacher": parent["sha256"]}
             with process.main_process_first():  # the others find what it has prepared
                 recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
             Run(recipe, self.schedule(), out / "training", own).fit(progress)

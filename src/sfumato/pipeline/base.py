@@ -8,7 +8,7 @@ network is told; everything else is here and in the modules beside it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.data import world
 from sfumato.errors import BadInput
 
 from . import adapter, attention, layers, lora, sampling, saving, sharing, steering, text, tokens
@@ -49,6 +50,8 @@ class Text2Image(ABC):
         self.learned: list[tokens.LearnedToken] = []
         self.listeners: list[Any] = []
         self.companions: list[Callable[[Path], None]] = []
+        self.origin: str | None = None
+        """The embedded model that this pipeline is or was made from, where it is known to be."""
         for part in self.parts().values():
             part.requires_grad_(False).eval()
         self.clock = self._make_clock()
@@ -130,6 +133,11 @@ class Text2Image(ABC):
         parts = [(getattr(self.pipe, tok), getattr(self.pipe, enc)) for tok, enc in self.text_parts()]
         least = min(min(tok.model_max_length, enc.config.max_position_embeddings) for tok, enc in parts)
         return [least] * len(parts)
+
+    @property
+    def vocabulary(self) -> Mapping[str, tuple[str, ...]]:
+        """The words of the world that it was trained on, by attribute; empty for models of the world at large."""
+        return world.vocabulary(self.tokenizers[0])
 
     @property
     def context_length(self) -> int:
@@ -414,7 +422,7 @@ class Text2Image(ABC):
         """Pictures in about [-1, 1] (not clipped) of scaled latents, differentiable."""
         return self.codec.decode(z)
 
-    sample = sampling.sample
+    draw = sampling.draw
     trajectory = sampling.trajectory
     states = sampling.states
 

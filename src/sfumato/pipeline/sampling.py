@@ -72,18 +72,18 @@ def _make_scheduler(p: Text2Image, scheduler: Scheduler):
 
 
 @torch.no_grad()
-def sample(
+def draw(
     p: Text2Image,
     prompts: str | Sequence[str] | None,
     seeds: int | Sequence[int],
     *,
-    steps: int | None = None,
+    sampling_steps: int | None = None,
     cfg_scale: float | None = None,
     negative: str | Conditioning | None = None,
     scheduler: Scheduler = None,
     eta: float = 0.0,
     size: int | None = None,
-    batch_size: int = 32,
+    batch: int = 32,
     cond: Conditioning | None = None,
     cfg_interval: tuple[float, float] | None = None,
     progress: bool = False,
@@ -93,14 +93,14 @@ def sample(
     Args:
         prompts: texts; one text goes with every seed. None if ``cond`` is given.
         seeds: one per picture; one seed goes with every text.
-        steps: denoising steps. Default: the number that the pipeline was distilled for, else 25.
+        sampling_steps: denoising steps. Default: the number that the pipeline was distilled for, else 25.
         cfg_scale: guidance, u + cfg_scale (c - u); 1 is none. Default: the pipeline's.
         negative: what guidance steers away from; None is what the pipeline itself takes when none is given.
         scheduler: "ddim", "addim", "dpm++", a sampler of the catalogue ("s2n", or ``S2N(rho=0.3)``), a diffusers
             scheduler (its class and settings), or None for the pipeline's.
         eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
         size: side in pixels; default the model's.
-        batch_size: pictures computed together; changes memory and speed only.
+        batch: pictures computed together; changes memory and speed only.
         cond: encoded prompts instead of ``prompts``; one row goes with every seed.
         cfg_interval: (low, high): guide only at times in it.
         progress: show a bar.
@@ -109,16 +109,16 @@ def sample(
         BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot
             be.
     """
-    if batch_size < 1:
-        raise BadInput(f"batch_size must be at least 1, got {batch_size}")
+    if batch < 1:
+        raise BadInput(f"batch must be at least 1, got {batch}")
     jobs = _Jobs.make(p, prompts if cond is None else cond, seeds, negative, size)
-    steps = p.defaults.get("steps", 25) if steps is None else steps
-    starts = range(0, len(jobs.seeds), batch_size)
+    sampling_steps = p.defaults.get("sampling_steps", 25) if sampling_steps is None else sampling_steps
+    starts = range(0, len(jobs.seeds), batch)
     pictures = []
-    with _bar(progress, len(starts) * steps) as advance:
+    with _bar(progress, len(starts) * sampling_steps) as advance:
         for start in starts:
-            chunk = slice(start, start + batch_size)
-            z, _ = _last(_states(p, jobs, chunk, steps, cfg_scale, scheduler, eta, cfg_interval, advance))
+            chunk = slice(start, start + batch)
+            z, _ = _last(_states(p, jobs, chunk, sampling_steps, cfg_scale, scheduler, eta, cfg_interval, advance))
             x = p.decode_latents(z)
             pictures.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
     return torch.cat(pictures)
@@ -130,7 +130,7 @@ def trajectory(
     prompts: str | Sequence[str] | Conditioning,
     seeds: int | Sequence[int],
     *,
-    steps: int,
+    sampling_steps: int,
     stop_after: int,
     cfg_scale: float | None = None,
     negative: str | Conditioning | None = None,
@@ -139,20 +139,20 @@ def trajectory(
     size: int | None = None,
     cfg_interval: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "n channel h w"], float]:
-    """The noisy latent (alpha x + sigma eps) after ``stop_after`` of ``steps`` steps, and its time in [0, 1].
+    """The noisy latent (alpha x + sigma eps) after ``stop_after`` of ``sampling_steps`` steps, and its time in [0, 1].
 
-    ``stop_after`` 0 gives pure noise at the first timestep; ``steps`` gives the clean latent at time 0. All
-    pictures are computed in one batch. Other arguments as in `sample`.
+    ``stop_after`` 0 gives pure noise at the first timestep; ``sampling_steps`` gives the clean latent at time 0. All
+    pictures are computed in one batch. Other arguments as in `draw`.
 
     Raises:
-        BadInput: as `sample`; ``stop_after`` outside [0, steps].
+        BadInput: as `draw`; ``stop_after`` outside [0, sampling_steps].
     """
-    if not 0 <= stop_after <= steps:
-        raise BadInput(f"stop_after must lie between 0 and steps = {steps}, got {stop_after}")
+    if not 0 <= stop_after <= sampling_steps:
+        raise BadInput(f"stop_after must lie between 0 and sampling_steps = {sampling_steps}, got {stop_after}")
     jobs = _Jobs.make(p, prompts, seeds, negative, size)
-    states = _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
+    states = _states(p, jobs, slice(None), sampling_steps, cfg_scale, scheduler, eta, cfg_interval)
     # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
-    return _last(states) if stop_after == steps else _last(islice(states, stop_after + 1))
+    return _last(states) if stop_after == sampling_steps else _last(islice(states, stop_after + 1))
 
 
 @torch.no_grad()
@@ -161,7 +161,7 @@ def states(
     prompts: str | Sequence[str] | Conditioning,
     seeds: int | Sequence[int],
     *,
-    steps: int,
+    sampling_steps: int,
     cfg_scale: float | None = None,
     negative: str | Conditioning | None = None,
     scheduler: Scheduler = "ddim",
@@ -169,9 +169,9 @@ def states(
     size: int | None = None,
     cfg_interval: tuple[float, float] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
-    """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``steps`` + 1 of them."""
+    """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``sampling_steps`` + 1 of them."""
     jobs = _Jobs.make(p, prompts, seeds, negative, size)
-    yield from _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
+    yield from _states(p, jobs, slice(None), sampling_steps, cfg_scale, scheduler, eta, cfg_interval)
 
 
 def _last(states: Iterator) -> tuple[Tensor, float]:
@@ -226,18 +226,18 @@ def _states(
     p: Text2Image,
     jobs: _Jobs,
     chunk: slice,
-    steps: int,
+    sampling_steps: int,
     cfg_scale: float | None,
     scheduler: Scheduler,
     eta: float,
     cfg_interval: tuple[float, float] | None,
     advance=lambda: None,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
-    """The latents from pure noise to clean, each with its time: steps + 1 states."""
+    """The latents from pure noise to clean, each with its time: sampling_steps + 1 states."""
     T = p.denoiser.timesteps
-    if not 1 <= steps <= T:
-        raise BadInput(f"steps must be at least 1 and at most {T}, this model's number of timesteps: got {steps}")
-    check_steps(steps, p.pipe.scheduler.config.get("distilled_steps"))
+    if not 1 <= sampling_steps <= T:
+        raise BadInput(f"sampling_steps must lie between 1 and {T}, this model's timesteps: got {sampling_steps}")
+    check_steps(sampling_steps, p.pipe.scheduler.config.get("distilled_steps"))
     cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
     if not math.isfinite(cfg_scale):
         raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
@@ -250,7 +250,7 @@ def _states(
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
     scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
     with following(p, solver) as attend:
-        p.clock.begin(solver, steps, shape, p.device)
+        p.clock.begin(solver, sampling_steps, shape, p.device)
         z = p.clock.start(solver, noise.to(p.device))
         for timestep in solver.timesteps:
             x, t = p.clock.scaled(solver, z, timestep), p.clock.time(timestep)

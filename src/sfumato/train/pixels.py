@@ -23,13 +23,14 @@ from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
 from sfumato.plan import Plan
+from sfumato.settings import Tuned
 
 from . import draw
 from .loop import Run, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRecipe(ABC):
+class PixelRecipe(Tuned, ABC):
     """Fields and run of every pixel-space recipe; not a method itself."""
 
     data: str = "sketch"
@@ -133,7 +134,7 @@ class PixelRecipe(ABC):
         """Pictures to look at while training lasts, in [0, 1], drawn in 50 steps."""
         labels = [i % len(model.labels) for i in range(n)] if model.labels else None
         seeds = torch.randint(2**31, (n,), generator=rng).tolist()
-        return model.sample(seeds, labels, steps=min(50, model.defaults["steps"]))
+        return model.draw(labels, seeds, sampling_steps=min(50, model.defaults["sampling_steps"]))
 
     def model(self, labels: tuple[str, ...]) -> ImageModel:
         """A fresh model for data with these classes."""
