@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
+import sfumato as sf
 from conftest import LENGTH, make_tiny_flux, make_tiny_pixart, make_tiny_sd3, tiny_vae
 from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
@@ -117,6 +120,168 @@ def test_learned_words_reach_every_text_encoder(any_family):
     assert torch.equal(p.encode("a red star").tokens, before.tokens)
     for _, encoder in p.text_parts():
         assert not any("Extended" in type(m).__name__ for m in getattr(p.pipe, encoder).modules())
+
+
+def own_prediction(p, z, timestep, cond):
+    """The prediction by diffusers' own call of the network, as its pipeline writes it."""
+    network, step = p.pipe.transformer, timestep.expand(len(z))
+    if p.family == "pixart":
+        options = {"encoder_attention_mask": cond.mask.long(), "added_cond_kwargs": {}}
+        out = network(z, encoder_hidden_states=cond.tokens, timestep=step, return_dict=False, **options)[0]
+        return out.chunk(2, dim=1)[0]
+    options = {"encoder_hidden_states": cond.tokens, "pooled_projections": cond.pooled, "return_dict": False}
+    if p.family == "sd3":
+        return network(z, timestep=step, **options)[0]
+    packed = p.pipe._pack_latents(z, *z.shape)
+    side = z.shape[-1] // 2
+    positions = p.pipe._prepare_latent_image_ids(len(z), side, side, z.device, z.dtype)
+    ids = {"txt_ids": torch.zeros(cond.tokens.shape[1], 3), "img_ids": positions, "guidance": cond.guidance}
+    out = network(packed, timestep=step / 1000, **options, **ids)[0]
+    return p.pipe._unpack_latents(out, 2 * z.shape[-2], 2 * z.shape[-1], 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("timestep", [1000.0, 640.25, 1.0])
+def test_denoiser_is_diffusers_own_call_bit_for_bit(p, timestep):
+    z = torch.randn(2, *p.latent_shape(16), generator=torch.Generator().manual_seed(0))
+    timestep = torch.tensor(min(timestep, 999.0) // 1 if p.family == "pixart" else timestep)
+    cond = p.encode(PROMPTS)
+    t = p.clock.time(timestep)
+    expected = own_prediction(p, z, timestep, cond)
+    assert torch.equal(p.denoiser(z, t, cond), expected)
+    assert torch.equal(p.denoiser(z, torch.tensor([t, t]), cond), expected)
+    assert not torch.allclose(p.denoiser(z, t, p.encode("")), expected)
+    x0 = p.denoiser.predict(z, t, cond, "x0")
+    alpha, sigma = p.clock.process.alpha_sigma(t)
+    native = {"eps": (z - alpha * x0) / sigma, "flow": (z - x0) / sigma}[p.denoiser.prediction]
+    torch.testing.assert_close(native.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def own_pictures(p, prompts, seeds, steps, **options):
+    p.pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    binning = {"use_resolution_binning": False} if p.family == "pixart" else {}
+    options = {"num_inference_steps": steps, "height": 16, "width": 16, "output_type": "pt", **binning, **options}
+    return p.pipe(prompts, generator=generators, **options).images
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+def test_draw_equals_the_diffusers_pipeline(p, cfg_scale):
+    seeds = [3, 11]
+    options = {"guidance_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
+    if p.family == "flux":
+        options = {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
+    ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
+    assert ours.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(ours, own_pictures(p, PROMPTS, seeds, 4, **options), rtol=0, atol=1e-5)
+    alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square", batch=1)
+    torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
+    other = p.draw("", seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
+    assert (ours - other).abs().max() > 1e-3  # the text is listened to
+
+
+def test_defaults_are_the_pipelines_own(p):
+    theirs = own_pictures(p, "a red star", [5], 3)
+    torch.testing.assert_close(p.draw("a red star", 5, sampling_steps=3), theirs, rtol=0, atol=1e-5)
+
+
+def test_other_members_of_the_families(tmp_path_factory):
+    members = (
+        make_tiny_sd3(tmp_path_factory, dual=(0, 1)),
+        make_tiny_sd3(tmp_path_factory, t5=False),
+        make_tiny_flux(tmp_path_factory, guidance=False),
+    )
+    for pipe in members:
+        p = wrap(pipe, {"size": 16})
+        theirs = own_pictures(p, "a red star", [5], 3)
+        torch.testing.assert_close(p.draw("a red star", 5, sampling_steps=3), theirs, rtol=0, atol=1e-5)
+
+
+def test_named_schedulers(p):
+    own = p.draw("a red star", 5, sampling_steps=20)
+    for name in ("ddim", "dpm++"):
+        drawn = p.draw("a red star", 5, sampling_steps=20, scheduler=name)
+        assert (drawn - own).abs().max() < (1e-6 if name == "ddim" else 0.2)
+    with pytest.raises(BadInput, match="this model was trained under"):
+        p.draw("a red star", 5, sampling_steps=2, scheduler=wrong_kind(p))
+
+
+def wrong_kind(p):
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler() if p.family == "pixart" else DDIMScheduler()
+
+
+def test_states_carry_their_time(p):
+    states = list(p.states(PROMPTS, [1, 2], sampling_steps=3))
+    times = [t for _, t in states]
+    assert len(states) == 4 and times == sorted(times, reverse=True) and times[-1] == 0.0
+    middle, t = p.trajectory(PROMPTS, [1, 2], sampling_steps=3, stop_after=2)
+    assert torch.equal(middle, states[2][0]) and t == times[2]
+    if p.clock.prediction == "flow":
+        noise = torch.stack([torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in (1, 2)])
+        assert times[0] == 1.0 and torch.equal(states[0][0], noise)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(p, tmp_path):
+    folder = p.save(tmp_path / "model", provenance={"method": "none"})
+    again = sf.load(folder, device="cpu")
+    assert type(again) is type(p) and again.describe() == p.describe() and again.defaults == p.defaults
+    for name, part in p.parts().items():
+        theirs = dict(again.parts()[name].named_parameters())
+        assert all(torch.equal(x, theirs[key]) for key, x in part.named_parameters()), name
+    assert torch.equal(again.encode(PROMPTS).tokens, p.encode(PROMPTS).tokens)
+    assert torch.equal(again.draw("a red star", 1, sampling_steps=2), p.draw("a red star", 1, sampling_steps=2))
+    foreign = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    theirs = own_pictures(wrap(foreign), "a red star", [1], 2)
+    torch.testing.assert_close(p.draw("a red star", 1, sampling_steps=2), theirs, rtol=0, atol=1e-5)
+
+
+def test_a_folder_written_by_diffusers_is_loaded(p, tmp_path):
+    p.pipe.save_pretrained(tmp_path)
+    again = sf.load(tmp_path, device="cpu")
+    assert torch.equal(again.encode(PROMPTS).tokens, p.encode(PROMPTS).tokens)
+    assert again.describe()["sha256"] == p.describe()["sha256"]
+
+
+def test_a_weight_missing_from_t5_is_refused(tiny_sd3, tmp_path):
+    tiny_sd3.pipe.save_pretrained(tmp_path)
+    file = tmp_path / "text_encoder_3" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["shared.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="missing"):
+        sf.load(tmp_path, device="cpu")
+
+
+def test_copies_share_what_they_do_not_own(p):
+    copy = p.copy(own="xattn")
+    assert copy.defaults == p.defaults
+    assert torch.equal(copy.draw("a red star", 1, sampling_steps=2), p.draw("a red star", 1, sampling_steps=2))
+    owned, before = copy.parameters("xattn"), p.draw("a red star", 1, sampling_steps=2)
+    with torch.no_grad():
+        for weight in owned.values():
+            weight.add_(0.3)
+    assert torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+    assert not torch.equal(copy.draw("a red star", 1, sampling_steps=2), before)
+
+
+def test_projections_adapters_and_taps(p):
+    kinds = {projection.kind for projection in p.projections()}
+    assert kinds >= ({"cross.k", "cross.v", "self.q"} if p.family == "pixart" else {"joint.k", "text.k", "text.in"})
+    before = p.draw("a red star", 1, sampling_steps=2)
+    made = p.add_adapter("a", rank=2)
+    try:
+        assert torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+        with torch.no_grad():
+            for weight in made.parameters():
+                weight.add_(0.1)
+        assert not torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+    finally:
+        made.remove()
+    with p.tap("bottleneck") as tap:
+        assert torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+    assert tap.value is not None
 
 
 def test_pictures_and_latents_as_the_pipeline_scales_them(p):
