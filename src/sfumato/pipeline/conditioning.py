@@ -21,6 +21,7 @@ class Conditioning:
         pooled: pooled text embedding (SDXL), or None.
         size_ids: SDXL's micro-conditioning (original height, width, crop top, left, target height, width), or None.
         prompts: the texts that were encoded ("" for embeddings that came from elsewhere).
+        conditional: in the two halves of guidance, which rows are the conditional half; None outside guidance.
     """
 
     tokens: Float[Tensor, "batch length dim"]
@@ -29,6 +30,7 @@ class Conditioning:
     pooled: Float[Tensor, "batch pooled"] | None = None
     size_ids: Float[Tensor, "batch six"] | None = None
     prompts: tuple[str, ...] = ()
+    conditional: Bool[Tensor, "batch"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -41,7 +43,7 @@ class Conditioning:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same conditioning with ``fn`` applied to every tensor."""
-        names = ("tokens", "ids", "mask", "pooled", "size_ids")
+        names = ("tokens", "ids", "mask", "pooled", "size_ids", "conditional")
         values = {n: getattr(self, n) for n in names}
         return replace(self, **{n: fn(x) for n, x in values.items() if x is not None})
 
@@ -53,6 +55,10 @@ class Conditioning:
         """Every row ``n`` times, rows of one prompt adjacent."""
         repeated = self.map(lambda x: x.repeat_interleave(n, dim=0))
         return replace(repeated, prompts=tuple(p for p in self.prompts for _ in range(n)))
+
+    def half(self, conditional: bool) -> Conditioning:
+        """These rows as one half of guidance, so that what looks inside the network can tell the halves apart."""
+        return self.replace(conditional=torch.full(self.ids.shape[:1], conditional, device=self.ids.device))
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
@@ -69,4 +75,5 @@ class Conditioning:
             join("pooled"),
             join("size_ids"),
             tuple(q for p in parts for q in p.prompts),
+            join("conditional"),
         )

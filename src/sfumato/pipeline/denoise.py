@@ -74,7 +74,7 @@ class NetworkDenoiser:
                 elements.
             cond: as many rows as ``z``, or one row for all.
         """
-        n, network = z.shape[0], self._owner.network
+        n = z.shape[0]
         step = timestep_of(t, self.timesteps).reshape(-1).to(z.device)
         if step.numel() not in (1, n):
             raise ValueError(
@@ -84,15 +84,7 @@ class NetworkDenoiser:
             raise ValueError(f"{len(cond)} conditionings for {n} pictures: give one for all or one for each")
         if len(cond) < n:
             cond = cond.map(lambda x: x.expand(n, *x.shape[1:]))
-        dtype = network.dtype
-        out = network(
-            z.to(dtype),
-            step.expand(n),
-            encoder_hidden_states=cond.tokens.to(dtype),
-            return_dict=False,
-            **self._owner.network_inputs(cond),
-        )
-        return out[0].to(z.dtype)
+        return self._owner.anatomy.call(z, step.expand(n), cond)
 
     def predict(
         self,
