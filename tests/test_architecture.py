@@ -15,7 +15,7 @@ LEVELS = (
     ("noise", "data", "metrics"),
     ("pipeline", "sample", "nets", "train"),
     ("distill",),
-    ("erase", "attack", "customize", "steer", "edit", "protect", "vision"),
+    ("erase", "attack", "steer", "edit", "customize", "protect", "attribute", "classify", "explain"),
     ("audit", "ledger", "report"),
     ("commands",),
     ("cli",),

@@ -54,15 +54,15 @@ def teacher(kind, tiny_sd, pixel_teacher):
 def small(method, teacher, pictures, **changes):
     """The method with settings that take a second."""
     known = {f.name for f in fields(method.load())}
-    settings = {"steps": 2, "iterations": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2}
+    settings = {"sampling_steps": 2, "iterations": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2}
     settings |= {"data": pictures, "grid_every": 2, "accumulate": 2}
     return method.load()(teacher=teacher, **{k: v for k, v in {**settings, **changes}.items() if k in known})
 
 
 def draw(model, seeds, **options):
     if isinstance(model, ImageModel):
-        return model.sample(seeds, "dog", **options)
-    return model.sample("a red star", seeds, **options)
+        return model.draw("dog", seeds, **options)
+    return model.draw("a red star", seeds, **options)
 
 
 def sha(model):
@@ -99,11 +99,11 @@ def test_a_run_leaves_its_teacher_alone_and_its_student_is_a_model_like_any_othe
 def test_a_student_takes_the_steps_it_was_made_for_and_no_others(method, kind, teacher, pictures, tmp_path):
     distiller = small(method, teacher, pictures, iterations=1)
     student = sf.load(distiller.run(tmp_path / "run", progress=False), "cpu")
-    assert torch.equal(draw(student, 1), draw(student, 1, steps=distiller.steps))
+    assert torch.equal(draw(student, 1), draw(student, 1, sampling_steps=distiller.sampling_steps))
     assert student.defaults["cfg_scale"] == 1.0
-    for wrong in (distiller.steps + 1, 50):
-        with pytest.raises(BadInput, match=f"distilled for {distiller.steps} steps"):
-            draw(student, 1, steps=wrong)
+    for wrong in (distiller.sampling_steps + 1, 50):
+        with pytest.raises(BadInput, match=f"distilled for {distiller.sampling_steps} steps"):
+            draw(student, 1, sampling_steps=wrong)
 
 
 @every_method
@@ -133,7 +133,7 @@ def test_other_settings_or_another_teacher_do_not_go_on_from_a_run(method, kind,
     distiller = small(method, teacher, pictures, iterations=1)
     distiller.run(tmp_path / "run", progress=False)
     with pytest.raises(BadInput, match="distilled_steps"):
-        replace(distiller, steps=distiller.steps + 1).run(tmp_path / "run", progress=False)
+        replace(distiller, sampling_steps=distiller.sampling_steps + 1).run(tmp_path / "run", progress=False)
     other = teacher.copy(own="full")
     with torch.no_grad():
         next(iter(other.network.parameters())).add_(1)
@@ -151,7 +151,7 @@ def test_plan_says_what_it_will_cost(method, kind, teacher, pictures):
 @every_method
 def test_bad_input(method, pictures, pixel_teacher, tmp_path):
     with pytest.raises(BadInput, match="at least 1"):
-        small(method, pixel_teacher, pictures, steps=0)
+        small(method, pixel_teacher, pictures, sampling_steps=0)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="is a file"):
         small(method, pixel_teacher, pictures).run(tmp_path / "file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ def pipe(request) -> Text2Image:
 class Damped(Patch):
     """The smallest patch there can be: every prediction times a number."""
 
+    NEUTRAL: ClassVar = {"factor": 1.0}
     place: ClassVar = "prediction"
     factor: float = 0.5
 
@@ -55,23 +55,16 @@ class Damped(Patch):
             yield told
 
 
-NEUTRAL = {"factor": 1.0}
+def neutral(cls: type[Patch]) -> Patch:
+    return cls(**cls.NEUTRAL)
 
 
-def settings(cls: type, name: str) -> dict:
-    return getattr(sys.modules[cls.__module__], name, {})
-
-
-def neutral(cls: type) -> Patch:
-    return cls(**settings(cls, "NEUTRAL"))
-
-
-def example(cls: type) -> Patch:
-    return cls(**settings(cls, "EXAMPLE"))
+def example(cls: type[Patch]) -> Patch:
+    return cls(**cls.EXAMPLE)
 
 
 def drawn(p: Text2Image, **options) -> torch.Tensor:
-    return p.sample(PROMPTS, SEEDS, steps=STEPS, cfg_scale=3.0, **options)
+    return p.draw(PROMPTS, SEEDS, sampling_steps=STEPS, cfg_scale=3.0, **options)
 
 
 def called(p: Text2Image, **options) -> torch.Tensor:
@@ -101,7 +94,7 @@ def fingerprint(pipe) -> dict:
 def test_it_is_a_patch_that_says_what_it_changes(cls):
     assert issubclass(cls, Patch)
     assert cls.place in PLACES
-    assert settings(cls, "NEUTRAL"), "every patch has settings under which it changes nothing"
+    assert cls.NEUTRAL, "every patch has settings under which it changes nothing"
     assert cls.fits(None) is False
 
 
@@ -174,7 +167,7 @@ def test_a_run_that_was_broken_off_leaves_nothing_to_the_next(cls, pipe):
         for at in (0, 4):
             with pytest.raises(Stop):
                 called(pipe, callback_on_step_end=stop(at))
-            states = pipe.states(PROMPTS, SEEDS, steps=STEPS)
+            states = pipe.states(PROMPTS, SEEDS, sampling_steps=STEPS)
             for _ in range(at + 2):
                 next(states)
             del states
@@ -187,7 +180,7 @@ def test_a_seeds_picture_is_the_same_again_and_in_every_batch(cls, pipe):
     with example(cls).patch(pipe):
         together = drawn(pipe)
         assert torch.equal(drawn(pipe), together)
-        torch.testing.assert_close(drawn(pipe, batch_size=1), together, rtol=0, atol=1e-5)
+        torch.testing.assert_close(drawn(pipe, batch=1), together, rtol=0, atol=1e-5)
     with example(cls).patch(pipe):
         assert torch.equal(drawn(pipe), together)
 
@@ -195,8 +188,8 @@ def test_a_seeds_picture_is_the_same_again_and_in_every_batch(cls, pipe):
 @every_patch
 def test_runs_may_take_turns(cls, pipe):
     with example(cls).patch(pipe):
-        alone = [[z for z, _ in pipe.states(PROMPTS, s, steps=STEPS)] for s in (1, 2)]
-        both = zip(*(pipe.states(PROMPTS, s, steps=STEPS) for s in (1, 2)), strict=True)
+        alone = [[z for z, _ in pipe.states(PROMPTS, s, sampling_steps=STEPS)] for s in (1, 2)]
+        both = zip(*(pipe.states(PROMPTS, s, sampling_steps=STEPS) for s in (1, 2)), strict=True)
         for i, states in enumerate(both):
             for k, (z, _) in enumerate(states):
                 assert torch.equal(z, alone[k][i])

@@ -23,12 +23,12 @@ class Found(ABC):
     concept: str
 
     @abstractmethod
-    def sample(
+    def draw(
         self, pipe: Text2Image, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
     ) -> Float[Tensor, "n 3 height width"]:
         """Pictures in [0, 1] of ``prompts``, which name the concept plainly, asked for in the attack's way.
 
-        Same prompts, seeds and settings (those of `Text2Image.sample`) as without the attack: only the way in
+        Same prompts, seeds and settings (those of `Text2Image.draw`) as without the attack: only the way in
         which the concept is asked for differs.
         """
 

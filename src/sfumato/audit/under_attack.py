@@ -11,11 +11,10 @@ from torch import Tensor
 
 from sfumato import catalog
 from sfumato.attack.base import Attack, say
+from sfumato.data.cases import Case
+from sfumato.metrics.detectors import Detector
 from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image
-
-from .cases import Case
-from .detectors import Detector
 
 Pictures = UInt8[Tensor, "n 3 height width"]
 
@@ -85,7 +84,7 @@ def assail(
         result = attack.run(on, word, **shown(word), original=before, progress=progress)
         # The audit's prompts name the erased concept; a control asks in the same words for what it learned.
         result = replace(result, concept=concept)
-        return to_bytes(result.sample(on, prompts, seeds_of_cases, progress=progress, **sampling))
+        return to_bytes(result.draw(on, prompts, seeds_of_cases, progress=progress, **sampling))
 
     present = lambda pictures: detector(to_float(pictures), concept).present
     attacked = found(after, concept)

@@ -51,7 +51,9 @@ class Preset:
     """Named settings; single flags override them."""
 
 
-def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[catalog.Method, Any, Any]:
+def read(
+    verb: str, args: Sequence[str], options: type, example: str, aliases: Mapping[str, str] | None = None
+) -> tuple[catalog.Method, Any, Any]:
     """The catalogue's entry, the method as configured by its flags, and the verb's own options.
 
     Args:
@@ -59,6 +61,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
         args: the command line after the verb.
         options: dataclass of the verb's own options; the method's fields come on top.
         example: a command line to copy, with ``{name}`` for the method's name.
+        aliases: other names of flags, as for `parse`.
     """
     entries = catalog.methods(verb)
     first = example.format(name=entries[0].name)
@@ -83,7 +86,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     sources = (cls, options, Preset) if presets else (cls, options)
     # a person at a terminal wants to see a long run move; in Python the caller decides
     defaults = {"progress": True, **settings}
-    given, chosen, *_ = parse(command, args[1:], *sources, about=about, defaults=defaults)
+    given, chosen, *_ = parse(command, args[1:], *sources, about=about, defaults=defaults, aliases=aliases)
     return entry, cls(**given), options(**chosen)
 
 
@@ -140,15 +143,15 @@ def load(model: str, where: Where) -> Text2Image:
 
 def load_equipped(model: str, options: Equipped) -> Text2Image:
     """`load`, with the adapters attached."""
-    from sfumato.erase.membrane import equip
+    from sfumato.pipeline.membrane import equip
 
     return equip(load(model, options), model, options.adapters)
 
 
 def equipped(found: Text2Image | ImageModel, model: str, options: Equipped) -> Text2Image | ImageModel:
     """The model ``found`` under the name ``model``, with the adapters attached that the options ask for."""
-    from sfumato.erase.membrane import equip
     from sfumato.pipeline import Text2Image
+    from sfumato.pipeline.membrane import equip
 
     if isinstance(found, Text2Image):
         return equip(found, model, options.adapters)

@@ -39,7 +39,7 @@ class Distiller(Schedule, ABC):
 
     teacher: str | Text2Image | ImageModel = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
-    steps: int = 4
+    sampling_steps: int = 4
     """Steps in which the student will sample."""
     updates: int = 200_000
     batch: int = 2048
@@ -55,8 +55,8 @@ class Distiller(Schedule, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.updates) < 1:
-            raise BadInput("steps and updates must be at least 1")
+        if min(self.sampling_steps, self.updates) < 1:
+            raise BadInput("sampling_steps and updates must be at least 1")
 
     # What a method says
 
@@ -72,8 +72,8 @@ class Distiller(Schedule, ABC):
         """
 
     def finish(self, student: Model) -> None:
-        """Tell the trained student how it samples: by default in ``steps`` deterministic steps without guidance."""
-        few_steps(student, self.steps)
+        """Tell the trained student how it draws: by default in ``sampling_steps`` steps without noise or guidance."""
+        few_steps(student, self.sampling_steps)
 
     # The run
 
@@ -125,7 +125,7 @@ class Distiller(Schedule, ABC):
         seconds = self.passes * (time.perf_counter() - began) * self.batch / n * self.updates
         memory = {"teacher": weights * teacher.network.dtype.itemsize, "student, averaged too": 8 * weights}
         memory |= {"gradients": 4 * weights, "optimiser": 8 * weights}
-        return Plan(f"distill {self.name()} to {self.steps} steps", memory=memory, seconds=seconds)
+        return Plan(f"distill {self.name()} to {self.sampling_steps} steps", memory=memory, seconds=seconds)
 
     def run(self, out: str | Path, progress: bool = True) -> Path:
         """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image, wrap
+from sfumato.pipeline import Conditioning, Text2Image
 
 from .base import Eraser
-from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
+from .finetune import finetune, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -79,6 +79,8 @@ class ESD(Eraser):
     "negative_guidance 2" is eta = 1 here; its esd-u leaves out the normalisation layers, and trains the time embedding
     and the output layer, as no ``variant`` does), and some for models as small as the embedded one."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"steps": 2, "sampling_steps": 3, "lr": 1e-3}
+
     variant: Variant = "x"
     """What is trained: cross-attention; all but cross-attention, time embedding and output; all; the
     cross-attention's keys and values; self-attention."""
@@ -120,11 +122,8 @@ class ESD(Eraser):
         if self.pool and self.sampler == "student":
             raise BadInput("a pool of trajectories needs sampler='teacher': the student changes as it learns")
 
-    def apply(self, pipe: Text2Image) -> Text2Image:
-        """A pipeline that shares all but the trained weights with ``pipe``."""
-        return self.train(wrap(pipe))[0]
-
-    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+    def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        """A pipeline that shares all but the trained weights with ``pipe``, and the losses."""
         student, losses = self.train(pipe)
         return student, {"losses": losses}
 
@@ -185,7 +184,7 @@ class ESD(Eraser):
         """A function (rows of ``asked``, generator) -> (latents, their time)."""
         source = teacher if self.sampler == "teacher" else student
         guidance = {"cfg_scale": self.start_guidance, "negative": teacher.unconditional()}
-        options = {"steps": self.sampling_steps, **guidance}
+        options = {"sampling_steps": self.sampling_steps, **guidance}
         if self.pool:
             return self._pooled(teacher, asked, options)
 

@@ -12,18 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image, wrap
+from sfumato.errors import BadInput, SfumatoError
+from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
 
 from .base import Eraser
 from .esd import negative_guidance_target, predict_each
-from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
-from .membrane import Composition, Membrane, Transport, attach
+from .finetune import finetune, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
-
 
 
 def draw_anchors(
@@ -41,10 +40,15 @@ def draw_anchors(
     Args:
         concept: an embedding of any shape (all tokens of one prompt, or a pooled vector).
         generator: on the CPU.
+
+    Raises:
+        SfumatoError: the concept's embedding is not finite, so that no draw is ever accepted.
     """
     low, high = scale
     norm, drawn = concept.norm(), []
-    while len(drawn) < n:
+    if not torch.isfinite(norm):
+        raise SfumatoError("the embedding of the concept is not finite: the text encoder is broken, fetch it again")
+    while len(drawn) < n:  # a direction or its opposite is always accepted: two draws for each on average at most
         noise = torch.randn(concept.shape, generator=generator, dtype=torch.float64).to(concept)
         direction = noise / noise.norm()
         cosine = float(cosine_similarity(direction.flatten(), concept.flatten(), dim=0))
@@ -100,6 +104,8 @@ class SPM(Eraser):
     """Settings by name: the published ones (which are the defaults), and some for models as small as the embedded
     one."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"steps": 2, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
+
     eta: float = 1.0
     """Strength of the negative guidance."""
     anchor_weight: float = 1000.0
@@ -142,7 +148,7 @@ class SPM(Eraser):
         if self.n_anchors < 0 or self.warmup < 0 or self.anchor_weight < 0:
             raise BadInput("n_anchors, warmup and anchor_weight must not be negative")
 
-    def apply(self, pipe: Text2Image) -> Text2Image:
+    def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         """The pipeline with the adapters attached; its own weights are those of ``pipe``.
 
         Saved, it becomes a plain diffusers folder with the adapters merged at strength 1, and beside that
@@ -150,17 +156,17 @@ class SPM(Eraser):
         Loading the folder gives the merged weights. The adapters act with transport where they are attached to the
         original: ``sfumato sample``, ``audit`` and ``attack`` do that with ``--adapter FOLDER``.
         """
-        pipe = wrap(pipe)
-        return attach(pipe, self.train(pipe), self.transport, self.composition)
+        membranes, losses = self.train(pipe)
+        return attach(pipe, membranes, self.transport, self.composition), {"losses": losses}
 
-    def train(self, pipe: Text2Image) -> list[Membrane]:
-        """One membrane per concept."""
+    def train(self, pipe: Text2Image) -> tuple[list[Membrane], dict[str, list[float]]]:
+        """One membrane per concept, and the loss of each step by concept."""
         refuse_adapters(pipe)
-        base = pipe.describe()["sha256"]
-        return [
-            Membrane.of(self.train_one(pipe, index)[0], (self.concepts[index],), base)
-            for index in range(len(self.concepts))
-        ]
+        base, membranes, losses = pipe.describe()["sha256"], [], {}
+        for index, concept in enumerate(self.concepts):
+            adapter, losses[concept] = self.train_one(pipe, index)
+            membranes.append(Membrane.of(adapter, (concept,), base))
+        return membranes, losses
 
     def train_one(self, pipe: Text2Image, index: int) -> tuple[Adapter, list[float]]:
         """The trained adapter of concept number ``index``, on a copy of ``pipe``, and the loss of each step."""
@@ -189,7 +195,7 @@ class SPM(Eraser):
         neutral = base.encode(self.anchor_for(index, ""))
         kept = base.encode(self.preserve) if self.preserve else None
         fixed = [base.encode("")] if self.anchor_empty else []
-        options = {"steps": M, "cfg_scale": self.start_guidance, "negative": base.encode("")}
+        options = {"sampling_steps": M, "cfg_scale": self.start_guidance, "negative": base.encode("")}
 
         def anchors(generator: torch.Generator) -> list[Conditioning]:
             if not self.anchor_weight:

@@ -15,7 +15,8 @@ from sfumato.errors import BadInput, unknown
 from sfumato.pipeline import Conditioning, Text2Image
 
 from .closed_form import gram, ridge_edit
-from .edit import ClosedForm, Edit, encode_words
+from .edit import ClosedForm, Edit
+from .words import encode_words
 
 Tokens = Literal["from-last-word", "last-word"]
 Variant = Literal["replace", "tensor"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 
 from . import adapter, attention, layers, lora, sampling, saving, sharing, steering, tokens
+from .clock import Clock, TableClock
 from .conditioning import Conditioning
 from .denoise import NetworkDenoiser
 
@@ -44,11 +45,15 @@ class Text2Image(ABC):
         self.companions: list[Callable[[Path], None]] = []
         for part in self.parts().values():
             part.requires_grad_(False).eval()
+        self.clock = self._make_clock()
         self.denoiser = NetworkDenoiser(self)
 
     def __call__(self, *args, **kwargs):
         """Run the diffusers pipeline: ``p("a red star").images[0]``."""
         return self.pipe(*args, **kwargs)
+
+    def _make_clock(self) -> Clock:
+        return TableClock.of(self.pipe.scheduler)
 
     # What it is made of
 
@@ -360,7 +365,7 @@ class Text2Image(ABC):
             return like.new_zeros(()), like.new_ones(())
         return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
 
-    sample = sampling.sample
+    draw = sampling.draw
     trajectory = sampling.trajectory
     states = sampling.states
 

@@ -271,7 +271,7 @@ def read_record(model: str | Path) -> dict[str, Any]:
 
 def _defaults(record: dict[str, Any]) -> dict[str, Any]:
     """Sampling defaults that a record states (guidance, steps); empty for other folders."""
-    kinds = {"cfg_scale": float, "steps": int}
+    kinds = {"cfg_scale": float, "sampling_steps": int}
     try:
         return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
     except (ValueError, TypeError, AttributeError):

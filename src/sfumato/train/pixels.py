@@ -119,7 +119,7 @@ class PixelRecipe(Schedule, ABC):
         """Pictures to look at while training lasts, in [0, 1], drawn in 50 steps."""
         labels = [i % len(model.labels) for i in range(n)] if model.labels else None
         seeds = torch.randint(2**31, (n,), generator=rng).tolist()
-        return model.sample(seeds, labels, steps=min(50, model.defaults["steps"]))
+        return model.draw(labels, seeds, sampling_steps=min(50, model.defaults["sampling_steps"]))
 
     def model(self, labels: tuple[str, ...]) -> ImageModel:
         """A fresh model for data with these classes."""

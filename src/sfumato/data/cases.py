@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.data import sketch
 from sfumato.errors import BadInput
+
+from . import sketch
 
 TEMPLATES = ("a photo of {concept}", "a picture of {concept}", "{concept}", "a close-up of {concept}")
 
