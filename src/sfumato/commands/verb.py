@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfumato import catalog
@@ -110,6 +113,35 @@ def _preset(
         raise unknown(f"preset of {command}", name, presets)
     listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in presets]
     return presets.get(name, {}), ", ".join(listed)
+
+
+def alone() -> bool:
+    """Whether this process speaks and writes: the others of a parallel training work in silence."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def beside(out: Path, method: Any) -> Iterator[Path | None]:
+    """``OUT.training``, where a method that trains keeps its state until its output is whole; None for all others.
+
+    Killed inside the block, the same command goes on from there; at its end the folder is removed.
+
+    Raises:
+        BadInput: another process is at work in it.
+    """
+    from sfumato.files import held
+    from sfumato.train.schedule import Tuning
+
+    if not isinstance(method, Tuning):
+        yield None
+        return
+    folder = out.parent / f"{out.name}.training"
+    if not alone():
+        yield folder
+        return
+    with held(folder):
+        yield folder
+        shutil.rmtree(folder)
 
 
 def load_any(model: str, where: Where) -> Text2Image | ImageModel:
