@@ -20,7 +20,7 @@ from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
 from sfumato.report.audit import AuditReport
 
-INVERSION = ConceptInversion(steps=1, batch=2, n_images=2, init_word="art", templates=("a {}",), show=0)
+INVERSION = ConceptInversion(updates=1, batch=2, n_images=2, init_word="art", templates=("a {}",), show=0)
 SMALL = {
     "retain": ("circle", "square"), "prompts": ("a {concept}", "a red {concept}"), "n": 4, "n_retain": 3,
     "n_attack": 2, "sampling_steps": 2, "batch": 8, "distance": "mse", "attacks": (), "progress": False,
@@ -163,7 +163,7 @@ def test_attacks_are_bounded_and_carry_their_budget(tiny_sd, other, tmp_path):
     for attack in report.attacks.values():
         for rate in (attack.recovered, attack.control, attack.original):
             assert rate.n == 2 and 0 <= rate.low <= rate.value <= rate.high <= 1
-        assert attack.budget["steps"] == 1 and attack.budget["control"] == {"star": "circle"}
+        assert attack.budget["updates"] == 1 and attack.budget["control"] == {"star": "circle"}
     # The second was given no tokens: it asks by the plain name and recovers what the plain prompt shows.
     rows = [(p, s) for p, s in zip(report.protocol["prompts"], report.protocol["seeds"], strict=True) if "star" in p]
     x = to_bytes(other.draw([p for p, _ in rows[:2]], [s for _, s in rows[:2]], sampling_steps=2, batch=8))

@@ -11,7 +11,7 @@ from sfumato.attack.concept_inversion import ConceptInversion, check_length, den
 from sfumato.errors import BadInput
 
 TEMPLATES = ("a photo of {}", "a {}")
-TINY = ConceptInversion(steps=3, lr=0.05, batch=4, n_images=3, init_word="square", templates=TEMPLATES, show=0)
+TINY = ConceptInversion(updates=3, lr=0.05, batch=4, n_images=3, init_word="square", templates=TEMPLATES, show=0)
 
 
 def pictures(n=3, seed=0):
@@ -35,11 +35,11 @@ def test_only_the_new_row_changes_and_all_else_is_restored(name, request):
     assert {k: id(getattr(pipe.pipe, k).get_input_embeddings()) for k in parts} == parts
     start = pipe.pipe.text_encoder.get_input_embeddings().weight[words["square</w>"]]
     assert found.embedding.shape == (1, len(start)) and not torch.equal(found.embedding[0], start)
-    assert len(found.losses) == TINY.steps
+    assert len(found.losses) == TINY.updates
 
 
 def test_no_steps_leave_the_clean_init_embedding(tiny_sd):
-    found = replace(TINY, steps=0).run(tiny_sd, "star", images=pictures(), progress=False)
+    found = replace(TINY, updates=0).run(tiny_sd, "star", images=pictures(), progress=False)
     row = tiny_sd.pipe.tokenizer.get_vocab()["square</w>"]
     assert torch.equal(found.embedding[0], tiny_sd.pipe.text_encoder.get_input_embeddings().weight[row])
     # The new word then means exactly what its init word means.
@@ -55,7 +55,7 @@ def test_no_tokens_reduce_the_attack_to_the_clean_prompt(tiny_sd):
 
 
 def test_it_learns_and_the_seed_decides(tiny_sd):
-    attack = replace(TINY, steps=25, batch=8, n_images=1)
+    attack = replace(TINY, updates=25, batch=8, n_images=1)
     x = pictures(1)
     found = attack.run(tiny_sd, "star", images=x, progress=False)
     again = attack.run(tiny_sd, "star", images=x, progress=False)
@@ -113,18 +113,18 @@ def test_pictures_come_from_the_original_or_a_folder(tiny_sd, tmp_path):
         TINY.run(tiny_sd, "star", progress=False)
     with pytest.raises(BadInput, match="holds no pictures"):
         TINY.run(tiny_sd, "star", images=tmp_path, progress=False)
-    attack = replace(TINY, show=2, steps=1)
+    attack = replace(TINY, show=2, updates=1)
     found = attack.run(tiny_sd, "star", original=tiny_sd, progress=False)
     out = found.save(tmp_path / "attack")
     record = json.loads((out / "attack.json").read_text())
-    assert record["concept"] == "star" and record["budget"]["steps"] == 1 and len(record["losses"]) == 1
+    assert record["concept"] == "star" and record["budget"]["updates"] == 1 and len(record["losses"]) == 1
     assert sorted(p.suffix for p in out.iterdir()) == [".json", ".png", ".png", ".safetensors"]
     again = replace(attack, show=0).run(tiny_sd, "star", images=out, progress=False)
     assert len(again.losses) == 1
 
 
 def test_bad_input(tiny_sd):
-    for wrong in ({"steps": -1}, {"batch": 0}, {"templates": ("a photo",)}, {"templates": ()}):
+    for wrong in ({"updates": -1}, {"batch": 0}, {"templates": ("a photo",)}, {"templates": ()}):
         with pytest.raises(BadInput):
             ConceptInversion(**wrong)
     with pytest.raises(BadInput, match="name the concept"):

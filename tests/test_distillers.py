@@ -54,7 +54,7 @@ def teacher(kind, tiny_sd, pixel_teacher):
 def small(method, teacher, pictures, **changes):
     """The method with settings that take a second."""
     known = {f.name for f in fields(method.load())}
-    settings = {"sampling_steps": 2, "iterations": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2}
+    settings = {"sampling_steps": 2, "updates": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2}
     settings |= {"data": pictures, "grid_every": 2, "accumulate": 2}
     return method.load()(teacher=teacher, **{k: v for k, v in {**settings, **changes}.items() if k in known})
 
@@ -97,7 +97,7 @@ def test_a_run_leaves_its_teacher_alone_and_its_student_is_a_model_like_any_othe
 @every_method
 @every_teacher
 def test_a_student_takes_the_steps_it_was_made_for_and_no_others(method, kind, teacher, pictures, tmp_path):
-    distiller = small(method, teacher, pictures, iterations=1)
+    distiller = small(method, teacher, pictures, updates=1)
     student = sf.load(distiller.run(tmp_path / "run", progress=False), "cpu")
     assert torch.equal(draw(student, 1), draw(student, 1, sampling_steps=distiller.sampling_steps))
     assert student.defaults["cfg_scale"] == 1.0
@@ -109,7 +109,7 @@ def test_a_student_takes_the_steps_it_was_made_for_and_no_others(method, kind, t
 @every_method
 @every_teacher
 def test_a_killed_run_goes_on_to_the_same_bits(method, kind, teacher, pictures, tmp_path, monkeypatch):
-    whole = small(method, teacher, pictures, iterations=5).run(tmp_path / "whole", progress=False)
+    whole = small(method, teacher, pictures, updates=5).run(tmp_path / "whole", progress=False)
     from sfumato.train.loop import Run
 
     step = Run.one_step
@@ -121,18 +121,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, kind, teacher, pictures, 
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Run, "one_step", killed)
-        small(method, teacher, pictures, iterations=5).run(tmp_path / "cut", progress=False)
+        small(method, teacher, pictures, updates=5).run(tmp_path / "cut", progress=False)
     assert not (tmp_path / "cut" / "model").exists()
-    cut = small(method, teacher, pictures, iterations=5).run(tmp_path / "cut", progress=False)
+    cut = small(method, teacher, pictures, updates=5).run(tmp_path / "cut", progress=False)
     assert sha(sf.load(whole, "cpu")) == sha(sf.load(cut, "cpu"))
 
 
 @every_method
 @every_teacher
 def test_other_settings_or_another_teacher_do_not_go_on_from_a_run(method, kind, teacher, pictures, tmp_path):
-    distiller = small(method, teacher, pictures, iterations=1)
+    distiller = small(method, teacher, pictures, updates=1)
     distiller.run(tmp_path / "run", progress=False)
-    with pytest.raises(BadInput, match="distilled_steps"):
+    with pytest.raises(BadInput, match="sampling_steps"):
         replace(distiller, sampling_steps=distiller.sampling_steps + 1).run(tmp_path / "run", progress=False)
     other = teacher.copy(own="full")
     with torch.no_grad():

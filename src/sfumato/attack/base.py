@@ -71,6 +71,7 @@ class Attack(Tuned, ABC):
         prompts: Sequence[str] | None = None,
         original: Text2Image | None = None,
         progress: bool = True,
+        folder: str | Path | None = None,
     ) -> Found:
         """Search for a way to make ``pipe`` draw ``concept`` again. ``pipe`` is left exactly as it was.
 
@@ -81,6 +82,7 @@ class Attack(Tuned, ABC):
             prompts: the prompt of each picture, where known; they name the concept.
             original: the pipeline before erasure, for attacks that need it (or its pictures).
             progress: show a bar.
+            folder: where an attack that learns keeps its state; killed, the same call goes on. None: in memory only.
 
         Raises:
             BadInput: what the attack needs was not given.

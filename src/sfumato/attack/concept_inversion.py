@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -11,16 +11,19 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import BadInput
+from sfumato.files import tensors_sha256
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.pipeline.tokens import LearnedToken
 from sfumato.plan import Plan
-from sfumato.progress import track
+from sfumato.train.loop import Run
+from sfumato.train.recipe import Loose, Recipe
+from sfumato.train.schedule import Tuning
 
 from .base import Attack, Found, checked_concept, say
 from .files import read_pictures, save_found
@@ -37,7 +40,7 @@ INIT_WORDS = ("object", "shape", "art", "photo", "a")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptInversion(Attack):
+class ConceptInversion(Tuning, Attack):
     """Textual inversion against an erased pipeline (arXiv:2308.01508, section 4; the learning rule
     arXiv:2208.01618).
 
@@ -49,7 +52,7 @@ class ConceptInversion(Attack):
     timesteps of training. AdamW changes the new rows only. The concept counts as recovered where a detector
     finds it in pictures of prompts that say v* instead of its name.
 
-    Cost: ``steps`` forward and backward passes of network and text encoder, without gradients of any weight.
+    Cost: ``updates`` forward and backward passes of network and text encoder, without gradients of any weight.
 
     Differs from the paper: gradients are taken for the new rows alone instead of restoring all others after
     each step, which is the same update; the default init word is a neutral one, so that the attacker is not
@@ -58,13 +61,13 @@ class ConceptInversion(Attack):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "sketch": {"steps": 120, "lr": 0.02, "batch": 8, "captions": True},
+        "sketch": {"updates": 120, "lr": 0.02, "batch": 8, "captions": True},
     }
     """Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
 
     n_images: int = 25
     """Pictures of the concept that the original pipeline draws, when none are given."""
-    steps: int = 5000
+    updates: int = 5000
     """Updates: 5,000 against fine-tuned pipelines, 1,000 against guidance-based erasure."""
     lr: float = 0.08
     """Learning rate of AdamW: the paper's 5e-3, scaled by batch (4) and accumulation (4)."""
@@ -72,6 +75,7 @@ class ConceptInversion(Attack):
     """Pictures (each with its noise, time and template) in an update."""
     weight_decay: float = 1e-2
     """Decoupled weight decay of AdamW, on the new rows only."""
+    checkpoint_every: int = 250
     tokens: int = 1
     """New tokens that together stand for the concept; 0 attacks nothing and asks by the concept's name."""
     init_word: str = ""
@@ -86,7 +90,8 @@ class ConceptInversion(Attack):
     """Pictures drawn with the new word in the end, for `Inversion.save`."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n_images", 1), ("steps", 0), ("batch", 1), ("tokens", 0), ("show", 0)):
+        super().__post_init__()
+        for name, least in (("n_images", 1), ("tokens", 0), ("show", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.templates or any("{}" not in t for t in self.templates):
@@ -97,13 +102,13 @@ class ConceptInversion(Attack):
         check_length(pipe, [*self.templates, *(say(p, concept, "{}") for p in prompts)], self.tokens)
 
     def passes(self, sampling_steps: int) -> float:
-        return 3.0 * self.steps * self.batch + 2.0 * self.show * sampling_steps
+        return 3.0 * self.updates * self.batch + 2.0 * self.show * sampling_steps
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time of an attack by itself, from one timed pass of the network."""
         weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
         rows = self.passes(25) + 2 * 25 * self.n_images
-        title = f"concept inversion: {self.steps} updates of {self.batch}, and {self.n_images + self.show} pictures"
+        title = f"concept inversion: {self.updates} updates of {self.batch}, and {self.n_images + self.show} pictures"
         return Plan(title, memory={"weights": weights}, seconds=rows * seconds_per_row(pipe, self.batch))
 
     def run(
@@ -115,6 +120,7 @@ class ConceptInversion(Attack):
         prompts: Sequence[str] | None = None,
         original: Text2Image | None = None,
         progress: bool = True,
+        folder: str | Path | None = None,
     ) -> Inversion:
         """Learn the new word on ``pipe``; see `Attack.run`.
 
@@ -134,7 +140,7 @@ class ConceptInversion(Attack):
         with torch.no_grad():
             z0 = torch.cat([pipe.encode_image(x.to(pipe.device) * 2 - 1) for x in images.split(32)])
         token = pipe.add_token(word, init_word, self.tokens) if self.tokens else None
-        losses = [] if token is None else self._learn(pipe, token, z0, texts, progress)
+        losses = [] if token is None else self._learn(pipe, token, z0, texts, progress, folder)
         found = Inversion(concept, word, init_word, token, losses, self.budget())
         if self.show:
             asked = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.show)]
@@ -158,27 +164,71 @@ class ConceptInversion(Attack):
         return [[say(p, concept, said)] for p in prompts]
 
     def _learn(
-        self, pipe: Text2Image, token: LearnedToken, z0: Tensor, texts: list[list[str]], progress: bool
+        self,
+        pipe: Text2Image,
+        token: LearnedToken,
+        z0: Tensor,
+        texts: list[list[str]],
+        progress: bool,
+        folder: str | Path | None,
     ) -> list[float]:
         """Minimise the denoising loss over the token's rows; the loss of every step."""
-        rows = token.parameters()
-        optimiser = torch.optim.AdamW(rows, lr=self.lr, weight_decay=self.weight_decay)
-        rng = torch.Generator().manual_seed(self.seed)
-        T, losses = pipe.denoiser.timesteps, []
-        pick = lambda n: int(torch.randint(n, (), generator=rng))
-        with token:
-            for _ in track(range(self.steps), "learning a word", progress):
-                at = torch.randint(len(z0), (self.batch,), generator=rng)
-                t = (torch.randint(T, (self.batch,), generator=rng) + 1) / T
-                eps = torch.randn(self.batch, *z0.shape[1:], generator=rng)
-                said = [texts[i][pick(len(texts[i]))] for i in at.tolist()]
-                loss = denoising_loss(pipe, z0[at.to(z0.device)], t, eps.to(z0), encode_once(pipe, said))
-                # Not backward(): it would also leave gradients wherever else somebody asked for them.
-                for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):
-                    row.grad = gradient
-                optimiser.step()
-                losses.append(float(loss.detach()))
-        return losses
+        config = self.beyond()
+        if folder is not None:
+            folder = Path(folder) / "training"
+            config |= {"model": pipe.describe()["sha256"], "pictures": tensors_sha256({"z0": z0}), "texts": texts}
+        with token, frozen(p for a in pipe.adapters.values() for p in a.parameters()):
+            losses = Run(WordLearning(self, pipe, token, z0, texts), self, folder, config).fit(progress)
+        return losses.get("loss", [])
+
+
+class WordLearning(Recipe):
+    """`ConceptInversion` as the loop sees it.
+
+    What it draws comes from one generator for all steps, whose state is therefore part of the checkpoint.
+    """
+
+    name = "concept-inversion"
+    title = "learning a word"
+
+    def __init__(
+        self, attack: ConceptInversion, pipe: Text2Image, token: LearnedToken, z0: Tensor, texts: list[list[str]]
+    ):
+        self.attack, self.pipe, self.z0, self.texts = attack, pipe, z0, texts
+        self.rows = Loose(token.parameters())
+        self.rows.register_buffer("random", torch.Generator().manual_seed(attack.seed).get_state())
+        self.last: tuple[int, Any] = (-1, None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.dtype
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"word": self.rows}
+
+    def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        share = slice(rng.rows.start, rng.rows.stop)  # type: ignore[attr-defined]  # the loop gives a Share
+        at, t, eps, said = (drawn[share] for drawn in self.drawn(batch["step"]))
+        z0 = self.z0[at.to(self.z0.device)]
+        return denoising_loss(self.pipe, z0, t, eps.to(z0), encode_once(self.pipe, said)), {}
+
+    def drawn(self, step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """Pictures, times, noise and texts of all rows of a step, for each of its micro-batches."""
+        if self.last[0] != step:
+            rng, n, T = torch.Generator(), self.attack.batch, self.pipe.denoiser.timesteps
+            rng.set_state(self.rows.random.cpu())
+            at = torch.randint(len(self.z0), (n,), generator=rng)
+            t = (torch.randint(T, (n,), generator=rng) + 1) / T
+            eps = torch.randn(n, *self.z0.shape[1:], generator=rng)
+            options = [self.texts[i] for i in at.tolist()]
+            said = [some[int(torch.randint(len(some), (), generator=rng))] for some in options]
+            self.last = step, (at, t, eps, said)
+            self.rows.random.copy_(rng.get_state())
+        return self.last[1]
 
 
 @dataclass
@@ -245,6 +295,19 @@ def encode_once(pipe: Text2Image, texts: Sequence[str]) -> Conditioning:
     """The conditioning of ``texts`` with gradients; equal texts are encoded once."""
     distinct = list(dict.fromkeys(texts))
     return pipe.encode(distinct, grad=True)[[distinct.index(s) for s in texts]]
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradients for ``parameters`` inside the block: what is attacked is left as it was, without any of its own."""
+    wanted = [p for p in parameters if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
 
 
 @contextmanager

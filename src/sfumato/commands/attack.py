@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.commands.erase import check_words, plan
-from sfumato.commands.verb import Equipped, load, load_equipped, read
+from sfumato.commands.verb import Equipped, beside, load, load_equipped, read
 from sfumato.errors import BadInput
 from sfumato.files import refuse_existing
 
@@ -40,7 +40,9 @@ def main(args: list[str]) -> None:
         check_words(options.original, (options.concept,))
     erased = load_equipped(options.model, options)
     original = load(options.original, options) if options.images is None else None
-    plan(entry, method, erased, [options.concept], [f"{options.out}/ (pictures and attack.json)"]).show()
-    found = method.run(erased, options.concept, images=options.images, original=original)
-    found.save(options.out, overwrite=options.overwrite)
+    with beside(options.out, method) as folder:
+        until = [f"{folder}/ (until then: checkpoints)"] if folder else []
+        plan(entry, method, erased, [options.concept], [f"{options.out}/ (pictures and attack.json)", *until]).show()
+        found = method.run(erased, options.concept, images=options.images, original=original, folder=folder)
+        found.save(options.out, overwrite=options.overwrite)
     print(f"{entry.name} against {options.model}: {options.out}; `sfumato audit` tells how often it succeeds")

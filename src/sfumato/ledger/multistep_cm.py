@@ -60,7 +60,7 @@ class Plane(nn.Module):
 
 def train(network: Plane, loss: Any, steps: int, seed: int, lr: float) -> None:
     """AdamW's steps on ``loss(step, rng)``; the network ends with its averaged weights."""
-    schedule = Schedule(steps, BATCH, lr, warmup=50)
+    schedule = Schedule(updates=steps, batch=BATCH, lr=lr, warmup=50)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
     average = copy.deepcopy(network)
     for i in range(steps):
@@ -93,7 +93,7 @@ def student(given: Plane, mode: str, segments: int, steps: int, seed: int) -> Pl
     """A multistep consistency model of ``segments`` segments, from the weights of ``given``."""
     network = copy.deepcopy(given)
     method = MultistepCM(
-        mode=mode, sampling_steps=segments, iterations=steps, batch=BATCH, anneal=steps // 2, first_teacher_steps=32,
+        mode=mode, sampling_steps=segments, updates=steps, batch=BATCH, anneal=steps // 2, first_teacher_steps=32,
         last_teacher_steps=256, eta=0.0, cfg_scale=1.0,
     )  # fmt: skip
     side = lambda net: SimpleNamespace(denoiser=net, network=net, defaults={}, unconditional=lambda n: None)

@@ -27,7 +27,7 @@ def measure(seed: int) -> dict[str, Pair]:
     seconds = time.perf_counter() - began
     edited["uce"] = uce.apply(pipe)
     began = time.perf_counter()
-    ESDx(concepts=(concept,), seed=seed, steps=10).apply(pipe)
+    ESDx(concepts=(concept,), seed=seed, updates=10).apply(pipe)
     ten_updates = time.perf_counter() - began
 
     detector, attack = OracleDetector(), ConceptInversion(**ConceptInversion.settings_for(pipe))
