@@ -11,16 +11,17 @@ from torch import nn
 
 from sfumato.attack.concept_inversion import ConceptInversion
 from sfumato.audit import Detection, Detector, audit
+from sfumato.audit.drawing import to_float
 from sfumato.audit.integrity import different_prompts, distances, integrity
-from sfumato.audit.under_attack import to_bytes, to_float
 from sfumato.data.cases import check_concepts, sketch_cases, template_cases
 from sfumato.data.world import WORDS
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
+from sfumato.metrics.resize import to_bytes
 from sfumato.report.audit import AuditReport
 
-INVERSION = ConceptInversion(steps=1, batch=2, n_images=2, init_word="art", templates=("a {}",), show=0)
+INVERSION = ConceptInversion(steps=1, batch=2, n_images=2, init_word="art", templates=("a {}",))
 SMALL = {
     "retain": ("circle", "square"), "prompts": ("a {concept}", "a red {concept}"), "n": 4, "n_retain": 3,
     "n_attack": 2, "sampling_steps": 2, "batch": 8, "distance": "mse", "attacks": (), "progress": False,

@@ -72,7 +72,7 @@ def test_classifier_matches_labels_and_lists_them(classifier):
     assert (sum(f.present.long() for f in found) == 1).all()  # exactly one label is the first
     assert torch.allclose(sum(f.score for f in found), torch.ones(5), atol=1e-6)
     assert torch.equal(ClassifierDetector(classifier, top=3)(x, "church").present, torch.ones(5).bool())
-    assert torch.equal(ClassifierDetector(classifier, batch_size=2)(x, "church").present, found[2].present)
+    assert torch.equal(ClassifierDetector(classifier, batch=2)(x, "church").present, found[2].present)
     told = detector.describe()
     assert told["threshold"] == "top-1" and len(told["hash"]) == 64 and "32x32" in detector.resize
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Conditioning, Text2Image
-from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.adapter import Adapter, refuse_adapters
 from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
 
 from .base import Eraser
