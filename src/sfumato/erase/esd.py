@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.adapter import refuse_adapters
 
 from .base import Eraser
 from .finetune import finetune, make_plan, seeds, uniform
