@@ -132,10 +132,10 @@ class Eraser(ABC):
                 "pipe.unload_lora_weights()), or unload it"
             )
         if pipe.adapters and not self.keeps_adapters:
-            names, others = ", ".join(pipe.adapters), [m.name for m in catalog.methods("erase") if m.load().keeps_adapters]
+            others = [m.name for m in catalog.methods("erase") if m.load().keeps_adapters]
             raise BadInput(
-                f"adapters are attached to this pipeline ({names}), and {type(self).__name__} cannot work beneath them: "
-                f"merge or remove them first, or erase with {' or '.join(others)}, which keep them"
+                f"adapters are attached to this pipeline ({', '.join(pipe.adapters)}) and {type(self).__name__} cannot "
+                f"work beneath them: merge or remove them first, or erase with {' or '.join(others)}, which keep them"
             )
         require_finite(pipe)
         encode_words(pipe, list(self.concepts))
