@@ -82,8 +82,9 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:26}{value:10.3f}{value / seconds['plain training']:8.2f}{passes[name] / 3:20.2f}")
 
-    draw = lambda pipe, **o: lambda: pipe.sample("a red star", range(args.batch), batch_size=args.batch, **o)
-    works = {f"teacher, {args.teacher_steps} steps, guided": draw(teacher, steps=args.teacher_steps, cfg_scale=3.0)}
+    draw = lambda pipe, **o: lambda: pipe.draw("a red star", range(args.batch), batch=args.batch, **o)
+    guided = draw(teacher, sampling_steps=args.teacher_steps, cfg_scale=3.0)
+    works = {f"teacher, {args.teacher_steps} steps, guided": guided}
     for steps in args.steps:
         student = teacher.copy(own="full")
         few_steps(student, steps)

@@ -88,7 +88,7 @@ def draw(args: argparse.Namespace, classes: bool) -> torch.Tensor:
         file = folder / f"{first:06d}-{len(seeds)}-{model.describe()['sha256'][:12]}-{kind}.safetensors"
         if not file.exists():
             began = time.perf_counter()
-            x = model.sample(seeds, asked, cfg_scale=None if classes else 1.0)
+            x = model.draw(asked, seeds, cfg_scale=None if classes else 1.0)
             folder.mkdir(parents=True, exist_ok=True)
             save_file({"x": (x * 255).round().byte()}, file)
             print(f"{kind}: {first + len(seeds)} of {args.n} drawn, {time.perf_counter() - began:.0f} s", flush=True)
@@ -174,9 +174,9 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
         f"{share(card['right'], card['n'])} of {card['n']}: {card['measured on']}."
         + (" Distances in its features are not the FID of the Inception network." if judged else ""),
         "",
-        f"{model.defaults['steps']} steps of {model.defaults['sampler']}, guidance {model.defaults['cfg_scale']:g} at "
-        f"log-SNRs {model.defaults['cfg_interval']}. One row a class ({', '.join(model.labels)}), the first seeds of "
-        "each, not selected:",
+        f"{model.defaults['sampling_steps']} steps of {model.defaults['scheduler']}, "
+        f"guidance {model.defaults['cfg_scale']:g} at log-SNRs {model.defaults['cfg_interval']}. "
+        f"One row a class ({', '.join(model.labels)}), the first seeds of each, not selected:",
         "",
         f"![samples]({name}.png)",
         "",

@@ -26,15 +26,15 @@ from PIL import Image
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from sfumato.audit import audit
-from sfumato.audit.detectors import ClassifierDetector, Detection, Detector
 from sfumato.data.pictures import open_pictures
 from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx
 from sfumato.erase.base import Eraser
-from sfumato.erase.membrane import equip
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file, save_png
 from sfumato.metrics.bootstrap import wilson
+from sfumato.metrics.detectors import ClassifierDetector, Detection, Detector
 from sfumato.pipeline import Text2Image, load_text2image, read_record
+from sfumato.pipeline.membrane import equip
 from sfumato.train.t2i import TrainT2I
 
 STYLES = ("noto", "openmoji", "twemoji")
@@ -211,7 +211,7 @@ def strip(pipe: Text2Image, prompts: list[str], path: Path) -> None:
     """One row of pictures, seed 3 for all, saved as PNG."""
     if path.exists():
         return
-    row = torch.cat(list(pipe.sample(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
+    row = torch.cat(list(pipe.draw(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
     save_png(path, row, {"prompts": " | ".join(prompts)})
 
 
@@ -227,7 +227,7 @@ def specimens(pipe: Text2Image, parquet: Path, captions: list[str], path: Path) 
     for style in STYLES:
         prompts = [CAPTION.format(caption=c, style=style) for c in chosen]
         rows.append(np.concatenate([pictures.picture(place[p]) for p in prompts], axis=1))
-        drawn = torch.cat(list(pipe.sample(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
+        drawn = torch.cat(list(pipe.draw(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
         rows.append(np.rint(drawn * 255).astype(np.uint8))
     save_png(path, np.concatenate(rows), {"Source": "real pictures and generated ones, row by row"})
 

@@ -80,7 +80,7 @@ def measure(name: str, settings: Mapping[str, Any], n: int) -> dict[str, Any]:
     began = time.perf_counter()
     report = audit(
         pipe, erased, (CONCEPT,), retain=("circle",), attacks=(attack,), n=n, n_retain=1, n_attack=n, seed=SEED,
-        steps=15, progress=False,
+        sampling_steps=15, progress=False,
     )  # fmt: skip
     found = report.attacks["concept-inversion"]
     parts = {part: getattr(found, part).value for part in ("recovered", "control", "original")}

@@ -11,18 +11,19 @@ from torch import nn
 
 from sfumato.attack.concept_inversion import ConceptInversion
 from sfumato.audit import Detection, Detector, audit
-from sfumato.audit.cases import WORDS, check_concepts, sketch_cases, speaks_sketch, template_cases
 from sfumato.audit.integrity import different_prompts, distances, integrity
 from sfumato.audit.under_attack import to_bytes, to_float
+from sfumato.data.cases import check_concepts, sketch_cases, template_cases
+from sfumato.data.world import WORDS
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
-from sfumato.report.schema import AuditReport
+from sfumato.report.audit import AuditReport
 
 INVERSION = ConceptInversion(steps=1, batch=2, n_images=2, init_word="art", templates=("a {}",), show=0)
 SMALL = {
     "retain": ("circle", "square"), "prompts": ("a {concept}", "a red {concept}"), "n": 4, "n_retain": 3,
-    "n_attack": 2, "steps": 2, "batch_size": 8, "distance": "mse", "attacks": (), "progress": False,
+    "n_attack": 2, "sampling_steps": 2, "batch": 8, "distance": "mse", "attacks": (), "progress": False,
 }  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def variant(pipe, seeds=lambda s: s, prompts=lambda p: p):
     """The same weights behind an adapter that draws other seeds or prompts than it is asked for."""
 
     class Variant(type(pipe)):
-        def sample(self, texts, numbers, **settings):
-            return super().sample([prompts(p) for p in texts], [seeds(s) for s in numbers], **settings)
+        def draw(self, texts, numbers, **settings):
+            return super().draw([prompts(p) for p in texts], [seeds(s) for s in numbers], **settings)
 
     return Variant(pipe.pipe, pipe.defaults)
 
@@ -89,7 +90,7 @@ def test_rates_are_those_counted_by_hand(tiny_sd, other):
 
     def seen(pipe, concept):
         rows = [(p, s) for p, s in asked if concept in p]
-        x = to_bytes(pipe.sample([p for p, _ in rows], [s for _, s in rows], steps=2, batch_size=8))
+        x = to_bytes(pipe.draw([p for p, _ in rows], [s for _, s in rows], sampling_steps=2, batch=8))
         return reddish(to_float(x), concept)
 
     assert report.erasure["star"].value == float((~seen(other, "star")).double().mean())
@@ -103,11 +104,11 @@ def test_rates_are_those_counted_by_hand(tiny_sd, other):
             assert not report.retention[concept].measured
     parts = sum(p.numel() for m in other.parts().values() for p in m.parameters())
     assert 0 < report.cost.parameters_changed <= parts == report.cost.parameters_total
-    assert told["guidance"] == tiny_sd.defaults["cfg_scale"] and told["steps"] == 2
+    assert told["guidance"] == tiny_sd.defaults["cfg_scale"] and told["sampling_steps"] == 2
 
 
 def test_integrity_tells_permuted_seeds_from_the_same_pictures(tiny_sd):
-    settings = SMALL | {"n_retain": 8, "steps": 4}
+    settings = SMALL | {"n_retain": 8, "sampling_steps": 4}
     permuted = audit(tiny_sd, variant(tiny_sd, seeds=lambda s: s ^ 1), ["star"], detector=Fixed(always), **settings)
     # The set of pictures is (nearly) the same; every single one is another: a distance of the ceiling's size.
     ratio = permuted.integrity.mean.value / permuted.integrity.ceiling_seeds
@@ -165,7 +166,7 @@ def test_attacks_are_bounded_and_carry_their_budget(tiny_sd, other, tmp_path):
         assert attack.budget["steps"] == 1 and attack.budget["control"] == {"star": "circle"}
     # The second was given no tokens: it asks by the plain name and recovers what the plain prompt shows.
     rows = [(p, s) for p, s in zip(report.protocol["prompts"], report.protocol["seeds"], strict=True) if "star" in p]
-    x = to_bytes(other.sample([p for p, _ in rows[:2]], [s for _, s in rows[:2]], steps=2, batch_size=8))
+    x = to_bytes(other.draw([p for p, _ in rows[:2]], [s for _, s in rows[:2]], sampling_steps=2, batch=8))
     assert attack.recovered.value == float(reddish(to_float(x), "star").double().mean())
     folder = report.save(tmp_path / "report")
     assert AuditReport.load(folder).to_json() == json.loads((folder / "report.json").read_text())
@@ -229,7 +230,7 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         with pytest.raises(BadInput, match=words):
             audit(never, never, concepts, **{"detector": Fixed(always), **SMALL} | settings)
     assert check_concepts("a  red star", None) == ("a red star",)
-    assert not speaks_sketch(tiny_sd)
+    assert not tiny_sd.vocabulary
     assert [c.prompt for c in template_cases(["x"], [], ["a {concept}"], 2, 1, 0).targets["x"]] == ["a x", "a x"]
     if reason := lpips_missing():
         with pytest.raises(BadInput, match="LPIPS cannot be measured here"):

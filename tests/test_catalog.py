@@ -14,10 +14,14 @@ import pytest
 
 import sfumato
 from sfumato import catalog
+from sfumato.catalog.papers import FILE, papers, read
+from sfumato.cli import main
 from sfumato.errors import BadInput
 
 TESTS = Path(__file__).parent
 SOURCE = Path(sfumato.__file__).parent
+LIST = SOURCE / "catalog"
+PAPERS = papers()
 
 every_method = pytest.mark.parametrize("method", catalog.METHODS, ids=lambda m: m.name)
 
@@ -25,7 +29,6 @@ every_method = pytest.mark.parametrize("method", catalog.METHODS, ids=lambda m: 
 @every_method
 def test_entry_is_complete(method):
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", method.name)
-    assert re.fullmatch(r"\d{4}\.\d{5}", method.paper.arxiv)
     for text in (method.summary, method.cost, method.when, method.beware):
         assert text.strip()
         assert "\n" not in text
@@ -33,14 +36,52 @@ def test_entry_is_complete(method):
     assert bool(method.ledger) != bool(method.no_ledger)
 
 
-@every_method
-def test_bibtex_is_well_formed(method):
-    for entry in method.bibtex.split("\n\n"):
-        assert re.match(r"@(inproceedings|misc)\{[a-z]+\d{4}[a-z]*,\n", entry)
-        assert entry.count("{") == entry.count("}")
-        for field in ("title", "author", "year", "eprint"):
-            assert f"  {field} = {{" in entry
-        assert " and " in entry and "et al" not in entry
+@pytest.mark.parametrize("key", PAPERS)
+def test_every_paper_is_complete_and_used(key):
+    paper = PAPERS[key]
+    kind = re.match(r"@(\w+)", paper.bibtex)[1]
+    venue = {"misc": set(), "inproceedings": {"booktitle"}, "article": {"journal"}}[kind]
+    assert {"title", "author", "year", "eprint", "archiveprefix", "url"} | venue <= paper.fields.keys()
+    assert re.fullmatch(r"[a-z]+\d{4}[a-z]*", key) and paper.fields["year"] in key
+    assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv) and paper.fields["url"].endswith(f"/{paper.arxiv}")
+    assert all(value.strip() and value.count("{") == value.count("}") for value in paper.fields.values())
+    assert "et al" not in paper.fields["author"]
+    assert all(", " in author for author in paper.fields["author"].split(" and "))
+    used = {cited for method in catalog.METHODS for cited in method.cites}
+    assert key in used.union(*catalog.CITED.values())
+
+
+def test_papers_are_sorted_and_have_one_number_each():
+    assert list(PAPERS) == sorted(PAPERS)
+    assert len({paper.arxiv for paper in PAPERS.values()}) == len(PAPERS)
+
+
+def test_cite_prints_the_entries_as_they_stand(capsys):
+    assert main(["cite", "rece"]) == 0
+    own, built_on = capsys.readouterr().out.strip().split("\n\n")
+    assert own.startswith("@inproceedings{gong2024rece,") and "gandikota2024uce" in built_on
+    text = FILE.read_text()
+    assert f"{own}\n" in text and f"{built_on}\n" in text
+    assert main(["cite", "audit"]) == 0
+    assert "Model Integrity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("@misc{doe2026,\n  year = {2026},\n}\n\n@misc{doe2026,\n  year = {2026},\n}\n", "doe2026 stands there twice"),
+        ("@misc{doe2026,\n  year = {2026}}\n", "doe2026 has no closing brace"),
+        ("@misc{doe2026,\n  title = {Two\n  lines},\n}\n", "doe2026: not a field"),
+    ],
+)
+def test_a_paper_that_cannot_be_read_is_named(text, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        read(text)
+
+
+@pytest.mark.parametrize("verb", sorted({f.stem for f in LIST.glob("*.py")} - {"__init__", "method", "papers"}))
+def test_a_verbs_file_lists_its_own_methods_and_all_are_found(verb):
+    assert catalog.methods(verb) == import_module(f"sfumato.catalog.{verb}").METHODS
 
 
 @every_method
@@ -88,16 +129,6 @@ def test_ledger_entry_exists_or_its_absence_is_explained(method):
 def test_names_are_unique():
     names = [method.name for method in catalog.METHODS]
     assert len(names) == len(set(names))
-
-
-def test_papers_have_one_key_and_one_number_each():
-    papers = {paper for method in catalog.METHODS for paper in method.papers}
-    assert len({paper.key for paper in papers}) == len({paper.arxiv for paper in papers}) == len(papers)
-
-
-def test_rece_cites_uce_which_it_runs():
-    keys = [paper.arxiv for paper in catalog.get("rece").papers]
-    assert keys == ["2407.12383", "2308.14761"]
 
 
 @pytest.mark.parametrize(("word", "nearest"), [("rec", "rece"), ("ESDX", "esd-x"), ("inversion", "con")])

@@ -43,15 +43,15 @@ def test_no_steps_leave_the_clean_init_embedding(tiny_sd):
     row = tiny_sd.pipe.tokenizer.get_vocab()["square</w>"]
     assert torch.equal(found.embedding[0], tiny_sd.pipe.text_encoder.get_input_embeddings().weight[row])
     # The new word then means exactly what its init word means.
-    same = tiny_sd.sample(["a red square"], [7], steps=2)
-    assert torch.equal(found.sample(tiny_sd, ["a red star"], [7], steps=2), same)
+    same = tiny_sd.draw(["a red square"], [7], sampling_steps=2)
+    assert torch.equal(found.draw(tiny_sd, ["a red star"], [7], sampling_steps=2), same)
 
 
 def test_no_tokens_reduce_the_attack_to_the_clean_prompt(tiny_sd):
     found = replace(TINY, tokens=0).run(tiny_sd, "star", images=pictures(), progress=False)
     assert found.embedding is None and found.losses == []
-    clean = tiny_sd.sample(["a red star"], [1], steps=2)
-    assert torch.equal(found.sample(tiny_sd, ["a red star"], [1], steps=2), clean)
+    clean = tiny_sd.draw(["a red star"], [1], sampling_steps=2)
+    assert torch.equal(found.draw(tiny_sd, ["a red star"], [1], sampling_steps=2), clean)
 
 
 def test_it_learns_and_the_seed_decides(tiny_sd):
@@ -131,7 +131,7 @@ def test_bad_input(tiny_sd):
         TINY.run(tiny_sd, "  ", images=pictures(), progress=False)
     found = TINY.run(tiny_sd, "star", images=pictures(), progress=False)
     with pytest.raises(BadInput, match="does not name"):
-        found.sample(tiny_sd, ["a circle"], [0], steps=1)
+        found.draw(tiny_sd, ["a circle"], [0], sampling_steps=1)
     assert neutral_word(tiny_sd) == "art"
 
 

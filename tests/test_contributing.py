@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from sfumato import catalog
+from sfumato.catalog.papers import read
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+(BIBTEX,) = re.findall(r"```bibtex\n(.*?)```", TEXT, flags=re.S)
 METHOD, ENTRY, TESTS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
 
 
@@ -40,10 +42,11 @@ def test_the_examples_tests_pass(flatten, tiny_sd):
 
 
 def test_the_examples_entry_is_one(flatten):
-    scope = {"Paper": catalog.Paper, "Method": catalog.Method}
-    entry = re.sub(r"^Method\(", "entry = Method(", ENTRY, flags=re.M)
-    exec(compile(entry, "CONTRIBUTING.md", "exec"), scope)
-    assert scope["entry"].load() is flatten.Flatten and len(scope["entry"].summary) <= 100
+    scope = {"Method": catalog.Method}
+    exec(compile(f"entry = {ENTRY}", "CONTRIBUTING.md", "exec"), scope)
+    entry = scope["entry"]
+    assert entry.load() is flatten.Flatten and len(entry.summary) <= 100
+    assert tuple(read(BIBTEX)) == entry.cites
 
 
 def test_the_files_it_names_exist():

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.audit.detectors import ClassifierDetector, OracleDetector, ZeroShotDetector, make_detector
 from sfumato.data import oracle as oracles
 from sfumato.data import sketch
 from sfumato.errors import BadInput
 from sfumato.metrics.alignment import ClipScore, named, oracle_alignment
+from sfumato.metrics.detectors import ClassifierDetector, OracleDetector, ZeroShotDetector, make_detector
 from sfumato.metrics.perceptual import oracle_distance
 from sfumato.metrics.vision import Preparation
 

@@ -89,7 +89,7 @@ def test_first_loss_on_the_pipeline(tiny_sd):
     torch.randint(1, (1,), generator=generator)
     i = int(torch.randint(4, (), generator=generator))
     seed = torch.randint(2**31, (1,), generator=generator).tolist()
-    z, t = pipe.trajectory("star", seed, steps=4, stop_after=i, cfg_scale=3.0)
+    z, t = pipe.trajectory("star", seed, sampling_steps=4, stop_after=i, cfg_scale=3.0)
     with torch.no_grad():
         e0, ec = (pipe.denoiser(z, t, pipe.encode(prompt)) for prompt in ("", "star"))
     expected = (1 + 1.5) ** 2 * (ec - e0).square().mean()
@@ -151,7 +151,7 @@ def test_a_pool_gives_the_teachers_own_latents(tiny_sd):
     generator = torch.Generator().manual_seed(esd.seed)
     seeds = torch.randint(2**31, (4,), generator=generator).tolist()
     every = [
-        tiny_sd.trajectory(asked[[0, 1, 0, 1]], seeds, steps=3, stop_after=i, cfg_scale=3.0) for i in range(3)
+        tiny_sd.trajectory(asked[[0, 1, 0, 1]], seeds, sampling_steps=3, stop_after=i, cfg_scale=3.0) for i in range(3)
     ]
     for trial in range(6):
         z, t = latents(torch.tensor([1, 0]), step(trial))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfumato.data import oracle as module
-from sfumato.data.oracle_recipe import EVALUATION_SEED, accuracy, confusion, empty_rate, train_oracle
+from sfumato.data.oracle.recipe import EVALUATION_SEED, accuracy, confusion, empty_rate, train_oracle
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, render, sample_scene
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import sha256_of

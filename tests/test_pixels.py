@@ -95,7 +95,7 @@ def test_a_run_writes_a_model_that_loads_and_goes_on_where_it_stopped(folder, tm
     training.run(run, progress=False)
     one, two = sf.load(tmp_path / "whole" / "model", "cpu"), sf.load(run / "model", "cpu")
     assert one.describe()["sha256"] == two.describe()["sha256"]
-    assert one.sample(0, steps=2).shape == (1, 3, 8, 8)
+    assert one.draw(None, 0, sampling_steps=2).shape == (1, 3, 8, 8)
 
 
 def test_pictures_to_look_at_while_training_lasts(folder, tmp_path):

@@ -175,7 +175,7 @@ def test_it_trains_resumes_and_rolls_out(tmp_path):
     assert model.window == Window(4, 1)
     assert model.defaults["schedule"] == "rolling" and model.defaults["clip"]
     context = TINY.read(TINY.open(), [0, 1])[:, :1]
-    drawn = model.sample([0, 1], context=context, n_frames=6)
+    drawn = model.draw(context, [0, 1], n_frames=6)
     assert drawn.shape == (2, 6, 3, 8, 8) and torch.isfinite(drawn).all()
     weights = (folder / "network" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert TINY.run(tmp_path / "run", progress=False) == folder

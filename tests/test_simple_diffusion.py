@@ -141,5 +141,5 @@ def test_a_small_run(backbone, tmp_path):
     recipe.run(tmp_path / "run", progress=False)
     model = sf.load(tmp_path / "run" / "model", "cpu")
     assert model.process == recipe.process()
-    assert model.defaults["options"] == {"variance": 0.2} and model.defaults["steps"] == 512
-    assert model.sample([0, 1], steps=2).shape == (2, 3, 16, 16)
+    assert model.defaults["options"] == {"variance": 0.2} and model.defaults["sampling_steps"] == 512
+    assert model.draw(None, [0, 1], sampling_steps=2).shape == (2, 3, 16, 16)

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 
 from sfumato.erase.esd import negative_guidance_target
-from sfumato.erase.membrane import (
+from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
+from sfumato.errors import BadInput
+from sfumato.pipeline import load
+from sfumato.pipeline.membrane import (
     Membrane,
     attach,
     embedding_match,
@@ -24,9 +27,6 @@ from sfumato.erase.membrane import (
     token_match,
     transport_strength,
 )  # fmt: skip
-from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
-from sfumato.errors import BadInput
-from sfumato.pipeline import load
 
 SHORT = {"steps": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
@@ -138,7 +138,7 @@ def replay(spm: SPM, pipe, seed: int):
     draws = generator(seed)
     m = 1 + int(torch.randint(spm.sampling_steps - 1, (), generator=draws))
     start = torch.randint(2**31, (1,), generator=draws).tolist()
-    options = {"steps": spm.sampling_steps, "stop_after": m, "cfg_scale": spm.start_guidance}
+    options = {"sampling_steps": spm.sampling_steps, "stop_after": m, "cfg_scale": spm.start_guidance}
     z, _ = pipe.trajectory(pipe.encode(spm.concepts[0]), start, **options)
     return z, 1 - (m * 1000 // spm.sampling_steps) / 1000
 
@@ -237,15 +237,15 @@ def test_sampling_uses_one_strength_per_picture_for_both_halves_of_guidance(pipe
     """Every picture equals one drawn alone with its adapters fixed at its own gammas."""
     made = attach(pipe, two)
     prompts = ["red star", "a blue circle", "art"]
-    together = made.sample(prompts, [1, 2, 3], steps=2, cfg_scale=3.0)
+    together = made.draw(prompts, [1, 2, 3], sampling_steps=2, cfg_scale=3.0)
     gammas = gates(made)(prompts)
     fixed = attach(pipe, two, transport="none")
     for k, prompt in enumerate(prompts):
         for adapter, gamma in zip(fixed.adapters.values(), gammas[:, k], strict=True):
             adapter.scale = float(gamma)
-        alone = fixed.sample(prompt, k + 1, steps=2, cfg_scale=3.0)
+        alone = fixed.draw(prompt, k + 1, sampling_steps=2, cfg_scale=3.0)
         torch.testing.assert_close(together[k : k + 1], alone, rtol=0, atol=1e-5)
-    assert not torch.allclose(together, pipe.sample(prompts, [1, 2, 3], steps=2, cfg_scale=3.0), atol=1e-3)
+    assert not torch.allclose(together, pipe.draw(prompts, [1, 2, 3], sampling_steps=2, cfg_scale=3.0), atol=1e-3)
 
 
 # Adapters: silent at the start, linear, commutative, merged
@@ -371,7 +371,7 @@ def test_training_lowers_the_loss(tiny_sd):
 
 def test_it_works_on_sdxl(tiny_sdxl):
     erased = SPM(concepts="star", **{**SHORT, "steps": 1, "sampling_steps": 2}).apply(tiny_sdxl)
-    assert erased.sample("star", 0, steps=1).shape[0] == 1
+    assert erased.draw("star", 0, sampling_steps=1).shape[0] == 1
 
 
 # Files
@@ -435,7 +435,8 @@ def test_adapters_are_attached_by_their_folder(pipe, two, tmp_path):
     """As ``--adapter`` does it: to the original with transport; not on top of weights that hold them already."""
     attach(pipe, two).save(tmp_path / "erased")
     equipped = equip(pipe, "the original", [tmp_path / "erased"])
-    assert torch.equal(equipped.sample("a star", 0, steps=2), attach(pipe, two).sample("a star", 0, steps=2))
+    expected = attach(pipe, two).draw("a star", 0, sampling_steps=2)
+    assert torch.equal(equipped.draw("a star", 0, sampling_steps=2), expected)
     assert equip(pipe, "any", ()) is pipe
     with pytest.raises(BadInput, match="merged in already"):
         equip(load(tmp_path / "erased", "cpu"), tmp_path / "erased", [tmp_path / "erased"])

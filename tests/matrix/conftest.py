@@ -66,7 +66,7 @@ def in_half(pipe: Text2Image) -> Text2Image:
 
 def draw(pipe: Text2Image, prompts: Any = ("a red star", "art"), seeds: Any = (3, 4)) -> Tensor:
     """Pictures in two steps."""
-    return pipe.sample(list(prompts), list(seeds), steps=2)
+    return pipe.draw(list(prompts), list(seeds), sampling_steps=2)
 
 
 def state(model: Any) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def small(method: type[Distiller], teacher, pictures: str, **changes) -> Distill
 
 def draw(model, seeds, **options):
     if isinstance(model, ImageModel):
-        return model.sample(seeds, "dog", **options)
-    return model.sample("a red star", seeds, **options)
+        return model.draw("dog", seeds, **options)
+    return model.draw("a red star", seeds, **options)
 
 
 def sha(model):
@@ -76,18 +76,18 @@ def test_a_run_leaves_its_teacher_alone_and_its_student_is_a_model_like_any_othe
 
 @every_teacher
 def test_a_student_takes_the_steps_it_was_made_for_and_no_others(method, kind, teacher, pictures, tmp_path):
-    distiller = small(method, teacher, pictures, iterations=1)
+    distiller = small(method, teacher, pictures, updates=1)
     student = sf.load(distiller.run(tmp_path / "run", progress=False), "cpu")
-    assert torch.equal(draw(student, 1), draw(student, 1, steps=distiller.steps))
+    assert torch.equal(draw(student, 1), draw(student, 1, sampling_steps=distiller.sampling_steps))
     assert student.defaults["cfg_scale"] == 1.0
-    for wrong in (distiller.steps + 1, 50):
-        with pytest.raises(BadInput, match=f"distilled for {distiller.steps} steps"):
-            draw(student, 1, steps=wrong)
+    for wrong in (distiller.sampling_steps + 1, 50):
+        with pytest.raises(BadInput, match=f"distilled for {distiller.sampling_steps} steps"):
+            draw(student, 1, sampling_steps=wrong)
 
 
 @every_teacher
 def test_a_killed_run_goes_on_to_the_same_bits(method, kind, teacher, pictures, tmp_path, monkeypatch):
-    whole = small(method, teacher, pictures, iterations=5).run(tmp_path / "whole", progress=False)
+    whole = small(method, teacher, pictures, updates=5).run(tmp_path / "whole", progress=False)
     from sfumato.train.loop import Run
 
     step = Run.one_step
@@ -99,18 +99,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, kind, teacher, pictures, 
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Run, "one_step", killed)
-        small(method, teacher, pictures, iterations=5).run(tmp_path / "cut", progress=False)
+        small(method, teacher, pictures, updates=5).run(tmp_path / "cut", progress=False)
     assert not (tmp_path / "cut" / "model").exists()
-    cut = small(method, teacher, pictures, iterations=5).run(tmp_path / "cut", progress=False)
+    cut = small(method, teacher, pictures, updates=5).run(tmp_path / "cut", progress=False)
     assert sha(sf.load(whole, "cpu")) == sha(sf.load(cut, "cpu"))
 
 
 @every_teacher
 def test_other_settings_or_another_teacher_do_not_go_on_from_a_run(method, kind, teacher, pictures, tmp_path):
-    distiller = small(method, teacher, pictures, iterations=1)
+    distiller = small(method, teacher, pictures, updates=1)
     distiller.run(tmp_path / "run", progress=False)
     with pytest.raises(BadInput, match="distilled_steps"):
-        replace(distiller, steps=distiller.steps + 1).run(tmp_path / "run", progress=False)
+        replace(distiller, sampling_steps=distiller.sampling_steps + 1).run(tmp_path / "run", progress=False)
     other = teacher.copy(own="full")
     with torch.no_grad():
         next(iter(other.network.parameters())).add_(1)
@@ -126,7 +126,7 @@ def test_plan_says_what_it_will_cost(method, kind, teacher, pictures):
 
 def test_bad_input(method, pictures, pixel_teacher, tmp_path):
     with pytest.raises(BadInput, match="at least 1"):
-        small(method, pixel_teacher, pictures, steps=0)
+        small(method, pixel_teacher, pictures, sampling_steps=0)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="is a file"):
         small(method, pixel_teacher, pictures).run(tmp_path / "file")

@@ -58,7 +58,7 @@ def example(method: type[Patch]) -> Patch:
 
 
 def drawn(p: Text2Image, **options) -> torch.Tensor:
-    return p.sample(PROMPTS, SEEDS, steps=STEPS, cfg_scale=3.0, **options)
+    return p.draw(PROMPTS, SEEDS, sampling_steps=STEPS, cfg_scale=3.0, **options)
 
 
 def called(p: Text2Image, **options) -> torch.Tensor:
@@ -161,7 +161,7 @@ def test_a_run_that_was_broken_off_leaves_nothing_to_the_next(method, pipe):
         for at in (0, 4):
             with pytest.raises(Stop):
                 called(pipe, callback_on_step_end=stop(at))
-            states = pipe.states(PROMPTS, SEEDS, steps=STEPS)
+            states = pipe.states(PROMPTS, SEEDS, sampling_steps=STEPS)
             for _ in range(at + 2):
                 next(states)
             del states
@@ -173,15 +173,15 @@ def test_a_seeds_picture_is_the_same_again_and_in_every_batch(method, pipe):
     with example(method).patch(pipe):
         together = drawn(pipe)
         assert torch.equal(drawn(pipe), together)
-        torch.testing.assert_close(drawn(pipe, batch_size=1), together, rtol=0, atol=1e-5)
+        torch.testing.assert_close(drawn(pipe, batch=1), together, rtol=0, atol=1e-5)
     with example(method).patch(pipe):
         assert torch.equal(drawn(pipe), together)
 
 
 def test_runs_may_take_turns(method, pipe):
     with example(method).patch(pipe):
-        alone = [[z for z, _ in pipe.states(PROMPTS, s, steps=STEPS)] for s in (1, 2)]
-        both = zip(*(pipe.states(PROMPTS, s, steps=STEPS) for s in (1, 2)), strict=True)
+        alone = [[z for z, _ in pipe.states(PROMPTS, s, sampling_steps=STEPS)] for s in (1, 2)]
+        both = zip(*(pipe.states(PROMPTS, s, sampling_steps=STEPS) for s in (1, 2)), strict=True)
         for i, states in enumerate(both):
             for k, (z, _) in enumerate(states):
                 assert torch.equal(z, alone[k][i])

@@ -92,11 +92,6 @@ class ConceptInversion(Attack):
         if not self.templates or any("{}" not in t for t in self.templates):
             raise BadInput('every template needs {} where the new word stands, for example "a photo of {}"')
 
-    @classmethod
-    def for_sketch(cls) -> ConceptInversion:
-        """For the embedded model on two CPU cores: fewer steps, and the pictures' own prompts as templates."""
-        return cls(**cls.presets["sketch"])
-
     def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
         check_length(pipe, [*self.templates, *(say(p, concept, "{}") for p in prompts)], self.tokens)
@@ -144,7 +139,7 @@ class ConceptInversion(Attack):
         if self.show:
             asked = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.show)]
             seeds = range(self.seed, self.seed + self.show)
-            found.pictures = found.sample(pipe, asked, seeds, progress=progress)
+            found.pictures = found.draw(pipe, asked, seeds, progress=progress)
         return found
 
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
@@ -152,7 +147,7 @@ class ConceptInversion(Attack):
             raise BadInput("concept inversion learns from pictures: give a folder of them, or the original model")
         prompts = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.n_images)]
         seeds = [2**20 + self.seed * self.n_images + i for i in range(self.n_images)]
-        return original.sample(prompts, seeds), prompts
+        return original.draw(prompts, seeds), prompts
 
     def _texts(self, said: str, concept: str, prompts: Sequence[str] | None, n: int) -> list[list[str]]:
         """For every picture the texts that may go with it."""
@@ -203,10 +198,10 @@ class Inversion(Found):
         """The learned rows of the first text encoder."""
         return None if self.token is None else self.token.embedding.detach()
 
-    def sample(
+    def draw(
         self, pipe: Text2Image, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
     ) -> Float[Tensor, "n 3 height width"]:
-        """See `Found.sample`: the concept's name in the prompts is replaced by the learned word.
+        """See `Found.draw`: the concept's name in the prompts is replaced by the learned word.
 
         Raises:
             BadInput: a prompt that does not name the concept, or that the new tokens make too long.
@@ -214,10 +209,10 @@ class Inversion(Found):
         if unnamed := [p for p in prompts if say(p, self.concept, "") == p]:
             raise BadInput(f"the prompt {unnamed[0]!r} does not name {self.concept!r}, which the word replaces")
         if self.token is None:
-            return pipe.sample(list(prompts), list(seeds), **settings)
+            return pipe.draw(list(prompts), list(seeds), **settings)
         check_length(pipe, [say(p, self.concept, "{}") for p in prompts], self.token.vectors)
         with on(pipe, self.token, self.init_word):
-            return pipe.sample([say(p, self.concept, self.word) for p in prompts], list(seeds), **settings)
+            return pipe.draw([say(p, self.concept, self.word) for p in prompts], list(seeds), **settings)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write ``learned_embeds.safetensors`` (for ``pipe.load_textual_inversion``), pictures and record."""

@@ -1,6 +1,7 @@
 """Audits: what an edit erased, what it kept, and what an attacker gets back."""
 
-from .detectors import ClassifierDetector, Detection, Detector, OracleDetector, ZeroShotDetector
+from sfumato.metrics.detectors import ClassifierDetector, Detection, Detector, OracleDetector, ZeroShotDetector
+
 from .run import audit
 
 __all__ = ["ClassifierDetector", "Detection", "Detector", "OracleDetector", "ZeroShotDetector", "audit"]

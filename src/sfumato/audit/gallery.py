@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.cases import Cases
 from sfumato.report.images import AttackPictures, Gallery, Pair
 
-from .cases import Cases
 from .under_attack import Outcome, Pictures
 
 SHOWN = 8

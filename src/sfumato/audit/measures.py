@@ -9,16 +9,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.data import oracle as oracles
+from sfumato.data.cases import Cases
 from sfumato.errors import unknown
 from sfumato.metrics.alignment import ClipScore, oracle_alignment
 from sfumato.metrics.bootstrap import Estimate, mean_interval, rate_interval
+from sfumato.metrics.detectors import Detector, OracleDetector
 from sfumato.metrics.perceptual import LPIPS, MSE, Distance, OneMinusSSIM, lpips_missing, oracle_distance
 from sfumato.pipeline import Text2Image
 from sfumato.report import schema
 from sfumato.report.schema import Interval, PromptDistance
 
-from .cases import Cases
-from .detectors import Detector, OracleDetector
 from .integrity import different_prompts, distances, integrity
 from .under_attack import Outcome, Pictures, to_float
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.attack.base import Attack
+from sfumato.data.cases import Cases
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.plan import Plan
 
-from .cases import Cases
 from .measures import CEILING, FLOOR
 
 
@@ -31,13 +31,13 @@ def plan(
     for attack in attacks:
         learned_from = words * len(cases.targets) * getattr(attack, "n_images", 0)
         pictures += learned_from + runs * min(n_attack, targets // len(cases.targets))
-        training += runs * attack.passes(sampling["steps"])
+        training += runs * attack.passes(sampling["sampling_steps"])
     scale = old.defaults["cfg_scale"] if sampling["cfg_scale"] is None else sampling["cfg_scale"]
-    rows = pictures * sampling["steps"] * (1 if scale == 1 else 2) + training
+    rows = pictures * sampling["sampling_steps"] * (1 if scale == 1 else 2) + training
     parts = [part for pipe in (old, new) for part in pipe.parts().values()]
     weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-    title = f"audit {', '.join(cases.targets)}: {pictures} pictures with {sampling['steps']} steps"
+    title = f"audit {', '.join(cases.targets)}: {pictures} pictures with {sampling['sampling_steps']} steps"
     if attacks:
         title += f", attacks: {len(attacks)}"
-    seconds = rows * seconds_per_row(old, min(8, sampling["batch_size"]))
+    seconds = rows * seconds_per_row(old, min(8, sampling["batch"]))
     return Plan(title, memory={"weights of both models": weights}, seconds=seconds)

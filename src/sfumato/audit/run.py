@@ -15,20 +15,21 @@ import torch
 from sfumato import __version__
 from sfumato.attack.base import Attack
 from sfumato.data import oracle as oracles
-from sfumato.erase.membrane import equip, holds_membranes
+from sfumato.data.cases import Cases, check_concepts, sketch_cases, template_cases
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import rate_interval
+from sfumato.metrics.detectors import Detector, OracleDetector, make_detector
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
+from sfumato.pipeline.membrane import equip, holds_membranes
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.plan import Plan
 from sfumato.progress import track
 from sfumato.report import schema
-from sfumato.report.schema import AuditReport
+from sfumato.report.audit import AuditReport
+from sfumato.versions import versions
 
 from . import protocol as protocols
-from .cases import Cases, check_concepts, sketch_cases, speaks_sketch, template_cases
-from .detectors import Detector, OracleDetector, make_detector
 from .gallery import gallery
 from .integrity import distances
 from .measures import (
@@ -57,7 +58,7 @@ def audit(
     n_retain: int = 8,
     n_attack: int = 32,
     seed: int = 0,
-    steps: int = 25,
+    sampling_steps: int = 25,
     cfg_scale: float | None = None,
     scheduler: str | None = None,
     detector: str | Detector | None = None,
@@ -65,7 +66,7 @@ def audit(
     distance: str | Distance | None = None,
     adapters: Sequence[str | os.PathLike] = (),
     clip: str | None = None,
-    batch_size: int | None = None,
+    batch: int | None = None,
     edit: Any = None,
     progress: bool = True,
     announce: Callable[[Plan], None] | None = None,
@@ -92,7 +93,7 @@ def audit(
         n_retain: pictures for each retained concept, at least.
         n_attack: pictures drawn under attack for each erased concept.
         seed: of the choice of prompts, of the pictures' noise, of the intervals.
-        steps: sampling steps.
+        sampling_steps: denoising steps.
         cfg_scale: guidance; by default the pipeline's.
         scheduler: ddim or dpm++; by default the pipeline's.
         detector: "oracle" (sketch world), or a folder or hub id of a transformers image classifier or CLIP.
@@ -103,7 +104,7 @@ def audit(
             made from, or a fine-tune of it); each acts as strongly as a prompt resembles what it erases.
         clip: folder or hub id of a CLIP for the alignment of prompts and pictures; by default the oracle in
             the sketch world, and no alignment elsewhere.
-        batch_size: pictures drawn together; by default 64 up to 128 pixels a side, 8 above.
+        batch: pictures drawn together; by default 64 up to 128 pixels a side, 8 above.
         edit: the eraser, or its record; by default read from the folder of the edited model.
         progress: show bars.
         announce: called with the plan before the first picture is drawn.
@@ -121,8 +122,8 @@ def audit(
     concepts = check_concepts(concepts, retain)
     if min(n, n_retain, n_attack) < 1:
         raise BadInput("an audit needs at least one picture of each kind: n, n_retain and n_attack from 1 on")
-    if batch_size is not None and batch_size < 1:
-        raise BadInput(f"batch_size must be at least 1, got {batch_size}")
+    if batch is not None and batch < 1:
+        raise BadInput(f"batch must be at least 1, got {batch}")
     old, new = _open(before), equip(_open(after), after, adapters)
     if holds_membranes(after):
         warnings.warn(
@@ -134,17 +135,17 @@ def audit(
         raise BadInput(f"one model is of the family {old.family}, the other of {new.family}: they are no pair")
     if old.size != new.size:
         raise BadInput(f"the models draw pictures of {old.size} and of {new.size} pixels: they are no pair")
-    batch_size = batch_size or (64 if old.size <= 128 else 8)
-    sketch = speaks_sketch(old)
+    batch = batch or (64 if old.size <= 128 else 8)
+    sketch = bool(old.vocabulary)
     cases, detector = _plan(concepts, retain, prompts, n, n_retain, seed, detector, sketch)
     distance = make_distance(distance)
     aligned = alignment_measure(clip, detector)
-    chosen = [make_attack(a, sketch) for a in attacks]
+    chosen = [make_attack(a, old) for a in attacks]
     names = attack_names(chosen)
     for attack in chosen:
         for concept, rows in cases.targets.items():
             attack.check(new, concept, [c.prompt for c in rows[:n_attack]])
-    sampling = {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "batch_size": batch_size}
+    sampling = {"sampling_steps": sampling_steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "batch": batch}
     if announce:
         announce(planned(old, new, cases, chosen, n_attack, sampling))
     rng = torch.Generator().manual_seed(seed)
@@ -201,19 +202,19 @@ def audit(
             "prompts": [c.prompt for c in every],
             "seeds": [c.seed for c in every],
             "scheduler": _scheduler(old, scheduler),
-            "steps": steps,
+            "sampling_steps": sampling_steps,
             "guidance": old.defaults["cfg_scale"] if cfg_scale is None else cfg_scale,
             "size": old.size,
             "resize": {
                 "pictures": "none; rounded to 8 bits", "detector": detector.resize, "distance": distance.resize,
             },
             "distance": {"name": distance.name, "hash": distance.hash},
-            "batch_size": batch_size,
+            "batch": batch,
             "pictures": {"n": n, "n_retain": n_retain, "n_attack": n_attack},
             "detected_before": {**seen, **seen_kept},
             "detected_unasked": {c: share(detector(to_float(kept[0]), c).present) for c in concepts},
             "groups": {name: list(words) for name, words in cases.groups.items()},
-            "versions": protocols.versions(),
+            "versions": versions(),
         },
         method=protocols.method_of(record),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -281,9 +282,9 @@ def _draw(
     progress: bool,
 ) -> Pictures:
     """8-bit pictures, batch by batch, with a bar if wanted."""
-    size = sampling["batch_size"]
+    size = sampling["batch"]
     starts = track(range(0, len(texts), size), label, progress)
-    parts = [to_bytes(pipe.sample(list(texts[i : i + size]), list(seeds[i : i + size]), **sampling)) for i in starts]
+    parts = [to_bytes(pipe.draw(list(texts[i : i + size]), list(seeds[i : i + size]), **sampling)) for i in starts]
     return torch.cat(parts)
 
 

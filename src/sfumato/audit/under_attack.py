@@ -11,11 +11,10 @@ from torch import Tensor
 
 from sfumato import catalog
 from sfumato.attack.base import Attack, say
+from sfumato.data.cases import Case
+from sfumato.metrics.detectors import Detector
 from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image
-
-from .cases import Case
-from .detectors import Detector
 
 Pictures = UInt8[Tensor, "n 3 height width"]
 
@@ -34,12 +33,12 @@ class Outcome:
     control_pictures: Pictures | None
 
 
-def make_attack(attack: str | Attack, sketch: bool) -> Attack:
-    """The attack of that name with its defaults, or with its settings for the embedded model."""
+def make_attack(attack: str | Attack, model: Text2Image) -> Attack:
+    """The attack of that name with the settings that suit the model."""
     if isinstance(attack, Attack):
         return attack
     cls = catalog.get(attack, "attack").load()
-    return cls.for_sketch() if sketch else cls()
+    return cls(**cls.settings_for(model))
 
 
 def attack_names(attacks: Sequence[Attack]) -> list[str]:
@@ -85,7 +84,7 @@ def assail(
         result = attack.run(on, word, **shown(word), original=before, progress=progress)
         # The audit's prompts name the erased concept; a control asks in the same words for what it learned.
         result = replace(result, concept=concept)
-        return to_bytes(result.sample(on, prompts, seeds_of_cases, progress=progress, **sampling))
+        return to_bytes(result.draw(on, prompts, seeds_of_cases, progress=progress, **sampling))
 
     present = lambda pictures: detector(to_float(pictures), concept).present
     attacked = found(after, concept)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfumato.commands.options import parse
+from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
 from sfumato.files import refuse_existing
 
 if TYPE_CHECKING:
-    from sfumato.report.schema import AuditReport
+    from sfumato.report.schema import AuditRecord
 
 EXAMPLE = "sfumato audit --before sketch --after erased/ --concept star --out report/"
 
@@ -36,7 +36,7 @@ def main(args: list[str]) -> None:
     from sfumato.audit import audit
     from sfumato.pipeline.saving import quiet
 
-    own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}")
+    own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}", aliases=STEPS)
     options = Audit(**own)
     refuse_existing(options.out, options.overwrite)
     writes = [f"{options.out}/ (index.html, report.json)"]
@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
     print(f"report: {options.out / 'index.html'}")
 
 
-def summary(report: AuditReport) -> None:
+def summary(report: AuditRecord) -> None:
     """The figures that decide, as a short table."""
     from sfumato.report.words import average, full
 

@@ -9,7 +9,8 @@ HELP = """usage: sfumato cite METHOD
 
 Example: sfumato cite rece
 
-The BibTeX of exactly what the method runs: its own paper, and those of the methods it builds on.
+The BibTeX of exactly what the method runs: its own paper, and those of the methods it builds on. `sfumato cite audit`
+prints what an audit measures by.
 """
 
 
@@ -19,5 +20,5 @@ def main(args: list[str]) -> int:
         return 0
     if len(args) != 1:
         raise BadInput("name one method, as in `sfumato cite rece`")
-    print(catalog.get(args[0]).bibtex)
+    print("\n\n".join(paper.bibtex for paper in catalog.cite(args[0])))
     return 0

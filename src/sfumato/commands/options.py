@@ -27,6 +27,9 @@ from typing import Annotated, Any, Literal
 
 from sfumato.errors import BadInput, unknown
 
+STEPS = {"sampling_steps": "--steps"}
+"""What commands that draw call the number of denoising steps too, since they have no other steps."""
+
 
 @dataclasses.dataclass
 class Flag:
@@ -37,7 +40,7 @@ class Flag:
     default: Any
     doc: str
     option: str = ""
-    alias: str = ""
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.option = "--" + self.name.replace("_", "-")
@@ -58,7 +61,7 @@ class Flag:
         if self.positional:
             return set()
         negated = {"--no-" + self.option[2:]} if self.type is bool else set()
-        return {self.option, self.alias} - {""} | negated
+        return {self.option, *self.aliases} | negated
 
     def settings(self) -> Any:
         """How tyro names and explains it."""
@@ -67,8 +70,8 @@ class Flag:
         plain = [t for t in typing.get_args(self.type) if t is not type(None)]
         optional = isinstance(self.type, types.UnionType) and len(plain) == 1 and isinstance(plain[0], type)
         return tyro.conf.arg(
-            name=self.option[2:] if self.alias else None,
-            aliases=[self.alias] if self.alias else None,
+            name=self.option[2:] if self.aliases else None,
+            aliases=self.aliases or None,
             help=self.doc or None,
             metavar=plain[0].__name__.upper() if optional else None,
             help_behavior_hint="" if self.default is None or self.default == () else None,
@@ -81,11 +84,12 @@ def parse(
     *sources: Any,
     about: str = "",
     defaults: Mapping[str, Any] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The values that ``args`` give to each of ``sources`` (dataclasses or functions), defaults filled in.
 
     A name that several sources share is one flag, described by the first, and is passed to all of them.
-    ``defaults`` replace the sources' own.
+    ``defaults`` replace the sources' own; ``aliases`` say by which other name a flag is called too.
 
     Raises:
         BadInput: what tyro finds wrong, in one sentence.
@@ -100,7 +104,7 @@ def parse(
     for name, value in (defaults or {}).items():
         if name in flags:
             flags[name].default = value
-    _rename(flags)
+    _rename(flags, aliases or {})
     args = _gather(args, flags)
     _refuse_unknown(command, args, flags)
     fields = []
@@ -183,12 +187,14 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def _rename(flags: dict[str, Flag]) -> None:
-    """Call an option that takes several values by its singular, and by its plural too."""
+def _rename(flags: dict[str, Flag], aliases: Mapping[str, str]) -> None:
+    """Call an option that takes several values by its singular, and by its plural too; and others as asked."""
     for flag in flags.values():
         short = flag.name.removesuffix("s")
         if flag.several and not flag.positional and short != flag.name and short not in flags:
-            flag.option, flag.alias = "--" + short.replace("_", "-"), flag.option
+            flag.option, flag.aliases = "--" + short.replace("_", "-"), (flag.option,)
+        if flag.name in aliases:
+            flag.aliases += (aliases[flag.name],)
 
 
 def _gather(args: Sequence[str], flags: dict[str, Flag]) -> list[str]:

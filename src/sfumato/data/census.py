@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from sfumato.errors import BadInput
 from sfumato.files import sha256_of
 
+from .base import Pictures
 from .folders import pictures_in
-from .pictures import Pictures
 from .tables import parquet_files
 
 

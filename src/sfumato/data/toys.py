@@ -8,7 +8,7 @@ from PIL import Image
 from sfumato.data import sketch
 from sfumato.errors import BadInput
 
-from .pictures import Pictures
+from .base import Pictures
 
 
 class SketchPictures(Pictures):

@@ -13,9 +13,10 @@ from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.adapter import refuse_adapters
 
 from .base import Eraser
-from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
+from .finetune import finetune, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -184,7 +185,7 @@ class ESD(Eraser):
         """A function (rows of ``asked``, generator) -> (latents, their time)."""
         source = teacher if self.sampler == "teacher" else student
         guidance = {"cfg_scale": self.start_guidance, "negative": teacher.unconditional()}
-        options = {"steps": self.sampling_steps, **guidance}
+        options = {"sampling_steps": self.sampling_steps, **guidance}
         if self.pool:
             return self._pooled(teacher, asked, options)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import BadInput, SfumatoError
+from sfumato.errors import SfumatoError
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.progress import track
@@ -66,13 +66,6 @@ def finetune(
         parameter.requires_grad_(False)
         parameter.grad = None
     return losses
-
-
-def refuse_adapters(pipe: Text2Image) -> None:
-    """Raise `BadInput` if adapters act in ``pipe``: what is trained here would be trained without them."""
-    if pipe.adapters:
-        names = ", ".join(pipe.adapters)
-        raise BadInput(f"adapters are attached to this pipeline ({names}): merge or remove them first")
 
 
 def make_plan(pipe: Text2Image, title: str, trained: int, passes: float, batch: int = 1) -> Plan:

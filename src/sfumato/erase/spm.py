@@ -14,16 +14,15 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Conditioning, Text2Image
-from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.adapter import Adapter, refuse_adapters
+from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
 
 from .base import Eraser
 from .esd import negative_guidance_target, predict_each
-from .finetune import finetune, make_plan, refuse_adapters, seeds, uniform
-from .membrane import Composition, Membrane, Transport, attach
+from .finetune import finetune, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
-
 
 
 def draw_anchors(
@@ -196,7 +195,7 @@ class SPM(Eraser):
         neutral = base.encode(self.anchor_for(index, ""))
         kept = base.encode(self.preserve) if self.preserve else None
         fixed = [base.encode("")] if self.anchor_empty else []
-        options = {"steps": M, "cfg_scale": self.start_guidance, "negative": base.encode("")}
+        options = {"sampling_steps": M, "cfg_scale": self.start_guidance, "negative": base.encode("")}
 
         def anchors(generator: torch.Generator) -> list[Conditioning]:
             if not self.anchor_weight:

@@ -91,7 +91,7 @@ def _correlation(a: Float[Tensor, "n channel band"], b: Float[Tensor, "n channel
 def distance(model: ImageModel, seed: int, sampler: Callable[..., Tensor] | str = "ddpm") -> float:
     """Frechet distance, in the oracle's features, of `PICTURES` samples from `FRESH` pictures never trained on."""
     seeds = range(seed * PICTURES, (seed + 1) * PICTURES)
-    drawn = model.sample(seeds, steps=STEPS, sampler=sampler)
+    drawn = model.draw(None, seeds, sampling_steps=STEPS, scheduler=sampler)
     reader = oracle.load()
     with torch.no_grad():
         real = reader.features((fresh(SIDE, seed, FRESH) + 1) / 2)

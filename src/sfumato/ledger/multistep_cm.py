@@ -93,7 +93,7 @@ def student(given: Plane, mode: str, segments: int, steps: int, seed: int) -> Pl
     """A multistep consistency model of ``segments`` segments, from the weights of ``given``."""
     network = copy.deepcopy(given)
     method = MultistepCM(
-        mode=mode, steps=segments, iterations=steps, batch=BATCH, anneal=steps // 2, first_teacher_steps=32,
+        mode=mode, sampling_steps=segments, iterations=steps, batch=BATCH, anneal=steps // 2, first_teacher_steps=32,
         last_teacher_steps=256, eta=0.0, cfg_scale=1.0,
     )  # fmt: skip
     side = lambda net: SimpleNamespace(denoiser=net, network=net, defaults={}, unconditional=lambda n: None)
@@ -129,7 +129,7 @@ def variances(seed: int, steps: int, groups: int = 8, size: int = 16) -> Pair:
         for start in range(0, n, size):
             rows = range(start, start + size)
             captions = [pictures.caption(i) for i in rows]
-            ends, _ = pipe.trajectory(captions, [seed * n + i for i in rows], steps=steps, stop_after=steps,
+            ends, _ = pipe.trajectory(captions, [seed * n + i for i in rows], sampling_steps=steps, stop_after=steps,
                                       scheduler=scheduler, cfg_scale=1.0)  # fmt: skip
             parts.append(float((ends.var(dim=0).mean().log() - target).abs()))
         found.append(parts)

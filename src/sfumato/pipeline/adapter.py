@@ -68,7 +68,7 @@ class Adapter:
             entries also serves a batch of k n rows, entry i for rows i, n + i, ...: both halves of a guided
             batch.
         gate: None, or a function from the conditioning of the pictures being sampled to one scale for each;
-            `Text2Image.sample` and `trajectory` set ``scale`` by it, the same for both halves of guidance.
+            `Text2Image.draw` and `trajectory` set ``scale`` by it, the same for both halves of guidance.
     """
 
     def __init__(
@@ -205,6 +205,13 @@ def merged(p: Text2Image) -> Text2Image:
             raise BadInput(f"adapter {key!r} has one scale per picture: set its scale to one number before merging")
         a.add_to(made.network, 1.0 if a.gate is not None else float(a.scale))
     return made
+
+
+def refuse_adapters(pipe: Text2Image) -> None:
+    """Raise `BadInput` if adapters act in ``pipe``: what is trained here would be trained without them."""
+    if pipe.adapters:
+        names = ", ".join(pipe.adapters)
+        raise BadInput(f"adapters are attached to this pipeline ({names}): merge or remove them first")
 
 
 def _widths(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sfumato.errors import BadInput
 from sfumato.report.page import environment
-from sfumato.report.schema import AuditReport, Interval
+from sfumato.report.schema import AuditRecord, Interval
 from sfumato.report.words import average
 
 
@@ -38,12 +38,12 @@ class Row:
         return Interval(gap, gap - down, gap + up, min(a.n, b.n))
 
 
-def differing_fields(first: AuditReport, second: AuditReport) -> list[str]:
+def differing_fields(first: AuditRecord, second: AuditRecord) -> list[str]:
     """Dotted names of what was not the same in the two measurements, the model under test left out."""
     return sorted(_differ(_measured_how(first), _measured_how(second), ""))
 
 
-def _measured_how(report: AuditReport) -> dict[str, Any]:
+def _measured_how(report: AuditRecord) -> dict[str, Any]:
     data = report.to_json()
     return {
         "concepts": sorted(data["concepts"]),
@@ -69,7 +69,7 @@ def _plain(x: Any) -> Any:
     return [_plain(y) for y in x] if isinstance(x, (list, tuple)) else x
 
 
-def rows(first: AuditReport, second: AuditReport) -> list[Row]:
+def rows(first: AuditRecord, second: AuditRecord) -> list[Row]:
     """Every figure of either report; raises `BadInput` naming the fields in which the protocols differ."""
     if fields := differing_fields(first, second):
         raise BadInput(
@@ -94,7 +94,7 @@ def rows(first: AuditReport, second: AuditReport) -> list[Row]:
     return out
 
 
-def render(first: AuditReport, second: AuditReport) -> str:
+def render(first: AuditRecord, second: AuditRecord) -> str:
     """The page that sets two reports side by side; raises `BadInput` as `rows` does."""
     groups: dict[str, list[Row]] = {}
     for row in rows(first, second):
@@ -103,7 +103,7 @@ def render(first: AuditReport, second: AuditReport) -> str:
     return template.render(first=first, second=second, groups=groups)
 
 
-def save(first: AuditReport, second: AuditReport, folder: str | Path, overwrite: bool = False) -> Path:
+def save(first: AuditRecord, second: AuditRecord, folder: str | Path, overwrite: bool = False) -> Path:
     """Write the comparison as ``index.html`` in a new folder."""
     from sfumato.files import atomic_folder
 

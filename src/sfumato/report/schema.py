@@ -11,18 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from sfumato.errors import BadInput
 
-if TYPE_CHECKING:
-    from sfumato.report.images import Gallery
-
 PROTOCOL_KEYS = (
-    "before", "after", "detector", "prompts", "seeds", "scheduler", "steps", "guidance", "size", "resize",
+    "before", "after", "detector", "prompts", "seeds", "scheduler", "sampling_steps", "guidance", "size", "resize",
     "versions",
 )  # fmt: skip
-"""What ``AuditReport.protocol`` must say; see `AuditReport` for the shape of each."""
+"""What ``AuditRecord.protocol`` must say; see `AuditRecord` for the shape of each."""
 
 
 def _finite(x: float | None) -> float | None:
@@ -157,7 +154,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditReport:
+class AuditRecord:
     """An audit of one edited model against the original, as ``report.json`` keeps it.
 
     ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of
@@ -184,8 +181,6 @@ class AuditReport:
     """Version of this package."""
     reproduce: str = ""
     """The command line that repeats the audit."""
-    gallery: Gallery | None = field(default=None, repr=False, compare=False)
-    """Pictures for the page, in memory only: not part of ``report.json``."""
 
     def __post_init__(self) -> None:
         if missing := [k for k in PROTOCOL_KEYS if k not in self.protocol]:
@@ -209,9 +204,9 @@ class AuditReport:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> AuditReport:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; raises `BadInput` naming what is missing or unknown."""
-        known = {f.name for f in fields(cls)} - {"gallery"}
+        known = {f.name for f in fields(AuditRecord)}
         if not isinstance(data, Mapping) or set(data) != known:
             keys = set(data) if isinstance(data, Mapping) else set()
             odd = [f"missing {k!r}" for k in sorted(known - keys)]
@@ -231,7 +226,7 @@ class AuditReport:
             raise BadInput(f"the report is damaged, run the audit again: {error}") from error
 
     @classmethod
-    def load(cls, path: str | Path) -> AuditReport:
+    def load(cls, path: str | Path) -> Self:
         """Read a report from its folder or its ``report.json``; raises `BadInput` where there is none."""
         path = Path(path)
         file = path / "report.json" if path.is_dir() else path
@@ -242,17 +237,3 @@ class AuditReport:
         except ValueError as error:
             raise BadInput(f"{file} is not valid JSON: run the audit again") from error
         return cls.from_json(data)
-
-    def save(self, folder: str | Path, gallery: Gallery | None = None, overwrite: bool = False) -> Path:
-        """Write ``report.json`` and the self-contained ``index.html``: both or, on any failure, neither.
-
-        The pictures are ``gallery``, or else the report's own.
-        """
-        from sfumato.files import atomic_folder
-        from sfumato.report.page import render
-
-        with atomic_folder(folder, overwrite=overwrite) as temporary:
-            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-            (temporary / "report.json").write_text(text + "\n", encoding="utf-8")
-            (temporary / "index.html").write_text(render(self, gallery or self.gallery), encoding="utf-8")
-        return Path(folder)

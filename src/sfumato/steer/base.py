@@ -16,13 +16,14 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.lent import lent
 from sfumato.pipeline.steering import Place, patched
+from sfumato.settings import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(ABC):
+class Patch(Tuned, ABC):
     """A change of a live pipeline that lasts for a block: ``with SomePatch().patch(pipe): pipe(...)``.
 
-    It acts on ``Text2Image.sample`` and on diffusers' own pipeline call alike, and changes one of four places: the
+    It acts on ``Text2Image.draw`` and on diffusers' own pipeline call alike, and changes one of four places: the
     conditioning, the attention, the features or the prediction. Patches of different classes nest; they act in that
     order of places, and within a place in the order of entering. When the block is left, by an exception too, the
     pipeline is exactly what it was. Weights are never changed, a copy made inside the block is unpatched, and saving

@@ -19,10 +19,11 @@ from torch.nn.functional import cosine_similarity
 
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_file
-from sfumato.pipeline import Conditioning, Text2Image, lora
-from sfumato.pipeline.adapter import Adapter
 
-from .finetune import refuse_adapters
+from . import lora
+from .adapter import Adapter, refuse_adapters
+from .base import Text2Image
+from .conditioning import Conditioning
 
 Transport = Literal["facilitated", "embedding", "tokens", "none"]
 Composition = Literal["paper", "official"]

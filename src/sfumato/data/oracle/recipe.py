@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from sfumato.files import sha256_of
 
-from .oracle import CARD, SIDE, WEIGHTS, WORDS, Oracle
-from .sketch import BACKGROUNDS, COLOURS, PALETTE, Item, Scene, render, sample_scene
-from .sketch.render import VARIANTS
+from ..sketch import BACKGROUNDS, COLOURS, PALETTE, Item, Scene, render, sample_scene
+from ..sketch.render import VARIANTS
+from . import CARD, SIDE, WEIGHTS, WORDS, Oracle
 
 STEPS = 1200
 BATCH = 128

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import sha256_of
 
-from .sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
+from ..sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 
 NOTHING = "nothing"
 WORDS: dict[str, tuple[str, ...]] = {
@@ -34,7 +34,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 SIDE = 64
 """Pictures are read at this many pixels a side."""
 FEATURES = 128
-ASSETS = Path(__file__).resolve().parents[1] / "assets" / "oracle"
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "oracle"
 WEIGHTS = "oracle.safetensors"
 CARD = "card.json"
 
@@ -121,30 +121,3 @@ def load(folder: str | Path | None = None) -> Oracle:
     shared by all callers; `copy.deepcopy` it before changing or moving it.
     """
     return _shipped(Path(folder) if folder is not None else ASSETS)
-
-
-def main() -> None:
-    import argparse
-
-    from . import oracle_recipe as recipe
-
-    summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m sfumato.data.oracle", description=summary)
-    parser.add_argument("--train", action="store_true", help="train the oracle and write weights and card")
-    parser.add_argument("--report", metavar="DIR", help="write oracle.md and oracle.png there")
-    parser.add_argument("--out", default=str(ASSETS), help="where weights and card go (default: the package)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=recipe.STEPS)
-    args = parser.parse_args()
-    if not args.train and not args.report:
-        parser.error("say --train, or --report DIR")
-    if args.train:
-        recipe.train_oracle(args.out, seed=args.seed, steps=args.steps, log=print)
-    if args.report:
-        from .oracle_report import report
-
-        report(load(args.out), args.report)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .oracle import WORDS, Oracle
-from .oracle_recipe import EVALUATION_SEED, accuracy, confusion
+from . import WORDS, Oracle
+from .recipe import EVALUATION_SEED, accuracy, confusion
 
 PAGE = "oracle.md"
 PICTURE = "oracle.png"

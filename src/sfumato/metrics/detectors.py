@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sfumato.data import oracle as oracles
 from sfumato.errors import BadInput, unknown
-from sfumato.metrics.alignment import named
-from sfumato.metrics.vision import ClipModel, load_vision, module_sha256, reads_text
+
+from .alignment import named
+from .vision import ClipModel, load_vision, module_sha256, reads_text
 
 _FILLERS = {"a", "an", "the", "in", "on", "of", "style", "background", "picture", "shape"}
 

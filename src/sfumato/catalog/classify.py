@@ -1,0 +1,7 @@
+"""Classify: train a classifier."""
+
+from __future__ import annotations
+
+from .method import Method
+
+METHODS: tuple[Method, ...] = ()

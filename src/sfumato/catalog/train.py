@@ -1,0 +1,53 @@
+"""Train: a model from data."""
+
+from __future__ import annotations
+
+from .method import Method
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "train", "t2i", "sfumato.train.t2i:TrainT2I", ("rombach2022ldm", "ho2022classifierfree"),
+        "Trains a text-to-image latent diffusion pipeline: autoencoder first, then text encoder and UNet.",
+        cost="hours on two CPU cores for the embedded model",
+        when="A pipeline of your own, from pictures with captions.",
+        beware="Small pictures and small vocabularies on CPU.",
+        no_ledger="measured by the oracle when it ends",
+    ),
+    Method(
+        "train", "simple-diffusion", "sfumato.train.simple_diffusion:SimpleDiffusion",
+        ("hoogeboom2023simple", "ho2022classifierfree"),
+        "Pixel diffusion at any resolution: a schedule that follows the size, and the capacity at 16x16.",
+        cost="one network call with gradients an update; the paper's models are for many GPUs",
+        when="Pictures of 64 pixels and more without an autoencoder.",
+        beware="The published models have billions of parameters; `sid2` needs fewer.",
+        ledger="simple-diffusion",
+    ),
+    Method(
+        "train", "sid2", "sfumato.train.sid2:SiD2",
+        (
+            "hoogeboom2025simpler", "hoogeboom2023simple", "kingma2023understanding", "kynkaanniemi2024applying",
+            "ho2022classifierfree",
+        ),
+        "Pixel diffusion with the sigmoid loss, the Residual U-ViT and guidance in an interval.",
+        cost="one network call with gradients an update; half the patch is four times the work",
+        when="The first choice for pixel models: classes or none, one loss bias per resolution.",
+        beware="The bias, the guidance and its interval are to be chosen for each resolution and model.",
+        ledger="sid2",
+    ),
+    Method(
+        "train", "blurring", "sfumato.train.blurring:Blurring", ("hoogeboom2023blurring", "rissanen2023generative"),
+        "Pixel diffusion that blurs and adds noise at once, so that pictures appear from coarse to fine.",
+        cost="a plain pixel diffusion's, and two cosine transforms a step",
+        when="Long training on little data, where blurring acts as a regulariser.",
+        beware="Not ahead of plain diffusion in short runs; by its paper it overtakes late.",
+        ledger="blurring",
+    ),
+    Method(
+        "train", "rolling", "sfumato.train.rolling:Rolling", ("ruhe2024rolling",),
+        "Sequences of any length from a window of frames in which later frames carry more noise.",
+        cost="one network call with gradients on a whole window per update",
+        when="Long roll-outs of frames whose future is uncertain: video, fluids, weather.",
+        beware="Short clips of simple motion gain nothing over ordinary video diffusion.",
+        ledger="rolling",
+    ),
+)  # fmt: skip
