@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import catalog
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import Text2Image, VideoModel
 
 from .families import FAMILIES
 
@@ -64,9 +64,12 @@ def in_half(pipe: Text2Image) -> Text2Image:
     return made
 
 
-def draw(pipe: Text2Image, prompts: Any = ("a red star", "art"), seeds: Any = (3, 4)) -> Tensor:
-    """Pictures in two steps."""
-    return pipe.draw(list(prompts), list(seeds), sampling_steps=2)
+def draw(model: Any, asked: Any = None, seeds: Any = (3, 4)) -> Tensor:
+    """Pictures in two steps: of ``asked``, or of prompts where the model takes some, or of nothing in particular."""
+    if asked is None and isinstance(model, Text2Image):
+        asked = ["a red star", "art"]
+    steps = {} if isinstance(model, VideoModel) else {"sampling_steps": 2}
+    return model.draw(asked, list(seeds), **steps)
 
 
 def state(model: Any) -> dict[str, Any]:

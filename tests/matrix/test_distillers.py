@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, kind, teacher, pictures, 
 def test_other_settings_or_another_teacher_do_not_go_on_from_a_run(method, kind, teacher, pictures, tmp_path):
     distiller = small(method, teacher, pictures, updates=1)
     distiller.run(tmp_path / "run", progress=False)
-    with pytest.raises(BadInput, match="distilled_steps"):
+    with pytest.raises(BadInput, match="sampling_steps"):
         replace(distiller, sampling_steps=distiller.sampling_steps + 1).run(tmp_path / "run", progress=False)
     other = teacher.copy(own="full")
     with torch.no_grad():
