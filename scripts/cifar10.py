@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classifier import classify, train_classifier
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad as pad_borders
 
+from classifier import classify, train_classifier
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.files import GENERATED, contact_sheet, save_png, write_json
 from sfumato.metrics.bootstrap import wilson

@@ -100,7 +100,7 @@ def _preset(
     """
     own = {field.name: field.default for field in dataclasses.fields(options)}
     of = next((name for name in ("original", "teacher") if name in own), "model")
-    words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
+    words: dict[str, Any] = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
     # pictures from elsewhere say nothing of which model they belong to
     model = words.get(f"--{of}", None if "--images" in words else own.get(of))
     name = words.get("--preset") or (model if model in presets else None)

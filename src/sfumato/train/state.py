@@ -154,7 +154,8 @@ def load(folder: Path, modules: Modules, params: Mapping[str, Tensor], average: 
             put(tensor, weights[name])
         for name, tensor in average.items():
             put(tensor, averages[name])
-        place, state = {n: i for i, n in enumerate(params)}, {}
+        place = {n: i for i, n in enumerate(params)}
+        state: dict[int, Any] = {}
         for key, value in moments.items():
             name, field = key.rsplit("/", 1)
             sharded = value.shape == params[name].shape and value.ndim
