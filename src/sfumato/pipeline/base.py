@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.data import world
 from sfumato.errors import BadInput
 
 from . import adapter, attention, layers, lora, sampling, saving, sharing, steering, tokens
@@ -43,6 +44,8 @@ class Text2Image(ABC):
         self.learned: list[tokens.LearnedToken] = []
         self.listeners: list[Any] = []
         self.companions: list[Callable[[Path], None]] = []
+        self.origin: str | None = None
+        """The embedded model that this pipeline is or was made from, where it is known to be."""
         for part in self.parts().values():
             part.requires_grad_(False).eval()
         self.clock = self._make_clock()
@@ -113,6 +116,11 @@ class Text2Image(ABC):
         return layers.parameters(self.network, subset)
 
     # Text
+
+    @property
+    def vocabulary(self) -> Mapping[str, tuple[str, ...]]:
+        """The words of the world that it was trained on, by attribute; empty for models of the world at large."""
+        return world.vocabulary(self.tokenizers[0])
 
     @property
     def context_length(self) -> int:

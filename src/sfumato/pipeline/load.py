@@ -19,6 +19,7 @@ from diffusers import (
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BadInput
+from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
 from .distilled import listens_to_guidance
@@ -28,7 +29,6 @@ from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
 from .video import VideoModel
 
-EMBEDDED = ("sketch",)
 _FAMILIES: dict[type[Any], type[Text2Image]] = {
     StableDiffusionPipeline: StableDiffusion,
     StableDiffusionXLPipeline: StableDiffusionXL,
@@ -93,7 +93,9 @@ def load(
     _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
-    return wrap(pipe.to(device), _defaults(read_record(model)))
+    made = wrap(pipe.to(device), _defaults(read_record(model)))
+    made.origin = origin_of(model)
+    return made
 
 
 def load_text2image(
@@ -162,7 +164,7 @@ def _folder(model: str) -> Path | None:
             raise BadInput(f"{model} is a pickle, which can run code when it is read: {_CONVERT}")
         raise BadInput(f"{model} is a single file, not a diffusers folder: {_CONVERT}")
     if model in EMBEDDED:
-        embedded = Path(__file__).parent.parent / "assets" / model
+        embedded = _embedded(model)
         if not embedded.is_dir():
             raise BadInput(
                 f"the embedded model {model!r} is missing from this installation: install the full package"
@@ -174,6 +176,11 @@ def _folder(model: str) -> Path | None:
         f"there is no model {model!r}: give an embedded one ({', '.join(EMBEDDED)}), a folder written by "
         "save_pretrained, or a hub id like owner/name"
     )
+
+
+def _embedded(model: str) -> Path:
+    """Where an embedded model lies in the package."""
+    return Path(__file__).parent.parent / "assets" / model
 
 
 def _index(source: str, folder: Path | None) -> dict[str, Any]:
@@ -267,6 +274,20 @@ def read_record(model: str | Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}  # a foreign file of that name says nothing to us
     return record if isinstance(record, dict) else {}
+
+
+def origin_of(model: str | Path) -> str | None:
+    """The embedded model that ``model`` is, or was made from by its record; None where there is none, or no model."""
+    try:
+        folder, record = _folder(str(model)), read_record(model)
+    except BadInput:
+        return None
+    if str(model) in EMBEDDED and folder == _embedded(str(model)):
+        return str(model)
+    described, made = (record.get(k) if isinstance(record.get(k), dict) else {} for k in ("description", "provenance"))
+    parent = made.get("parent") if isinstance(made.get("parent"), dict) else {}
+    named = (described.get("origin"), parent.get("origin"), parent.get("model"))
+    return next((name for name in named if name in EMBEDDED), None)
 
 
 def _defaults(record: dict[str, Any]) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "dtype": str(p.dtype).removeprefix("torch."),
         "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
     }
+    if p.origin:
+        described["origin"] = p.origin
     if p.adapters:
         described["adapters"] = {
             name: {"rank": a.rank, "alpha": a.alpha, "sha256": tensors_sha256(a.state_dict())}

@@ -39,7 +39,7 @@ class Blurring(PixelRecipe):
             "dropout": 0.2,
             "batch": 128,
             "lr": 2e-4,
-            "steps": 2_000_000,
+            "updates": 2_000_000,
             "flip": True,
         },
     }

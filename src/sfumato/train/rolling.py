@@ -42,7 +42,7 @@ class Rolling(PixelRecipe):
         "kolmogorov": {"data": "kolmogorov", "periodic": True},
         "kolmogorov-small": {
             "data": "kolmogorov", "periodic": True, "size": 16, "window": 6, "channels": (32, 64), "layers": 1,
-            "patch": 2, "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "steps": 1000,
+            "patch": 2, "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "updates": 1000,
             "ema": 0.99, "sampling_steps": 4,
         },
     }  # fmt: skip

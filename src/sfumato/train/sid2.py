@@ -20,7 +20,7 @@ from .cosine import CosineRecipe
 _PUBLISHED = {
     "channels": (128, 256, 512, 1024), "kinds": ("res", "res", "transformer", "transformer"), "blocks": (3, 3, 3),
     "middle": 16, "embedding": 1024, "noise": "cosine", "flip": True, "batch": 2048, "lr": 1e-4, "warmup": 10_000,
-    "ema": 0.9999, "steps": 1_000_000, "precision": "bf16",
+    "ema": 0.9999, "updates": 1_000_000, "precision": "bf16",
 }  # fmt: skip
 _INTERVAL = {"cfg_scale": 2.0, "cfg_interval": (-0.95, 3.32)}
 """Noise levels 0.19 to 1.61 of arXiv:2404.07724, as log-SNRs: where its grid search for a latent model began."""
@@ -58,15 +58,15 @@ class SiD2(CosineRecipe):
         },
         "small-cifar10": {
             **_SMALL, "size": 32, "patch": 2, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-            "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "steps": 5000,
+            "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "updates": 5000,
         },
         "small-digits": {
             **_SMALL, "size": 8, "channels": (32, 96), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 3,
-            "head_dim": 32, "embedding": 128, "steps": 3000,
+            "head_dim": 32, "embedding": 128, "updates": 3000,
         },
         "small-sketch": {
             **_SMALL, "size": 64, "patch": 4, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-            "blocks": (1, 1), "middle": 4, "head_dim": 48, "bias": -1.0, "steps": 7500,
+            "blocks": (1, 1), "middle": 4, "head_dim": 48, "bias": -1.0, "updates": 7500,
         },
     }  # fmt: skip
     """``imagenet-*``: the paper's models (see the class), "flop-heavy" where the patch is half of the other's;
