@@ -36,7 +36,7 @@ from sfumato.train.sid2 import SiD2
 
 def recipe(args: argparse.Namespace) -> SiD2:
     """The preset, with what the command line says."""
-    changes = {k: getattr(args, k) for k in ("steps", "batch") if getattr(args, k)}
+    changes = {k: getattr(args, k) for k in ("updates", "batch") if getattr(args, k)}
     return SiD2(**{**SiD2.presets[args.preset], **changes}, data=args.data, checkpoint_every=200)
 
 
@@ -161,7 +161,7 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
     lines = [
         f"# {name}: a small pixel model, with and without classes",
         "",
-        f"`SiD2(**SiD2.presets['{args.preset}'])`: {about['parameters']:,} parameters, {training.steps} updates of "
+        f"`SiD2(**SiD2.presets['{args.preset}'])`: {about['parameters']:,} parameters, {training.updates} updates of "
         f"{training.batch} pictures of {training.size} px. `scripts/cifar10.py` trained it and made this page. A model "
         "of this size and training shows that the method works, not what it can do.",
         "",
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small-cifar10", choices=sorted(SiD2.presets))
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
-    parser.add_argument("--steps", type=int, help="updates; by default the preset's")
+    parser.add_argument("--updates", type=int, help="by default the preset's")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--n", type=int, default=2000, help="samples")
     parser.add_argument("--n-real", type=int, default=10_000)

@@ -81,7 +81,7 @@ def train(parquet: Path, args: argparse.Namespace) -> Path:
     """The recipe of the embedded model on the emoji; its autoencoder starts from the embedded one."""
     recipe = TrainT2I(
         data=str(parquet), caption=CAPTION, start_from=args.start_from, start_with="autoencoder",
-        autoencoder_steps=args.autoencoder_steps, autoencoder_lr=4e-4, steps=args.steps, batch=args.batch,
+        autoencoder_updates=args.autoencoder_updates, autoencoder_lr=4e-4, updates=args.updates, batch=args.batch,
         vocabulary=2048, checkpoint_every=args.checkpoint_every,
     )  # fmt: skip
     return recipe.run(args.out / "train")
