@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classifier import classify, train_classifier
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad as pad_borders
 
+from classifier import classify, train_classifier
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.files import GENERATED, contact_sheet, save_png, write_json
 from sfumato.metrics.bootstrap import wilson
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--preset", default="small-cifar10", choices=sorted(SiD2.presets))
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
-    parser.add_argument("--updates", type=int, help="updates; by default the preset's")
+    parser.add_argument("--updates", type=int, help="by default the preset's")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--n", type=int, default=2000, help="samples")
     parser.add_argument("--n-real", type=int, default=10_000)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classifier import train_classifier
 from PIL import Image
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from classifier import train_classifier
 from sfumato.audit import audit
 from sfumato.data.pictures import open_pictures
 from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx

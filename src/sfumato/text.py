@@ -6,9 +6,7 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 _JOINERS = "\u200c\u200d"
 """Persian and emoji are spelled with these two."""

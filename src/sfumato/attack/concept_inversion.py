@@ -198,7 +198,7 @@ class WordLearning(Recipe):
         return {"word": self.rows}
 
     def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        share = slice(rng.rows.start, rng.rows.stop)  # type: ignore[attr-defined]  # the loop gives a Share
+        share = slice(rng.rows.start, rng.rows.stop)  # the loop gives a Share
         at, t, eps, said = (drawn[share] for drawn in self.drawn(batch["step"]))
         z0 = self.z0[at.to(self.z0.device)]
         return denoising_loss(self.pipe, z0, t, eps.to(z0), encode_once(self.pipe, said)), {}

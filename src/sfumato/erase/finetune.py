@@ -108,7 +108,7 @@ class Finetuning(Recipe):
         return [self.turn]
 
     def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = rng.rows  # type: ignore[attr-defined]  # the loop gives a Share
+        rows = rng.rows  # the loop gives a Share
         return self.step_loss(step_generator(self.seed, batch["step"]), slice(rows.start, rows.stop)), {}
 
 

@@ -47,7 +47,8 @@ def draw_anchors(
         SfumatoError: the concept's embedding is not finite, so that no draw is ever accepted.
     """
     low, high = scale
-    norm, drawn = concept.norm(), []
+    norm = concept.norm()
+    drawn: list[Tensor] = []
     if not torch.isfinite(norm):
         raise SfumatoError("the embedding of the concept is not finite: the text encoder is broken, fetch it again")
     while len(drawn) < n:  # a direction or its opposite is always accepted: two draws for each on average at most

@@ -112,8 +112,8 @@ class Alignment:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Alignment:
-        sides = (Interval.from_json(data[k], "mean") for k in ("before", "after"))
-        return cls(*sides, measure=data["measure"])
+        before, after = (Interval.from_json(data[k], "mean") for k in ("before", "after"))
+        return cls(before, after, data["measure"])
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Attack:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Attack:
-        rates = (Interval.from_json(data[k]) for k in ("recovered", "control", "original"))
-        return cls(*rates, budget=data["budget"], seconds=data.get("seconds"))
+        recovered, control, original = (Interval.from_json(data[k]) for k in ("recovered", "control", "original"))
+        return cls(recovered, control, original, budget=data["budget"], seconds=data.get("seconds"))
 
 
 @dataclass(frozen=True)
