@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import timed
 from torch import Tensor, nn
 
 from sfumato.noise import GaussianProcess
@@ -30,6 +29,7 @@ from sfumato.train import draw
 from sfumato.train.loop import Recipe, Run, Schedule
 from sfumato.train.pixels import PixelTraining
 from sfumato.train.simple_diffusion import SimpleDiffusion
+from timing import timed
 
 LR, CLIP = 1e-4, 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imports import circles, graph, of_rooms, room
 
 LEVELS = (

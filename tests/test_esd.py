@@ -13,7 +13,7 @@ from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess, ScaledLinearBeta
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, a handful of operations
-SHORT = {"steps": 2, "sampling_steps": 3, "lr": 1e-3}
+SHORT = {"updates": 2, "sampling_steps": 3, "lr": 1e-3}
 
 etas = st.floats(-2, 5)
 few = settings(max_examples=30, deadline=None)
@@ -174,7 +174,7 @@ def test_hosts_anchors_and_preserved_prompts(tiny_sd):
 
 
 def test_it_works_on_sdxl(tiny_sdxl):
-    erased = ESDx(concepts="star", steps=1, sampling_steps=2, lr=1e-3).apply(tiny_sdxl)
+    erased = ESDx(concepts="star", updates=1, sampling_steps=2, lr=1e-3).apply(tiny_sdxl)
     before, after = tiny_sdxl.parameters("xattn"), erased.parameters("xattn")
     assert any(not torch.equal(before[k], after[k]) for k in after)
 
@@ -198,7 +198,7 @@ def test_each_variant_has_its_own_settings_for_the_embedded_model():
     [
         ({"variant": "xattn"}, "x, u, full"),
         ({"pool": 4}, "teacher"),
-        ({"steps": 0}, "positive"),
+        ({"updates": 0}, "positive"),
         ({"lr": 0.0}, "positive"),
         ({"sampler": "nobody"}, "student or teacher"),
         ({"erase_from": ("a", "b")}, "erase_from"),

@@ -252,7 +252,7 @@ class TrainT2I(Tuned, Schedule):
             Run(AutoencoderRecipe(autoencoder, pictures), schedule, folder, keys).fit(progress)
         elif folder.exists():
             raise BadInput(
-                f"{out} holds a run that trained its autoencoder: give its --autoencoder-steps to go on, or another "
+                f"{out} holds a run that trained its autoencoder: give its --autoencoder-updates to go on, or another "
                 "folder to start anew"
             )
         autoencoder.eval().requires_grad_(False)
