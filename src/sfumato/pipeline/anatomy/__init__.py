@@ -1,6 +1,11 @@
 """What denoising networks are made of and how they are called: one `Anatomy` for each kind of network."""
 
 from .base import KINDS, SUBSETS, Anatomy, Call, Context, Projection, Site
+from .dit import PixArtAnatomy, SanaAnatomy
+from .mmdit import FluxAnatomy, SD3Anatomy
 from .unet import UNetAnatomy
 
-__all__ = ["KINDS", "SUBSETS", "Anatomy", "Call", "Context", "Projection", "Site", "UNetAnatomy"]
+__all__ = [
+    "KINDS", "SUBSETS", "Anatomy", "Call", "Context", "FluxAnatomy", "PixArtAnatomy", "Projection", "SD3Anatomy",
+    "SanaAnatomy", "Site", "UNetAnatomy",
+]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -170,6 +171,8 @@ class Anatomy(ABC):
     """The name that the network's forward has for its noisy input."""
     subsets: ClassVar[Mapping[str, Callable[[str], bool]]]
     """Which parameter names belong to a set."""
+    default_guidance: float = 1.0
+    """What a network is told that guidance was distilled into, where nothing else is asked for."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -335,7 +338,8 @@ class Anatomy(ABC):
             guidance: what a network is told that guidance was distilled into; others take none.
         """
         args, kwargs = self.arguments(z.to(self.network.dtype), time, self.inputs(z, cond, guidance))
-        with self.context.during(own=True, rows=cond.conditional, step=None):
+        facts = {"rows": cond.conditional, "step": None, "text": cond.tokens.shape[1]}
+        with self.context.during(own=True, **facts):
             out = self.network(*args, **kwargs, return_dict=False)[0]
         return self.prediction(out, z).to(z.dtype)
 
@@ -365,9 +369,13 @@ class Anatomy(ABC):
         """Whether a call wants the result in diffusers' own type, and not as a tuple."""
         return self._signature.bind(self.network, *args, **kwargs).arguments.get("return_dict", True)
 
-    def timestep(self, number: Tensor | float) -> Tensor:
-        """The scheduler's timestep of the network's own number."""
-        return torch.as_tensor(number).float()
+    def number(self, timestep: Tensor | float) -> Tensor | float:
+        """What the network is told at a scheduler's timestep."""
+        return timestep
+
+    def timestep(self, number: Tensor | float) -> Tensor | float:
+        """The inverse of `number`."""
+        return number
 
     def packed(self, z: Float[Tensor, "batch channel height width"]) -> Tensor:
         """The form in which the network takes latents."""
@@ -402,3 +410,21 @@ def foreign(tokens: Tensor, mask: Tensor | None = None, **others: Any) -> Condit
     ids = torch.full(tokens.shape[:2], -1, device=tokens.device)
     seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     return replace(Conditioning(tokens, ids, seen), **others)
+
+
+def attention_pairs(anatomy: Anatomy, side: Callable[[str], int]) -> list[Site]:
+    """The sites of networks whose blocks have ``attn1`` (self) and ``attn2`` (cross).
+
+    Args:
+        side: the feature map's side as a function of the layer's name.
+    """
+    where = {"attn1": "self", "attn2": "cross"}
+    named = ((n, where.get(n.rsplit(".", 1)[-1]), m) for n, m in anatomy.network.named_modules())
+    return [Site(n, kind, side(n), m, anatomy.context) for n, kind, m in named if kind and isinstance(m, Attention)]
+
+
+def site_projections(site: Site) -> list[Projection]:
+    """The four projections of one stream."""
+    named = {what: (f"to_{what}", getattr(site.module, f"to_{what}")) for what in ("q", "k", "v")}
+    named["out"] = ("to_out.0", site.module.to_out[0])
+    return [Projection(f"{site.name}.{n}", f"{site.kind}.{what}", m, site.resolution) for what, (n, m) in named.items()]

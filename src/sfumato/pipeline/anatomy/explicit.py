@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import apply_rotary_emb
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -93,6 +94,84 @@ class ExplicitAttention:
                 result = listener.function(self.site, *tensors)
                 tensors = result if isinstance(result, tuple) else (result,)
         return tensors
+
+
+class SanaAttention(ExplicitAttention):
+    """Sana's cross-attention: where queries and keys are normalised, it is before the heads are split."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch query width"],
+        encoder_hidden_states: Float[Tensor, "batch key width2"] | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs,
+    ) -> Float[Tensor, "batch query width"]:
+        query, key = normed(attn, attn.to_q(hidden_states), attn.to_k(encoder_hidden_states))
+        query, key, value = (heads(x, attn.heads) for x in (query, key, attn.to_v(encoder_hidden_states)))
+        out = self.attend(query, key, value, query.shape[-1] ** -0.5, self._mask(attn, attention_mask, query, key))
+        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+
+
+class SanaLinearAttention(ExplicitAttention):
+    """Sana's self-attention, relu(q) relu(k)^T with rows that sum to 1: in the open it takes quadratic memory.
+
+    As diffusers' own it computes in float32, and it has no logits.
+    """
+
+    def __call__(
+        self, attn: nn.Module, hidden_states: Float[Tensor, "batch query width"], *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "batch query width"]:
+        query, key = normed(attn, attn.to_q(hidden_states), attn.to_k(hidden_states))
+        query, key, value = (heads(x, attn.heads).float() for x in (query, key, attn.to_v(hidden_states)))
+        key, value = self._apply("kv", key, value)
+        weights = query.relu() @ key.relu().transpose(-1, -2)
+        (probs,) = self._apply("probs", weights / (weights.sum(dim=-1, keepdim=True) + 1e-15))
+        out = (probs @ value).transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out.clip(-65504, 65504) if out.dtype == torch.float16 else out
+
+
+class JointAttention(ExplicitAttention):
+    """Text and picture in one softmax (SD3, Flux), or the picture alone (SD 3.5's ``attn2``).
+
+    Listeners see the text's rows first, then the picture's, normalised, and with their rotary positions where the
+    network has them.
+    """
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch picture width"],
+        encoder_hidden_states: Float[Tensor, "batch text width"] | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        **kwargs,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        query, key, value = (heads(f(hidden_states), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v))
+        query, key = normed(attn, query, key)
+        if encoder_hidden_states is not None:
+            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            text = [heads(f(encoder_hidden_states), attn.heads) for f in added]
+            for i, norm in enumerate((attn.norm_added_q, attn.norm_added_k)):
+                text[i] = text[i] if norm is None else norm(text[i])
+            query, key, value = (torch.cat(pair, dim=2) for pair in zip(text, (query, key, value), strict=True))
+        if image_rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, image_rotary_emb) for x in (query, key))
+        out = self.attend(query, key, value, query.shape[-1] ** -0.5, _bias(attention_mask, query))
+        if encoder_hidden_states is None:
+            return out if attn.pre_only else attn.to_out[1](attn.to_out[0](out))
+        length = encoder_hidden_states.shape[1]
+        text_out, picture = out[:, :length], out[:, length:]
+        text_out = text_out if attn.context_pre_only else attn.to_add_out(text_out)
+        return attn.to_out[1](attn.to_out[0](picture)), text_out
+
+
+def _bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """What is added to the logits for a mask that is True where attention may look, or is that sum already."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, -torch.inf)
 
 
 def heads(x: Float[Tensor, "batch length width"], n: int) -> Float[Tensor, "batch head length width2"]:

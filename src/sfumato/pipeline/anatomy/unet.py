@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
-from .base import Anatomy, Projection, Site, foreign
+from .base import Anatomy, Projection, Site, attention_pairs, foreign, site_projections
 
 # Parts that ESD-u leaves alone although they are not cross-attention (the published code excludes them by
 # name); SDXL's size and pooled-text embedding is added into the time embedding and counts as a part of it.
@@ -89,21 +88,3 @@ class UNetAnatomy(Anatomy):
         self, z: Tensor, timestep: Tensor | float, inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (z, timestep), inputs
-
-
-def attention_pairs(anatomy: Anatomy, side: Any) -> list[Site]:
-    """The sites of networks whose blocks have ``attn1`` (self) and ``attn2`` (cross).
-
-    Args:
-        side: the feature map's side as a function of the layer's name.
-    """
-    where = {"attn1": "self", "attn2": "cross"}
-    named = ((n, where.get(n.rsplit(".", 1)[-1]), m) for n, m in anatomy.network.named_modules())
-    return [Site(n, kind, side(n), m, anatomy.context) for n, kind, m in named if kind and isinstance(m, Attention)]
-
-
-def site_projections(site: Site) -> list[Projection]:
-    """The four projections of one stream."""
-    named = {what: (f"to_{what}", getattr(site.module, f"to_{what}")) for what in ("q", "k", "v")}
-    named["out"] = ("to_out.0", site.module.to_out[0])
-    return [Projection(f"{site.name}.{n}", f"{site.kind}.{what}", m, site.resolution) for what, (n, m) in named.items()]
