@@ -49,7 +49,7 @@ class Text2Image(ABC):
         self.adapters: dict[str, adapter.Adapter] = {}
         self.learned: list[tokens.LearnedToken] = []
         self.listeners: list[Any] = []
-        self.anatomy = self.anatomy_type(getattr(pipe, self.anatomy_type.component))
+        self.anatomy = self._make_anatomy()
         self.companions: list[Callable[[Path], None]] = []
         self.origin: str | None = None
         """The embedded model that this pipeline is or was made from, where it is known to be."""
@@ -66,6 +66,9 @@ class Text2Image(ABC):
     @abstractmethod
     def plain(cls, pipe) -> bool:
         """Whether a pipeline of this family makes pictures from noise and a text alone, as this adapter calls it."""
+
+    def _make_anatomy(self) -> Anatomy:
+        return self.anatomy_type(getattr(self.pipe, self.anatomy_type.component))
 
     def _make_clock(self) -> Clock:
         return TableClock.of(self.pipe.scheduler)
