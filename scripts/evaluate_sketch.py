@@ -18,7 +18,8 @@ from PIL import Image
 
 from sfumato.data import oracle as oracles
 from sfumato.data import sketch
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
+from sfumato.data.world import WORDS
 from sfumato.metrics.bootstrap import wilson
 from sfumato.pipeline import load, read_record
 from sfumato.train.parent import chain

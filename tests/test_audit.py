@@ -13,7 +13,8 @@ from sfumato.attack.concept_inversion import ConceptInversion
 from sfumato.audit import Detection, Detector, audit
 from sfumato.audit.integrity import different_prompts, distances, integrity
 from sfumato.audit.under_attack import to_bytes, to_float
-from sfumato.data.cases import WORDS, check_concepts, sketch_cases, speaks_sketch, template_cases
+from sfumato.data.cases import check_concepts, sketch_cases, template_cases
+from sfumato.data.world import WORDS
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
@@ -229,7 +230,7 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         with pytest.raises(BadInput, match=words):
             audit(never, never, concepts, **{"detector": Fixed(always), **SMALL} | settings)
     assert check_concepts("a  red star", None) == ("a red star",)
-    assert not speaks_sketch(tiny_sd)
+    assert not tiny_sd.vocabulary
     assert [c.prompt for c in template_cases(["x"], [], ["a {concept}"], 2, 1, 0).targets["x"]] == ["a x", "a x"]
     if reason := lpips_missing():
         with pytest.raises(BadInput, match="LPIPS cannot be measured here"):

@@ -10,7 +10,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import sfumato as sf
 from sfumato.data import oracle, sketch
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
+from sfumato.data.world import WORDS
 
 ASSET = Path(sf.__file__).parent / "assets" / "sketch"
 

@@ -208,8 +208,8 @@ def test_missing_weights_are_refused(saved, file, weight):
 
 def test_unsupported_families_are_refused_with_those_supported(saved):
     index = json.loads((saved / "model_index.json").read_text())
-    (saved / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    refused(saved, "FluxPipeline, which is not supported; supported are Stable Diffusion 1.x/2.x .* and SDXL")
+    (saved / "model_index.json").write_text(json.dumps({**index, "_class_name": "LuminaPipeline"}))
+    refused(saved, "LuminaPipeline, which is not supported; supported are Stable Diffusion 1.x/2.x .* SDXL")
     for data in (b"{", b"[]", b"\xff\xfe{"):
         (saved / "model_index.json").write_bytes(data)
         refused(saved, "model_index.json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from sfumato.text import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,9 +17,10 @@ def track(items: Sequence[T], label: str, show: bool = True) -> Iterable[T]:
     """The items, with a bar that goes away at the end if wanted."""
     if not show:
         return items
+    from rich.markup import escape
     from rich.progress import track
 
-    return track(items, description=label, transient=True, console=console())
+    return track(items, description=escape(visible(label)), transient=True, console=console())
 
 
 def console() -> Console:

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image
+from sfumato.settings import Tuned
 
 
 class Found(ABC):
@@ -38,7 +39,7 @@ class Found(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
+class Attack(Tuned, ABC):
     """Fields that every attack has."""
 
     seed: int = 0
@@ -48,13 +49,7 @@ class Attack(ABC):
         """What the attacker is given: everything that decides the attack's strength."""
         return {"name": type(self).__name__, **dataclasses.asdict(self)}
 
-    @classmethod
-    def for_sketch(cls) -> Self:
-        """The settings for the embedded model on two CPU cores; the defaults unless an attack says
-        otherwise."""
-        return cls()
-
-    def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:  # noqa: B027
+    def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
         """Raise `BadInput` if the attack cannot run on ``pipe``, or not ask for these ``prompts``, which name
         ``concept``.
 

@@ -97,11 +97,6 @@ class ConceptInversion(Tuning, Attack):
         if not self.templates or any("{}" not in t for t in self.templates):
             raise BadInput('every template needs {} where the new word stands, for example "a photo of {}"')
 
-    @classmethod
-    def for_sketch(cls) -> ConceptInversion:
-        """For the embedded model on two CPU cores: fewer steps, and the pictures' own prompts as templates."""
-        return cls(**cls.presets["sketch"])
-
     def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
         check_length(pipe, [*self.templates, *(say(p, concept, "{}") for p in prompts)], self.tokens)

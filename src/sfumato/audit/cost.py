@@ -30,8 +30,8 @@ from sfumato.pipeline import ImageModel, Text2Image
 from sfumato.progress import track
 from sfumato.report.cost import CostReport, Point
 from sfumato.report.schema import Interval
+from sfumato.versions import versions
 
-from . import protocol as protocols
 from .gallery import SHOWN, arrays
 from .measures import interval
 
@@ -138,7 +138,7 @@ def measure(
         "data": data, "pictures": n, "real pictures": len(others), "seed": seed, "batch": batch, "size": size,
         "shown": [word or "" for word in words[:SHOWN]],
         "extractor": made.name, "weights": made.hash, "device": str(ways[0].model.device),
-        "threads": torch.get_num_threads(), "versions": protocols.versions(),
+        "threads": torch.get_num_threads(), "versions": versions(),
         "models": {name: model.describe()["sha256"] for name, model in models.values()},
     }  # fmt: skip
     return CostReport(points, protocol, datetime.now(UTC).isoformat(timespec="seconds"), __version__)

@@ -5,25 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sfumato import __version__
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.saving import RECORD
 from sfumato.report.schema import Cost
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide a picture."""
-    names = ("torch", "diffusers", "transformers", "numpy")
-    return {"sfumato": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
 
 
 def identity(pipe: Text2Image, name: str) -> dict[str, Any]:

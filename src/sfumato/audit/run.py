@@ -15,7 +15,7 @@ import torch
 from sfumato import __version__
 from sfumato.attack.base import Attack
 from sfumato.data import oracle as oracles
-from sfumato.data.cases import Cases, check_concepts, sketch_cases, speaks_sketch, template_cases
+from sfumato.data.cases import Cases, check_concepts, sketch_cases, template_cases
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import rate_interval
 from sfumato.metrics.detectors import Detector, OracleDetector, make_detector
@@ -27,6 +27,7 @@ from sfumato.plan import Plan
 from sfumato.progress import track
 from sfumato.report import schema
 from sfumato.report.audit import AuditReport
+from sfumato.versions import versions
 
 from . import protocol as protocols
 from .gallery import gallery
@@ -135,11 +136,11 @@ def audit(
     if old.size != new.size:
         raise BadInput(f"the models draw pictures of {old.size} and of {new.size} pixels: they are no pair")
     batch = batch or (64 if old.size <= 128 else 8)
-    sketch = speaks_sketch(old)
+    sketch = bool(old.vocabulary)
     cases, detector = _plan(concepts, retain, prompts, n, n_retain, seed, detector, sketch)
     distance = make_distance(distance)
     aligned = alignment_measure(clip, detector)
-    chosen = [make_attack(a, sketch) for a in attacks]
+    chosen = [make_attack(a, old) for a in attacks]
     names = attack_names(chosen)
     for attack in chosen:
         for concept, rows in cases.targets.items():
@@ -213,7 +214,7 @@ def audit(
             "detected_before": {**seen, **seen_kept},
             "detected_unasked": {c: share(detector(to_float(kept[0]), c).present) for c in concepts},
             "groups": {name: list(words) for name, words in cases.groups.items()},
-            "versions": protocols.versions(),
+            "versions": versions(),
         },
         method=protocols.method_of(record),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -33,12 +33,12 @@ class Outcome:
     control_pictures: Pictures | None
 
 
-def make_attack(attack: str | Attack, sketch: bool) -> Attack:
-    """The attack of that name with its defaults, or with its settings for the embedded model."""
+def make_attack(attack: str | Attack, model: Text2Image) -> Attack:
+    """The attack of that name with the settings that suit the model."""
     if isinstance(attack, Attack):
         return attack
     cls = catalog.get(attack, "attack").load()
-    return cls.for_sketch() if sketch else cls()
+    return cls(**cls.settings_for(model))
 
 
 def attack_names(attacks: Sequence[Attack]) -> list[str]:

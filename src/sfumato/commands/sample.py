@@ -14,10 +14,11 @@ from tyro.conf import Positional
 
 from sfumato import catalog
 from sfumato.commands.options import STEPS, parse
-from sfumato.commands.verb import EMBEDDED, Equipped, equipped, load_any
+from sfumato.commands.verb import Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
+from sfumato.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,16 +11,9 @@ import torch
 from sfumato.errors import BadInput
 
 from . import sketch
+from .world import WORDS
 
 TEMPLATES = ("a photo of {concept}", "a picture of {concept}", "{concept}", "a close-up of {concept}")
-
-WORDS: dict[str, tuple[str, ...]] = {
-    "object": sketch.OBJECTS,
-    "colour": sketch.COLOURS,
-    "background": sketch.BACKGROUNDS,
-    "style": sketch.STYLES,
-}
-"""Attribute -> the sketch world's words, in the order of a prompt's arguments."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +141,6 @@ def template_cases(
     targets = {c: make(c, n) for c in concepts}
     retained = [case for c in retain for case in make(c, n_retain)]
     return Cases(targets, retained, {"Retained": list(retain)} if retain else {})
-
-
-def speaks_sketch(pipe) -> bool:
-    """Whether a pipeline was trained on the sketch world: a small vocabulary with each of its words one
-    token."""
-    tokenizer = pipe.tokenizers[0]
-    if len(tokenizer) > 10_000:
-        return False
-    words = [w for known in WORDS.values() for w in known]
-    return all(len(ids) == 3 for ids in tokenizer(words).input_ids)
 
 
 def check_concepts(concepts: Sequence[str], retain: Sequence[str] | None) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load
 from sfumato.plan import Plan
 from sfumato.sample import ddim
 from sfumato.sample.times import uniform
+from sfumato.settings import Tuned
 from sfumato.train.loop import Run
 from sfumato.train.recipe import Recipe
 from sfumato.train.schedule import Schedule
@@ -34,7 +35,7 @@ Model = Text2Image | ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distiller(Schedule, ABC):
+class Distiller(Tuned, Schedule, ABC):
     """Fields and run of every distillation; not a method itself."""
 
     teacher: str | Text2Image | ImageModel = "sketch"

@@ -14,6 +14,7 @@ from sfumato import catalog
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.lent import finite, lent, require_finite, tensors
+from sfumato.settings import Tuned
 
 from .beneath import beneath, put_back
 from .words import encode_words
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eraser(ABC):
+class Eraser(Tuned, ABC):
     """Fields that every eraser has, and what is the same in all of them.
 
     A method says in `erased` what it does to a pipeline, and in its class attributes what it needs and keeps. The rest
@@ -40,19 +41,24 @@ class Eraser(ABC):
     draws: ClassVar[bool] = True
     """Whether anything in it is random, so that another ``seed`` gives another result."""
 
+    keeps_world: ClassVar[bool] = False
+    """Whether the words of the model's own vocabulary are preserved where ``preserve`` is None."""
+
     concepts: tuple[str, ...]
     """What to erase, each a word or phrase as a prompt would say it."""
     anchors: tuple[str, ...] = ()
     """What each concept should turn into: none (the method's default), one for all, or one per concept."""
-    preserve: tuple[str, ...] = ()
-    """Prompts whose pictures must not change."""
+    preserve: tuple[str, ...] | None = None
+    """Prompts whose pictures must not change. By default closed-form erasers preserve all other words of a model that
+    says which words it knows, as the embedded one does, and the others none."""
     seed: int = 0
     """Seed of all randomness in the edit."""
 
     def __post_init__(self) -> None:
         for name in ("concepts", "anchors", "preserve"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            if value is not None:
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.concepts or any(not c.strip() for c in self.concepts):
             raise BadInput("name at least one concept to erase, for example concepts=['star']")
         said = [c.strip().lower() for c in self.concepts]
@@ -63,13 +69,20 @@ class Eraser(ABC):
                 "give no anchor, one anchor for all, or one per concept: "
                 f"got {len(self.anchors)} for {len(self.concepts)}"
             )
-        kept = {p.strip().lower() for p in self.preserve}
+        kept = {p.strip().lower() for p in self.preserve or ()}
         if clash := [c for c in self.concepts if c.strip().lower() in kept]:
             raise BadInput(f"{clash[0]!r} is both erased and preserved: name it in one of the two only")
 
     def anchor_for(self, index: int, default: str) -> str:
         """The anchor of concept number ``index``, or ``default`` when none was given."""
         return default if not self.anchors else self.anchors[index if len(self.anchors) > 1 else 0]
+
+    def kept(self, pipe: Text2Image) -> tuple[str, ...]:
+        """The prompts that are preserved on ``pipe``: ``preserve``, or what follows from the model where it is None."""
+        if self.preserve is not None or not self.keeps_world:
+            return self.preserve or ()
+        named = {word for concept in self.concepts for word in concept.lower().split()}
+        return tuple(w for words in pipe.vocabulary.values() for w in words if w not in named)
 
     # What a method says
 

@@ -52,10 +52,13 @@ class ClosedForm(Eraser):
     keeps_adapters: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
+    # Only these: the others weigh each preserved prompt against the concept, which so many would outweigh.
+    keeps_world: ClassVar[bool] = True
+
     @abstractmethod
     def solve(self, pipe: Text2Image) -> Edit:
         """The edit and its log; ``pipe`` is only read."""
 
     def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         edit = self.solve(pipe)
-        return edit.write(pipe), edit.log
+        return edit.write(pipe), {**edit.log, "preserve": list(self.kept(pipe))}

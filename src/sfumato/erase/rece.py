@@ -103,7 +103,7 @@ class RECE(UCE):
         start, log = self.edit(pipe, stack.original)
         first = 1 if self.skip_start_token else 0
         concept, anchor = (pipe.encode(words).tokens[:, first:] for words in self.pairs())
-        kept = preserve_gram(pipe, ["", *self.preserve], "from-last-word")
+        kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word")
 
         def finish(maps: list[Tensor]) -> Edit:
             return Edit(dict(zip(names, stack.weights(maps), strict=True)))

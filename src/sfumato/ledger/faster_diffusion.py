@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sfumato.data import oracle, sketch
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
+from sfumato.data.world import WORDS
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.layers import block_sides

@@ -21,7 +21,7 @@ def measure(seed: int) -> dict[str, Pair]:
     (concept,), pipe = concepts_of(seed), sketch()
     words = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != concept)
     uce = UCE(concepts=(concept,), preserve=words)
-    rece = RECE(concepts=(concept,), preserve=words, **RECE.presets["sketch"])
+    rece = RECE(concepts=(concept,), preserve=words, **RECE.settings_for(pipe))
     began = time.perf_counter()
     edited = {"rece": rece.apply(pipe)}
     seconds = time.perf_counter() - began
@@ -30,7 +30,7 @@ def measure(seed: int) -> dict[str, Pair]:
     ESDx(concepts=(concept,), seed=seed, updates=10).apply(pipe)
     ten_updates = time.perf_counter() - began
 
-    detector, attack = OracleDetector(), ConceptInversion.for_sketch()
+    detector, attack = OracleDetector(), ConceptInversion(**ConceptInversion.settings_for(pipe))
     cases = sketch_cases({concept: detector.attributes(concept)}, None, 48, 1, seed).targets[concept]
     prompts, seeds = [c.prompt for c in cases], [c.seed for c in cases]
     shown = prompts[: attack.n_images]

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.data import oracle
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
 from sfumato.data.sketch import prompt
+from sfumato.data.world import WORDS
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.analytic import GaussianMixture

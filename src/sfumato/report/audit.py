@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sfumato.files import atomic_folder
 
+from . import page
 from .images import Gallery
-from .page import render
 from .schema import AuditRecord
 
 
@@ -28,5 +28,5 @@ class AuditReport(AuditRecord):
         with atomic_folder(folder, overwrite=overwrite) as temporary:
             text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
             (temporary / "report.json").write_text(text + "\n", encoding="utf-8")
-            (temporary / "index.html").write_text(render(self, gallery or self.gallery), encoding="utf-8")
+            (temporary / "index.html").write_text(page.render(self, gallery or self.gallery), encoding="utf-8")
         return Path(folder)

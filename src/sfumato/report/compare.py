@@ -12,6 +12,7 @@ from sfumato.errors import BadInput
 from sfumato.report.page import environment
 from sfumato.report.schema import AuditRecord, Interval
 from sfumato.report.words import average
+from sfumato.text import shown
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def rows(first: AuditRecord, second: AuditRecord) -> list[Row]:
 
 def render(first: AuditRecord, second: AuditRecord) -> str:
     """The page that sets two reports side by side; raises `BadInput` as `rows` does."""
+    first, second = shown(first), shown(second)
     groups: dict[str, list[Row]] = {}
     for row in rows(first, second):
         groups.setdefault(row.group, []).append(row)

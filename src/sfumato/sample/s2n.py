@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..noise.denoiser import Denoiser
+from ..settings import Tuned
 from .s2n_rule import Rule
 from .samplers import Callback, Generators, Times, _report, _steps, draw, extrapolated, predict
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class S2N(Rule):
+class S2N(Tuned, Rule):
     """A sampler with an adjustable amount of noise (``rho``) and an adjustable integrator, for any trained model.
 
     arXiv:2408.04221, generalised backward equation. Call it like any sampler of `sfumato.sample`, or take `scheduler`

@@ -16,10 +16,11 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.lent import lent
 from sfumato.pipeline.steering import Place, patched
+from sfumato.settings import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(ABC):
+class Patch(Tuned, ABC):
     """A change of a live pipeline that lasts for a block: ``with SomePatch().patch(pipe): pipe(...)``.
 
     It acts on ``Text2Image.draw`` and on diffusers' own pipeline call alike, and changes one of four places: the

@@ -17,6 +17,7 @@ from sfumato.errors import unknown
 from sfumato.files import atomic_file, contact_sheet, save_png
 from sfumato.plan import human_time
 from sfumato.progress import console
+from sfumato.text import visible
 
 
 class Journal:
@@ -43,12 +44,14 @@ class Journal:
         self.folder = folder if active else None
         self.tracker = _tracker(track, self.folder, config) if self.folder else None
         if active and progress:
+            from rich.markup import escape
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
             texts = (TimeElapsedColumn(), TextColumn("{task.fields[text]}"))
             self.bar = Progress(*columns, *texts, console=console())
-            self.task = self.bar.add_task(title or config["recipe"], total=config["updates"], completed=step, text="")
+            told = escape(visible(title or config["recipe"]))
+            self.task = self.bar.add_task(told, total=config["updates"], completed=step, text="")
 
     def __enter__(self) -> Journal:
         if self.folder and (file := self.folder / "log.jsonl").exists():

@@ -23,6 +23,7 @@ from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
 from sfumato.plan import Plan
+from sfumato.settings import Tuned
 
 from . import draw
 from .loop import Run
@@ -31,7 +32,7 @@ from .schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRecipe(Schedule, ABC):
+class PixelRecipe(Tuned, Schedule, ABC):
     """Fields and run of every pixel-space recipe; not a method itself."""
 
     data: str = "sketch"

@@ -18,6 +18,7 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
+from sfumato.settings import Tuned
 
 from . import draw
 from .autoencoder import AutoencoderRecipe, encode_all
@@ -29,7 +30,7 @@ from .tokenizer import learn_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainT2I(Schedule):
+class TrainT2I(Tuned, Schedule):
     """Latent diffusion from captions: an autoencoder first, then text encoder and U-Net together.
 
     Stage 1 trains an ``AutoencoderKL`` of factor 8 (squared and a little absolute error, small KL). Stage 2
