@@ -109,7 +109,7 @@ def reference(p, keys, steps=8, cfg_scale=3.0, alpha=0.0, threshold=500, early=F
     noise = [torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in SEEDS[:2]]
     z = start = torch.stack(noise)
     controls = {k: control(k) if control else {} for k in keys}
-    added = {k: {n: x.double() for n, x in v.items()} for k, v in p.network_inputs(both).items()}
+    given = p.anatomy.inputs(z, both)
     with Cache(p.network) as cache:
         for i, tau in enumerate(solver.timesteps):
             inject = alpha * start if tau < threshold else 0.0
@@ -117,8 +117,8 @@ def reference(p, keys, steps=8, cfg_scale=3.0, alpha=0.0, threshold=500, early=F
                 z = z + inject
             cache.reuse = i not in keys
             x = torch.cat([z, z]) if cfg_scale != 1 else z
-            extra = {**added, **controls[max(k for k in keys if k <= i)]}
-            eps = p.network(x.double(), tau, encoder_hidden_states=both.tokens.double(), **extra).sample
+            extra = {**given, **controls[max(k for k in keys if k <= i)]}
+            eps = p.network(x.double(), tau, **extra).sample
             if cfg_scale != 1:
                 eps, without = eps.chunk(2)
                 eps = without + cfg_scale * (eps - without)
@@ -284,8 +284,7 @@ def test_sameness_of_inputs():
 def test_each_prediction_uses_its_own_time(p):
     cond = p.encode(PROMPTS[:2])
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    added = {k: {n: x.double() for n, x in v.items()} for k, v in p.network_inputs(cond).items()}
-    inputs = {"encoder_hidden_states": cond.tokens.double(), **added}
+    inputs = p.anatomy.inputs(z, cond)
     call = Call(p.network, z, 901.0, inputs)
     features = encode(p.network, z, 901.0, **inputs)
 

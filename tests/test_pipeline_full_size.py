@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from conftest import tiny_scheduler
 from sfumato.pipeline import load, wrap
-from sfumato.pipeline.layers import projections
+from sfumato.pipeline.anatomy import UNetAnatomy
 
 SD = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 SDXL = {
@@ -59,7 +59,7 @@ def empty(make):
 
 def test_projections_of_sd1():
     network = empty(lambda: UNet2DConditionModel(**SD))
-    found = projections(network, ("cross.k", "cross.v"))
+    found = UNetAnatomy(network).projections(("cross.k", "cross.v"))
     assert len(found) == 32 and {q.shape[1] for q in found} == {768}
     # Five layers each of width 320 at side 64, 640 at 32, 1280 at 16, and the middle block at 8.
     assert sorted((q.resolution, q.shape[0]) for q in found) == sorted(
@@ -69,7 +69,7 @@ def test_projections_of_sd1():
 
 def test_projections_of_sdxl():
     network = empty(lambda: UNet2DConditionModel(**SDXL))
-    found = projections(network, ("cross.k", "cross.v"))
+    found = UNetAnatomy(network).projections(("cross.k", "cross.v"))
     assert len(found) == 140 and {q.shape[1] for q in found} == {2048}
     # Width 640 at side 64: 2 layers deep, 5 places. Width 1280 at 32: 10 deep, 5 places and the middle block.
     assert sorted((q.resolution, q.shape[0]) for q in found) == sorted(

@@ -29,7 +29,7 @@ def isolated(text: str) -> str:
     return f"{_FIRST_STRONG}{text}{_POP}" if turns else text
 
 
-def shown(data: T) -> T:
+def shown(data: Any) -> Any:
     """All texts in ``data`` (dataclasses, mappings with their keys, lists, tuples) made `visible`."""
     if isinstance(data, str):
         return visible(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,20 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
 from sfumato.files import tensors_sha256
+from sfumato.metrics.detectors import Detector
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
-from sfumato.pipeline.timing import seconds_per_row
 from sfumato.pipeline.tokens import LearnedToken
-from sfumato.plan import Plan
 from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
 
-from .base import Attack, Found, checked_concept, say
-from .files import read_pictures, save_found
+from .base import Attack, Found
 
 TEMPLATES = (
     "a photo of {}",
@@ -86,67 +85,55 @@ class ConceptInversion(Tuning, Attack):
     captions: bool = False
     """Learn from each picture's own prompt, where known, with the concept replaced by the new word, not from
     templates."""
-    show: int = 8
-    """Pictures drawn with the new word in the end, for `Inversion.save`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("n_images", 1), ("tokens", 0), ("show", 0)):
+        for name, least in (("n_images", 1), ("tokens", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.templates or any("{}" not in t for t in self.templates):
             raise BadInput('every template needs {} where the new word stands, for example "a photo of {}"')
 
-    def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
+    @property
+    def learns_from(self) -> int:
+        return self.n_images
+
+    def check(self, pipe: Text2Image, cases: AttackCases) -> None:
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
-        check_length(pipe, [*self.templates, *(say(p, concept, "{}") for p in prompts)], self.tokens)
+        prompts = [*cases.prompts, *(cases.captions or ())]
+        check_length(pipe, [*self.templates, *(say(p, cases.concept, "{}") for p in prompts)], self.tokens)
 
-    def passes(self, sampling_steps: int) -> float:
-        return 3.0 * self.updates * self.batch + 2.0 * self.show * sampling_steps
-
-    def plan(self, pipe: Text2Image) -> Plan:
-        """Memory and time of an attack by itself, from one timed pass of the network."""
-        weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
-        rows = self.passes(25) + 2 * 25 * self.n_images
-        title = f"concept inversion: {self.updates} updates of {self.batch}, and {self.n_images + self.show} pictures"
-        return Plan(title, memory={"weights": weights}, seconds=rows * seconds_per_row(pipe, self.batch))
+    def rows(self, cases: int, sampling_steps: int) -> float:
+        return 3.0 * self.updates * self.batch
 
     def run(
         self,
         pipe: Text2Image,
-        concept: str,
+        cases: AttackCases,
         *,
-        images: Float[Tensor, "n 3 height width"] | str | Path | None = None,
-        prompts: Sequence[str] | None = None,
+        judge: Detector | None = None,
         original: Text2Image | None = None,
         progress: bool = True,
         folder: str | Path | None = None,
     ) -> Inversion:
-        """Learn the new word on ``pipe``; see `Attack.run`.
+        """Learn the new word on ``pipe``; see `Attack.run`. Nobody is asked on the way whether it has succeeded.
 
         Raises:
             BadInput: neither pictures nor an original pipeline; more tokens than the context holds; an init
                 word that is not one token; ``captions`` without prompts that name the concept.
         """
-        concept = checked_concept(concept)
-        word = new_word(pipe)
+        concept, word = cases.concept, new_word(pipe)
         init_word = self.init_word or neutral_word(pipe)
-        self.check(pipe, concept, prompts or ())
-        if images is None:
-            images, prompts = self._draw(original, concept)
-        elif isinstance(images, (str, Path)):
-            images = read_pictures(images, pipe.size)
-        texts = self._texts(word if self.tokens else concept, concept, prompts, len(images))
+        self.check(pipe, cases)
+        pictures, captions = cases.pictures, cases.captions
+        if pictures is None:
+            pictures, captions = self._draw(original, concept)
+        texts = self._texts(word if self.tokens else concept, concept, captions, len(pictures))
         with torch.no_grad():
-            z0 = torch.cat([pipe.encode_image(x.to(pipe.device) * 2 - 1) for x in images.split(32)])
+            z0 = torch.cat([pipe.encode_image(x.to(pipe.device) * 2 - 1) for x in pictures.split(32)])
         token = pipe.add_token(word, init_word, self.tokens) if self.tokens else None
         losses = [] if token is None else self._learn(pipe, token, z0, texts, progress, folder)
-        found = Inversion(concept, word, init_word, token, losses, self.budget())
-        if self.show:
-            asked = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.show)]
-            seeds = range(self.seed, self.seed + self.show)
-            found.pictures = found.draw(pipe, asked, seeds, progress=progress)
-        return found
+        return Inversion(concept, self.budget(), word, init_word, token, losses)
 
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
         if original is None:
@@ -235,13 +222,10 @@ class WordLearning(Recipe):
 class Inversion(Found):
     """A learned word; ``token`` is None where the attack was given no tokens."""
 
-    concept: str
     word: str
     init_word: str
     token: LearnedToken | None
     losses: list[float]
-    budget: dict[str, Any]
-    pictures: Float[Tensor, "n 3 height width"] | None = field(default=None, repr=False)
 
     @property
     def embedding(self) -> Float[Tensor, "tokens width"] | None:
@@ -264,13 +248,13 @@ class Inversion(Found):
         with on(pipe, self.token, self.init_word):
             return pipe.draw([say(p, self.concept, self.word) for p in prompts], list(seeds), **settings)
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write ``learned_embeds.safetensors`` (for ``pipe.load_textual_inversion``), pictures and record."""
-        record = {
-            "concept": self.concept, "word": self.word, "init_word": self.init_word,
-            "budget": self.budget, "losses": self.losses,
-        }  # fmt: skip
-        return save_found(folder, record, self.token, self.pictures, overwrite)
+    def record(self) -> dict[str, Any]:
+        return {"word": self.word, "init_word": self.init_word, "losses": self.losses}
+
+    def write(self, folder: Path) -> None:
+        """``learned_embeds.safetensors``, for ``pipe.load_textual_inversion``."""
+        if self.token is not None:
+            self.token.save(folder / "learned_embeds.safetensors")
 
 
 def denoising_loss(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +38,12 @@ Model = Text2Image | ImageModel
 @dataclass(frozen=True, kw_only=True)
 class Distiller(Tuned, Schedule, ABC):
     """Fields and run of every distillation; not a method itself."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "sampling_steps": 2, "updates": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2,
+        "grid_every": 2, "accumulate": 2,
+    }  # fmt: skip
+    """Settings that take a second with a tiny teacher, for the tests that all distillations share."""
 
     teacher: str | Text2Image | ImageModel = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""

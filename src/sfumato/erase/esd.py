@@ -15,7 +15,6 @@ from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
-from sfumato.pipeline.adapter import refuse_adapters
 
 from .finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from sfumato.data import world
 from sfumato.errors import BadInput
 
-from . import adapter, attention, layers, lora, sampling, saving, sharing, steering, text, tokens
+from . import adapter, attention, lora, sampling, saving, sharing, steering, text, tokens
+from .anatomy import Anatomy, Projection, Site, UNetAnatomy
 from .clock import Clock, TableClock
 from .codec import Codec
 from .conditioning import Conditioning, Role
@@ -38,8 +39,7 @@ class Text2Image(ABC):
     title: ClassVar[str]
     """The family's name in sentences."""
     default_cfg_scale: ClassVar[float]
-    component: ClassVar[str] = "unet"
-    """The denoising network's name among the pipeline's components."""
+    anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
     text_keys: ClassVar[tuple[str, ...]] = ()
     """What files of learned words call the text encoders, where there are several."""
 
@@ -49,6 +49,7 @@ class Text2Image(ABC):
         self.adapters: dict[str, adapter.Adapter] = {}
         self.learned: list[tokens.LearnedToken] = []
         self.listeners: list[Any] = []
+        self.anatomy = self.anatomy_type(getattr(pipe, self.anatomy_type.component))
         self.companions: list[Callable[[Path], None]] = []
         self.origin: str | None = None
         """The embedded model that this pipeline is or was made from, where it is known to be."""
@@ -74,7 +75,7 @@ class Text2Image(ABC):
     @property
     def network(self) -> nn.Module:
         """The denoising network."""
-        return getattr(self.pipe, self.component)
+        return self.anatomy.network
 
     @property
     def control(self) -> nn.Module | None:
@@ -102,7 +103,7 @@ class Text2Image(ABC):
         """The tokenizers, one for each text encoder, in the order of `text_parts`."""
         return [getattr(self.pipe, name) for name, _ in self.text_parts()]
 
-    def projections(self, *kinds: str) -> list[layers.Projection]:
+    def projections(self, *kinds: str) -> list[Projection]:
         """The attention projections of the given kinds, in network order; all of them if none is given.
 
         Args:
@@ -112,7 +113,7 @@ class Text2Image(ABC):
         Raises:
             BadInput: unknown kind.
         """
-        return layers.projections(self.network, kinds)
+        return self.anatomy.projections(kinds)
 
     def parameters(self, subset: str = "full") -> dict[str, nn.Parameter]:
         """The network's parameters by name, in one vocabulary for all methods.
@@ -124,7 +125,7 @@ class Text2Image(ABC):
         Raises:
             BadInput: unknown subset, or one that selects nothing in this network.
         """
-        return layers.parameters(self.network, subset)
+        return self.anatomy.parameters(subset)
 
     # Text
 
@@ -243,10 +244,6 @@ class Text2Image(ABC):
         cond = negative if isinstance(negative, Conditioning) else self.encode(negative or "", size=size)
         return cond.repeat(n) if len(cond) == 1 else cond
 
-    def network_inputs(self, cond: Conditioning) -> dict[str, Any]:
-        """What the network takes besides latent, timestep and token embeddings."""
-        return {}
-
     def add_token(self, word: str, init_word: str, vectors: int = 1) -> tokens.LearnedToken:
         """A new word to be learned: ``with p.add_token("<x>", "star") as token: ...``.
 
@@ -289,7 +286,7 @@ class Text2Image(ABC):
         """
         if name in self.adapters:
             raise BadInput(f"there is already an adapter {name!r}: remove it, or choose another name")
-        made = adapter.Adapter(self.network, rank, alpha, targets, generator, owner=self)
+        made = adapter.Adapter(self.anatomy, rank, alpha, targets, generator, owner=self)
         self.adapters[name] = made
         return made
 
@@ -299,7 +296,7 @@ class Text2Image(ABC):
         Raises:
             BadInput: the name is taken, the file cannot be read, or it does not fit this network.
         """
-        state, rank, alpha = lora.read(path, self.network)
+        state, rank, alpha = lora.read(path, self.anatomy)
         made = self.add_adapter(name, rank, alpha, sorted({key.rsplit(".", 1)[0] for key in state}))
         try:
             made.load_state_dict(state)
@@ -313,14 +310,14 @@ class Text2Image(ABC):
     def record_attention(
         self,
         kind: str | None = "cross",
-        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        where: Callable[[Site], bool] = lambda site: True,
         keep: int | None = 1,
     ) -> AbstractContextManager[attention.AttentionRecord]:
         """Record attention probabilities: ``with p.record_attention() as seen: ...; seen.maps``.
 
         Args:
             kind: "cross", "self", or None for both.
-            where: which layers, e.g. ``lambda layer: layer.resolution <= 16``.
+            where: which layers, e.g. ``lambda site: site.resolution <= 16``.
             keep: how many of the latest network calls to keep; None for all (this can take much memory).
         """
         return attention.record(self, kind, where, keep)
@@ -329,7 +326,7 @@ class Text2Image(ABC):
         self,
         function: Callable[..., Any],
         kind: str | None = "cross",
-        where: Callable[[attention.AttentionLayer], bool] = lambda layer: True,
+        where: Callable[[Site], bool] = lambda site: True,
         stage: attention.Stage = "probs",
     ) -> AbstractContextManager[None]:
         """Change attention inside a block, differentiably; the network is exactly restored on exit.

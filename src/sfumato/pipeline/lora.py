@@ -17,6 +17,7 @@ from sfumato.files import atomic_file
 
 if TYPE_CHECKING:
     from .adapter import Adapter
+    from .anatomy import Anatomy
 
 STYLES = ("diffusers", "webui")
 
@@ -58,14 +59,14 @@ def save(
         save_file(tensors, temporary, metadata=header)
 
 
-def read(path: str | Path, network: nn.Module) -> tuple[dict[str, Tensor], int, float]:
+def read(path: str | Path, anatomy: Anatomy) -> tuple[dict[str, Tensor], int, float]:
     """A LoRA file of either style as (state dict of an `Adapter`, rank, alpha).
 
     Raises:
         BadInput: not a readable safetensors file, keys that belong to no layer of the network, or mixed
             ranks.
     """
-    layers = {n for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    layers = {n for n, m in anatomy.network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     spelled = {name.replace(".", "_"): name for name in layers}
     state: dict[str, Tensor] = {}
     alphas: set[float] = set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -34,6 +35,12 @@ from .schedule import Schedule
 @dataclass(frozen=True, kw_only=True)
 class PixelRecipe(Tuned, Schedule, ABC):
     """Fields and run of every pixel-space recipe; not a method itself."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "pictures": 6, "size": 8, "updates": 4, "batch": 2, "warmup": 1, "checkpoint_every": 1, "grid_every": 2,
+        "track": "none",
+    }  # fmt: skip
+    """Settings that take a second, for the tests that all recipes share; with a network as small as those."""
 
     data: str = "sketch"
     """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -48,6 +49,11 @@ class TrainT2I(Tuned, Schedule):
     network), and the text encoder is trained from scratch.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "pictures": 6, "size": 16, "autoencoder_channels": (8, 8, 8, 8), "autoencoder_updates": 2,
+        "autoencoder_batch": 2, "updates": 3, "batch": 2, "warmup": 1, "channels": (16, 16), "text_width": 16,
+        "vocabulary": 560, "checkpoint_every": 1, "track": "none",
+    }  # fmt: skip
     data: str = "sketch"
     """"sketch", a folder of pictures with captions, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
