@@ -251,8 +251,8 @@ def page(args: argparse.Namespace) -> None:
         "",
         f"A text-to-image pipeline trained by `scripts/emoji.py` on {cards['caption']['labels']} emoji of Noto "
         "(SIL OFL 1.1 / Apache 2.0), OpenMoji (CC-BY-SA 4.0) and Twemoji (CC-BY 4.0) each, at "
-        f"{size} pixels: its autoencoder from the embedded pipeline's by {made['autoencoder_steps']} updates of "
-        f"{made['autoencoder_batch']} pictures, then text encoder and U-Net from scratch by {made['steps']} of "
+        f"{size} pixels: its autoencoder from the embedded pipeline's by {made['autoencoder_updates']} updates of "
+        f"{made['autoencoder_batch']} pictures, then text encoder and U-Net from scratch by {made['updates']} of "
         f"{made['batch']}. Judges, both trained on the real pictures: one of the style ({told['style']}) and one of "
         f"the subject ({told['caption']}).",
         "",
@@ -306,9 +306,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"), help="where the page goes")
     parser.add_argument("--count", type=int, default=200, help="emoji, each by three artists")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--updates", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--autoencoder-steps", type=int, default=900)
+    parser.add_argument("--autoencoder-updates", type=int, default=900)
     parser.add_argument("--start-from", default="sketch", help="pipeline whose autoencoder training starts from")
     parser.add_argument("--classifier-steps", type=int, default=1500)
     parser.add_argument("--checkpoint-every", type=int, default=200)

@@ -6,9 +6,7 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 _JOINERS = "\u200c\u200d"
 """Persian and emoji are spelled with these two."""
@@ -29,7 +27,7 @@ def isolated(text: str) -> str:
     return f"{_FIRST_STRONG}{text}{_POP}" if turns else text
 
 
-def shown(data: T) -> T:
+def shown(data: Any) -> Any:
     """All texts in ``data`` (dataclasses, mappings with their keys, lists, tuples) made `visible`."""
     if isinstance(data, str):
         return visible(data)

@@ -101,7 +101,7 @@ def read(
     return entry, cls(**given), options(**chosen)
 
 
-def _settings(cls: type, options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
+def _settings(cls: Any, options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
     """The preset asked for, or what suits the model that the options name."""
     if preset is not None:
         return dict(cls.presets[preset])

@@ -15,9 +15,9 @@ SIZE = 32
 def recipe(seed: int, updates: int, **loss) -> SiD2:
     """One network and one schedule for all losses."""
     return SiD2(
-        size=SIZE, pictures=3000, classes=False, noise="cosine", seed=seed, updates=updates, batch=64, lr=2e-3, warmup=50,
-        ema=0.99, checkpoint_every=updates, patch=2, channels=(32, 64), kinds=("res", "transformer"), blocks=(1,),
-        middle=2, head_dim=32, embedding=64, dropout=0.0, sampling_steps=64, **loss,
+        size=SIZE, pictures=3000, classes=False, noise="cosine", seed=seed, updates=updates, batch=64, lr=2e-3,
+        warmup=50, ema=0.99, checkpoint_every=updates, patch=2, channels=(32, 64), kinds=("res", "transformer"),
+        blocks=(1,), middle=2, head_dim=32, embedding=64, dropout=0.0, sampling_steps=64, **loss,
     )  # fmt: skip
 
 
@@ -62,6 +62,6 @@ EXPERIMENT = Experiment(
     "long. Measured anew after the networks had been mended, which lost the pictures' brightness; before that, the "
     "first claim was inconclusive.",
     measure=measure,
-    notes=f"One Residual U-ViT, one schedule, {STEPS} updates of 64 pictures for each loss; the paper's models train "
+    notes=f"One Residual U-ViT, one schedule, {UPDATES} updates of 64 pictures for each loss; the paper's models train "
     "for a million.",
 )

@@ -84,6 +84,6 @@ EXPERIMENT = Experiment(
     tuning="settings as first written: nothing was tuned on any seed. Measured anew after the networks had been "
     "mended, which lost the pictures' brightness; before that, the first two claims were inconclusive.",
     measure=measure,
-    notes=f"Networks of the same size and cost at 32 and 64 pixels, {STEPS} updates of 32 pictures each; the paper's "
+    notes=f"Networks of the same size and cost at 32 and 64 pixels, {UPDATES} updates of 32 pictures each; the paper's "
     "are larger by three orders of magnitude.",
 )

@@ -177,7 +177,8 @@ class Run:
 
         They are tensors: nothing waits for the device.
         """
-        i, logs = self.step, {}
+        i = self.step
+        logs: dict[str, Tensor] = {}
         self.data = self.data or self._batches()
         coming = self._coming(i)
         shared = Batches(self.data, self.rows, keep=sum(len(t.losses) for t, *_ in coming if not t.fresh) > 1)

@@ -150,7 +150,8 @@ class Updated:
         Raises:
             LookupError: moments of a parameter that it does not update.
         """
-        place, state = {n: i for i, n in enumerate(self.weights)}, {}
+        place = {n: i for i, n in enumerate(self.weights)}
+        state: dict[int, Any] = {}
         for key, value in moments.items():
             if not key.startswith(self.prefix):
                 continue
