@@ -16,15 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import timed
 
 from sfumato.distill import MultistepCM
 from sfumato.pipeline import Text2Image, few_steps, load
+from timing import timed
 
 
 def updates(teacher: Text2Image, batch: int, folder: Path) -> dict[str, Callable[[], object]]:
     """One update each of plain training and of the kinds of multistep-cm, as the loop does them."""
-    works = {}
+    works: dict[str, Callable[[], object]] = {}
 
     def add(name: str, student: Text2Image, loss: Callable[[int], torch.Tensor]) -> None:
         optimizer = torch.optim.AdamW(student.network.parameters(), lr=1e-6)

@@ -19,6 +19,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -107,7 +108,7 @@ def main() -> None:
         "plain": nullcontext,
         "serial": lambda: FasterDiffusion(mode="serial").patch(p),
         **{
-            f"parallel, chunk {chunk or 'none'}": lambda chunk=chunk: FasterDiffusion(chunk=chunk).patch(p)
+            f"parallel, chunk {chunk or 'none'}": partial(FasterDiffusion(chunk=chunk).patch, p)
             for chunk in options.chunk
         },
         "diffusers' PAB": lambda: peer(p),

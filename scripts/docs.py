@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from imports import rooms_picture
-
 from sfumato import catalog, ledger
 from sfumato.commands.options import field_docs
 

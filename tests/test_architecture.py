@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imports import circles, graph, of_rooms, room
 
 LEVELS = (
@@ -16,7 +17,7 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
-COMMON = {"errors", "files", "plan", "progress", "catalog", "settings", "versions", "sfumato", "__main__"}
+COMMON = {"errors", "files", "plan", "progress", "catalog", "settings", "text", "versions", "sfumato", "__main__"}
 """Modules that every room may use; they use none of the rooms."""
 EDGES = graph()
 

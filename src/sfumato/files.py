@@ -85,6 +85,36 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool = False) -> None:
             )
 
 
+@contextmanager
+def held(path: str | os.PathLike) -> Iterator[Path]:
+    """The folder ``path``, made when missing, for this process alone; one that is empty at the end goes again.
+
+    Raises:
+        BadInput: before the block when another process holds it, a file is in its place, or it cannot be written to.
+    """
+    folder = _absolute(path)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{path} is a file where a folder is to be written: choose another name")
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
+    lock = _lock(folder)
+    try:
+        if lock is None and fcntl is not None:
+            raise BadInput(f"another run is at work in {path} at this moment: wait for it, or choose another folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise BadInput(f"cannot write {path}: it may not be written to")
+        yield folder
+    finally:
+        for parent in missing:
+            with suppress(OSError):  # holds something, or was never made
+                parent.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
 def clear_leftovers(path: str | os.PathLike) -> None:
     """Remove what a killed run left beside the output ``path``; writing it again does this by itself."""
     _sweep(_absolute(path), path)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from sfumato.errors import BadInput, unknown
 
@@ -115,7 +115,7 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            values = tyro.cli(combined, args=args, prog=command, description=about)
+            values: Any = tyro.cli(combined, args=args, prog=command, description=about)
     except SystemExit as exit:
         if exit.code:
             raise BadInput(_sentence(complaint.getvalue(), command)) from None
@@ -134,7 +134,7 @@ def flags_of(source: Any) -> list[Flag]:
     """
     hints = typing.get_type_hints(source, include_extras=True)
     if dataclasses.is_dataclass(source):
-        docs = field_docs(source)
+        docs = field_docs(cast(type, source))
         defaults = {f.name: _default(f) for f in dataclasses.fields(source) if f.init}
     else:
         docs = _argument_docs(source)
@@ -154,7 +154,7 @@ def sayable(kind: Any) -> Any:
         kept = [part for part in map(sayable, inner) if part is not None and not dataclasses.is_dataclass(part)]
         return functools.reduce(operator.or_, kept) if set(kept) - {types.NoneType} else None
     if origin in (list, collections.abc.Sequence):
-        return tuple[sayable(inner[0]), ...] if sayable(inner[0]) is not None else None
+        return types.GenericAlias(tuple, (sayable(inner[0]), ...)) if sayable(inner[0]) is not None else None
     if origin is tuple:
         return kind if all(part is ... or sayable(part) is not None for part in inner) else None
     plain = isinstance(kind, type) and issubclass(kind, (str, int, float, Path, types.NoneType, Enum))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,7 +103,7 @@ def read(
     return entry, cls(**given), options(**chosen)
 
 
-def _settings(cls: type, options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
+def _settings(cls: Any, options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
     """The preset asked for, or what suits the model that the options name."""
     if preset is not None:
         return dict(cls.presets[preset])
@@ -116,6 +118,35 @@ def origin(model: str) -> str | None:
     from sfumato.pipeline import origin_of
 
     return origin_of(model)
+
+
+def alone() -> bool:
+    """Whether this process speaks and writes: the others of a parallel training work in silence."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def beside(out: Path, method: Any) -> Iterator[Path | None]:
+    """``OUT.training``, where a method that trains keeps its state until its output is whole; None for all others.
+
+    Killed inside the block, the same command goes on from there; at its end the folder is removed.
+
+    Raises:
+        BadInput: another process is at work in it.
+    """
+    from sfumato.files import held
+    from sfumato.train.schedule import Tuning
+
+    if not isinstance(method, Tuning):
+        yield None
+        return
+    folder = out.parent / f"{out.name}.training"
+    if not alone():
+        yield folder
+        return
+    with held(folder):
+        yield folder
+        shutil.rmtree(folder)
 
 
 def load_any(model: str, where: Where) -> Text2Image | ImageModel:

@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[
             return {k: kept.get_tensor(k) for k in kept.keys()}, words["keys"], tuple(words["labels"]), words["left"]  # noqa: SIM118
     except (OSError, LookupError, TypeError, ValueError, SafetensorError):  # not there yet, or damaged
         pass
-    samples, left = [], Counter()
+    samples: list[Any] = []
+    left: Counter[str] = Counter()
     for number, shard in enumerate(shards):
         those, out = _samples(shard)
         samples += [(number, *sample) for sample in those]

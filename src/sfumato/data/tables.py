@@ -187,7 +187,7 @@ def _loaded(datasets: Any, name: str, config: Sequence[str]) -> Any:
     Raises:
         BadInput: the data set is one of tar files.
     """
-    tars = sorted(Path(name).rglob("*.tar*")) if Path(name).is_dir() else []
+    tars: list[Any] = sorted(Path(name).rglob("*.tar*")) if Path(name).is_dir() else []
     if not tars and not Path(name).exists():
         tars = [name] if datasets.load_dataset_builder(name, *config).builder_name == "webdataset" else []
     if tars:

@@ -15,6 +15,7 @@ from sfumato.errors import BadInput
 from sfumato.noise.addim import addim_step
 from sfumato.sample import Guided, predict
 from sfumato.train.draw import normal
+from sfumato.train.recipe import Recipe
 
 from .base import Distiller, Model, sampled
 from .data import CleanData, FromPictures
@@ -43,11 +44,11 @@ class MultistepCM(FromPictures, Distiller):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-64": {"dropout": 0.2},
         "imagenet-128": {"dropout": 0.1},
-        "text-to-image": {"iterations": 30_000, "first_teacher_steps": 256, "last_teacher_steps": 256, "huber": 1.0},
+        "text-to-image": {"updates": 30_000, "first_teacher_steps": 256, "last_teacher_steps": 256, "huber": 1.0},
         # Not from the paper: its shape at a hundredth of its length. Of the learning rates 2e-4 and 1e-3, tried for 300
         # updates with two steps, neither was clearly better.
         "sketch": {
-            "iterations": 2000, "batch": 32, "lr": 2e-4, "warmup": 100, "ema": 0.995, "anneal": 1000, "huber": 1.0,
+            "updates": 2000, "batch": 32, "lr": 2e-4, "warmup": 100, "ema": 0.995, "anneal": 1000, "huber": 1.0,
             "pictures": 8000, "checkpoint_every": 250,
         },
     }  # fmt: skip
@@ -100,7 +101,7 @@ class MultistepCM(FromPictures, Distiller):
         return first + ramp(step, self.anneal) * (self.eta - first)
 
 
-class MultistepTraining:
+class MultistepTraining(Recipe):
     """`MultistepCM` as the loop sees it.
 
     ``teacher`` and ``student`` need a ``denoiser`` and ``unconditional(n)``, the student a ``network``, the teacher

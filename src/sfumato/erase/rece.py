@@ -108,7 +108,8 @@ class RECE(UCE):
         def finish(maps: list[Tensor]) -> Edit:
             return Edit(dict(zip(names, stack.weights(maps), strict=True)))
 
-        done, scores = [], []
+        done: list[Any] = []
+        scores: list[Any] = []
         for state in rounds(
             stack, start, concept, anchor, kept, epochs=self.epochs, ridge=self.ridge, regulariser=self.regulariser,
             erase_scale=self.round_erase_scale, preserve_scale=self.round_preserve_scale, lam=self.round_lam,

@@ -36,7 +36,7 @@ RECIPES = {
 def train(seed: int, **changes) -> ImageModel:
     """A small model of `PICTURES` pictures, trained by the recipe itself; the same budget for all."""
     settings = {"sigma_blur_max": 10.0, "channels": (16, 32, 32), "layers": 1, "attention": (), "dropout": 0.0}
-    settings |= {"lr": 2e-3, "warmup": 50, "ema": 0.995, "batch": 32, "steps": UPDATES, "checkpoint_every": UPDATES}
+    settings |= {"lr": 2e-3, "warmup": 50, "ema": 0.995, "batch": 32, "updates": UPDATES, "checkpoint_every": UPDATES}
     recipe = Blurring(size=SIDE, pictures=PICTURES, seed=seed, classes=False, **{**settings, **changes})
     return trained(recipe)
 

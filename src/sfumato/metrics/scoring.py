@@ -189,14 +189,14 @@ class Run:
 
     def _jobs(self) -> list[tuple[Source, Extractor | None]]:
         """Which features are needed of which set, each once."""
-        jobs = {}
+        jobs: dict[tuple[Source, Extractor | None], None] = {}
         for metric in self.sets.values():
             sources = self.sources if metric.needs_real else [self.fake]
             jobs |= {(source, metric.extractor): None for source in sources}
         return list(jobs)
 
     @cached_property
-    def _about(self) -> dict[tuple[Source, Extractor], dict[str, str]]:
+    def _about(self) -> dict[tuple[Source, Extractor], dict[str, Any]]:
         return {
             (s, e): {"extractor": e.name, "weights": e.hash, "resize": e.resize, "pictures": self.prepared,
                      "content": s.content}

@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_file
+from sfumato.text import plain
 
 from . import lora
 from .adapter import Adapter, refuse_adapters
@@ -265,5 +266,5 @@ def _write_beside(folder: Path, pipe: Text2Image, membranes: Sequence[Membrane])
     """What `Text2Image.save` puts beside the merged pipeline."""
     save_membranes(folder / ADAPTER, membranes)
     save_lora(folder / "lora" / "pytorch_lora_weights.safetensors", pipe)
-    concepts = ", ".join(c for m in membranes for c in m.concepts)
+    concepts = ", ".join(plain(c) for m in membranes for c in m.concepts)
     (folder / "lora" / "README.md").write_text(_LORA_CARD.format(concepts=concepts), encoding="utf-8")

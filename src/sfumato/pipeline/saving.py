@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from sfumato.errors import BadInput
 from sfumato.files import atomic_folder, tensors_sha256, write_json
+from sfumato.text import plain
 
 from .tokens import without_learned
 
@@ -93,7 +94,7 @@ def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, An
         versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
         record = {"description": description, "provenance": provenance, "versions": versions}
         write_json(temporary / RECORD, {"defaults": p.defaults, **record})
-        title = str(provenance.get("title") or folder.name).replace("\n", " ")
+        title = plain(str(provenance.get("title") or folder.name))
         own = type(p.pipe.scheduler).__module__.startswith("sfumato.")
         loads = "Loads with diffusers where sfumato, which has its scheduler, is installed" if own else _LOADS
         text = _CARD.format(title=title, loads=loads, description=_json(description), provenance=_json(provenance))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sfumato.errors import BadInput
 from sfumato.report.page import environment
 from sfumato.report.schema import AuditRecord, Interval
 from sfumato.report.words import average
+from sfumato.text import shown
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,32 @@ def rows(first: AuditRecord, second: AuditRecord) -> list[Row]:
             f"these reports cannot be compared, they differ in {', '.join(fields)}: audit both models alike"
         )
     out = [Row("Erased", c, first.erasure.get(c), second.erasure.get(c)) for c in first.concepts]
-    kept = [average(list(r.retention.values())) for r in (first, second)]
     if first.retention.keys() == second.retention.keys():
+        kept = _both(first, second, lambda r: average(list(r.retention.values())))
         out.append(Row("Kept", "mean over concepts", *kept))
     for c in dict.fromkeys([*first.retention, *second.retention]):
         out.append(Row("Kept", c, first.retention.get(c), second.retention.get(c)))
-    sides = [r.integrity for r in (first, second)]
+    sides = (first.integrity, second.integrity)
     distance = next((s.distance for s in sides if s), "")
-    out.append(Row("Picture change", distance, *(s and s.mean for s in sides), rate=False))
-    matches = [r.alignment for r in (first, second)]
+    out.append(Row("Picture change", distance, *_both(*sides, lambda s: s.mean), rate=False))
+    matches = (first.alignment, second.alignment)
     measure = next((m.measure for m in matches if m), "")
-    out.append(Row("Alignment, after", measure, *(m and m.after for m in matches), rate=False))
+    out.append(Row("Alignment, after", measure, *_both(*matches, lambda m: m.after), rate=False))
     for name in dict.fromkeys([*first.attacks, *second.attacks]):
-        attacks = [r.attacks.get(name) for r in (first, second)]
+        attacks = (first.attacks.get(name), second.attacks.get(name))
         for part in ("recovered", "control"):
-            out.append(Row("Under attack", f"{name}, {part}", *(a and getattr(a, part) for a in attacks)))
+            out.append(Row("Under attack", f"{name}, {part}", *_both(*attacks, attrgetter(part))))
     return out
+
+
+def _both(first: Any, second: Any, of: Callable[[Any], Interval | None]) -> tuple[Interval | None, Interval | None]:
+    """What ``of`` reads off each; None for what is not there."""
+    return first and of(first), second and of(second)
 
 
 def render(first: AuditRecord, second: AuditRecord) -> str:
     """The page that sets two reports side by side; raises `BadInput` as `rows` does."""
+    first, second = shown(first), shown(second)
     groups: dict[str, list[Row]] = {}
     for row in rows(first, second):
         groups.setdefault(row.group, []).append(row)

@@ -16,6 +16,7 @@ import jinja2
 from sfumato.report import verdict, words
 from sfumato.report.images import RAMP, SMALL, Embedded, Gallery, Pair, changed_most, difference, distinct, embed, heat
 from sfumato.report.schema import AuditRecord, Integrity, Interval
+from sfumato.text import isolated, shown
 
 LARGEST = 2_800_000
 """Bytes; pictures are shrunk until the page is below it."""
@@ -42,7 +43,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {f.__name__: f for f in FILTERS}
+    env.filters |= {f.__name__: f for f in (*FILTERS, isolated)}
     script = files("sfumato.report").joinpath("templates/page.js").read_text(encoding="utf-8")
     env.globals |= {"script": script, "policy": _policy(script), "ramp": RAMP, "place": place}
     env.globals["MISSING"] = words.MISSING
@@ -177,7 +178,7 @@ def _title(report: AuditRecord) -> str:
 
 def render(report: AuditRecord, gallery: Gallery | None = None) -> str:
     """The page as text, below `LARGEST` bytes wherever shrinking pictures to thumbnails can achieve it."""
-    gallery = gallery or Gallery()
+    report, gallery = shown(report), shown(gallery or Gallery())
     template = environment().get_template("audit.html.j2")
     method = dict(report.method) if isinstance(report.method, Mapping) else None
     context = {

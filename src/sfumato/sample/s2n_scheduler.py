@@ -45,7 +45,7 @@ class S2NScheduler(DDIMScheduler):
         freeze: float | None = None,
         gamma_w: float = 0.0,
         delta: float | None = None,
-        order: int = 1,
+        order: Literal[1, 2] = 1,
         grid: Grid = "spacing",
     ):
         if grid not in ("spacing", "logsnr", "karras"):

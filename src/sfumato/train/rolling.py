@@ -38,11 +38,15 @@ class Rolling(PixelRecipe):
     Cost: one network call with gradients on the whole window per update.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **PixelRecipe.EXAMPLE, "window": 4, "context": 0, "channels": (8, 16), "layers": 1, "head_dim": 8,
+        "embedding": 16, "sampling_steps": 2,
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "kolmogorov": {"data": "kolmogorov", "periodic": True},
         "kolmogorov-small": {
             "data": "kolmogorov", "periodic": True, "size": 16, "window": 6, "channels": (32, 64), "layers": 1,
-            "patch": 2, "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "steps": 1000,
+            "patch": 2, "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "updates": 1000,
             "ema": 0.99, "sampling_steps": 4,
         },
     }  # fmt: skip
