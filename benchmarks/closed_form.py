@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def loop_edit(
             spent, (a, b) = timed(accumulate)
             seconds += spent * len(sources) / some
             left, right = left + a, right + b
-        spent, new = timed(lambda left=left, right=right: left @ torch.inverse(right))
+        spent, new = timed(partial(lambda a, b: a @ torch.inverse(b), left, right))
         seconds += spent
         results.append((index, new if full else None))
     return seconds * len(weights) / layers, results

@@ -16,15 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import timed
 
 from sfumato.distill import MultistepCM
 from sfumato.pipeline import Text2Image, few_steps, load
+from timing import timed
 
 
 def updates(teacher: Text2Image, batch: int, folder: Path) -> dict[str, Callable[[], object]]:
     """One update each of plain training and of the kinds of multistep-cm, as the loop does them."""
-    works = {}
+    works: dict[str, Callable[[], object]] = {}
 
     def add(name: str, student: Text2Image, loss: Callable[[int], torch.Tensor]) -> None:
         optimizer = torch.optim.AdamW(student.network.parameters(), lr=1e-6)
@@ -82,8 +82,9 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:26}{value:10.3f}{value / seconds['plain training']:8.2f}{passes[name] / 3:20.2f}")
 
-    draw = lambda pipe, **o: lambda: pipe.sample("a red star", range(args.batch), batch_size=args.batch, **o)
-    works = {f"teacher, {args.teacher_steps} steps, guided": draw(teacher, steps=args.teacher_steps, cfg_scale=3.0)}
+    draw = lambda pipe, **o: lambda: pipe.draw("a red star", range(args.batch), batch=args.batch, **o)
+    guided = draw(teacher, sampling_steps=args.teacher_steps, cfg_scale=3.0)
+    works = {f"teacher, {args.teacher_steps} steps, guided": guided}
     for steps in args.steps:
         student = teacher.copy(own="full")
         few_steps(student, steps)

@@ -19,6 +19,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -91,7 +92,7 @@ def peer(p: Text2Image) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--sampling-steps", "--steps", type=int, default=50)
     parser.add_argument("--side", type=int, nargs="+", default=[32, 64], help="sides of the latents")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2], help="pictures at a time")
     parser.add_argument("--chunk", type=int, nargs="+", default=[0], help="limits of parallel decoding; 0 is none")
@@ -102,24 +103,24 @@ def main() -> None:
     options = parser.parse_args()
 
     dtype = getattr(torch, options.dtype)
-    p, keys = model(options.small, options.device, dtype), key_steps(options.steps)
+    p, keys = model(options.small, options.device, dtype), key_steps(options.sampling_steps)
     ways: dict[str, Callable[[], AbstractContextManager]] = {
         "plain": nullcontext,
         "serial": lambda: FasterDiffusion(mode="serial").patch(p),
         **{
-            f"parallel, chunk {chunk or 'none'}": lambda chunk=chunk: FasterDiffusion(chunk=chunk).patch(p)
+            f"parallel, chunk {chunk or 'none'}": partial(FasterDiffusion(chunk=chunk).patch, p)
             for chunk in options.chunk
         },
         "diffusers' PAB": lambda: peer(p),
     }
     millions = sum(x.numel() for x in p.network.parameters()) / 1e6
     print(f"{millions:.0f} M parameters, {options.dtype} on {options.device}, {torch.get_num_threads()} threads")
-    print(f"{options.steps} guided DDIM steps, {len(keys)} key steps: {', '.join(map(str, keys))}")
+    print(f"{options.sampling_steps} guided DDIM steps, {len(keys)} key steps: {', '.join(map(str, keys))}")
     for side in options.side:
         z = torch.zeros(1, 4, side, side, device=options.device, dtype=dtype)
         tokens = conditioning(1, 0, options.device).tokens.to(dtype)
         encoder, decoder = (x / 1e9 for x in operations(p.network, z, encoder_hidden_states=tokens))
-        ratio = options.steps * (encoder + decoder) / (len(keys) * encoder + options.steps * decoder)
+        ratio = options.sampling_steps * (encoder + decoder) / (len(keys) * encoder + options.sampling_steps * decoder)
         print(f"\nlatents {side} x {side}: encoder {2 * encoder:.4g}, decoder {2 * decoder:.4g} GFLOPs a guided step; "
               f"plain {ratio:.3f} times the operations of Faster Diffusion")  # fmt: skip
         print(f"{'batch':>5}  {'':22} {'s a step':>9} {'s a run':>8} {'ratio':>6} {'over ideal':>10} "
@@ -127,16 +128,16 @@ def main() -> None:
         for batch in options.batch:
             cond, negative = (conditioning(batch, seed, options.device) for seed in (1, 2))
 
-            def draw(steps: int = options.steps, cond=cond, negative=negative, side=side) -> Tensor:
+            def draw(steps: int = options.sampling_steps, cond=cond, negative=negative, side=side) -> Tensor:
                 z, _ = p.trajectory(
-                    cond, range(len(cond)), steps=steps, stop_after=steps, cfg_scale=GUIDANCE, negative=negative,
-                    size=side * p.scale_factor,
+                    cond, range(len(cond)), sampling_steps=steps, stop_after=steps, cfg_scale=GUIDANCE,
+                    negative=negative, size=side * p.scale_factor,
                 )  # fmt: skip
                 return z.float().cpu()  # waits for the device
 
             best: dict[str, float] = {}
             drawn: dict[str, Tensor] = {}
-            rows = {"plain": (2 * batch * options.steps, 2 * batch * options.steps)}
+            rows = {"plain": (2 * batch * options.sampling_steps, 2 * batch * options.sampling_steps)}
             draw(1)
             for _ in range(options.repeats):
                 for name, way in ways.items():
@@ -152,7 +153,7 @@ def main() -> None:
                 over = f"{ratio / gain - 1:+.1%}" if first and name != "plain" else "-"
                 flops = f"{(first * encoder + second * decoder) / 1e3:.2f}" if first else "-"
                 away = float((drawn[name] - drawn["plain"]).norm() / drawn["plain"].norm())
-                print(f"{batch:>5}  {name:22} {best[name] / options.steps:9.3f} {best[name]:8.2f} {gain:6.3f} "
+                print(f"{batch:>5}  {name:22} {best[name] / options.sampling_steps:9.3f} {best[name]:8.2f} {gain:6.3f} "
                       f"{over:>10} {flops:>12} {away:9.2e}", flush=True)  # fmt: skip
 
 

@@ -15,18 +15,19 @@ import io
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from timing import timed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sfumato.data.pictures import open_pictures
 from sfumato.train.pixels import PixelTraining
 from sfumato.train.simple_diffusion import SimpleDiffusion
+from timing import timed
 
 Batches = Callable[[], Iterator[Tensor]]
 
@@ -99,6 +100,10 @@ def torchvision_folder(folder: Path, size: int, batch: int) -> Batches:
     return lambda: (x for x, _ in loader)
 
 
+def count(batches: Batches) -> int:
+    return sum(map(len, batches()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=400)
@@ -122,7 +127,7 @@ def main() -> None:
         for name, source in packed(folder, Path(scratch)).items():
             ways[f"ours, {name}"] = ours(source, args.size, args.batch)
         # The round that is not counted fills the caches of files.
-        works = {name: lambda batches=batches: sum(map(len, batches())) for name, batches in ways.items()}
+        works = {name: partial(count, batches) for name, batches in ways.items()}
         best = timed(works, args.repeats)
     plain = best["PIL and DataLoader"]
     print(f"{args.pictures} pictures ({args.format}) of {args.side * 4 // 3} x {args.side} to {args.size}, one thread")

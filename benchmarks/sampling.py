@@ -31,11 +31,11 @@ def main() -> None:
     parser.add_argument("--model", default="sketch")
     parser.add_argument("--prompt", default="a red star on a white background, flat style")
     parser.add_argument("--pictures", type=int, default=16, help="in one batch")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--sampling-steps", "--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
 
-    print(f"{torch.get_num_threads()} threads; {options.pictures} pictures, {options.steps} steps")
+    print(f"{torch.get_num_threads()} threads; {options.pictures} pictures, {options.sampling_steps} steps")
     pipeline(options)
     pixels(options)
 
@@ -48,11 +48,11 @@ def pipeline(options: argparse.Namespace) -> None:
 
     def direct() -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in range(n)]
-        settings = {"num_inference_steps": options.steps, "guidance_scale": scale, "output_type": "pt"}
+        settings = {"num_inference_steps": options.sampling_steps, "guidance_scale": scale, "output_type": "pt"}
         return p.pipe([options.prompt] * n, generator=generators, height=p.size, width=p.size, **settings).images.cpu()
 
     def ours() -> Tensor:
-        return p.sample(options.prompt, range(n), steps=options.steps, batch_size=n)
+        return p.draw(options.prompt, range(n), sampling_steps=options.sampling_steps, batch=n)
 
     compare("diffusers pipeline", direct, "Text2Image.sample", ours, options)
 
@@ -63,21 +63,21 @@ def pixels(options: argparse.Namespace) -> None:
     model = SiD2(**SiD2.presets["small-cifar10"]).model(())
     model.network.eval()
     n, process = options.pictures, model.process
-    t = torch.linspace(1, 0, options.steps + 1)
+    t = torch.linspace(1, 0, options.sampling_steps + 1)
     (alpha, sigma), logsnr = process.alpha_sigma(t), process.logsnr(t).clamp(-20, 20)
 
     @torch.no_grad()
     def by_hand() -> Tensor:
         z = torch.stack([torch.randn(model.shape, generator=torch.Generator().manual_seed(s)) for s in range(n)])
         z = z * sigma[0]
-        for i in range(options.steps):
+        for i in range(options.sampling_steps):
             v = model.network(z, logsnr[i].expand(n), None)
             x = (alpha[i] * z - sigma[i] * v).clamp(-1, 1)
             z = alpha[i + 1] * x + sigma[i + 1] * (z - alpha[i] * x) / sigma[i]
         return (x + 1) / 2
 
     def ours() -> Tensor:
-        return model.sample(range(n), sampler="ddim", steps=options.steps, batch_size=n)
+        return model.draw(None, range(n), scheduler="ddim", sampling_steps=options.sampling_steps, batch=n)
 
     compare("a loop by hand", by_hand, "ImageModel.sample", ours, options)
 

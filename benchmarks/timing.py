@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 
-def timed(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def timed(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Seconds of each work, the fastest of ``repeats`` rounds through all of them after one that is not counted."""
     best = dict.fromkeys(works, float("inf"))
     for turn in range(repeats + 1):

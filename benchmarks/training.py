@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import timed
 from torch import Tensor, nn
 
 from sfumato.noise import GaussianProcess
 from sfumato.noise.schedule import Cosine
 from sfumato.train import draw
-from sfumato.train.loop import Run, Schedule
+from sfumato.train.loop import Recipe, Run, Schedule
 from sfumato.train.pixels import PixelTraining
 from sfumato.train.simple_diffusion import SimpleDiffusion
+from timing import timed
 
 LR, CLIP = 1e-4, 1.0
 
 
-class Plain:
+class Plain(Recipe):
     """The least recipe of the loop: eps-prediction on pictures in memory, with whatever network."""
 
     name = "plain"
@@ -58,7 +58,7 @@ class Plain:
 
 def our_step(recipe: Any, batch: int, folder: Path) -> Callable[[], Any]:
     """One update of the loop."""
-    schedule = Schedule(10**6, batch, LR, clip=CLIP, precision="no", track="none")
+    schedule = Schedule(updates=10**6, batch=batch, lr=LR, clip_norm=CLIP, precision="no", track="none")
     return Run(recipe, schedule, folder).one_step
 
 
@@ -142,7 +142,7 @@ def growth(repeats: int, folder: Path) -> None:
             )  # fmt: skip
             pictures = recipe.open()
             model = recipe.model(recipe.labels_of(pictures))
-            run = Run(PixelTraining(recipe, model, pictures), recipe.schedule(), folder / f"{side}-{batch}")
+            run = Run(PixelTraining(recipe, model, pictures), recipe, folder / f"{side}-{batch}")
             row.append(timed({"": run.one_step}, repeats)[""] / batch)
         print(f"{side:<8}" + "".join(f"{1e3 * value:12.2f}" for value in row))
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classifier import classify, train_classifier
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad as pad_borders
 
+from classifier import classify, train_classifier
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.files import GENERATED, contact_sheet, save_png, write_json
 from sfumato.metrics.bootstrap import wilson
@@ -36,7 +36,7 @@ from sfumato.train.sid2 import SiD2
 
 def recipe(args: argparse.Namespace) -> SiD2:
     """The preset, with what the command line says."""
-    changes = {k: getattr(args, k) for k in ("steps", "batch") if getattr(args, k)}
+    changes = {k: getattr(args, k) for k in ("updates", "batch") if getattr(args, k)}
     return SiD2(**{**SiD2.presets[args.preset], **changes}, data=args.data, checkpoint_every=200)
 
 
@@ -60,7 +60,7 @@ def judge(args: argparse.Namespace, size: int, flip: bool) -> Path:
         test, told = pixels(args.test, size)[:2], "the test split"
     return train_classifier(
         args.out / "judge", list(pictures.label_names), x[seen], y[seen], test, told,
-        partial(shaken, flip=flip), args.judge_steps,
+        partial(shaken, flip=flip), args.judge_updates,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def draw(args: argparse.Namespace, classes: bool) -> torch.Tensor:
         file = folder / f"{first:06d}-{len(seeds)}-{model.describe()['sha256'][:12]}-{kind}.safetensors"
         if not file.exists():
             began = time.perf_counter()
-            x = model.sample(seeds, asked, cfg_scale=None if classes else 1.0)
+            x = model.draw(asked, seeds, cfg_scale=None if classes else 1.0)
             folder.mkdir(parents=True, exist_ok=True)
             save_file({"x": (x * 255).round().byte()}, file)
             print(f"{kind}: {first + len(seeds)} of {args.n} drawn, {time.perf_counter() - began:.0f} s", flush=True)
@@ -161,7 +161,7 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
     lines = [
         f"# {name}: a small pixel model, with and without classes",
         "",
-        f"`SiD2(**SiD2.presets['{args.preset}'])`: {about['parameters']:,} parameters, {training.steps} updates of "
+        f"`SiD2(**SiD2.presets['{args.preset}'])`: {about['parameters']:,} parameters, {training.updates} updates of "
         f"{training.batch} pictures of {training.size} px. `scripts/cifar10.py` trained it and made this page. A model "
         "of this size and training shows that the method works, not what it can do.",
         "",
@@ -174,9 +174,9 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
         f"{share(card['right'], card['n'])} of {card['n']}: {card['measured on']}."
         + (" Distances in its features are not the FID of the Inception network." if judged else ""),
         "",
-        f"{model.defaults['steps']} steps of {model.defaults['sampler']}, guidance {model.defaults['cfg_scale']:g} at "
-        f"log-SNRs {model.defaults['cfg_interval']}. One row a class ({', '.join(model.labels)}), the first seeds of "
-        "each, not selected:",
+        f"{model.defaults['sampling_steps']} steps of {model.defaults['scheduler']}, "
+        f"guidance {model.defaults['cfg_scale']:g} at log-SNRs {model.defaults['cfg_interval']}. "
+        f"One row a class ({', '.join(model.labels)}), the first seeds of each, not selected:",
         "",
         f"![samples]({name}.png)",
         "",
@@ -194,11 +194,11 @@ def main() -> None:
     parser.add_argument("--preset", default="small-cifar10", choices=sorted(SiD2.presets))
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
-    parser.add_argument("--steps", type=int, help="updates; by default the preset's")
+    parser.add_argument("--updates", type=int, help="by default the preset's")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--n", type=int, default=2000, help="samples")
     parser.add_argument("--n-real", type=int, default=10_000)
-    parser.add_argument("--judge-steps", type=int, default=1000)
+    parser.add_argument("--judge-updates", type=int, default=1000)
     parser.add_argument("--extractor", default="judge", help="features of distances: judge, or one of sfumato score")
     parser.add_argument("--weights", help="of the extractor, where it needs any")
     parser.add_argument("--only", choices=("train", "judge", "draw", "page"))

@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from sfumato.files import atomic_folder
 from sfumato.metrics.vision import Preparation
-from sfumato.train.loop import Run, Schedule
+from sfumato.train.loop import Recipe, Run, Schedule
 
 SIDE = 64
 PREPARE = Preparation((SIDE, SIDE), None, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 @dataclass
-class Labelling:
+class Labelling(Recipe):
     """A recipe of the training loop: cross-entropy of a classifier on augmented pictures.
 
     ``x`` are bytes, ``y`` the numbers of their classes; ``augment`` takes and gives pictures in [0, 1].
@@ -55,7 +55,7 @@ def train_classifier(
     test: tuple[Tensor, Tensor],
     told: str,
     augment: Callable[[Tensor, torch.Generator], Tensor],
-    steps: int,
+    updates: int,
     checkpoint_every: int = 200,
 ) -> Path:
     """Train on the bytes ``x`` of the classes ``y`` unless ``folder`` is there; card.json in it says how good it is.
@@ -77,12 +77,13 @@ def train_classifier(
     net = ResNetForImageClassification(config).train()
     # The statistics of batch normalisation belong to the last weights, so those are kept and not an average.
     schedule = Schedule(
-        steps, 64, 3e-3, weight_decay=0.05, ema=0.0, checkpoint_every=checkpoint_every, warmup=min(200, steps // 4)
-    )
+        updates=updates, batch=64, lr=3e-3, weight_decay=0.05, ema=0.0, checkpoint_every=checkpoint_every,
+        warmup=min(200, updates // 4),
+    )  # fmt: skip
     recipe = Labelling(folder.name, net, x, y, augment)
     Run(recipe, schedule, folder.with_name(f"{folder.name}-training"), {"labels": len(labels)}).fit()
     right = int((classify(net.cpu().eval(), test[0]) == test[1]).sum())
-    card = {"right": right, "n": len(test[1]), "labels": len(labels), "steps": steps, "measured on": told}
+    card = {"right": right, "n": len(test[1]), "labels": len(labels), "updates": updates, "measured on": told}
     with atomic_folder(folder) as temporary:
         net.save_pretrained(temporary)
         size = {"height": SIDE, "width": SIDE}

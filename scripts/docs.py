@@ -1,4 +1,4 @@
-"""Write what the docs take from the code: README's table of methods, docs/methods/ and docs/ledger.md.
+"""Write what the docs take from the code: README's table of methods, docs/methods/, docs/ledger.md, docs/imports.svg.
 
     python scripts/docs.py           # write
     python scripts/docs.py --check   # say what is out of date, exit status 1 if anything is
@@ -13,6 +13,7 @@ import inspect
 import sys
 from pathlib import Path
 
+from imports import rooms_picture
 from sfumato import catalog, ledger
 from sfumato.commands.options import field_docs
 
@@ -68,6 +69,7 @@ def pages() -> dict[Path, str]:
     tail = rest.split(END)[1]
     result = {ROOT / "README.md": f"{head}{BEGIN}\n{methods_table()}\n{END}{tail}"}
     result |= {ROOT / "docs" / "methods" / f"{m.name}.md": method_page(m) for m in catalog.METHODS}
+    result[ROOT / "docs" / "imports.svg"] = rooms_picture()
     result[ROOT / "docs" / "ledger.md"] = ledger.table(ROOT / "docs" / "ledger") + "\n"
     return result
 

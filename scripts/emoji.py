@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classifier import train_classifier
 from PIL import Image
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from classifier import train_classifier
 from sfumato.audit import audit
 from sfumato.data.pictures import open_pictures
 from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx
@@ -81,7 +81,7 @@ def train(parquet: Path, args: argparse.Namespace) -> Path:
     """The recipe of the embedded model on the emoji; its autoencoder starts from the embedded one."""
     recipe = TrainT2I(
         data=str(parquet), caption=CAPTION, start_from=args.start_from, start_with="autoencoder",
-        autoencoder_steps=args.autoencoder_steps, autoencoder_lr=4e-4, steps=args.steps, batch=args.batch,
+        autoencoder_updates=args.autoencoder_updates, autoencoder_lr=4e-4, updates=args.updates, batch=args.batch,
         vocabulary=2048, checkpoint_every=args.checkpoint_every,
     )  # fmt: skip
     return recipe.run(args.out / "train")
@@ -107,7 +107,7 @@ def classifier(parquet: Path, args: argparse.Namespace, label: str) -> Path:
         x, names = x[torch.tensor(seen)], [n for n, s in zip(names, seen, strict=True) if s]
     test = (255 * augment(measured[0].float() / 255, torch.Generator().manual_seed(1))).round().clamp(0, 255).byte()
     return train_classifier(
-        folder, labels, x, number(names), (test, measured[1]), told, augment, args.classifier_steps,
+        folder, labels, x, number(names), (test, measured[1]), told, augment, args.classifier_updates,
         args.checkpoint_every,
     )  # fmt: skip
 
@@ -156,7 +156,7 @@ class Emoji(Detector):
 def eraser(name: str, concept: str, captions: list[str], quick: bool) -> Eraser:
     """The method, told to preserve all other captions and styles where it is a closed-form edit."""
     others = tuple(c for c in (*captions, *STYLES) if c != concept)
-    few = {"steps": 2} if quick else {}
+    few = {"updates": 2} if quick else {}
     if name == "uce":
         return UCE(concepts=(concept,), preserve=others)
     if name == "rece":
@@ -211,7 +211,7 @@ def strip(pipe: Text2Image, prompts: list[str], path: Path) -> None:
     """One row of pictures, seed 3 for all, saved as PNG."""
     if path.exists():
         return
-    row = torch.cat(list(pipe.sample(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
+    row = torch.cat(list(pipe.draw(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
     save_png(path, row, {"prompts": " | ".join(prompts)})
 
 
@@ -227,7 +227,7 @@ def specimens(pipe: Text2Image, parquet: Path, captions: list[str], path: Path) 
     for style in STYLES:
         prompts = [CAPTION.format(caption=c, style=style) for c in chosen]
         rows.append(np.concatenate([pictures.picture(place[p]) for p in prompts], axis=1))
-        drawn = torch.cat(list(pipe.sample(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
+        drawn = torch.cat(list(pipe.draw(prompts, 3)), dim=2).permute(1, 2, 0).numpy()
         rows.append(np.rint(drawn * 255).astype(np.uint8))
     save_png(path, np.concatenate(rows), {"Source": "real pictures and generated ones, row by row"})
 
@@ -251,8 +251,8 @@ def page(args: argparse.Namespace) -> None:
         "",
         f"A text-to-image pipeline trained by `scripts/emoji.py` on {cards['caption']['labels']} emoji of Noto "
         "(SIL OFL 1.1 / Apache 2.0), OpenMoji (CC-BY-SA 4.0) and Twemoji (CC-BY 4.0) each, at "
-        f"{size} pixels: its autoencoder from the embedded pipeline's by {made['autoencoder_steps']} updates of "
-        f"{made['autoencoder_batch']} pictures, then text encoder and U-Net from scratch by {made['steps']} of "
+        f"{size} pixels: its autoencoder from the embedded pipeline's by {made['autoencoder_updates']} updates of "
+        f"{made['autoencoder_batch']} pictures, then text encoder and U-Net from scratch by {made['updates']} of "
         f"{made['batch']}. Judges, both trained on the real pictures: one of the style ({told['style']}) and one of "
         f"the subject ({told['caption']}).",
         "",
@@ -306,11 +306,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"), help="where the page goes")
     parser.add_argument("--count", type=int, default=200, help="emoji, each by three artists")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--updates", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--autoencoder-steps", type=int, default=900)
+    parser.add_argument("--autoencoder-updates", type=int, default=900)
     parser.add_argument("--start-from", default="sketch", help="pipeline whose autoencoder training starts from")
-    parser.add_argument("--classifier-steps", type=int, default=1500)
+    parser.add_argument("--classifier-updates", type=int, default=1500)
     parser.add_argument("--checkpoint-every", type=int, default=200)
     parser.add_argument("--n", type=int, default=96, help="pictures for each erased concept in an audit")
     parser.add_argument("--quick", action="store_true", help="edits of two steps: to see that everything runs")

@@ -18,7 +18,8 @@ from PIL import Image
 
 from sfumato.data import oracle as oracles
 from sfumato.data import sketch
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
+from sfumato.data.world import WORDS
 from sfumato.metrics.bootstrap import wilson
 from sfumato.pipeline import load, read_record
 from sfumato.train.parent import chain
@@ -53,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sketch")
     parser.add_argument("--n", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--sampling-steps", "--steps", type=int, default=25)
     parser.add_argument("--cfg-scale", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, help="write model.md and model.png there; without it, only print")
@@ -63,8 +64,8 @@ def main() -> None:
     asked = {a: balanced(words, args.n, rng) for a, words in WORDS.items()}
     prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(args.n)]
     began = time.perf_counter()
-    pictures = pipe.sample(
-        prompts, range(args.n), steps=args.steps, cfg_scale=args.cfg_scale, batch_size=64, progress=True
+    pictures = pipe.draw(
+        prompts, range(args.n), sampling_steps=args.sampling_steps, cfg_scale=args.cfg_scale, batch=64, progress=True
     )
     seconds = time.perf_counter() - began
     read = oracles.load()(pictures)
@@ -98,7 +99,7 @@ def main() -> None:
         *commands(made),
         "```",
         "",
-        f"Read by the [oracle](oracle.md) on {args.n} balanced prompts, {args.steps} steps, guidance "
+        f"Read by the [oracle](oracle.md) on {args.n} balanced prompts, {args.sampling_steps} steps, guidance "
         f"{args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each ({seconds:.0f} s of sampling; "
         f"`python scripts/evaluate_sketch.py --n {args.n} --docs docs`):",
         "",

@@ -1,14 +1,17 @@
-"""Who imports whom: the graph of the package's files, its circles and its picture (docs/imports.svg).
+"""Who imports whom: the circles of the package's files, and a picture.
 
-    python scripts/imports.py        # say which circles there are
+    python scripts/imports.py                     # name a circle if there is one, exit status 1
+    python scripts/imports.py --draw files.svg    # every file against every file; docs/imports.svg has the rooms
 
-An import counts wherever it stands, also inside a function; those for the type checker alone are told apart.
+An import counts wherever it stands, also inside a function; those for the type checker alone can be left out.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,32 +59,112 @@ def graph(package: Path = PACKAGE, typed: bool = True) -> dict[str, set[str]]:
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """A shortest circle through each knot of modules that reach one another; empty where there is none."""
+    """A shortest circle, its first name once more at the end, of each knot of modules that reach one another."""
     reach = {start: _reachable(start, edges) for start in edges}
     found, seen = [], set()
-    for start in edges:
-        if start in seen or start not in reach[start]:
-            continue
-        knot = {other for other in reach[start] if start in reach[other]}
-        seen |= knot
-        found.append(min((_way_back(node, edges) for node in sorted(knot)), key=len))
+    for start in sorted(edges):
+        if start in reach[start] and start not in seen:
+            knot = {other for other in reach[start] if start in reach[other]}
+            seen |= knot
+            found.append(min((_way_back(module, edges) for module in sorted(knot)), key=len))
     return found
 
 
 def _reachable(start: str, edges: Mapping[str, set[str]]) -> set[str]:
-    found, waiting = set(), [start]
+    found: set[str] = set()
+    waiting = [start]
     while waiting:
-        for other in edges[waiting.pop()] - found:
-            found.add(other)
-            waiting.append(other)
+        new = edges[waiting.pop()] - found
+        found |= new
+        waiting += new
     return found
 
 
 def _way_back(start: str, edges: Mapping[str, set[str]]) -> list[str]:
-    """The shortest way from a module to itself."""
-    ways = [[start]]
-    while True:
-        ways = [[*way, other] for way in ways for other in sorted(edges[way[-1]]) if other == start or other not in way]
-        for way in ways:
-            if way[-1] == start:
-                return way
+    """The shortest way from a module, which reaches itself, to itself."""
+    came_from, waiting = dict.fromkeys(sorted(edges[start]), start), sorted(edges[start])
+    while start not in came_from:
+        here = waiting.pop(0)
+        for other in sorted(edges[here] - came_from.keys()):
+            came_from[other] = here
+            waiting.append(other)
+    way = [came_from[start], start]
+    while way[0] != start:
+        way.insert(0, came_from[way[0]])
+    return way
+
+
+def room(name: str) -> str:
+    """The folder of the package, or the module beside the folders, that a module belongs to."""
+    return name.split(".")[1] if "." in name else name
+
+
+def of_rooms(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Room -> the rooms that its files import."""
+    rooms: dict[str, set[str]] = {}
+    for name, used in edges.items():
+        rooms.setdefault(room(name), set()).update({room(other) for other in used} - {room(name)})
+    return rooms
+
+
+def from_the_ground(edges: Mapping[str, set[str]]) -> list[str]:
+    """All names, each after those that it imports, by name where that leaves a choice; circles by name."""
+    order: list[str] = []
+    left = set(edges)
+    while left:
+        ready = {name for name in left if not (edges[name] & left) - {name}} or {min(left)}
+        order += sorted(ready)
+        left -= ready
+    return order
+
+
+def picture(order: Sequence[str], edges: Mapping[str, set[str]], cell: int = 22) -> str:
+    """A matrix as SVG: a dot where the name of a row imports that of a column; above the diagonal it is red."""
+    font, place = 0.6 * cell, {name: i for i, name in enumerate(order)}
+    margin, side = 0.62 * font * max(map(len, order)) + 12, cell * len(order)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {margin + side + 8:.0f} {margin + side + 8:.0f}" '
+        f'font-family="monospace" font-size="{font:.1f}">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for name, i in place.items():
+        at = margin + i * cell
+        middle = at + cell / 2
+        if i % 2 == 0:
+            lines.append(f'<rect x="0" y="{at:.1f}" width="{margin + side:.1f}" height="{cell}" fill="#f3f3f3"/>')
+        lines.append(f'<rect x="{at:.1f}" y="{at:.1f}" width="{cell}" height="{cell}" fill="#cccccc"/>')
+        label = f'text-anchor="end" dominant-baseline="central">{escape(name)}</text>'
+        lines.append(f'<text x="{margin - 6:.1f}" y="{middle:.1f}" {label}')
+        label = label.replace("end", "start", 1)
+        lines.append(f'<text transform="translate({middle:.1f} {margin - 6:.1f}) rotate(-90)" {label}')
+        for other in sorted(edges[name] - {name}, key=place.__getitem__):
+            where = f'cx="{margin + (place[other] + 0.5) * cell:.1f}" cy="{middle:.1f}" r="{cell / 4:.1f}"'
+            colour = "#1a5fb4" if place[other] < i else "#c01c28"
+            lines.append(f'<circle {where} fill="{colour}"><title>{name} imports {other}</title></circle>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def rooms_picture() -> str:
+    """docs/imports.svg."""
+    edges = of_rooms(graph())
+    return picture(from_the_ground(edges), edges)
+
+
+def main(args: Sequence[str]) -> int:
+    edges = graph()
+    if args[:1] == ["--draw"]:
+        order = []
+        for place in from_the_ground(of_rooms(edges)):
+            inside = {name for name in edges if room(name) == place}
+            order += from_the_ground({name: edges[name] & inside for name in inside})
+        Path(args[1]).write_text(picture(order, edges, cell=10), encoding="utf-8")
+        return 0
+    found = circles(edges)
+    for circle in found:
+        print("circle:", " -> ".join(circle))
+    print(f"{len(edges)} files, {sum(map(len, edges.values()))} imports, {len(found) or 'no'} circles")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

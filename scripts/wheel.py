@@ -26,7 +26,7 @@ from pathlib import Path
 package = Path(sf.__file__).parent
 assert package.is_relative_to({environment!r}), package
 pipe = sf.load("sketch")
-picture = pipe.sample("a red star", 0, steps=2)
+picture = pipe.draw("a red star", 0, sampling_steps=2)
 from sfumato.data import oracle
 assert oracle.load()(picture)["object"].shape[0] == 1
 from sfumato.report.page import environment

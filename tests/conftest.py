@@ -77,6 +77,34 @@ def tiny_text_encoder(tokenizer, projection: bool = False, width: int = 16):
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
+def t5_tokenizer(words=WORDS):
+    """A genuine T5 tokenizer that knows these words, single letters and two sentinels (T5 has a hundred)."""
+    from string import ascii_lowercase
+
+    from transformers import T5TokenizerFast
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), *((f"▁{w}", -1.0) for w in words)]
+    letters = [(c, -4.0) for c in ascii_lowercase]
+    vocab = [*pieces, *letters, ("<extra_id_1>", 0.0), ("<extra_id_0>", 0.0)]
+    return T5TokenizerFast(vocab=vocab, extra_ids=2, model_max_length=512)
+
+
+def tiny_t5(tokenizer, width: int = 16):
+    """A T5 encoder whose table has spare rows, as that of every released one."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer) + 5,
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config).eval()
+
+
 def tiny_scheduler(prediction_type: str):
     from diffusers import DDIMScheduler
 
@@ -91,7 +119,7 @@ def tiny_scheduler(prediction_type: str):
     )
 
 
-def tiny_vae():
+def tiny_vae(channels: int = 4, **config):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -99,8 +127,9 @@ def tiny_vae():
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         norm_num_groups=4,
-        latent_channels=4,
+        latent_channels=channels,
         sample_size=16,
+        **config,
     ).eval()
 
 
@@ -170,6 +199,96 @@ def make_tiny_sdxl(tmp_path_factory, prediction_type: str = "epsilon", seed: int
         )
 
 
+def make_tiny_pixart(seed: int = 0):
+    """A PixArtSigmaPipeline: T5, cross-attention in a transformer, eps-prediction with a learned variance."""
+    import torch
+    from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = t5_tokenizer()
+        transformer = PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            cross_attention_dim=16,
+            sample_size=8,
+            caption_channels=16,
+            norm_num_groups=4,
+            use_additional_conditions=False,
+        ).eval()
+        torch.nn.init.normal_(transformer.scale_shift_table)  # a small one hides the text from the output
+        return PixArtSigmaPipeline(tokenizer, tiny_t5(tokenizer), tiny_vae(), transformer, tiny_scheduler("epsilon"))
+
+
+def make_tiny_sd3(tmp_path_factory, seed: int = 0, dual: tuple[int, ...] = (), t5: bool = True):
+    """A StableDiffusion3Pipeline: two CLIPs and T5, joint attention, flow prediction; ``dual`` blocks as in 3.5."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = clip_tokenizer(tmp_path_factory.mktemp("tokenizer"), word_merges(), LENGTH)
+        tokenizer_2 = clip_tokenizer(tmp_path_factory.mktemp("tokenizer_2"), word_merges(), LENGTH)
+        tokenizer_3 = t5_tokenizer()
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            caption_projection_dim=16,
+            pooled_projection_dim=40,
+            pos_embed_max_size=8,
+            dual_attention_layers=dual,
+            qk_norm="rms_norm" if dual else None,
+        ).eval()
+        return StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=tiny_vae(16, scaling_factor=1.5, shift_factor=0.06),
+            text_encoder=tiny_text_encoder(tokenizer, projection=True),
+            tokenizer=tokenizer,
+            text_encoder_2=tiny_text_encoder(tokenizer_2, projection=True, width=24),
+            tokenizer_2=tokenizer_2,
+            text_encoder_3=tiny_t5(tokenizer_3, width=48) if t5 else None,
+            tokenizer_3=tokenizer_3 if t5 else None,
+        )
+
+
+def make_tiny_flux(tmp_path_factory, seed: int = 0, guidance: bool = True):
+    """A FluxPipeline: CLIP pooled and T5, double and single blocks, dynamic shift; schnell without ``guidance``."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer, tokenizer_2 = (
+            clip_tokenizer(tmp_path_factory.mktemp("tokenizer"), word_merges(), LENGTH),
+            t5_tokenizer(),
+        )
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            pooled_projection_dim=16,
+            guidance_embeds=guidance,
+            axes_dims_rope=(2, 2, 4),
+        ).eval()
+        return FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance, shift=3.0 if guidance else 1.0),
+            vae=tiny_vae(16, scaling_factor=0.36, shift_factor=0.12),
+            text_encoder=tiny_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            text_encoder_2=tiny_t5(tokenizer_2),
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
+        )
+
+
 def make_tiny_dit():
     """A DiTPipeline: a pipeline whose network is no UNet."""
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
@@ -202,6 +321,30 @@ def tiny_sdxl(tmp_path_factory):
     from sfumato.pipeline import wrap
 
     return wrap(make_tiny_sdxl(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def tiny_pixart():
+    """A tiny PixArt-Sigma pipeline behind the adapter. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+
+    return wrap(make_tiny_pixart())
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory):
+    """A tiny SD3 pipeline behind the adapter. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+
+    return wrap(make_tiny_sd3(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory):
+    """A tiny Flux.1 dev pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+
+    return wrap(make_tiny_flux(tmp_path_factory), {"size": 16})
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import sys
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sfumato.report.audit import AuditReport
 from sfumato.report.images import AttackPictures, Gallery, Pair
-from sfumato.report.schema import Alignment, Attack, AuditReport, Cost, Integrity, Interval, PromptDistance
+from sfumato.report.schema import Alignment, Attack, Cost, Integrity, Interval, PromptDistance
 
 SHAPES = ("star", "circle", "square", "triangle", "heart", "moon", "diamond", "cross", "ring", "arrow")
 INKS = ("#b5402a", "#d8972f", "#3c6e62", "#3f5f8a", "#7c4a76", "#2e2a27")
@@ -109,7 +110,7 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
             "prompts": prompts,
             "seeds": list(range(64)),
             "scheduler": "ddim",
-            "steps": 25,
+            "sampling_steps": 25,
             "guidance": 3.0,
             "size": 64,
             "resize": "none",

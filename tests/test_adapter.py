@@ -157,12 +157,12 @@ def test_the_gate_sets_one_scale_per_picture_while_sampling(p):
     adapter = trained(p)
     prompts, seeds = ["a red star", "a blue circle", "a square"], [1, 2, 3]
     adapter.scale = 0.0
-    plain = p.sample(prompts, seeds, steps=2)
+    plain = p.draw(prompts, seeds, sampling_steps=2)
     adapter.scale = 1.0
-    full = p.sample(prompts, seeds, steps=2)
+    full = p.draw(prompts, seeds, sampling_steps=2)
     adapter.gate = lambda cond: torch.tensor([1.0 if "star" in q else 0.0 for q in cond.prompts])
     for batch_size in (1, 2, 3):
-        gated = p.sample(prompts, seeds, steps=2, batch_size=batch_size)
+        gated = p.draw(prompts, seeds, sampling_steps=2, batch=batch_size)
         torch.testing.assert_close(gated[:1], full[:1], rtol=0, atol=1e-5)
         torch.testing.assert_close(gated[1:], plain[1:], rtol=0, atol=1e-5)
     assert adapter.scale == 1.0
@@ -179,16 +179,16 @@ def test_the_lora_file_loads_in_diffusers_and_here(request, tmp_path, style, tar
         pipe.set_progress_bar_config(disable=True)
         p = wrap(pipe)
         adapter = trained(p, rank=2, alpha=3.0, targets=targets)
-        ours = p.sample("a red star", 4, steps=3, cfg_scale=2.0)
+        ours = p.draw("a red star", 4, sampling_steps=3, cfg_scale=2.0)
         file = tmp_path / f"{make.__name__}.safetensors"
         adapter.save_lora(file, style=style, metadata={"prompt": "a red star"})
         with pytest.raises(BadInput, match="exists already"):
             adapter.save_lora(file, style=style)
         adapter.remove()
         again = p.load_adapter("again", file)
-        torch.testing.assert_close(p.sample("a red star", 4, steps=3, cfg_scale=2.0), ours, rtol=0, atol=1e-5)
+        torch.testing.assert_close(p.draw("a red star", 4, sampling_steps=3, cfg_scale=2.0), ours, rtol=0, atol=1e-5)
         again.remove()
-        plain = p.sample("a red star", 4, steps=3, cfg_scale=2.0)
+        plain = p.draw("a red star", 4, sampling_steps=3, cfg_scale=2.0)
         pipe.load_lora_weights(file)
         theirs = pipe(
             "a red star",

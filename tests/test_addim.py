@@ -242,10 +242,10 @@ def test_takes_the_place_of_any_scheduler(tiny_sd, other, tmp_path):
 
 
 def test_text_to_image_knows_it_by_name(tiny_sd):
-    plain, other = (tiny_sd.sample("a star", 1, steps=4, scheduler=s) for s in ("ddim", "addim"))
+    plain, other = (tiny_sd.draw("a star", 1, sampling_steps=4, scheduler=s) for s in ("ddim", "addim"))
     assert not torch.equal(plain, other)
     quiet = ADDIMScheduler.from_config(tiny_sd.pipe.scheduler.config, eta=0.0)
-    assert torch.equal(plain, tiny_sd.sample("a star", 1, steps=4, scheduler=quiet))
+    assert torch.equal(plain, tiny_sd.draw("a star", 1, sampling_steps=4, scheduler=quiet))
 
 
 @pytest.mark.parametrize("wrong", [{"eta": -1.0}, {"prior_variance": 0.0}, {"errors": [0.1]}])

@@ -1,16 +1,11 @@
-"""Imports run downwards only; `LEVELS` lists the rooms from the ground up."""
+"""Imports run downwards only, without circles of rooms or of files; `LEVELS` lists the rooms from the ground up."""
 
 from __future__ import annotations
 
-import ast
-from graphlib import TopologicalSorter
-from pathlib import Path
-
 import pytest
 
-import sfumato
+from imports import circles, graph, of_rooms, room
 
-SOURCE = Path(sfumato.__file__).parent
 LEVELS = (
     ("noise", "data", "metrics"),
     ("pipeline", "sample", "nets", "train"),
@@ -22,41 +17,19 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
-COMMON = {"errors", "files", "plan", "progress", "catalog", "__init__", "__main__"}
+COMMON = {"errors", "files", "plan", "progress", "catalog", "settings", "text", "versions", "sfumato", "__main__"}
 """Modules that every room may use; they use none of the rooms."""
-
-
-def imports(file: Path) -> set[str]:
-    """The rooms and common modules of this package that a file imports, wherever in it."""
-    package = ("sfumato", *file.relative_to(SOURCE).parts[:-1])
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            above = package[: len(package) + 1 - node.level] if node.level else ()
-            module = [*above, *(node.module or "").split(".")]
-            found |= {(*module, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {tuple(alias.name.split(".")) for alias in node.names}
-    words = {tuple(filter(None, name)) for name in found}
-    names = {name[1] for name in words if name[0] == "sfumato" and len(name) > 1}
-    return {name for name in names if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file()}
-
-
-def room(file: Path) -> str:
-    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-FILES = sorted(SOURCE.rglob("*.py"))
+EDGES = graph()
 
 
 def test_every_room_has_its_level():
-    assert {room(file) for file in FILES} <= LEVEL.keys() | COMMON
+    assert set(map(room, EDGES)) <= LEVEL.keys() | COMMON
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_imports_run_downwards(file):
-    here = room(file)
-    used = imports(file) - {here}
+@pytest.mark.parametrize("name", EDGES)
+def test_imports_run_downwards(name):
+    here = room(name)
+    used = set(map(room, EDGES[name])) - {here}
     if here in COMMON:
         assert used <= COMMON | ({"cli"} if here == "__main__" else set())
         return
@@ -66,7 +39,37 @@ def test_imports_run_downwards(file):
 
 
 def test_there_are_no_circles_of_rooms():
-    graph: dict[str, set[str]] = {}
-    for file in FILES:
-        graph.setdefault(room(file), set()).update(imports(file) - {room(file)} - COMMON)
-    list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert circles(of_rooms(EDGES)) == []
+
+
+def test_there_are_no_circles_of_files():
+    assert circles(graph(typed=False)) == []
+
+
+def test_there_are_none_for_the_type_checker_either():
+    assert [circle for circle in circles(EDGES) if room(circle[0]) != "pipeline"] == []
+
+
+def test_a_circle_is_found_and_named(tmp_path):
+    """Whatever way an import is written, in a function or for the type checker."""
+    files = {
+        "__init__.py": "",
+        "a/__init__.py": "from .one import x\n",
+        "a/one.py": "from . import two\nfrom ..b import y as x\n",
+        "a/two.py": "def f():\n    import p.a.three\n",
+        "a/three.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .one import x\n",
+        "b/__init__.py": "from p import c\nfrom .. import a as y\n",
+        "c.py": "import os\n",
+    }
+    for name, text in files.items():
+        file = tmp_path / "p" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    edges = graph(tmp_path / "p")
+    assert edges["p.a.one"] == {"p.a.two", "p.b"} and edges["p.b"] == {"p.c", "p.a"} and edges["p.c"] == set()
+    assert circles(edges) == [["p.a", "p.a.one", "p.b", "p.a"]]
+    assert circles(of_rooms(edges)) == [["a", "b", "a"]]
+    without = {**graph(tmp_path / "p", typed=False), "p.b": {"p.c"}}
+    assert circles(without) == [] and circles({**without, "p.a.three": {"p.a.one"}}) == [
+        ["p.a.one", "p.a.two", "p.a.three", "p.a.one"]
+    ]

@@ -46,7 +46,7 @@ def test_records_keep_as_many_calls_as_asked(p):
         p.record_attention(keep=2) as two,
         p.record_attention() as last,
     ):
-        p.sample("a red star", 0, steps=3)
+        p.draw("a red star", 0, sampling_steps=3)
     assert (len(all_.calls), len(two.calls), len(last.calls)) == (3, 2, 1)
     name = next(iter(last.maps))
     assert torch.equal(last.maps[name], all_.calls[2][name]) and torch.equal(

@@ -350,7 +350,7 @@ def folder(tmp_path):
 
 
 def small(folder, **changes):
-    settings = {"data": folder, "size": 8, "steps": 2, "batch": 3, "channels": (8, 8), "layers": 1, "attention": ()}
+    settings = {"data": folder, "size": 8, "updates": 2, "batch": 3, "channels": (8, 8), "layers": 1, "attention": ()}
     return Blurring(**{**settings, "warmup": 1, **changes})
 
 
@@ -362,7 +362,7 @@ def test_it_trains_saves_loads_and_samples(folder, tmp_path, prediction):
     assert model.process == recipe.process() == BlurringProcess(Cosine(-10, 10), None, 2.0)
     assert model.prediction == prediction
     for sampler in (*SAMPLERS, S2N(rho=0.2)):
-        assert model.sample([0, 1], steps=2, sampler=sampler).shape == (2, 3, 8, 8)
+        assert model.draw(None, [0, 1], sampling_steps=2, scheduler=sampler).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0"])

@@ -527,10 +527,10 @@ def test_sample_writes_pictures_with_their_provenance(tiny_model, tiny_sd, tmp_p
         "003-a-blue-circle-seed3.png",
     ]
     about = read_png_metadata(pictures[1])
-    assert (about["prompt"], about["seed"], about["steps"]) == ("a red star", "3", "2")
+    assert (about["prompt"], about["seed"], about["sampling_steps"]) == ("a red star", "3", "2")
     assert about["model-sha256"] == tiny_sd.describe()["sha256"]
     assert about["Source"] == GENERATED
-    direct = tiny_sd.sample("a red star", 3, steps=2)[0].permute(1, 2, 0).numpy()
+    direct = tiny_sd.draw("a red star", 3, sampling_steps=2)[0].permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(Image.open(pictures[1])) / 255.0 - direct).max() <= 1 / 255
     assert Image.open(out / "sheet.png").size == (2 * 128 + 12, 2 * 128 + 12)
     assert json.loads((out / "sample.json").read_text())["seeds"] == [0, 3]

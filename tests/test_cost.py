@@ -38,12 +38,12 @@ def pixels():
 def test_evaluations_are_counted_with_both_halves_of_guidance(tiny_sd, student, pixels):
     prompts = ["a red star"] * 3
     for way, expected in (
-        (Way("teacher", "", tiny_sd, {"steps": 4}), 8),
-        (Way("teacher", "", tiny_sd, {"steps": 4, "cfg_scale": 1.0}), 4),
+        (Way("teacher", "", tiny_sd, {"sampling_steps": 4}), 8),
+        (Way("teacher", "", tiny_sd, {"sampling_steps": 4, "cfg_scale": 1.0}), 4),
         (Way("student", "", student), 3),
-        (Way("pixels", "", pixels, {"steps": 5, "sampler": "ddim"}), 5),
+        (Way("pixels", "", pixels, {"sampling_steps": 5, "scheduler": "ddim"}), 5),
     ):
-        images, nfe, seconds = draw(way, prompts, [1, 2, 3], batch_size=2)
+        images, nfe, seconds = draw(way, prompts, [1, 2, 3], batch=2)
         assert (len(images), nfe) == (3, expected) and seconds > 0
     with counted(tiny_sd) as count:
         pass
@@ -51,7 +51,7 @@ def test_evaluations_are_counted_with_both_halves_of_guidance(tiny_sd, student, 
 
 
 def test_all_ways(tiny_sd, student):
-    found = ways(tiny_sd, {"three/": student}, steps=(2, 4), samplers=("ddim", "dpm++"))
+    found = ways(tiny_sd, {"three/": student}, sampling_steps=(2, 4), samplers=("ddim", "dpm++"))
     assert [(w.group, w.label) for w in found] == [
         ("teacher, ddim", "2 steps"), ("teacher, ddim", "4 steps"), ("teacher, dpm++", "2 steps"),
         ("teacher, dpm++", "4 steps"), ("students", "three/, 3 steps"),
@@ -69,19 +69,19 @@ def test_what_is_around_is_entered_once_and_left(tiny_sd):
         yield
         seen.append("out")
 
-    draw(Way("g", "", tiny_sd, {"steps": 1}, around), ["a star"] * 3, [1, 2, 3], batch_size=1)
+    draw(Way("g", "", tiny_sd, {"sampling_steps": 1}, around), ["a star"] * 3, [1, 2, 3], batch=1)
     assert seen == ["in", "out"]
 
 
 def test_measured_on_the_sketch_world(tiny_sd, student, tmp_path):
     """Random networks draw noise: far from real pictures, and the truth is read off no better than by chance."""
-    report = measure(ways(tiny_sd, {"s": student}, (1, 2), ("ddim",)), n=6, n_real=20, batch_size=4)
+    report = measure(ways(tiny_sd, {"s": student}, (1, 2), ("ddim",)), n=6, n_real=20, batch=4)
     assert [p.nfe for p in report.points] == [2, 4, 3]
     for p in report.points:
         assert 0 <= p.accuracy.low <= p.accuracy.value <= p.accuracy.high < 1 and p.accuracy.n == 6
         assert p.distance.value > 1 and p.distance.n == 6
     assert report.protocol["real pictures"] == 20 and len(report.protocol["models"]) == 2
-    again = measure(ways(tiny_sd, {}, (1,), ("ddim",)), n=6, n_real=20, batch_size=3)
+    again = measure(ways(tiny_sd, {}, (1,), ("ddim",)), n=6, n_real=20, batch=3)
     assert again.points[0].accuracy == report.points[0].accuracy
     report.save(tmp_path / "cost")
     page = (tmp_path / "cost" / "index.html").read_text()
@@ -104,7 +104,7 @@ def test_real_pictures_are_good(monkeypatch):
         def describe(self):
             return {"sha256": "0"}
 
-    def drawn(way, words, seeds, batch_size):
+    def drawn(way, words, seeds, batch):
         images = to_tensor([world.picture(by_caption[w]) for w in words])
         return (images + 1) / 2, 1.0, 0.1
 
@@ -156,10 +156,11 @@ def test_command(tiny_sd, student, tmp_path, capsys):
 
 
 def test_a_patch_of_the_catalogue_is_a_way(tiny_sd):
-    (way,) = ways(tiny_sd, {}, steps=(4,), samplers=(), patches=("faster-diffusion:uniform",))
+    (way,) = ways(tiny_sd, {}, sampling_steps=(4,), samplers=(), patches=("faster-diffusion:uniform",))
     assert (way.group, way.label) == ("teacher, faster-diffusion", "uniform, 4 steps")
-    patched, nfe, _ = draw(way, ["a red star"] * 2, [1, 2], batch_size=2)
-    plain, _, _ = draw(Way("teacher", "", tiny_sd, {"steps": 4, "scheduler": "ddim"}), ["a red star"] * 2, [1, 2], 2)
+    patched, nfe, _ = draw(way, ["a red star"] * 2, [1, 2], batch=2)
+    alone = Way("teacher", "", tiny_sd, {"sampling_steps": 4, "scheduler": "ddim"})
+    plain, _, _ = draw(alone, ["a red star"] * 2, [1, 2], 2)
     assert nfe == 8, "the decoder runs at every step, for both halves of guidance"
     assert not torch.equal(patched, plain)
     with pytest.raises(BadInput, match="preset of faster-diffusion"):

@@ -6,6 +6,8 @@ precision.
 
 from __future__ import annotations
 
+from inspect import signature
+
 import pytest
 import torch
 from diffusers import (
@@ -25,6 +27,8 @@ from sfumato.errors import BadInput
 from sfumato.noise import DiscreteSchedule, GaussianProcess, RectifiedFlow
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.sample import ddim, ddpm, dpmpp_2m, from_scheduler, heun
+from sfumato.sample.s2n_scheduler import S2NScheduler
+from sfumato.sample.schedulers import ADDIMScheduler, FewStepScheduler
 
 DATA = GaussianMixture.isotropic(torch.tensor([[-1.0, 0.0], [1.0, 1.0]]), 0.5)
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -99,3 +103,23 @@ def test_misuse_is_explained():
         from_scheduler(DDIMScheduler(**TABLE))(DENOISER, Z, TRAILING)
     with pytest.raises(BadInput, match="round the grid"):
         from_scheduler(DPMSolverMultistepScheduler(**TABLE))(DENOISER, Z, torch.tensor([0.9995, 0.5, 0.0]))
+
+
+@pytest.mark.parametrize("kind", [ADDIMScheduler, FewStepScheduler, S2NScheduler])
+def test_ours_take_ddims_settings_by_name_and_by_place_and_their_own(kind):
+    names = list(signature(DDIMScheduler).parameters)
+    assert list(signature(kind).parameters)[: len(names)] == names
+    assert len(kind(500, 0.001).betas) == 500 and kind(500, 0.001).betas[0] == torch.tensor(0.001)
+    scheduler = kind(num_train_timesteps=500, prediction_type="v_prediction")
+    assert len(scheduler.betas) == 500 and kind.from_config(scheduler.config).config == scheduler.config
+    plain = DDIMScheduler.from_config(scheduler.config).config
+    assert (plain.num_train_timesteps, plain.prediction_type) == (500, "v_prediction")
+    with pytest.raises(TypeError, match="beta_begin"):
+        kind(beta_begin=0.1)
+
+
+def test_a_default_of_ddims_can_be_another():
+    assert FewStepScheduler().config.timestep_spacing == "trailing"
+    assert FewStepScheduler(timestep_spacing="leading").config.timestep_spacing == "leading"
+    # a default that was not asked for is not carried over, as among diffusers' own schedulers
+    assert FewStepScheduler.from_config(ADDIMScheduler().config).config.timestep_spacing == "trailing"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+
+from docs import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_generated_pages_are_up_to_date():
-    spec = spec_from_file_location("docs_script", ROOT / "scripts" / "docs.py")
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
-    stale = [path.name for path, text in script.pages().items() if not path.exists() or path.read_text() != text]
+    stale = [path.name for path, text in pages().items() if not path.exists() or path.read_text() != text]
     assert not stale, "run: python scripts/docs.py"
 
 

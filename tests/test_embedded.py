@@ -10,7 +10,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import sfumato as sf
 from sfumato.data import oracle, sketch
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
+from sfumato.data.world import WORDS
 
 ASSET = Path(sf.__file__).parent / "assets" / "sketch"
 
@@ -37,7 +38,7 @@ def test_pictures_follow_the_prompt_more_often_than_chance():
     rng = torch.Generator().manual_seed(0)
     asked = {a: balanced(words, 16, rng) for a, words in WORDS.items()}
     prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(16)]
-    pictures = sf.load("sketch").sample(prompts, range(16), steps=10)
+    pictures = sf.load("sketch").draw(prompts, range(16), sampling_steps=10)
     assert pictures.shape == (16, 3, 64, 64)
     read = oracle.load()(pictures)
     for attribute, words in WORDS.items():

@@ -34,7 +34,7 @@ from sfumato.pipeline import wrap
 from sfumato.pipeline.anatomy import Call
 from sfumato.pipeline.runs import Run
 from sfumato.pipeline.split import decode, encode, operations
-from sfumato.steer.faster_diffusion import NEUTRAL, FasterDiffusion, key_steps
+from sfumato.steer.faster_diffusion import FasterDiffusion, key_steps
 from sfumato.steer.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "art"], [3, 11, 5]
@@ -71,8 +71,8 @@ def p(request):
 
 def latent(p, seeds=SEEDS[:2], prompts=PROMPTS[:2], **options) -> torch.Tensor:
     """The clean latent of a run."""
-    options = {"steps": 8, "cfg_scale": 3.0, "scheduler": "ddim", **options}
-    return p.trajectory(prompts, seeds, stop_after=options["steps"], **options)[0]
+    options = {"sampling_steps": 8, "cfg_scale": 3.0, "scheduler": "ddim", **options}
+    return p.trajectory(prompts, seeds, stop_after=options["sampling_steps"], **options)[0]
 
 
 class Cache:
@@ -154,7 +154,7 @@ def test_with_every_step_a_key_step_it_is_the_plain_pipeline_bit_for_bit(p, mode
     plain = latent(p, cfg_scale=cfg_scale)
     with FasterDiffusion(keys=tuple(range(8)), alpha=0.0, mode=mode).patch(p):
         assert torch.equal(latent(p, cfg_scale=cfg_scale), plain)
-    with FasterDiffusion(**NEUTRAL, mode=mode).patch(p):
+    with FasterDiffusion(**FasterDiffusion.NEUTRAL, mode=mode).patch(p):
         assert torch.equal(latent(p, cfg_scale=cfg_scale), plain)
 
 
@@ -162,7 +162,7 @@ def test_with_every_step_a_key_step_it_is_the_plain_pipeline_bit_for_bit(p, mode
 def test_serial_and_parallel_agree_for_every_scheduler_and_batch(sd, kind, pictures):
     scheduler = kind.from_config(sd.pipe.scheduler.config)
     for cfg_scale in (1.0, 3.0):
-        options = {"scheduler": scheduler, "cfg_scale": cfg_scale, "steps": 6}
+        options = {"scheduler": scheduler, "cfg_scale": cfg_scale, "sampling_steps": 6}
         drawn = []
         for how in ({"mode": "serial"}, {"mode": "parallel"}, {"chunk": 2}):
             with FasterDiffusion(keys=(0, 1, 3), alpha=0.05, **how).patch(sd):
@@ -180,7 +180,7 @@ def test_encoders_run_at_key_steps_only_and_decoders_once_for_each(p, cfg_scale)
     ]
     factor = 2 if cfg_scale != 1 else 1
     with FasterDiffusion().patch(p) as told:
-        latent(p, steps=20, cfg_scale=cfg_scale)
+        latent(p, sampling_steps=20, cfg_scale=cfg_scale)
     for handle in handles:
         handle.remove()
     keys = [0, 1, 2, 3, 5, 10, 15]
@@ -209,7 +209,7 @@ def test_an_encoder_that_ignores_latent_and_time_loses_nothing(sd, keys):
     """Its outputs are made constant (different in every row of a picture's batch); then caching is lossless."""
     cache = Cache(sd.network)
     with cache:
-        latent(sd, steps=1)
+        latent(sd, sampling_steps=1)
         cache.reuse = True
         plain = latent(sd)
         with FasterDiffusion(keys=keys, alpha=0.0).patch(sd):
@@ -222,7 +222,7 @@ def test_an_encoder_that_ignores_latent_and_time_loses_nothing(sd, keys):
 def test_a_step_starts_from_the_latent_with_the_noise_added(sd):
     """step(z + alpha z_0) at every step below the threshold, which itself is not below it."""
     with FasterDiffusion(every=1, alpha=0.3, threshold=0.626).patch(sd):
-        states = [z for z, _ in sd.states("star", 0, steps=8, cfg_scale=1.0)]
+        states = [z for z, _ in sd.states("star", 0, sampling_steps=8, cfg_scale=1.0)]
     solver = DDIMScheduler.from_config(sd.pipe.scheduler.config)
     solver.set_timesteps(8)
     assert solver.timesteps.tolist() == [876, 751, 626, 501, 376, 251, 126, 1]
@@ -235,13 +235,13 @@ def test_a_step_starts_from_the_latent_with_the_noise_added(sd):
 
 def test_without_strength_nothing_is_injected(sd):
     with FasterDiffusion(every=1, alpha=0.0, threshold=1.0).patch(sd):
-        states = [z for z, _ in sd.states("star", 0, steps=4)]
-    assert all(map(torch.equal, states, [z for z, _ in sd.states("star", 0, steps=4)]))
+        states = [z for z, _ in sd.states("star", 0, sampling_steps=4)]
+    assert all(map(torch.equal, states, [z for z, _ in sd.states("star", 0, sampling_steps=4)]))
 
 
 def test_the_noise_has_the_same_weight_for_schedulers_that_keep_another_scale(sd):
     """In the scale that the network sees, Euler's step with injection starts where DDIM's (the same step) does."""
-    options = {"steps": 4, "cfg_scale": 1.0}
+    options = {"sampling_steps": 4, "cfg_scale": 1.0}
     euler = EulerDiscreteScheduler.from_config(sd.pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
     with FasterDiffusion(every=2, alpha=0.3, threshold=1.0).patch(sd):
         ours = [z for z, _ in sd.states("star", 0, scheduler="ddim", **options)][:4]
@@ -386,7 +386,7 @@ def test_a_controlnet_runs_at_key_steps_only(controlled, mode, options, monkeypa
 
 def test_neutral_settings_leave_a_controlled_pipeline_as_it_is(controlled):
     plain = controlled_latent(controlled)
-    with FasterDiffusion(**NEUTRAL).patch(controlled) as told:
+    with FasterDiffusion(**FasterDiffusion.NEUTRAL).patch(controlled) as told:
         assert torch.equal(controlled_latent(controlled), plain) and told["control_runs"] == 6
     assert not torch.allclose(controlled_latent(controlled, controlnet_conditioning_scale=0.0), plain)
     with pytest.raises(BadInput, match="not supported"):
@@ -436,10 +436,10 @@ def test_adapters_with_a_strength_for_each_picture_keep_it(tiny_sd):
     adapter.gate = lambda cond: torch.tensor([strengths[prompt] for prompt in cond.prompts])
     for cfg_scale in (1.0, 3.0):
         with FasterDiffusion(keys=(0, 1)).patch(pipe):
-            options = {"steps": 6, "cfg_scale": cfg_scale}
-            together = pipe.sample(PROMPTS, SEEDS, **options)
+            options = {"sampling_steps": 6, "cfg_scale": cfg_scale}
+            together = pipe.draw(PROMPTS, SEEDS, **options)
             for i in range(3):
-                alone = pipe.sample(PROMPTS[i], SEEDS[i], **options)
+                alone = pipe.draw(PROMPTS[i], SEEDS[i], **options)
                 torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
@@ -523,7 +523,7 @@ def test_the_operations_saved_are_the_encoders_share_of_the_steps_that_are_no_ke
     embedding = count(lambda: tiny_sd.network.time_embedding(torch.zeros(1, 16)))  # which both halves compute
     whole = count(lambda: tiny_sd.network(z, 0, encoder_hidden_states=tokens))
     assert encoder + decoder == whole + embedding
-    draw = lambda: latent(tiny_sd, steps=20)
+    draw = lambda: latent(tiny_sd, sampling_steps=20)
     text = count(lambda: tiny_sd.encode(PROMPTS[:2])) + count(lambda: tiny_sd.encode(""))
     plain = count(draw) - text
     with FasterDiffusion().patch(tiny_sd):
@@ -567,7 +567,7 @@ def test_key_steps_beyond_the_run_are_refused_before_anything_is_computed(sd):
             with pytest.raises(BadInput, match="key step 8 is out of range: this run has 8 steps, 0 to 7"):
                 draw()
         assert told["calls"] == 0
-        latent(sd, steps=9)
+        latent(sd, sampling_steps=9)
         assert told["calls"] == 9
 
 

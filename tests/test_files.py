@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -180,6 +181,55 @@ def test_killed_between_the_two_renames_of_a_swap_the_old_output_comes_back(tmp_
     with pytest.raises(BadInput, match="exists already"), atomic_folder(tmp_path / "out"):
         pytest.fail("the block ran")
     assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_run_that_sweeps_between_making_and_locking_does_no_harm(tmp_path, monkeypatch):
+    lock, swept = files._lock, []
+
+    def sweeping(folder):
+        if not swept:  # another run of the same output finds the folder before it is locked
+            swept.append(folder)
+            files._sweep(tmp_path / "out", "out")
+        return lock(folder)
+
+    monkeypatch.setattr(files, "_lock", sweeping)
+    with files.atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        assert swept and files._lock(folder) is None, "locked all the same"
+    assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems replace a folder in two steps")
+def test_a_replaced_folder_is_there_at_every_moment(tmp_path):
+    out, absent, done = tmp_path / "out", [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            if not (out / "a").exists():
+                absent.append(True)
+
+    with files.atomic_folder(out) as folder:
+        (folder / "a").write_text("0")
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for i in range(100):
+        with files.atomic_folder(out, overwrite=True) as folder:
+            (folder / "a").write_text(str(i))
+    done.set()
+    watcher.join()
+    assert not absent and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("~nobody-of-that-name/x", "no such user"), ("/dev/null/x", "is no folder"), ("x" * 300, "at most 230 bytes"),
+        ("a\0b", "not a name"),
+    ],
+)
+def test_what_cannot_be_a_name_is_refused_before_the_work(name, told):
+    with pytest.raises(BadInput, match=told):
+        files.refuse_existing(name)
 
 
 def test_killed_at_any_moment_the_output_is_absent_or_whole(tmp_path):

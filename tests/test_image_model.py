@@ -26,7 +26,7 @@ def model() -> ImageModel:
     torch.manual_seed(0)
     network = UNet(8, 3, classes=2, channels=(8, 8), layers=1, attention=(4,))
     torch.nn.init.normal_(network.unet.conv_out.weight, std=0.1)
-    return ImageModel(network.eval(), PROCESSES[0], "v", (3, 8, 8), ("cat", "dog"), {"steps": 3})
+    return ImageModel(network.eval(), PROCESSES[0], "v", (3, 8, 8), ("cat", "dog"), {"sampling_steps": 3})
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -73,23 +73,23 @@ def test_frames_have_a_time_each():
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "addim", "heun", "dpm++"])
 def test_a_picture_depends_on_its_seed_alone(model, sampler):
-    together = model.sample([5, 6, 7], ["cat", "dog", "cat"], sampler=sampler, cfg_scale=2.0)
-    alone = model.sample(6, "dog", sampler=sampler, cfg_scale=2.0)
+    together = model.draw(["cat", "dog", "cat"], [5, 6, 7], scheduler=sampler, cfg_scale=2.0)
+    alone = model.draw("dog", 6, scheduler=sampler, cfg_scale=2.0)
     torch.testing.assert_close(together[1:2], alone)
     assert together.shape == (3, 3, 8, 8) and 0 <= together.min() <= together.max() <= 1
 
 
 def test_guidance_of_one_and_an_empty_interval_are_no_guidance(model):
-    plain = model.sample(1, "cat")
-    assert torch.equal(model.sample(1, "cat", cfg_scale=3.0, cfg_interval=(90, 91)), plain)
-    assert not torch.equal(model.sample(1, "cat", cfg_scale=3.0), plain)
+    plain = model.draw("cat", 1)
+    assert torch.equal(model.draw("cat", 1, cfg_scale=3.0, cfg_interval=(90, 91)), plain)
+    assert not torch.equal(model.draw("cat", 1, cfg_scale=3.0), plain)
 
 
 def test_saved_and_loaded_it_samples_the_same(model, tmp_path):
     model.save(tmp_path / "m", provenance={"recipe": "test"})
     loaded = sf.load(tmp_path / "m", "cpu")
     # Equal weights (the hash below); kernels may still round differently where a file leaves them in memory.
-    torch.testing.assert_close(loaded.sample(3, "dog"), model.sample(3, "dog"))
+    torch.testing.assert_close(loaded.draw("dog", 3), model.draw("dog", 3))
     assert loaded.describe() == model.describe() and loaded.defaults == model.defaults
     with pytest.raises(BadInput, match="exists already"):
         model.save(tmp_path / "m")
@@ -112,9 +112,9 @@ def test_a_damaged_index_is_refused(model, tmp_path, change, message):
 
 
 def test_bad_requests(model):
-    with pytest.raises(BadInput, match="unknown sampler"):
-        model.sample(1, sampler="euler")
+    with pytest.raises(BadInput, match="unknown scheduler"):
+        model.draw(None, 1, scheduler="euler")
     with pytest.raises(BadInput, match="did you mean cat"):
-        model.sample(1, "cta")
+        model.draw("cta", 1)
     with pytest.raises(BadInput, match="2 labels for 1 seeds"):
-        model.sample(1, ["cat", "dog"])
+        model.draw(["cat", "dog"], 1)

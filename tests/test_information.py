@@ -108,8 +108,8 @@ def test_batches_and_conditions_go_along():
     x = torch.cat([data.means[:1] + normal(5, 1) / 10, data.means[1:] + normal(5, 1) / 10])
     cond = torch.eye(2, dtype=torch.float64).repeat_interleave(5, dim=0)
     denoiser = MixtureDenoiser(PROCESS, data)
-    told = measure(denoiser, x, GRID, seeded(), cond, batch_size=3)
-    untold = measure(denoiser, x, GRID, seeded(), batch_size=3)
+    told = measure(denoiser, x, GRID, seeded(), cond, batch=3)
+    untold = measure(denoiser, x, GRID, seeded(), batch=3)
     assert told.information.shape == (61, 10)
     gained = untold.information[-1].mean() - told.information[-1].mean()
     assert abs(gained - math.log(2)) < 0.4  # the class is one bit

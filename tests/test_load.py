@@ -30,7 +30,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(p, tmp_path):
     folder = p.save(tmp_path / "model", provenance={"method": "none", "seed": 3})
     again = load(folder, device="cpu")
     assert type(again) is type(p) and again.describe() == p.describe()
-    assert torch.equal(again.sample("a red star", 1, steps=2), p.sample("a red star", 1, steps=2))
+    assert torch.equal(again.draw("a red star", 1, sampling_steps=2), p.draw("a red star", 1, sampling_steps=2))
     record = json.loads((folder / "sfumato.json").read_text())
     assert record["provenance"] == {"method": "none", "seed": 3}
     assert record["description"]["sha256"] == p.describe()["sha256"]
@@ -49,7 +49,7 @@ def test_what_is_saved_loads_in_diffusers(p, tmp_path):
     theirs = pipe(
         "a red star", num_inference_steps=2, guidance_scale=3.0, output_type="pt", generator=generator
     )
-    ours = p.sample("a red star", 1, steps=2, cfg_scale=3.0)
+    ours = p.draw("a red star", 1, sampling_steps=2, cfg_scale=3.0)
     torch.testing.assert_close(theirs.images, ours, rtol=0, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_what_is_saved_loads_without_this_package(p, tmp_path):
     subprocess.run(
         [sys.executable, "-c", code, str(folder), str(out)], check=True, env=environment, timeout=300
     )
-    ours = p.sample("a red star", 1, steps=2, cfg_scale=3.0)
+    ours = p.draw("a red star", 1, sampling_steps=2, cfg_scale=3.0)
     torch.testing.assert_close(load_file(out)["x"], ours, rtol=0, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_sampling_defaults_travel_with_the_folder(tiny_sd, tmp_path):
 def test_dtype(saved):
     p = load(saved, device="cpu", dtype=torch.bfloat16)
     assert p.dtype == torch.bfloat16
-    x = p.sample("a red star", 0, steps=2)
+    x = p.draw("a red star", 0, sampling_steps=2)
     assert x.dtype == torch.float32 and x.isfinite().all()
 
 
@@ -208,8 +208,8 @@ def test_missing_weights_are_refused(saved, file, weight):
 
 def test_unsupported_families_are_refused_with_those_supported(saved):
     index = json.loads((saved / "model_index.json").read_text())
-    (saved / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    refused(saved, "FluxPipeline, which is not supported; supported are Stable Diffusion 1.x/2.x .* and SDXL")
+    (saved / "model_index.json").write_text(json.dumps({**index, "_class_name": "LuminaPipeline"}))
+    refused(saved, "LuminaPipeline, which is not supported; supported are Stable Diffusion 1.x/2.x .* SDXL")
     for data in (b"{", b"[]", b"\xff\xfe{"):
         (saved / "model_index.json").write_bytes(data)
         refused(saved, "model_index.json")

@@ -68,7 +68,7 @@ def loss(run, step=0, size=16, seed=0):
 
 def test_diffusion_training_is_the_limit_of_one_teacher_step():
     """CT with T = S: the loss is (SNR + 1) ||x - f(z, t)||, written out again."""
-    run = training(mode="ct", steps=8, first_teacher_steps=8, last_teacher_steps=8)
+    run = training(mode="ct", sampling_steps=8, first_teacher_steps=8, last_teacher_steps=8)
     got, logs = loss(run)
     x, rng = DATA.sample(16, _rows(0)), torch.Generator().manual_seed(1)
     t = (torch.randint(8, (16,), generator=rng) + torch.randint(1, 2, (16,), generator=rng)) / 8
@@ -84,13 +84,13 @@ def _rows(seed):
 
 def test_a_student_that_is_its_teacher_is_perfect_with_one_teacher_step_only():
     """Many segments recover DDIM: the distillation loss of the teacher itself vanishes, and no earlier."""
-    assert loss(training(steps=16, first_teacher_steps=16, last_teacher_steps=16, eta=0.0))[0] < 1e-6
-    assert loss(training(steps=2, first_teacher_steps=16, last_teacher_steps=16, eta=0.0))[0] > 1e-2
+    assert loss(training(sampling_steps=16, first_teacher_steps=16, last_teacher_steps=16, eta=0.0))[0] < 1e-6
+    assert loss(training(sampling_steps=2, first_teacher_steps=16, last_teacher_steps=16, eta=0.0))[0] > 1e-2
 
 
 def test_only_the_prediction_at_t_has_a_gradient():
     """d loss / d drift is that of a target held fixed: here +-(SNR + 1) sqrt(d), summed."""
-    run = training(drift=0.3, steps=16, first_teacher_steps=16, last_teacher_steps=16, eta=0.0)
+    run = training(drift=0.3, sampling_steps=16, first_teacher_steps=16, last_teacher_steps=16, eta=0.0)
     value, _ = loss(run)
     value.backward()
     # with one teacher step the target is the teacher's prediction, so the difference is the drift in both dimensions
@@ -151,7 +151,7 @@ def test_both_passes_see_the_same_dropout():
 
 def test_dropout_cancels_where_the_student_only_differs_by_it():
     """S = 1 and a drift that dropout hides at random: the same mask in both passes leaves only the teacher's error."""
-    settings = {"steps": 1, "first_teacher_steps": 400, "last_teacher_steps": 400, "eta": 0.0}
+    settings = {"sampling_steps": 1, "first_teacher_steps": 400, "last_teacher_steps": 400, "eta": 0.0}
     with_it, without = (loss(training(drift=1.0, dropout=p, **settings), size=64)[1] for p in (0.5, 0.0))
     # pictures whose s is the start are held to z_s, where the drift shows; there is none among these
     assert with_it["difference"] < 2 * without["difference"]
@@ -162,10 +162,10 @@ def test_dropout_cancels_where_the_student_only_differs_by_it():
 
 
 def test_annealing():
-    method = MultistepCM(steps=4)
+    method = MultistepCM(sampling_steps=4)
     assert method.substeps(0) == 16 and method.substeps(100_000) == method.substeps(10**9) == 320
     assert method.substeps(50_000) == round((64 * 1280) ** 0.5 / 4)
-    assert MultistepCM(steps=500).substeps(0) == 1, "a segment has at least one teacher step"
+    assert MultistepCM(sampling_steps=500).substeps(0) == 1, "a segment has at least one teacher step"
     assert method.eta_at(0) == method.eta_at(7) == 0.75
     growing = MultistepCM(first_eta=0.0, eta=0.5, anneal=10)
     assert [growing.eta_at(i) for i in (0, 5, 10, 20)] == [0.0, 0.25, 0.5, 0.5]
@@ -213,9 +213,9 @@ def test_diffusers_own_pipeline_needs_no_flags(family, tiny_sd, tiny_sdxl, tmp_p
     student = (tiny_sd if family == "sd" else tiny_sdxl).copy(own="full")
     with torch.no_grad():
         student.network.conv_out.weight.add_(0.01)
-    plain = student.sample("a red star", 5, steps=4, cfg_scale=1.0, scheduler=_trailing(student))
+    plain = student.draw("a red star", 5, sampling_steps=4, cfg_scale=1.0, scheduler=_trailing(student))
     few_steps(student, 4)
-    ours = student.sample("a red star", 5)
+    ours = student.draw("a red star", 5)
     assert_close(ours, plain, rtol=1e-3, atol=1e-4)
     student.save(tmp_path / "student")
     kind = StableDiffusionPipeline if family == "sd" else StableDiffusionXLPipeline
@@ -227,7 +227,7 @@ def test_diffusers_own_pipeline_needs_no_flags(family, tiny_sd, tiny_sdxl, tmp_p
     assert calls == [1, 1, 1, 1]
     assert_close(theirs.float(), ours, rtol=1e-3, atol=1e-3)
     assert "sfumato" in (tmp_path / "student" / "README.md").read_text()
-    assert json.loads((tmp_path / "student" / "sfumato.json").read_text())["defaults"]["steps"] == 4
+    assert json.loads((tmp_path / "student" / "sfumato.json").read_text())["defaults"]["sampling_steps"] == 4
 
 
 def _trailing(model):
@@ -250,7 +250,7 @@ def test_a_student_can_be_copied_and_distilled_again(tiny_sd):
     student = tiny_sd.copy(own="full")
     few_steps(student, 4)
     again = student.copy(own="full")
-    assert again.defaults["steps"] == 4
-    assert torch.equal(again.sample("a star", 1), student.sample("a star", 1))
+    assert again.defaults["sampling_steps"] == 4
+    assert torch.equal(again.draw("a star", 1), student.draw("a star", 1))
     few_steps(again, 2)
-    assert again.sample("a star", 1).shape == (1, 3, 16, 16)
+    assert again.draw("a star", 1).shape == (1, 3, 16, 16)

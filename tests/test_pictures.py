@@ -258,6 +258,8 @@ def test_hub_data_are_asked_for_by_name(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    builder = SimpleNamespace(builder_name="parquet")
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args: builder)
     with pytest.raises(BadInput, match=r"owner/name cannot be loaded: no route$"):
         open_pictures("hub:owner/name:small:test", 8)
     assert asked == [("owner/name", "small")]

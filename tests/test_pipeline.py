@@ -86,7 +86,7 @@ def test_times_may_differ_between_pictures(p):
 @pytest.mark.parametrize(("eta", "cfg_scale"), [(0.0, 3.0), (0.0, 1.0), (0.7, 3.0)])
 def test_sample_equals_the_diffusers_pipeline(p, eta, cfg_scale):
     prompts, seeds = ["a red star", "a photo of a blue circle"], [3, 11]
-    ours = p.sample(prompts, seeds, steps=5, cfg_scale=cfg_scale, scheduler="ddim", eta=eta)
+    ours = p.draw(prompts, seeds, sampling_steps=5, cfg_scale=cfg_scale, scheduler="ddim", eta=eta)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     p.pipe.set_progress_bar_config(disable=True)
     theirs = p.pipe(
@@ -102,7 +102,7 @@ def test_sample_equals_the_diffusers_pipeline(p, eta, cfg_scale):
 
 
 def test_negative_prompt_equals_the_diffusers_pipeline(p):
-    ours = p.sample("a red star", 5, steps=4, cfg_scale=4.0, negative="a blue square")
+    ours = p.draw("a red star", 5, sampling_steps=4, cfg_scale=4.0, negative="a blue square")
     p.pipe.set_progress_bar_config(disable=True)
     theirs = p.pipe(
         "a red star",
@@ -123,41 +123,41 @@ def test_a_seeds_picture_does_not_depend_on_its_batch(p, scheduler):
 
     def draw(order, **options):
         chosen = [prompts[i] for i in order], [seeds[i] for i in order]
-        return p.sample(*chosen, steps=4, scheduler=scheduler, eta=eta, **options)
+        return p.draw(*chosen, sampling_steps=4, scheduler=scheduler, eta=eta, **options)
 
     together = draw(range(5))
     # float32 kernels sum in another order for another batch size: equal up to 1e-5 of the range, far below
     # 1/255.
     for size in (1, 2, 3):
-        torch.testing.assert_close(draw(range(5), batch_size=size), together, rtol=0, atol=1e-5)
+        torch.testing.assert_close(draw(range(5), batch=size), together, rtol=0, atol=1e-5)
     order = [3, 1, 4, 0, 2]
-    torch.testing.assert_close(draw(order, batch_size=2), together[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(draw(order, batch=2), together[order], rtol=0, atol=1e-5)
     assert (together[0] - together[2]).abs().max() > 1e-2  # same prompt, other seed
 
 
 def test_the_progress_bar_changes_nothing(tiny_sd):
-    options = {"steps": 2, "batch_size": 1}
-    with_bar = tiny_sd.sample("a red star", [1, 2], progress=True, **options)
-    assert torch.equal(with_bar, tiny_sd.sample("a red star", [1, 2], **options))
+    options = {"sampling_steps": 2, "batch": 1}
+    with_bar = tiny_sd.draw("a red star", [1, 2], progress=True, **options)
+    assert torch.equal(with_bar, tiny_sd.draw("a red star", [1, 2], **options))
 
 
 def test_sampling_leaves_the_pipeline_as_it_was(p):
     before = dict(vars(p.pipe.scheduler))
-    p.sample("a red star", [1, 2], steps=3)
+    p.draw("a red star", [1, 2], sampling_steps=3)
     after = vars(p.pipe.scheduler)
     assert before.keys() == after.keys()
     assert all(torch.equal(a, after[k]) if torch.is_tensor(a) else a is after[k] for k, a in before.items())
 
 
 def test_guidance_interval(p):
-    plain = p.sample("a red star", 1, steps=4, cfg_scale=1.0)
-    guided = p.sample("a red star", 1, steps=4, cfg_scale=6.0)
-    options = {"steps": 4, "cfg_scale": 6.0}
-    assert torch.equal(guided, p.sample("a red star", 1, cfg_interval=(0.0, 1.0), **options))
+    plain = p.draw("a red star", 1, sampling_steps=4, cfg_scale=1.0)
+    guided = p.draw("a red star", 1, sampling_steps=4, cfg_scale=6.0)
+    options = {"sampling_steps": 4, "cfg_scale": 6.0}
+    assert torch.equal(guided, p.draw("a red star", 1, cfg_interval=(0.0, 1.0), **options))
     torch.testing.assert_close(
-        plain, p.sample("a red star", 1, cfg_interval=(2.0, 3.0), **options), rtol=0, atol=1e-6
+        plain, p.draw("a red star", 1, cfg_interval=(2.0, 3.0), **options), rtol=0, atol=1e-6
     )
-    some = p.sample("a red star", 1, cfg_interval=(0.0, 0.5), **options)
+    some = p.draw("a red star", 1, cfg_interval=(0.0, 0.5), **options)
     assert not torch.allclose(some, guided) and not torch.allclose(some, plain)
 
 
@@ -166,15 +166,15 @@ def test_trajectory_is_the_sampling_loop_stopped(p):
     noise = torch.stack(
         [torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in seeds]
     )
-    z, t = p.trajectory("a red star", seeds, steps=steps, stop_after=0)
+    z, t = p.trajectory("a red star", seeds, sampling_steps=steps, stop_after=0)
     assert torch.equal(z, noise) and t == pytest.approx(752 / 1000)  # leading spacing: 1 + 750, offset 1
-    z, t = p.trajectory("a red star", seeds, steps=steps, stop_after=steps, cfg_scale=2.0)
+    z, t = p.trajectory("a red star", seeds, sampling_steps=steps, stop_after=steps, cfg_scale=2.0)
     pictures = ((p.decode_latents(z) + 1) / 2).clamp(0, 1)
     torch.testing.assert_close(
-        pictures, p.sample("a red star", seeds, steps=steps, cfg_scale=2.0, scheduler="ddim")
+        pictures, p.draw("a red star", seeds, sampling_steps=steps, cfg_scale=2.0, scheduler="ddim")
     )
     assert t == 0.0
-    middle, t2 = p.trajectory("a red star", seeds, steps=steps, stop_after=2, cfg_scale=1.0)
+    middle, t2 = p.trajectory("a red star", seeds, sampling_steps=steps, stop_after=2, cfg_scale=1.0)
     from diffusers import DDIMScheduler
 
     solver = DDIMScheduler.from_config(p.pipe.scheduler.config)
@@ -190,12 +190,12 @@ def test_trajectory_is_the_sampling_loop_stopped(p):
 
 
 def test_conditioning_can_be_given_instead_of_prompts(p):
-    by_prompt = p.sample(["a red star", "a blue circle"], [1, 2], steps=2)
+    by_prompt = p.draw(["a red star", "a blue circle"], [1, 2], sampling_steps=2)
     assert torch.equal(
-        by_prompt, p.sample(None, [1, 2], cond=p.encode(["a red star", "a blue circle"]), steps=2)
+        by_prompt, p.draw(None, [1, 2], cond=p.encode(["a red star", "a blue circle"]), sampling_steps=2)
     )
-    one = p.sample(None, [1, 2], cond=p.encode("a red star"), steps=2)
-    torch.testing.assert_close(one, p.sample("a red star", [1, 2], steps=2))
+    one = p.draw(None, [1, 2], cond=p.encode("a red star"), sampling_steps=2)
+    torch.testing.assert_close(one, p.draw("a red star", [1, 2], sampling_steps=2))
 
 
 def test_pictures_and_latents(p):
@@ -293,13 +293,13 @@ def test_a_copy_keeps_scheduler_settings_that_diffusers_would_correct(tiny_sd):
     whole.pipe.scheduler = DDIMScheduler(**{**settings, "steps_offset": 0})
     whole = wrap(whole.pipe)
     assert whole.copy().pipe.scheduler.config.steps_offset == 0
-    draw = lambda p: p.sample("star", 0, steps=2)
+    draw = lambda p: p.draw("star", 0, sampling_steps=2)
     assert torch.equal(draw(whole.copy()), draw(whole))
     assert not torch.equal(draw(whole), draw(tiny_sd))
 
 
 def test_training_a_copy_never_changes_the_original(p):
-    before, picture = p.describe()["sha256"], p.sample("a red star", 0, steps=2)
+    before, picture = p.describe()["sha256"], p.draw("a red star", 0, sampling_steps=2)
     copy = p.copy("xattn")
     optimizer = torch.optim.SGD(copy.parameters("xattn").values(), lr=0.1)
     z = torch.randn(1, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
@@ -309,26 +309,26 @@ def test_training_a_copy_never_changes_the_original(p):
         for q in copy.projections("cross.v"):
             q.weight.mul_(2)
     assert copy.describe()["sha256"] != before
-    assert not torch.allclose(picture, copy.sample("a red star", 0, steps=2))
+    assert not torch.allclose(picture, copy.draw("a red star", 0, sampling_steps=2))
     assert p.describe()["sha256"] == before
-    assert torch.equal(picture, p.sample("a red star", 0, steps=2))
+    assert torch.equal(picture, p.draw("a red star", 0, sampling_steps=2))
 
 
 def test_unknown_names_are_refused(p):
     with pytest.raises(BadInput, match="no parameter named 'conv_inn'"):
         p.copy(["conv_inn"])
     with pytest.raises(BadInput, match="unknown scheduler 'eular'"):
-        p.sample("a", 0, scheduler="eular")
+        p.draw("a", 0, scheduler="eular")
     with pytest.raises(BadInput, match="2 prompts and 3 seeds"):
-        p.sample(["a", "b"], [0, 1, 2])
+        p.draw(["a", "b"], [0, 1, 2])
     with pytest.raises(BadInput, match="not a multiple of 2"):
-        p.sample("a", 0, size=15)
+        p.draw("a", 0, size=15)
     with pytest.raises(BadInput, match="stop_after"):
-        p.trajectory("a", 0, steps=2, stop_after=3)
+        p.trajectory("a", 0, sampling_steps=2, stop_after=3)
 
 
 def test_other_sizes(p):
-    x = p.sample("a red star", 0, steps=2, size=24)
+    x = p.draw("a red star", 0, sampling_steps=2, size=24)
     assert x.shape == (1, 3, 24, 24) and np.isfinite(x.numpy()).all()
 
 

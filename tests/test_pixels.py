@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def small(folder, **changes):
-    settings = {"data": folder, "size": 8, "steps": 4, "batch": 3, "warmup": 1, "checkpoint_every": 2, **changes}
+    settings = {"data": folder, "size": 8, "updates": 4, "batch": 3, "warmup": 1, "checkpoint_every": 2, **changes}
     return Small(**settings)
 
 
@@ -95,7 +95,7 @@ def test_a_run_writes_a_model_that_loads_and_goes_on_where_it_stopped(folder, tm
     training.run(run, progress=False)
     one, two = sf.load(tmp_path / "whole" / "model", "cpu"), sf.load(run / "model", "cpu")
     assert one.describe()["sha256"] == two.describe()["sha256"]
-    assert one.sample(0, steps=2).shape == (1, 3, 8, 8)
+    assert one.draw(None, 0, sampling_steps=2).shape == (1, 3, 8, 8)
 
 
 def test_pictures_to_look_at_while_training_lasts(folder, tmp_path):
@@ -109,13 +109,13 @@ def test_pictures_to_look_at_while_training_lasts(folder, tmp_path):
 
 
 def test_other_settings_do_not_go_on_from_a_run(folder, tmp_path):
-    recipe = small(folder, steps=2)
+    recipe = small(folder, updates=2)
     recipe.run(tmp_path / "run", progress=False)
     with pytest.raises(BadInput, match="label_dropout"):
         replace(recipe, label_dropout=0.5).run(tmp_path / "run", progress=False)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"label_dropout": 1.0}, {"size": 0}])
+@pytest.mark.parametrize("change", [{"updates": 0}, {"label_dropout": 1.0}, {"size": 0}])
 def test_bad_settings(change):
     with pytest.raises(BadInput):
         Small(**change)

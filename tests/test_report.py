@@ -15,8 +15,9 @@ import pytest
 from report_fixtures import draw, interval, make_gallery, make_report
 from sfumato.errors import BadInput
 from sfumato.report import compare, images, page, words
+from sfumato.report.audit import AuditReport
 from sfumato.report.images import AttackPictures, Gallery, Pair
-from sfumato.report.schema import Attack, AuditReport, Cost, Interval, PromptDistance
+from sfumato.report.schema import Attack, Cost, Interval, PromptDistance
 
 EVIL = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'; {{ 7 * 7 }} </style>")
 VOID = {"meta", "img", "col", "br", "line", "circle", "link", "input"}
@@ -70,7 +71,7 @@ def test_json_round_trip_has_exactly_the_contract_keys(tmp_path):
     }  # fmt: skip
     assert set(data["erasure"]["star"]) == {"rate", "low", "high", "n"}
     assert {"mean", "low", "high", "n"} < set(data["integrity"])
-    assert set(data["attacks"]["concept-inversion"]) == {"recovered", "control", "original", "budget"}
+    assert set(data["attacks"]["concept-inversion"]) == {"recovered", "control", "original", "budget", "seconds"}
     for source in (tmp_path / "r", tmp_path / "r" / "report.json"):
         assert AuditReport.load(source).to_json() == report.to_json() == data
 
@@ -245,7 +246,7 @@ def test_a_protocol_that_leaves_something_out_is_refused():
 
 @pytest.mark.parametrize(
     "field, value",
-    [("steps", 50), ("seeds", [1]), ("before.hash", "0"), ("detector.threshold", 1), ("versions.torch", "2")],
+    [("sampling_steps", 50), ("seeds", [1]), ("before.hash", "0"), ("detector.threshold", 1), ("versions.torch", "2")],
 )
 def test_reports_with_different_protocols_refuse_and_name_the_field(field, value):
     first = make_report()

@@ -19,7 +19,7 @@ from sfumato.errors import BadInput
 from sfumato.noise import Cosine, DiscreteSchedule, GaussianProcess, Karras, RectifiedFlow
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.sample import S2N, ddim, ddpm, dpmpp_2m, from_scheduler, times
-from sfumato.sample.s2n import weights
+from sfumato.sample.s2n_rule import Rule, weights
 from sfumato.sample.s2n_scheduler import S2NScheduler
 
 TIGHT = {"rtol": 1e-11, "atol": 1e-13}
@@ -336,7 +336,7 @@ def test_it_saves_and_loads_and_leaves_half_precision_half(tmp_path):
     scheduler = S2N(rho=0.7, freeze=0.3, order=2).scheduler(DDIMScheduler(**TABLE), grid="karras")
     scheduler.save_pretrained(tmp_path)
     loaded = S2NScheduler.from_pretrained(tmp_path)
-    assert loaded.rule == S2N(rho=0.7, freeze=0.3, order=2) and loaded.config.grid == "karras"
+    assert loaded.rule == Rule(rho=0.7, freeze=0.3, order=2) and loaded.config.grid == "karras"
     assert loaded.config.clip_sample == DDIMScheduler().config.clip_sample
     assert not S2N().scheduler().config.clip_sample
     loaded.set_timesteps(5)
@@ -367,7 +367,7 @@ def test_scheduler_misuse_is_explained():
 
 
 def test_in_a_pipeline(tiny_sd):
-    draw = lambda scheduler, seeds=(1, 2): tiny_sd.sample("a red star", seeds, steps=4, scheduler=scheduler)
+    draw = lambda scheduler, seeds=(1, 2): tiny_sd.draw("a red star", seeds, sampling_steps=4, scheduler=scheduler)
     assert_close(draw(S2N(rho=0)), draw("ddim"), rtol=1e-4, atol=1e-4)
     noisy = draw("s2n")
     assert torch.equal(noisy, draw(S2N(rho=0.5))) and not torch.equal(noisy, draw("ddim"))

@@ -24,7 +24,7 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     net = ResidualUViT(8, 3, 2, channels=(8, 16), kinds=("res", "transformer"), blocks=(1,), middle=1, head_dim=8)
     torch.nn.init.normal_(net.exit.weight)
-    defaults = {"steps": 3, "cfg_scale": 2.0, "cfg_interval": (-3.0, 3.0)}
+    defaults = {"sampling_steps": 3, "cfg_scale": 2.0, "cfg_interval": (-3.0, 3.0)}
     made = ImageModel(net.eval(), GaussianProcess(Cosine()), "v", (3, 8, 8), ("cat", "dog"), defaults)
     return made, str(made.save(tmp_path_factory.mktemp("models") / "classes"))
 
@@ -40,10 +40,10 @@ def test_classes_by_name(model, tmp_path):
     assert sorted(p.name for p in out.glob("0*.png")) == [
         "000-dog-seed3.png", "001-dog-seed4.png", "002-cat-seed3.png", "003-cat-seed4.png",
     ]  # fmt: skip
-    expected = made.sample(4, "dog")[0].permute(1, 2, 0).numpy()
+    expected = made.draw("dog", 4)[0].permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(Image.open(out / "001-dog-seed4.png")) / 255 - expected).max() <= 2 / 255
     about = read_png_metadata(out / "001-dog-seed4.png")
-    assert (about["prompt"], about["seed"], about["steps"], about["scheduler"]) == ("dog", "4", "3", "ddpm")
+    assert (about["prompt"], about["seed"], about["sampling_steps"], about["scheduler"]) == ("dog", "4", "3", "ddpm")
     assert about["Source"] == GENERATED and about["model-sha256"] == made.describe()["sha256"]
     record = json.loads((out / "sample.json").read_text())
     assert record["cfg_scale"] == 2.0 and record["cfg_interval"] == [-3.0, 3.0] and record["prompts"] == ["dog", "cat"]
@@ -53,7 +53,7 @@ def test_no_class_is_unconditional(model, tmp_path):
     made, path = model
     assert run(tmp_path / "p", path, "--seeds", "0-11", "--steps", "2", "--scheduler", "heun") == 0
     assert len(list((tmp_path / "p").glob("0*.png"))) == 12
-    expected = made.sample(7, steps=2, sampler="heun")[0].permute(1, 2, 0).numpy()
+    expected = made.draw(None, 7, sampling_steps=2, scheduler="heun")[0].permute(1, 2, 0).numpy()
     found = np.asarray(Image.open(tmp_path / "p" / "007-picture-seed7.png")) / 255
     assert np.abs(found - expected).max() <= 2 / 255
     assert "cfg_scale" not in read_png_metadata(tmp_path / "p" / "007-picture-seed7.png")
@@ -107,7 +107,7 @@ def test_train_and_sample_from_the_command_line(tmp_path, capsys):
     assert cli.main([*args, *TINY, "--sampling-steps", "2", "--cfg-scale", "2", "--cfg-interval", "-1", "3"]) == 0
     assert run(tmp_path / "p", str(out / "model"), "light", "--seeds", "0-1") == 0
     record = json.loads((tmp_path / "p" / "sample.json").read_text())
-    assert record["cfg_interval"] == [-1.0, 3.0] and record["steps"] == 2
+    assert record["cfg_interval"] == [-1.0, 3.0] and record["sampling_steps"] == 2
 
 
 def test_presets_on_the_command_line(capsys):

@@ -116,7 +116,7 @@ def test_pairs_and_sizes(tmp_path, sets):
     real = fill(tmp_path / "originals", 5, side=24)
     fake = fill(tmp_path / "restored", 5, side=24)
     out = tmp_path / "score.json"
-    assert run(out, "--real", real, "--fake", fake, "--metrics", "psnr,ssim", "--batch-size", 2) == 0
+    assert run(out, "--real", real, "--fake", fake, "--metrics", "psnr,ssim", "--batch", 2) == 0
     scores = json.loads(out.read_text())["scores"]
     assert scores["psnr"]["value"] == "inf" and scores["ssim"]["value"] == pytest.approx(1)
     assert scores["psnr"]["n_real"] == scores["psnr"]["n_gen"] == 5
@@ -177,7 +177,7 @@ def test_bad_input(sets, tmp_path, capsys):
     no("at least 6 real pictures, and there are 3", "--real", few, *pixel[2:], "--metric", "density")
     no("fid needs at least 2 real pictures, and there are 1", *pixel, "--metrics", "fid", "--limit", 1)
     no("fid-inf needs at least 16 generated pictures, and there are 9", *pixel, "--metrics", "fid-inf", "--limit", 9)
-    no("40 real ones do not go with 30", *both, "--metrics", "psnr")
+    no("10 of the real pictures have no partner of their name: 030, 031, 032,", *both, "--metrics", "psnr")
     no("SSIM needs pictures of at least 11 pixels", "--real", fill(tmp_path / "tiny", 2, side=8), "--fake",
        tmp_path / "tiny", "--metrics", "ssim")  # fmt: skip
     # weights and texts

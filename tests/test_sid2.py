@@ -143,27 +143,28 @@ class Counting(torch.nn.Module):
 
 
 def model(**defaults) -> ImageModel:
-    return ImageModel(Counting(), GaussianProcess(Cosine()), "v", (3, 4, 4), ("a", "b"), {"steps": 10, **defaults})
+    defaults = {"sampling_steps": 10, **defaults}
+    return ImageModel(Counting(), GaussianProcess(Cosine()), "v", (3, 4, 4), ("a", "b"), defaults)
 
 
 def test_an_interval_that_covers_everything_is_plain_guidance():
-    wide = model().sample(3, "b", cfg_scale=2.0, cfg_interval=(-20, 20))
-    assert torch.equal(wide, model().sample(3, "b", cfg_scale=2.0))
-    assert not torch.equal(wide, model().sample(3, "b"))
+    wide = model().draw("b", 3, cfg_scale=2.0, cfg_interval=(-20, 20))
+    assert torch.equal(wide, model().draw("b", 3, cfg_scale=2.0))
+    assert not torch.equal(wide, model().draw("b", 3))
 
 
 def test_an_empty_interval_is_the_conditional_model_for_half_the_calls():
     empty, plain, guided = model(), model(), model()
-    x = empty.sample(3, "b", cfg_scale=2.0, cfg_interval=(50, 60))
-    assert torch.equal(x, plain.sample(3, "b", cfg_scale=1.0))
-    guided.sample(3, "b", cfg_scale=2.0)
+    x = empty.draw("b", 3, cfg_scale=2.0, cfg_interval=(50, 60))
+    assert torch.equal(x, plain.draw("b", 3, cfg_scale=1.0))
+    guided.draw("b", 3, cfg_scale=2.0)
     assert (empty.network.rows, plain.network.rows, guided.network.rows) == (10, 10, 20)
 
 
 def test_guidance_inside_the_interval_alone():
     """Steps whose log-SNR lies inside cost two rows, the others one."""
     some, process = model(), GaussianProcess(Cosine())
-    some.sample(3, "b", cfg_scale=2.0, cfg_interval=(-1, 3))
+    some.draw("b", 3, cfg_scale=2.0, cfg_interval=(-1, 3))
     levels = process.schedule.logsnr(torch.linspace(1, 0, 11, dtype=torch.float64))[:-1]
     inside = ((levels >= -1) & (levels <= 3)).sum().item()
     assert 0 < inside < 10 and some.network.rows == 10 + inside
@@ -195,8 +196,8 @@ def test_a_small_run(tmp_path):
     (tmp_path / "data").mkdir()
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "data" / f"{i}.png")
-    recipe = SiD2(**TINY, data=str(tmp_path / "data"), steps=2, batch=2, warmup=1, cfg_interval=(-1.0, 3.0))
+    recipe = SiD2(**TINY, data=str(tmp_path / "data"), updates=2, batch=2, warmup=1, cfg_interval=(-1.0, 3.0))
     recipe.run(tmp_path / "run", progress=False)
     loaded = sf.load(tmp_path / "run" / "model", "cpu")
     assert loaded.process == recipe.process() and tuple(loaded.defaults["cfg_interval"]) == (-1, 3)
-    assert loaded.sample([0, 1], steps=2).shape == (2, 3, 16, 16)
+    assert loaded.draw(None, [0, 1], sampling_steps=2).shape == (2, 3, 16, 16)

@@ -28,7 +28,7 @@ from sfumato.pipeline.membrane import (
     transport_strength,
 )  # fmt: skip
 
-SHORT = {"steps": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
+SHORT = {"updates": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
 few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -138,7 +138,7 @@ def replay(spm: SPM, pipe, seed: int):
     draws = generator(seed)
     m = 1 + int(torch.randint(spm.sampling_steps - 1, (), generator=draws))
     start = torch.randint(2**31, (1,), generator=draws).tolist()
-    options = {"steps": spm.sampling_steps, "stop_after": m, "cfg_scale": spm.start_guidance}
+    options = {"sampling_steps": spm.sampling_steps, "stop_after": m, "cfg_scale": spm.start_guidance}
     z, _ = pipe.trajectory(pipe.encode(spm.concepts[0]), start, **options)
     return z, 1 - (m * 1000 // spm.sampling_steps) / 1000
 
@@ -237,15 +237,15 @@ def test_sampling_uses_one_strength_per_picture_for_both_halves_of_guidance(pipe
     """Every picture equals one drawn alone with its adapters fixed at its own gammas."""
     made = attach(pipe, two)
     prompts = ["red star", "a blue circle", "art"]
-    together = made.sample(prompts, [1, 2, 3], steps=2, cfg_scale=3.0)
+    together = made.draw(prompts, [1, 2, 3], sampling_steps=2, cfg_scale=3.0)
     gammas = gates(made)(prompts)
     fixed = attach(pipe, two, transport="none")
     for k, prompt in enumerate(prompts):
         for adapter, gamma in zip(fixed.adapters.values(), gammas[:, k], strict=True):
             adapter.scale = float(gamma)
-        alone = fixed.sample(prompt, k + 1, steps=2, cfg_scale=3.0)
+        alone = fixed.draw(prompt, k + 1, sampling_steps=2, cfg_scale=3.0)
         torch.testing.assert_close(together[k : k + 1], alone, rtol=0, atol=1e-5)
-    assert not torch.allclose(together, pipe.sample(prompts, [1, 2, 3], steps=2, cfg_scale=3.0), atol=1e-3)
+    assert not torch.allclose(together, pipe.draw(prompts, [1, 2, 3], sampling_steps=2, cfg_scale=3.0), atol=1e-3)
 
 
 # Adapters: silent at the start, linear, commutative, merged
@@ -350,15 +350,15 @@ def test_training_moves_only_its_own_adapter(tiny_sd):
 
 
 def test_each_concept_is_trained_as_if_alone(tiny_sd):
-    together = SPM(concepts=("star", "circle"), **SHORT).train(tiny_sd)
-    (alone,) = SPM(concepts="circle", **SHORT).train(tiny_sd)
+    together = SPM(concepts=("star", "circle"), **SHORT).train(tiny_sd)[0]
+    ((alone,), _) = SPM(concepts="circle", **SHORT).train(tiny_sd)
     assert together[1].concepts == alone.concepts == ("circle",)
     assert all(torch.equal(x, alone.weights[k]) for k, x in together[1].weights.items())
     assert together[0].base == tiny_sd.describe()["sha256"]
 
 
 def test_training_lowers_the_loss(tiny_sd):
-    spm = SPM(concepts="star", **{**SHORT, "steps": 16, "anchor_weight": 10.0, "batch_size": 2, "restarts": 1})
+    spm = SPM(concepts="star", **{**SHORT, "updates": 16, "anchor_weight": 10.0, "batch": 2, "restarts": 1})
     student = tiny_sd.copy()
     student.add_adapter("spm", generator=generator())
     start = sum(float(spm.loss(tiny_sd, student, 0)(generator(i)).detach()) for i in range(3))
@@ -370,8 +370,8 @@ def test_training_lowers_the_loss(tiny_sd):
 
 
 def test_it_works_on_sdxl(tiny_sdxl):
-    erased = SPM(concepts="star", **{**SHORT, "steps": 1, "sampling_steps": 2}).apply(tiny_sdxl)
-    assert erased.sample("star", 0, steps=1).shape[0] == 1
+    erased = SPM(concepts="star", **{**SHORT, "updates": 1, "sampling_steps": 2}).apply(tiny_sdxl)
+    assert erased.draw("star", 0, sampling_steps=1).shape[0] == 1
 
 
 # Files
@@ -435,7 +435,8 @@ def test_adapters_are_attached_by_their_folder(pipe, two, tmp_path):
     """As ``--adapter`` does it: to the original with transport; not on top of weights that hold them already."""
     attach(pipe, two).save(tmp_path / "erased")
     equipped = equip(pipe, "the original", [tmp_path / "erased"])
-    assert torch.equal(equipped.sample("a star", 0, steps=2), attach(pipe, two).sample("a star", 0, steps=2))
+    expected = attach(pipe, two).draw("a star", 0, sampling_steps=2)
+    assert torch.equal(equipped.draw("a star", 0, sampling_steps=2), expected)
     assert equip(pipe, "any", ()) is pipe
     with pytest.raises(BadInput, match="merged in already"):
         equip(load(tmp_path / "erased", "cpu"), tmp_path / "erased", [tmp_path / "erased"])
@@ -495,7 +496,7 @@ def test_the_plan_counts_what_is_trained(tiny_sd):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"rank": 0}, {"lr": -1.0}, {"sampling_steps": 1}, {"n_anchors": -1}, {"concepts": ""}]
+    "wrong", [{"updates": 0}, {"rank": 0}, {"lr": -1.0}, {"sampling_steps": 1}, {"n_anchors": -1}, {"concepts": ""}]
 )
 def test_bad_settings(wrong):
     with pytest.raises(BadInput):

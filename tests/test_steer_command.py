@@ -39,7 +39,7 @@ def test_it_draws_under_the_patch_and_records_it(model, tiny_sd, tmp_path, capsy
     pictures = sorted(out.glob("0*.png"))
     assert len(pictures) == 4
     with FasterDiffusion(keys=(0, 4), alpha=0.1).patch(tiny_sd):
-        direct = tiny_sd.sample("a red star", 3, steps=6)[0].permute(1, 2, 0).numpy()
+        direct = tiny_sd.draw("a red star", 3, sampling_steps=6)[0].permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(Image.open(pictures[1])) / 255.0 - direct).max() <= 1 / 255
     record = json.loads((out / "sample.json").read_text())
     assert record["method"]["name"] == "faster-diffusion" and record["method"]["configuration"]["keys"] == [0, 4]

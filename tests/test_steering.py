@@ -142,7 +142,7 @@ def events(steps: int, pictures: int, timesteps: int | None = None) -> list[tupl
 @pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
 def test_it_sees_every_step_of_sample_and_of_the_pipelines_own_call(p, cfg_scale):
     for draw in (
-        lambda: p.sample(["art", "star"], [1, 2], steps=4, cfg_scale=cfg_scale),
+        lambda: p.draw(["art", "star"], [1, 2], sampling_steps=4, cfg_scale=cfg_scale),
         lambda: p(["art", "star"], num_inference_steps=4, guidance_scale=cfg_scale, output_type="latent"),
     ):
         spy = Spy()
@@ -156,7 +156,7 @@ def test_schedulers_with_repeated_timesteps_are_followed_by_position(pipe):
     scheduler = PNDMScheduler.from_config(pipe.pipe.scheduler.config, skip_prk_steps=True)
     spy = Spy()
     with pipe.intercept(spy):
-        pipe.sample("star", 0, steps=4, scheduler=scheduler)
+        pipe.draw("star", 0, sampling_steps=4, scheduler=scheduler)
     assert spy.events == events(4, 1, timesteps=5)
 
 
@@ -178,7 +178,7 @@ def test_calls_outside_of_sampling_belong_to_no_run(pipe):
     spy = Spy()
     with pipe.intercept(spy):
         pipe.denoiser(torch.zeros(1, 4, 8, 8), 0.5, pipe.encode("art"))
-        for z, t in pipe.states("star", 0, steps=3, cfg_scale=1.0):
+        for z, t in pipe.states("star", 0, sampling_steps=3, cfg_scale=1.0):
             if t:
                 pipe.denoiser(z, t, pipe.encode("art"))
     assert [e for e in spy.events if e[0] == "predict" and e[1] is None] == [("predict", None, None, None)] * 4
@@ -206,7 +206,7 @@ def test_noise_is_the_start_of_the_run_in_the_latents_scale(pipe, scheduler):
     made = EulerDiscreteScheduler.from_config(pipe.pipe.scheduler.config) if scheduler == "euler" else "ddim"
     spy = Spy()
     with pipe.intercept(spy):
-        states = [z for z, _ in pipe.states("star", [4, 5], steps=4, scheduler=made, cfg_scale=3.0)]
+        states = [z for z, _ in pipe.states("star", [4, 5], sampling_steps=4, scheduler=made, cfg_scale=3.0)]
     made = EulerDiscreteScheduler.from_config(pipe.pipe.scheduler.config)
     made.set_timesteps(4)
     for i, noise in enumerate(spy.noises):
@@ -220,7 +220,7 @@ def test_a_latent_is_changed_before_the_network_and_before_the_update(pipe):
     seen = {}
     for name, spy in {"plain": Spy(), "late": Spy(late=0.1), "early": Spy(early=0.1, late=0.1)}.items():
         with pipe.intercept(spy):
-            seen[name] = [z for z, _ in pipe.states("star", 0, steps=4, cfg_scale=1.0)]
+            seen[name] = [z for z, _ in pipe.states("star", 0, sampling_steps=4, cfg_scale=1.0)]
     assert torch.equal(seen["late"][0], seen["plain"][0])
     torch.testing.assert_close(seen["early"][0], seen["plain"][0] + 0.1)
     assert not torch.equal(seen["late"][1], seen["plain"][1])
@@ -238,7 +238,7 @@ def test_features_act_inside_predictions_and_only_one_at_a_time(pipe):
             return forward(call)
 
     with pipe.intercept(Named("prediction"), "prediction"), pipe.intercept(Named("features"), "features"):
-        pipe.sample("star", 0, steps=1, cfg_scale=1.0)
+        pipe.draw("star", 0, sampling_steps=1, cfg_scale=1.0)
         with pytest.raises(BadInput, match="halves"), pipe.intercept(Named("other"), "features"):
             pass
     assert order == ["prediction", "features"]
@@ -258,17 +258,17 @@ def test_hooks_that_move_weights_between_devices_stay_in_force(pipe):
     before = dict(vars(pipe.network))
     spy = Spy()
     with pipe.intercept(spy):
-        pipe.sample("star", 0, steps=2)
+        pipe.draw("star", 0, sampling_steps=2)
     assert len(moved) == 2 and len(spy.events) == 5
     assert dict(vars(pipe.network)) == before
     with pipe.intercept(spy):  # taken off and put on again inside the block, as pipelines do after every call
         remove_hook_from_module(pipe.network)
         add_hook_to_module(pipe.network, Offload())
-        pipe.sample("star", 0, steps=2)
+        pipe.draw("star", 0, sampling_steps=2)
     assert len(moved) == 4
     remove_hook_from_module(pipe.network)
     plain = pipe.copy()
-    assert torch.equal(pipe.sample("star", 0, steps=2), plain.sample("star", 0, steps=2))
+    assert torch.equal(pipe.draw("star", 0, sampling_steps=2), plain.draw("star", 0, sampling_steps=2))
     assert len(moved) == 4
 
 

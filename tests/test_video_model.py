@@ -20,7 +20,7 @@ def model() -> VideoModel:
     with torch.no_grad():  # a new network is 0, and its frames do not meet
         for p in network.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    defaults = {"context": 2, "steps": 2, "clip": False}
+    defaults = {"context": 2, "sampling_steps": 2, "clip": False}
     return VideoModel(network.eval(), GaussianProcess(Cosine()), "v", (4, 1, 8, 8), (), defaults)
 
 
@@ -34,26 +34,26 @@ def test_a_rollout_is_the_functions(model):
     assert torch.equal(got, rollout(model.denoiser, context(1), 5, Window(4, 2), 2, generator=generator))
 
 
-@pytest.mark.parametrize("options", [{}, {"schedule": "standard"}, {"finish": True}, {"sampler": "ddim"}])
+@pytest.mark.parametrize("options", [{}, {"schedule": "standard"}, {"finish": True}, {"scheduler": "ddim"}])
 def test_sequences_do_not_depend_on_their_batch(model, options):
     together = model.rollout([1, 2, 3], context(), 5, **options)
     assert together.shape == (3, 5, 1, 8, 8)
-    torch.testing.assert_close(model.rollout([1, 2, 3], context(), 5, batch_size=2, **options), together)
+    torch.testing.assert_close(model.rollout([1, 2, 3], context(), 5, batch=2, **options), together)
     torch.testing.assert_close(model.rollout(2, context()[1:2], 5, **options), together[1:2])
 
 
 def test_options_matter(model):
     plain = model.rollout(1, context(1), 5)
-    for options in ({"schedule": "standard"}, {"finish": True}, {"sampler": "ddim"}, {"steps": 3}):
+    for options in ({"schedule": "standard"}, {"finish": True}, {"scheduler": "ddim"}, {"sampling_steps": 3}):
         assert not torch.allclose(model.rollout(1, context(1), 5, **options), plain)
-    assert torch.equal(model.rollout(1, context(1), 5, sampler=ddpm), plain)
+    assert torch.equal(model.rollout(1, context(1), 5, scheduler=ddpm), plain)
 
 
 def test_samples_are_pictures(model):
-    drawn = model.sample([1, 2], context=context(2), n_frames=3)
+    drawn = model.draw(context(2), [1, 2], n_frames=3)
     assert drawn.shape == (2, 3, 1, 8, 8)
     assert torch.equal(drawn, ((model.rollout([1, 2], context(2), 3) + 1) / 2).clamp(0, 1))
-    assert model.sample(1, context=context(1)).shape[1] == 2
+    assert model.draw(context(1), 1).shape[1] == 2
 
 
 def test_the_last_frames_of_a_longer_context_count(model):
@@ -69,7 +69,7 @@ def test_saved_and_loaded_it_rolls_out_the_same(model, tmp_path):
 
 
 def test_models_without_context_need_none(model):
-    free = VideoModel(model.network, model.process, "v", (4, 1, 8, 8), (), {"steps": 1})
+    free = VideoModel(model.network, model.process, "v", (4, 1, 8, 8), (), {"sampling_steps": 1})
     assert free.rollout([1, 2]).shape == (2, 4, 1, 8, 8)
 
 
@@ -80,7 +80,7 @@ def test_models_without_context_need_none(model):
         ((1, context(1, 1)), {}, "or more, 1, 8, 8"),
         ((1, context(2)), {}, "for 1 sequences"),
         ((1, torch.zeros(1, 2, 3, 8, 8)), {}, "goes on from"),
-        ((1, context(1)), {"sampler": "ddmp"}, "did you mean ddpm"),
+        ((1, context(1)), {"scheduler": "ddmp"}, "did you mean ddpm"),
         ((1, context(1)), {"schedule": "role"}, "unknown schedule"),
     ],
 )
@@ -90,8 +90,8 @@ def test_bad_input_is_named(model, arguments, options, message):
 
 
 def test_frames_have_no_classes(model):
-    with pytest.raises(BadInput, match="no classes"):
-        model.sample(1, "star", context=context(1))
+    with pytest.raises(BadInput, match="knows no 'star'"):
+        model.draw("star", 1)
 
 
 def test_a_model_of_pictures_is_refused(model):

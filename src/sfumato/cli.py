@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from sfumato.errors import BadInput, SfumatoError, unknown
+from sfumato.text import visible
 
 COMMANDS = {
     "demo": "erase a concept from the embedded model, audit the result and write a report",
@@ -120,6 +121,7 @@ def _complain(sentence: str, debug: bool = False) -> None:
         import traceback
 
         traceback.print_exc()
+    sentence = "\n".join(map(visible, sentence.split("\n")))  # what a file or a model is called acts on no terminal
     print(f"sfumato: {sentence}", file=sys.stderr)
 
 

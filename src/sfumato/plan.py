@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sfumato.text import visible
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -40,11 +42,12 @@ class Plan:
         """Print the plan on stderr, where progress goes too."""
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
-        table.add_row("[bold]plan[/bold]", self.title)
+        table.add_row(Text("plan", "bold"), Text(visible(self.title)))
         for label, text in self.lines():
-            table.add_row(f"[dim]{label}[/dim]", text)
+            table.add_row(Text(visible(label), "dim"), Text(visible(text)))
         Console(file=sys.stderr, highlight=False).print(table)
 
 

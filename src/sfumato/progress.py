@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from sfumato.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+Out = TypeVar("Out", covariant=True)
 
 
-def track(items: Sequence[T], label: str, show: bool = True) -> Iterable[T]:
+class Counted(Protocol[Out]):
+    """What can be gone through and says how much of it there is."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Out]: ...
+
+
+def track(items: Counted[T], label: str, show: bool = True) -> Iterable[T]:
     """The items, with a bar that goes away at the end if wanted."""
     if not show:
         return items
+    from rich.markup import escape
     from rich.progress import track
 
-    return track(items, description=label, transient=True, console=console())
+    return track(items, total=len(items), description=escape(visible(label)), transient=True, console=console())
 
 
 def console() -> Console:

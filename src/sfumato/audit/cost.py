@@ -30,8 +30,8 @@ from sfumato.pipeline import ImageModel, Text2Image
 from sfumato.progress import track
 from sfumato.report.cost import CostReport, Point
 from sfumato.report.schema import Interval
+from sfumato.versions import versions
 
-from . import protocol as protocols
 from .gallery import SHOWN, arrays
 from .measures import interval
 
@@ -47,7 +47,7 @@ class Way:
         group: what it belongs to, e.g. "teacher, ddim": one line of the plot.
         label: which of the group it is, e.g. "8 steps".
         model: what draws.
-        options: of the model's ``sample``.
+        options: of the model's ``draw``.
         around: a context manager made anew around all drawing, e.g. ``lambda: patch.patch(model)``.
     """
 
@@ -61,7 +61,7 @@ class Way:
 def ways(
     teacher: Text2Image | ImageModel,
     students: Mapping[str, Text2Image | ImageModel],
-    steps: Sequence[int] = STEPS,
+    sampling_steps: Sequence[int] = STEPS,
     samplers: Sequence[str] = SAMPLERS,
     patches: Sequence[str] = (),
 ) -> list[Way]:
@@ -70,27 +70,27 @@ def ways(
     Args:
         students: name -> model.
         patches: of the catalogue, each as "name" or "name:preset", on the teacher with DDIM at the largest of
-            ``steps``.
+            ``sampling_steps``.
 
     Raises:
         BadInput: an unknown patch or preset.
     """
     found = [
-        Way(f"teacher, {sampler}", _steps(n), teacher, _options(teacher, n, sampler))
+        Way(f"teacher, {sampler}", _steps(n), teacher, {"sampling_steps": n, "scheduler": sampler})
         for sampler in samplers
-        for n in steps
+        for n in sampling_steps
     ]
     for name, student in students.items():
-        found.append(Way("students", f"{name}, {_steps(student.defaults.get('steps', 25))}", student))
+        found.append(Way("students", f"{name}, {_steps(student.defaults.get('sampling_steps', 25))}", student))
     for name in patches:
         method, _, preset = name.partition(":")
-        entry, n = catalog.get(method, "steer"), max(steps)
+        entry, n = catalog.get(method, "steer"), max(sampling_steps)
         if preset and preset not in entry.presets:
             raise unknown(f"preset of {method}", preset, entry.presets)
         patch = entry.load()(**entry.presets.get(preset, {}))
         label = f"{preset or 'its defaults'}, {_steps(n)}"
         around = lambda patch=patch: patch.patch(teacher)
-        found.append(Way(f"teacher, {method}", label, teacher, _options(teacher, n, "ddim"), around))
+        found.append(Way(f"teacher, {method}", label, teacher, {"sampling_steps": n, "scheduler": "ddim"}, around))
     return found
 
 
@@ -101,7 +101,7 @@ def measure(
     n: int = 256,
     n_real: int = 2048,
     seed: int = 0,
-    batch_size: int = 64,
+    batch: int = 64,
     extractor: str = "oracle",
     weights: str | None = None,
     progress: bool = False,
@@ -129,40 +129,40 @@ def measure(
     real = Features(extract(_Rows(pictures, others), made, progress=progress), **_about(made))
     points = []
     for way in track(ways, "drawing", progress):
-        images, nfe, seconds = draw(way, words, [seed * n + i for i in range(n)], batch_size)
+        images, nfe, seconds = draw(way, words, [seed * n + i for i in range(n)], batch)
         quality = _quality(images, words, real, made, data, seed)
         first = list(arrays(to_bytes(images[:SHOWN]).cpu()))
         points.append(Point(way.group, way.label, nfe, seconds, *quality, first))
     models = {id(w.model): (w.label if w.group == "students" else "teacher", w.model) for w in ways}
     protocol = {
-        "data": data, "pictures": n, "real pictures": len(others), "seed": seed, "batch": batch_size, "size": size,
+        "data": data, "pictures": n, "real pictures": len(others), "seed": seed, "batch": batch, "size": size,
         "shown": [word or "" for word in words[:SHOWN]],
         "extractor": made.name, "weights": made.hash, "device": str(ways[0].model.device),
-        "threads": torch.get_num_threads(), "versions": protocols.versions(),
+        "threads": torch.get_num_threads(), "versions": versions(),
         "models": {name: model.describe()["sha256"] for name, model in models.values()},
     }  # fmt: skip
     return CostReport(points, protocol, datetime.now(UTC).isoformat(timespec="seconds"), __version__)
 
 
 def draw(
-    way: Way, words: Sequence[Any], seeds: Sequence[int], batch_size: int
+    way: Way, words: Sequence[Any], seeds: Sequence[int], batch: int
 ) -> tuple[Float[Tensor, "n 3 height width"], float, float]:
     """Pictures in [0, 1], and for each of them the network evaluations and the seconds that it took."""
     parts, times, model = [], [], way.model
 
-    def sample(words: Sequence[Any], seeds: Sequence[int], **options: Any) -> Tensor:
+    def drawn(words: Sequence[Any], seeds: Sequence[int], **options: Any) -> Tensor:
         if isinstance(model, Text2Image):
-            return model.sample(list(words), seeds, **options)
-        return model.sample(seeds, list(words) if model.labels else None, **options)
+            return model.draw(list(words), seeds, **options)
+        return model.draw(list(words) if model.labels else None, seeds, **options)
 
-    options = {"batch_size": batch_size, **way.options}
+    options = {"batch": batch, **way.options}
     with way.around():
-        sample(words[:1], seeds[:1], **options)  # what only the first call pays for
+        drawn(words[:1], seeds[:1], **options)  # what only the first call pays for
         with counted(model) as count:
-            for start in range(0, len(seeds), batch_size):
-                chunk = slice(start, start + batch_size)
+            for start in range(0, len(seeds), batch):
+                chunk = slice(start, start + batch)
                 began = time.perf_counter()
-                parts.append(sample(words[chunk], seeds[chunk], **options))
+                parts.append(drawn(words[chunk], seeds[chunk], **options))
                 times.append((time.perf_counter() - began) / len(parts[-1]))
     return torch.cat(parts), count["rows"] / len(seeds), median(times)
 
@@ -237,5 +237,3 @@ def _steps(n: int) -> str:
     return f"{n} step" + "s" * (n > 1)
 
 
-def _options(model: Text2Image | ImageModel, steps: int, sampler: str) -> dict[str, Any]:
-    return {"steps": steps, ("scheduler" if isinstance(model, Text2Image) else "sampler"): sampler}

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from sfumato.commands.options import parse
+from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
 from sfumato.commands.verb import Where, load_any
 from sfumato.errors import BadInput
@@ -36,7 +36,7 @@ class Compare(Where):
     """Models distilled from it, each drawn from as it samples by itself."""
     patches: tuple[str, ...] = ()
     """Methods of the verb steer, as NAME or NAME:PRESET, on the teacher at the largest number of steps."""
-    steps: tuple[int, ...] = (2, 4, 8, 16, 25, 50)
+    sampling_steps: tuple[int, ...] = (2, 4, 8, 16, 25, 50)
     """The teacher's numbers of steps."""
     samplers: tuple[str, ...] = ("ddim", "addim", "dpm++")
     """The teacher's samplers."""
@@ -50,7 +50,7 @@ class Compare(Where):
     """Of the features for the Fréchet distance, as for `sfumato score`."""
     weights: str | None = None
     """Safetensors file of the extractor "inception"."""
-    batch_size: int = 64
+    batch: int = 64
     """Pictures drawn together; decides the seconds."""
     seed: int = 0
     """Of prompts and noise."""
@@ -61,7 +61,7 @@ class Compare(Where):
 def main(args: list[str]) -> None:
     about = f"Example: {EXAMPLE}\n\nRefused where the protocols differ; the message names the fields."
     about += f"\n\nQuality against cost: {COST}"
-    options = Compare(**parse("sfumato compare", args, Compare, about=about)[0])
+    options = Compare(**parse("sfumato compare", args, Compare, about=about, aliases=STEPS)[0])
     if options.teacher is None and len(options.reports) != 2:
         raise BadInput(f"name two reports, as in `{EXAMPLE}`, or a teacher, as in `{COST}`")
     if options.teacher is not None and options.reports:
@@ -74,10 +74,10 @@ def main(args: list[str]) -> None:
 def audits(options: Compare) -> None:
     """Two reports side by side."""
     from sfumato.report import compare
-    from sfumato.report.schema import AuditReport
+    from sfumato.report.schema import AuditRecord
     from sfumato.report.words import full
 
-    first, second = map(AuditReport.load, options.reports)
+    first, second = map(AuditRecord.load, options.reports)
     rows = [
         (f"{r.group}: {r.label}", full(r.first, rate=r.rate), full(r.second, rate=r.rate))
         for r in compare.rows(first, second)
@@ -93,10 +93,10 @@ def cost(options: Compare) -> None:
 
     teacher = load_any(options.teacher, options)
     students = {name: load_any(name, options) for name in options.students}
-    chosen = ways(teacher, students, options.steps, options.samplers, options.patches)
+    chosen = ways(teacher, students, options.sampling_steps, options.samplers, options.patches)
     writes = [f"{options.out}/ (index.html, cost.json)"]
     Plan(f"{options.n} pictures in each of {len(chosen)} ways", time=_time(options, chosen), writes=writes).show()
-    names = ("data", "n", "n_real", "seed", "batch_size", "extractor", "weights")
+    names = ("data", "n", "n_real", "seed", "batch", "extractor", "weights")
     report = measure(chosen, **{name: getattr(options, name) for name in names}, progress=True)
     report = dataclasses.replace(report, reproduce=shlex.join(["sfumato", *sys.argv[1:]]))
     report.save(options.out, options.overwrite)
@@ -113,8 +113,8 @@ def _time(options: Compare, chosen: list) -> str:
     from sfumato.pipeline import Text2Image
     from sfumato.plan import human_time
 
-    one, n = chosen[0], min(options.n, options.batch_size)
+    one, n = chosen[0], min(options.n, options.batch)
     words = [""] * n if isinstance(one.model, Text2Image) else [next(iter(one.model.labels), None)] * n
-    _, _, seconds = draw(one, words, range(n), options.batch_size)
-    calls = sum(way.options.get("steps", way.model.defaults.get("steps", 25)) for way in chosen)
-    return f"about {human_time(seconds / one.options['steps'] * calls * options.n)}"
+    _, _, seconds = draw(one, words, range(n), options.batch)
+    calls = sum(way.options.get("sampling_steps", way.model.defaults.get("sampling_steps", 25)) for way in chosen)
+    return f"about {human_time(seconds / one.options['sampling_steps'] * calls * options.n)}"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sfumato import catalog
 from sfumato.commands.audit import summary
-from sfumato.commands.erase import check_words, erase, preserve_world
+from sfumato.commands.erase import check_words, erase, record_of
 from sfumato.commands.options import parse
-from sfumato.commands.verb import Where, load, provenance
+from sfumato.commands.verb import Where, load
 from sfumato.files import atomic_folder, refuse_existing
 from sfumato.plan import Plan, human_time
 
@@ -42,10 +42,10 @@ def main(args: list[str]) -> None:
 
     start = time.perf_counter()
     entry = catalog.get("rece", "erase")
-    method = preserve_world("sketch", entry.load()(concepts=(options.concept,), **entry.presets["sketch"]))
-    pipe = load("sketch", options)
+    pipe, cls = load("sketch", options), entry.load()
+    method = cls(concepts=(options.concept,), **cls.settings_for(pipe))
     erased, outcome = erase(method, pipe)
-    record = {**provenance(entry, method, pipe, "sketch"), **outcome}
+    record = record_of(entry, method, pipe, "sketch", outcome)
     with atomic_folder(options.out, options.overwrite) as folder:
         erased.save(folder / "erased", provenance=record)
         report = audit(before="sketch", after=str(folder / "erased"), concepts=(options.concept,))

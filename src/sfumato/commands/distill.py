@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sfumato.commands.options import STEPS
 from sfumato.commands.verb import read
 
 EXAMPLE = "sfumato distill {name} --teacher sketch --steps 4 --out student/"
@@ -21,7 +22,7 @@ class Distill:
 
 
 def main(args: list[str]) -> None:
-    _, method, options = read("distill", args, Distill, EXAMPLE)
+    _, method, options = read("distill", args, Distill, EXAMPLE, STEPS)
     writes = [f"{options.out}/ (checkpoints, and the student in model/ at the end)"]
     replace(method.plan(), writes=writes).show()
     print(f"distilled: {method.run(options.out)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato import catalog
-from sfumato.commands.verb import EMBEDDED, Where, load, provenance, read
+from sfumato.commands.verb import Where, alone, beside, load, origin, provenance, read
 from sfumato.errors import unknown
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
@@ -38,24 +38,28 @@ def main(args: list[str]) -> None:
     entry, method, options = read("erase", args, Erase, EXAMPLE)
     refuse_existing(options.out, options.overwrite)
     check_words(options.model, method.concepts)
-    method = preserve_world(options.model, method)
     pipe = load(options.model, options)
-    plan(entry, method, pipe, method.concepts, [f"{options.out}/ (a diffusers folder)"]).show()
-    erased, told = erase(method, pipe)
-    record = {**provenance(entry, method, pipe, options.model), **told}
-    erased.save(options.out, overwrite=options.overwrite, provenance=record)
+    with beside(options.out, method) as folder:
+        writes = [f"{options.out}/ (a diffusers folder)", *([f"{folder}/ (until then: checkpoints)"] if folder else [])]
+        if alone():
+            plan(entry, method, pipe, method.concepts, writes).show()
+        erased, told = erase(method, pipe, folder)
+        record = record_of(entry, method, pipe, options.model, told)
+        if not alone():
+            return
+        erased.save(options.out, overwrite=options.overwrite, provenance=record)
     print(f"erased {', '.join(method.concepts)} in {human_time(told['cost']['seconds'])}: {options.out}")
     if "condition_number" in told["log"]:
         print(f"condition number of the normal equations: {told['log']['condition_number']:.3g}")
 
 
-def erase(method: Eraser, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+def erase(method: Eraser, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
     """The erased pipeline, and for its record: ``cost`` (seconds, peak memory of the process, parameters changed)
     and ``log`` (what the method says about how it went)."""
     import torch
 
     start = time.perf_counter()
-    erased, log = method.run(pipe)
+    erased, log = method.run(pipe, folder)
     seconds = time.perf_counter() - start
     before, after = pipe.parameters("full"), erased.parameters("full")
     changed = sum(p.numel() for name, p in after.items() if not torch.equal(p, before[name]))
@@ -67,6 +71,15 @@ def erase(method: Eraser, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]
         "parameters_total": sum(p.numel() for p in before.values()),
     }
     return erased, {"cost": cost, "log": log}
+
+
+def record_of(
+    entry: catalog.Method, method: Eraser, pipe: Text2Image, model: str, told: dict[str, Any]
+) -> dict[str, Any]:
+    """How an erased pipeline was made; what the method was left to choose stands as it was chosen."""
+    record = {**provenance(entry, method, pipe, model), **told}
+    chosen = {name: told["log"][name] for name in record["configuration"].keys() & told["log"].keys()}
+    return {**record, "configuration": {**record["configuration"], **chosen}}
 
 
 def plan(
@@ -81,31 +94,19 @@ def plan(
 
 
 def check_words(model: str, concepts: tuple[str, ...]) -> None:
-    """Refuse concepts of which the embedded model's world has no word; other models know any word."""
-    if model not in EMBEDDED:
-        return
-    from sfumato.data import sketch
+    """Refuse concepts of which the world of the embedded model, or of what was made from it, has no word.
 
-    words = [*sketch.OBJECTS, *sketch.COLOURS, *sketch.BACKGROUNDS, *sketch.STYLES]
+    Other models know any word.
+    """
+    if origin(model) is None:
+        return
+    from sfumato.data.world import WORDS
+
+    words = [word for known in WORDS.values() for word in known]
     known = {part for word in words for part in word.split()}
     for concept in concepts:
         if not known & set(concept.lower().split()):
             raise unknown("concept of the sketch world", concept, words)
-
-
-def preserve_world(model: str, method: Eraser) -> Eraser:
-    """``method``, told to preserve all other words of the embedded model's world unless it was told what to preserve.
-
-    Only closed-form edits: the others weigh each preserved prompt against the concept, which so many would outweigh.
-    """
-    from sfumato.data import sketch
-    from sfumato.erase.edit import ClosedForm
-
-    if model not in EMBEDDED or method.preserve or not isinstance(method, ClosedForm):
-        return method
-    words = (*sketch.OBJECTS, *sketch.COLOURS, *sketch.BACKGROUNDS, *sketch.STYLES)
-    named = {part for concept in method.concepts for part in concept.lower().split()}
-    return replace(method, preserve=tuple(w for w in words if w not in named))
 
 
 def peak_memory(pipe: Text2Image) -> int | None:

@@ -38,7 +38,7 @@ class Information(Where):
     """Noise levels, evenly spaced in log-SNR."""
     seed: int = 1
     """Of the noise, the choice of pictures and the sketch world's pictures."""
-    batch_size: int = 32
+    batch: int = 32
     """Pictures computed together."""
     out: Path
     """Folder for information.json and, where matplotlib is installed, information.png."""
@@ -49,8 +49,8 @@ class Information(Where):
 def main(args: list[str]) -> None:
     about = f"Example: {EXAMPLE}\n\nMean squared error and mutual information as functions of the log-SNR."
     options = Information(**parse("sfumato information", args, Information, about=about)[0])
-    if options.n < 2 or options.points < 2 or options.batch_size < 1:
-        raise BadInput("n and points must be at least 2, batch_size at least 1")
+    if options.n < 2 or options.points < 2 or options.batch < 1:
+        raise BadInput("n and points must be at least 2, batch at least 1")
     refuse_existing(options.out, options.overwrite)
     import torch
 
@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
     work = f"information in {options.model}: {len(x)} pictures at {len(grid)} noise levels"
     Plan(work, writes=[f"{options.out}/ (information.json, information.png)"]).show()
     rng = torch.Generator().manual_seed(options.seed)
-    curve = measure(denoiser, x, grid, rng, cond, options.batch_size, progress=True)
+    curve = measure(denoiser, x, grid, rng, cond, options.batch, progress=True)
     mmse, bits = curve.mmse(), curve.bits()
     evenly = times.information(schedule, curve.logsnr, curve.information.mean(1), 50, float(grid[0]), float(grid[-1]))
     record = {
@@ -106,7 +106,7 @@ def _material(model: Any, options: Information) -> tuple[Denoiser, Tensor, Any, 
         raise BadInput(f"{options.data} holds {len(rows)} picture: two are the least to measure an interval")
     x = to_tensor([pictures.picture(i) for i in rows])
     if text:
-        parts = x.to(model.device, model.pipe.vae.dtype).split(options.batch_size)
+        parts = x.to(model.device, model.pipe.vae.dtype).split(options.batch)
         with torch.no_grad():
             latents = torch.cat([model.encode_image(part) for part in parts]).float()
             cond = model.encode([pictures.caption(i) for i in rows])

@@ -23,9 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from sfumato.errors import BadInput, unknown
+
+STEPS = {"sampling_steps": "--steps"}
+"""What commands that draw call the number of denoising steps too, since they have no other steps."""
 
 
 @dataclasses.dataclass
@@ -37,7 +40,7 @@ class Flag:
     default: Any
     doc: str
     option: str = ""
-    alias: str = ""
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.option = "--" + self.name.replace("_", "-")
@@ -58,7 +61,7 @@ class Flag:
         if self.positional:
             return set()
         negated = {"--no-" + self.option[2:]} if self.type is bool else set()
-        return {self.option, self.alias} - {""} | negated
+        return {self.option, *self.aliases} | negated
 
     def settings(self) -> Any:
         """How tyro names and explains it."""
@@ -67,8 +70,8 @@ class Flag:
         plain = [t for t in typing.get_args(self.type) if t is not type(None)]
         optional = isinstance(self.type, types.UnionType) and len(plain) == 1 and isinstance(plain[0], type)
         return tyro.conf.arg(
-            name=self.option[2:] if self.alias else None,
-            aliases=[self.alias] if self.alias else None,
+            name=self.option[2:] if self.aliases else None,
+            aliases=self.aliases or None,
             help=self.doc or None,
             metavar=plain[0].__name__.upper() if optional else None,
             help_behavior_hint="" if self.default is None or self.default == () else None,
@@ -81,11 +84,12 @@ def parse(
     *sources: Any,
     about: str = "",
     defaults: Mapping[str, Any] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The values that ``args`` give to each of ``sources`` (dataclasses or functions), defaults filled in.
 
     A name that several sources share is one flag, described by the first, and is passed to all of them.
-    ``defaults`` replace the sources' own.
+    ``defaults`` replace the sources' own; ``aliases`` say by which other name a flag is called too.
 
     Raises:
         BadInput: what tyro finds wrong, in one sentence.
@@ -100,7 +104,7 @@ def parse(
     for name, value in (defaults or {}).items():
         if name in flags:
             flags[name].default = value
-    _rename(flags)
+    _rename(flags, aliases or {})
     args = _gather(args, flags)
     _refuse_unknown(command, args, flags)
     fields = []
@@ -111,7 +115,7 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            values = tyro.cli(combined, args=args, prog=command, description=about)
+            values: Any = tyro.cli(combined, args=args, prog=command, description=about)
     except SystemExit as exit:
         if exit.code:
             raise BadInput(_sentence(complaint.getvalue(), command)) from None
@@ -130,7 +134,7 @@ def flags_of(source: Any) -> list[Flag]:
     """
     hints = typing.get_type_hints(source, include_extras=True)
     if dataclasses.is_dataclass(source):
-        docs = field_docs(source)
+        docs = field_docs(cast(type, source))
         defaults = {f.name: _default(f) for f in dataclasses.fields(source) if f.init}
     else:
         docs = _argument_docs(source)
@@ -150,7 +154,7 @@ def sayable(kind: Any) -> Any:
         kept = [part for part in map(sayable, inner) if part is not None and not dataclasses.is_dataclass(part)]
         return functools.reduce(operator.or_, kept) if set(kept) - {types.NoneType} else None
     if origin in (list, collections.abc.Sequence):
-        return tuple[sayable(inner[0]), ...] if sayable(inner[0]) is not None else None
+        return types.GenericAlias(tuple, (sayable(inner[0]), ...)) if sayable(inner[0]) is not None else None
     if origin is tuple:
         return kind if all(part is ... or sayable(part) is not None for part in inner) else None
     plain = isinstance(kind, type) and issubclass(kind, (str, int, float, Path, types.NoneType, Enum))
@@ -183,12 +187,14 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def _rename(flags: dict[str, Flag]) -> None:
-    """Call an option that takes several values by its singular, and by its plural too."""
+def _rename(flags: dict[str, Flag], aliases: Mapping[str, str]) -> None:
+    """Call an option that takes several values by its singular, and by its plural too; and others as asked."""
     for flag in flags.values():
         short = flag.name.removesuffix("s")
         if flag.several and not flag.positional and short != flag.name and short not in flags:
-            flag.option, flag.alias = "--" + short.replace("_", "-"), flag.option
+            flag.option, flag.aliases = "--" + short.replace("_", "-"), (flag.option,)
+        if flag.name in aliases:
+            flag.aliases += (aliases[flag.name],)
 
 
 def _gather(args: Sequence[str], flags: dict[str, Flag]) -> list[str]:

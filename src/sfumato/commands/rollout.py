@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from sfumato.commands.options import parse
+from sfumato.commands.options import STEPS, parse
 from sfumato.commands.sample import contact_sheet, read_seeds
 from sfumato.errors import BadInput
 from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
@@ -36,7 +36,7 @@ class Rollout:
     """Where the context comes from; by default what the model was trained on, drawn anew."""
     truth: bool = False
     """Show what really follows the context beside each sequence, and measure the error of every frame."""
-    steps: int | None = None
+    sampling_steps: int | None = None
     """Network calls for each frame; by default the model's own."""
     frame_times: Literal["rolling", "standard"] | None = None
     """Frame by frame, or block by block; by default as the model was trained."""
@@ -51,9 +51,9 @@ class Rollout:
 
 
 def main(args: list[str]) -> None:
-    options = Rollout(**parse("sfumato rollout", args, Rollout, about=f"Example: {EXAMPLE}")[0])
-    if options.frames < 1 or options.fps < 1 or (options.steps is not None and options.steps < 1):
-        raise BadInput("frames, fps and steps must be at least 1")
+    options = Rollout(**parse("sfumato rollout", args, Rollout, about=f"Example: {EXAMPLE}", aliases=STEPS)[0])
+    if options.frames < 1 or options.fps < 1 or (options.sampling_steps is not None and options.sampling_steps < 1):
+        raise BadInput("frames, fps and sampling_steps must be at least 1")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
 
@@ -68,7 +68,7 @@ def main(args: list[str]) -> None:
     source = options.data or trained.get("data")
     if source is None and model.window.clean:
         raise BadInput(f"{options.model} does not say what it was trained on: name a source of context with --data")
-    steps = options.steps or model.defaults["steps"]
+    steps = options.sampling_steps or model.defaults["sampling_steps"]
     writes = [f"{options.out}/ (rollout.gif, sheet.png, frames.safetensors, rollout.json)"]
     Plan(f"{len(seeds)} sequences of {options.frames} frames, {steps} network calls each", writes=writes).show()
     clips = context(model, source, len(seeds), options.frames * options.truth, int(trained.get("seed", 0)) + HELD_OUT)
@@ -77,12 +77,12 @@ def main(args: list[str]) -> None:
         seeds,
         given,
         options.frames,
-        steps=steps,
+        sampling_steps=steps,
         schedule=options.frame_times,
         finish=options.finish,
         progress=True,
     )
-    tensors, record = {"context": given, "frames": drawn}, {**asdict(options), "seeds": seeds, "steps": steps}
+    tensors, record = {"context": given, "frames": drawn}, {**asdict(options), "seeds": seeds, "sampling_steps": steps}
     shown = drawn
     if options.truth:
         tensors["truth"] = follows

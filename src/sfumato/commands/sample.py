@@ -13,11 +13,12 @@ import numpy as np
 from tyro.conf import Positional
 
 from sfumato import catalog
-from sfumato.commands.options import parse
-from sfumato.commands.verb import EMBEDDED, Equipped, equipped, load_any
+from sfumato.commands.options import STEPS, parse
+from sfumato.commands.verb import Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
+from sfumato.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class Sample(Equipped):
     """An embedded model, a folder written by save_pretrained, or a hub id."""
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
-    steps: int | None = None
+    sampling_steps: int | None = None
     """Denoising steps; by default what the model was saved or distilled with, or 25."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
@@ -108,12 +109,12 @@ def draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any = None) -
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     if options.scheduler in set(PIXEL_SCHEDULERS) - set(SCHEDULERS):
         raise BadInput(f"--scheduler {options.scheduler} is for models of classes: use one of {', '.join(SCHEDULERS)}")
-    steps = pipe.defaults.get("steps", 25) if options.steps is None else options.steps
+    steps = pipe.defaults.get("sampling_steps", 25) if options.sampling_steps is None else options.sampling_steps
     _plan(jobs, steps, options)
-    pictures = pipe.sample(
+    pictures = pipe.draw(
         [prompt for prompt, _ in jobs],
         [seed for _, seed in jobs],
-        steps=steps,
+        sampling_steps=steps,
         cfg_scale=options.cfg_scale,
         negative=options.negative,
         scheduler=rule or options.scheduler,
@@ -122,7 +123,9 @@ def draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any = None) -
     )
     cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
     scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
-    return pictures, {"steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative}
+    return pictures, {
+        "sampling_steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative,
+    }  # fmt: skip
 
 
 def _draw_classes(model: ImageModel, jobs: list, options: Sample, rule: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -134,18 +137,18 @@ def _draw_classes(model: ImageModel, jobs: list, options: Sample, rule: Any) -> 
     labels = [prompt for prompt, _ in jobs]
     if labels[0] is not None:
         model.label_ids(labels)
-    steps = model.defaults["steps"] if options.steps is None else options.steps
+    steps = model.defaults["sampling_steps"] if options.sampling_steps is None else options.sampling_steps
     _plan(jobs, steps, options)
-    pictures = model.sample(
-        [seed for _, seed in jobs],
+    pictures = model.draw(
         None if labels[0] is None else labels,
-        steps=steps,
-        sampler=rule or options.scheduler,
+        [seed for _, seed in jobs],
+        sampling_steps=steps,
+        scheduler=rule or options.scheduler,
         cfg_scale=options.cfg_scale,
         progress=True,
     )
-    scheduler = options.scheduler or model.defaults["sampler"]
-    settings = {"steps": steps, "scheduler": scheduler}
+    scheduler = options.scheduler or model.defaults["scheduler"]
+    settings = {"sampling_steps": steps, "scheduler": scheduler}
     if labels[0] is not None:  # without a class there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
         settings |= {"cfg_scale": cfg_scale, "cfg_interval": model.defaults["cfg_interval"]}
@@ -164,13 +167,13 @@ def _read(args: list[str]) -> tuple[Sample, Any]:
     method = methods.get(words.get("--scheduler"))
     about = f"Example: {EXAMPLE}"
     if method is None:
-        options = Sample(**parse("sfumato sample", args, Sample, about=about)[0])
+        options = Sample(**parse("sfumato sample", args, Sample, about=about, aliases=STEPS)[0])
         if options.scheduler not in (None, *PIXEL_SCHEDULERS):
             raise unknown("--scheduler", options.scheduler, (*PIXEL_SCHEDULERS, *methods))
         return options, None
     about += f" --scheduler {method.name}\n\n{method.summary}\n\n{method.paper}\n\nCost: {method.cost}."
     cls = method.load()
-    given, settings = parse(f"sfumato {method.command}", args, Sample, cls, about=about)
+    given, settings = parse(f"sfumato {method.command}", args, Sample, cls, about=about, aliases=STEPS)
     return Sample(**given), cls(**settings)
 
 

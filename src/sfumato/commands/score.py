@@ -12,12 +12,12 @@ from pathlib import Path
 
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
-from sfumato.commands.verb import versions
 from sfumato.files import refuse_existing, write_json
 from sfumato.metrics.inception import CONVERT
 from sfumato.metrics.record import Score
 from sfumato.metrics.scoring import PAIRS, SETS, USUAL, Run, Scoring
 from sfumato.plan import human_time
+from sfumato.versions import versions
 
 EXAMPLE = "sfumato score --real photos/ --fake samples/ --extractor inception --weights inception.safetensors"
 FEW = 10_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 
+from sfumato.commands.options import STEPS
 from sfumato.commands.sample import Sample, draw_text, jobs_of, seed_alias, write
 from sfumato.commands.verb import load_equipped, read
 from sfumato.plan import human_time
@@ -18,7 +19,7 @@ class Steer(Sample):
 
 
 def main(args: list[str]) -> None:
-    entry, patch, options = read("steer", seed_alias(args), Steer, EXAMPLE)
+    entry, patch, options = read("steer", seed_alias(args), Steer, EXAMPLE, STEPS)
     jobs = jobs_of(options, EXAMPLE.format(name=entry.name))
     pipe = load_equipped(options.model, options)
     start = time.perf_counter()

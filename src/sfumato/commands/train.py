@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfumato.commands.verb import read
+from sfumato.commands.verb import alone, read
 from sfumato.plan import Plan
 
 EXAMPLE = "sfumato train {name} --data sketch --out run/"
@@ -23,10 +22,9 @@ class Train:
 def main(args: list[str]) -> None:
     entry, recipe, options = read("train", args, Train, EXAMPLE)
     writes = [f"{options.out}/ (checkpoints, and the pipeline at the end)"]
-    alone = os.environ.get("RANK", "0") == "0"  # the others of a parallel training work in silence
-    if alone:
+    if alone():
         plan = recipe.plan() if hasattr(recipe, "plan") else Plan(f"train {entry.name}", time=entry.cost)
         replace(plan, writes=writes).show()
     folder = recipe.run(options.out)
-    if alone:
+    if alone():
         print(f"trained: {folder}")

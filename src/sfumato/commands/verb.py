@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
+from sfumato.settings import EMBEDDED, settings_for
+from sfumato.versions import versions
 
 if TYPE_CHECKING:
     import torch
 
     from sfumato.pipeline import ImageModel, Text2Image
-
-EMBEDDED = ("sketch",)
-"""Models inside the package."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,9 @@ class Preset:
     """Named settings; single flags override them."""
 
 
-def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[catalog.Method, Any, Any]:
+def read(
+    verb: str, args: Sequence[str], options: type, example: str, aliases: Mapping[str, str] | None = None
+) -> tuple[catalog.Method, Any, Any]:
     """The catalogue's entry, the method as configured by its flags, and the verb's own options.
 
     Args:
@@ -59,6 +62,7 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
         args: the command line after the verb.
         options: dataclass of the verb's own options; the method's fields come on top.
         example: a command line to copy, with ``{name}`` for the method's name.
+        aliases: other names of flags, as for `parse`.
     """
     entries = catalog.methods(verb)
     first = example.format(name=entries[0].name)
@@ -76,37 +80,73 @@ def read(verb: str, args: Sequence[str], options: type, example: str) -> tuple[c
     copied = example.format(name=entry.name)
     about = f"Example: {copied}\n\n{entry.summary}\n\n{entry.paper}\n\nCost: {entry.cost}."
     command = f"sfumato {verb} {entry.name}"
-    presets = entry.presets
-    settings, listed = _preset(command, args[1:], presets, options)
-    if presets:
-        about += f"\n\nPresets: {listed}."
-    sources = (cls, options, Preset) if presets else (cls, options)
-    # a person at a terminal wants to see a long run move; in Python the caller decides
-    defaults = {"progress": True, **settings}
-    given, chosen, *_ = parse(command, args[1:], *sources, about=about, defaults=defaults)
+    if not entry.presets and any(arg.partition("=")[0] == "--preset" for arg in args):
+        raise BadInput(f"{command} has no presets: leave out --preset")
+    sources = (cls, options, Preset) if entry.presets else (cls, options)
+    if entry.presets:
+        listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in entry.presets]
+        about += f"\n\nPresets: {', '.join(listed)}."
+
+    def reading(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        # a person at a terminal wants to see a long run move; in Python the caller decides
+        return parse(command, args[1:], *sources, about=about, defaults={"progress": True, **settings}, aliases=aliases)
+
+    # Which model it is, and with it what suits it, is known when the line has been read: if that is not what was
+    # taken for granted, it is read again.
+    supposed = _settings(cls, {field.name: field.default for field in dataclasses.fields(options)}, None)
+    given, chosen, *rest = reading(supposed)
+    preset = rest[0]["preset"] if rest else None
+    if preset is not None and preset not in entry.presets:
+        raise unknown(f"preset of {command}", preset, entry.presets)
+    if (meant := _settings(cls, chosen, preset)) != supposed:
+        given, chosen, *_ = reading(meant)
     return entry, cls(**given), options(**chosen)
 
 
-def _preset(
-    command: str, args: Sequence[str], presets: Mapping[str, Mapping], options: type
-) -> tuple[Mapping, str]:
-    """The settings that ``args`` choose, and the names to choose from.
+def _settings(cls: Any, options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
+    """The preset asked for, or what suits the model that the options name."""
+    if preset is not None:
+        return dict(cls.presets[preset])
+    model = options.get("teacher", options.get("model"))
+    return settings_for(cls, origin(model) if isinstance(model, str) else None)
 
-    A preset named like the (original) model is chosen for it unasked: published settings suit models a
-    hundred times the size of the embedded one.
+
+def origin(model: str) -> str | None:
+    """The embedded model that ``model`` is or was made from, told without loading it."""
+    if model in EMBEDDED and not Path(model).is_dir():
+        return model
+    from sfumato.pipeline import origin_of
+
+    return origin_of(model)
+
+
+def alone() -> bool:
+    """Whether this process speaks and writes: the others of a parallel training work in silence."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def beside(out: Path, method: Any) -> Iterator[Path | None]:
+    """``OUT.training``, where a method that trains keeps its state until its output is whole; None for all others.
+
+    Killed inside the block, the same command goes on from there; at its end the folder is removed.
+
+    Raises:
+        BadInput: another process is at work in it.
     """
-    own = {field.name: field.default for field in dataclasses.fields(options)}
-    of = next((name for name in ("original", "teacher") if name in own), "model")
-    words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if "=" in a)
-    # pictures from elsewhere say nothing of which model they belong to
-    model = words.get(f"--{of}", None if "--images" in words else own.get(of))
-    name = words.get("--preset") or (model if model in presets else None)
-    if name is not None and not presets:
-        raise BadInput(f"{command} has no presets: leave out --preset")
-    if name is not None and name not in presets:
-        raise unknown(f"preset of {command}", name, presets)
-    listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in presets]
-    return presets.get(name, {}), ", ".join(listed)
+    from sfumato.files import held
+    from sfumato.train.schedule import Tuning
+
+    if not isinstance(method, Tuning):
+        yield None
+        return
+    folder = out.parent / f"{out.name}.training"
+    if not alone():
+        yield folder
+        return
+    with held(folder):
+        yield folder
+        shutil.rmtree(folder)
 
 
 def load_any(model: str, where: Where) -> Text2Image | ImageModel:
@@ -166,14 +206,3 @@ def provenance(entry: catalog.Method, method: Any, parent: Text2Image, model: st
         "parent": {"model": os.fspath(model), **parent.describe()},
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide a result."""
-    import platform
-    from importlib.metadata import version
-
-    from sfumato import __version__
-
-    names = ("torch", "diffusers", "transformers", "safetensors", "numpy")
-    return {"sfumato": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +16,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from sfumato.errors import BadInput
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class Pictures(Protocol):
@@ -28,11 +28,19 @@ class Pictures(Protocol):
     """The names of the classes; empty when there are none."""
     conditions: bool = False
     """Whether every row has a second picture that goes with it, such as an edge map of it."""
+    origin: str = ""
+    """Where the captions come from, with counts, in words."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """What looked like a picture and is none of them: how many, by reason."""
 
     def __len__(self) -> int: ...
 
     def caption(self, index: int) -> str:
         """The text of picture ``index``; "" when it has none."""
+        return ""
+
+    def name(self, index: int) -> str:
+        """What picture ``index`` is called, without its suffix; "" where rows have no names."""
         return ""
 
     def label(self, index: int) -> int:
@@ -46,6 +54,19 @@ class Pictures(Protocol):
     def condition(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """The picture that goes with picture ``index``, prepared like it; only where ``conditions`` is true."""
         raise BadInput("these pictures come without second pictures to condition on")
+
+
+class Rows(Pictures):
+    """Some rows of other pictures, in an order of one's own; no more than their pixels."""
+
+    def __init__(self, pictures: Pictures, rows: Sequence[int]):
+        self.pictures, self.rows = pictures, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        return self.pictures.picture(self.rows[index])
 
 
 def to_square(data: bytes | Path, size: int, name: str = "a picture") -> UInt8[np.ndarray, "size size 3"]:

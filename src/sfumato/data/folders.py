@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from sfumato.errors import BadInput
 
-from .base import SUFFIXES, Pictures, to_square
+from .base import Pictures, to_square
+from .captions import Captions
+from .walk import SUFFIXES, hidden, walk
 
 CONDITION = ".cond"
 """Ends the stem of a picture that conditions another one: NAME.cond.png goes with NAME.jpg."""
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder and its subfolders in name order, without those that condition others.
+    """The pictures of a folder and its subfolders in name order, without those that condition others."""
+    return _pictures_in(folder)[0]
+
+
+def _pictures_in(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Its pictures; what was left out, by reason.
 
     The contact sheet that `sfumato sample` lays beside its pictures is none of them.
     """
-    files = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-    files = (f for f in files if not (f.name == "sheet.png" and f.with_name("sample.json").exists()))
-    return sorted(f for f in files if not f.stem.endswith(CONDITION))
+    files, left = walk(folder)
+    files = [f for f in files if not (f.name == "sheet.png" and f.with_name("sample.json").exists())]
+    return [f for f in files if not f.stem.endswith(CONDITION)], left
 
 
 class FolderPictures(Pictures):
     """Pictures of a folder, in name order. When all of them lie in subfolders, those are the classes."""
 
     def __init__(self, folder: Path, size: int):
-        self.size, self.files = size, pictures_in(folder)
+        self.folder = folder
+        self.size, (self.files, left) = size, _pictures_in(folder)
         if not self.files:
-            raise BadInput(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-        texts = _metadata(folder)
-        self.captions = [texts.get(f) or _beside(f) for f in self.files]
+            told = "".join(f"; left out: {n} {reason}" for reason, n in left.items())
+            raise BadInput(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}){told}")
+        captions = Captions(folder, self.files)
+        self.captions = captions.texts
+        self.origin = str(captions)
+        self.left_out = dict(left)
+        if captions.strangers:
+            self.left_out["captions that name no picture"] = captions.strangers
         parts = [f.relative_to(folder).parts for f in self.files]
         if all(len(p) > 1 for p in parts):
             self.label_names = tuple(sorted({p[0] for p in parts}))
-            folders = {f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")}
+            folders = {f.name for f in folder.iterdir() if f.is_dir() and not hidden((f.name,))}
             if empty := sorted(folders - set(self.label_names)):
                 raise BadInput(f"the class {folder / empty[0]} holds no pictures: fill it, or remove it")
         place = {name: i for i, name in enumerate(self.label_names)}
@@ -54,6 +67,9 @@ class FolderPictures(Pictures):
     def caption(self, index: int) -> str:
         return self.captions[index]
 
+    def name(self, index: int) -> str:
+        return str(self.files[index].relative_to(self.folder).with_suffix(""))
+
     def label(self, index: int) -> int:
         return self.labels[index]
 
@@ -62,29 +78,6 @@ class FolderPictures(Pictures):
 
     def condition(self, index: int) -> np.ndarray:
         return to_square(self.second[index], self.size) if self.conditions else super().condition(index)
-
-
-def _metadata(folder: Path) -> dict[Path, str]:
-    """Captions by file, from ``metadata.jsonl``."""
-    table = folder / "metadata.jsonl"
-    if not table.exists():
-        return {}
-    try:
-        rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {folder / row["file_name"]: row["text"] for row in rows}
-    except (ValueError, LookupError, TypeError) as error:
-        raise BadInput(f"{table} needs one JSON object a line, with file_name and text: {error}") from error
-
-
-def _beside(file: Path) -> str:
-    """The caption of a picture: a text of its name, or its name."""
-    text = file.with_suffix(".txt")
-    if not text.exists():
-        return file.stem.replace("_", " ").replace("-", " ")
-    try:
-        return text.read_text(encoding="utf-8").strip()
-    except ValueError as error:
-        raise BadInput(f"{text} is no text in UTF-8 ({error})") from error
 
 
 def _condition(file: Path) -> Path | None:

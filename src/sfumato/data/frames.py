@@ -14,7 +14,8 @@ from sfumato.errors import BadInput
 
 from .arrays import SUFFIXES as SUFFIXES_OF_ARRAYS
 from .arrays import ArrayFrames
-from .base import SUFFIXES, to_square, to_tensor
+from .base import to_square, to_tensor
+from .walk import SUFFIXES, hidden
 
 
 class Frames(Protocol):
@@ -98,7 +99,7 @@ class FolderFrames:
         self.size = size
         self.clips: list[list[Path]] = []
         for sequence in sorted(p for p in folder.iterdir() if p.is_dir()):
-            files = sorted(f for f in sequence.iterdir() if f.suffix.lower() in SUFFIXES)
+            files = sorted(f for f in sequence.iterdir() if f.suffix.lower() in SUFFIXES and not hidden((f.name,)))
             self.clips += [files[i : i + frames] for i in range(len(files) - frames + 1)]
         if not self.clips:
             raise BadInput(f"no subfolder of {folder} holds {frames} pictures: one is needed for each sequence")

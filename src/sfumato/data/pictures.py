@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from sfumato.errors import BadInput
@@ -28,11 +29,12 @@ def open_pictures(
         source:
             "sketch": the sketch world; classes are its objects.
             "digits": scikit-learn's 1797 handwritten digits, 8x8, classes "0" to "9".
-            A folder: its pictures, also in subfolders. Captions stand in NAME.txt beside a picture, in
-            ``metadata.jsonl`` (``file_name`` and ``text``), or are its name; classes are the subfolders, when all
-            pictures lie in subfolders; NAME.cond.png is the condition of NAME.
+            A folder: its pictures, also in subfolders. Captions stand beside a picture or in ``metadata.jsonl`` or
+            ``metadata.csv`` (see `sfumato.data.captions`); classes are the subfolders, when all pictures lie in
+            subfolders; NAME.cond.png is the condition of NAME.
             Parquet files (a path, several joined by commas, or a pattern): columns ``image`` (or ``img``), ``caption``
-            (or ``text``), ``label`` (with its names in ``name``), ``condition`` (or ``conditioning_image``).
+            (or ``text``, ``prompt``, ...), ``label`` (with its names in ``name``), ``condition`` (or
+            ``conditioning_image``).
             "hub:OWNER/NAME", "hub:OWNER/NAME:SPLIT" or "hub:OWNER/NAME:CONFIG:SPLIT": a data set that `datasets` loads,
             from the hub or a local folder; columns as for Parquet files.
             WebDataset shards (.tar; a path, several joined by commas, a pattern or a range as in
@@ -59,6 +61,9 @@ def open_pictures(
     from .sound import Sound
 
     if (found := _from_files(source, size, caption)) is not None:
+        if found.left_out:
+            told = ", ".join(f"{n} {reason}" for reason, n in found.left_out.items())
+            warnings.warn(f"left out of {source}: {told}", stacklevel=2)
         return Sound(found, source, bad_share)
     raise BadInput(
         f"no pictures at {source!r}: give 'sketch', 'digits', a folder, a .parquet or .tar file, or hub:OWNER/NAME"

@@ -7,8 +7,9 @@ import hashlib
 import json
 import re
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ from safetensors.torch import save_file
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file, cache_folder
 
-from .base import SUFFIXES, Pictures, to_square
-from .tables import DEFAULT, fields_of
+from .base import Pictures, to_square
+from .captions import TEXTS as FIELDS
+from .captions import clean, decode, first_of, text_of
+from .tables import DEFAULT, check_labels, fields_of, filled
+from .walk import SUFFIXES, hidden
 
 KINDS = ("picture", "text", "json", "condition")
 TEXTS = (".txt", ".caption")
@@ -40,7 +44,7 @@ class TarPictures(Pictures):
     def __init__(self, source: str, size: int, caption: str):
         self.shards = shards_of(source)
         self.size, self.template, self.fields = size, caption, fields_of(caption)
-        self.index, self.keys, self.label_names = _index(self.shards)
+        self.index, self.keys, self.label_names, self.left_out = _index(self.shards)
         if not len(self.keys):
             raise BadInput(f"{source} holds no pictures (members KEY{', KEY'.join(sorted(SUFFIXES))})")
         self.conditions = self._all(self.index["condition"][:, 1] > 0, "condition")
@@ -60,17 +64,26 @@ class TarPictures(Pictures):
         return f"{self.keys[index]} in {self.shards[self.index['shard'][index]]}"
 
     def caption(self, index: int) -> str:
+        """The text member's, or the JSON member's by the template; "" for a sample that has neither."""
         values = {}
-        try:
-            if data := self._read("json", index):
-                values |= json.loads(data)
-            if data := self._read("text", index):
-                values["caption"] = data.decode("utf-8").strip()
-            if self.template == DEFAULT:
-                return str(values.get("caption", ""))
-            return self.template.format(**values)
-        except (ValueError, TypeError, LookupError) as error:
-            raise BadInput(f"{self.row(index)} does not fit the caption {self.template!r}: {error}") from error
+        if data := self._read("json", index):
+            try:
+                values = json.loads(decode(data, self.row(index)))
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"the JSON of {self.row(index)} cannot be read: {error}") from error
+            if not isinstance(values, dict):
+                raise BadInput(f"the JSON of {self.row(index)} is no object with the parts of a caption")
+        if data := self._read("text", index):
+            values["caption"] = clean(decode(data, f"the text of {self.row(index)}"))
+        if self.template == DEFAULT:
+            told = first_of(FIELDS, values)
+            return text_of(values[told]) if told else ""
+        if lacking := [f for f in self.fields if f not in values]:
+            raise BadInput(f"{self.row(index)} does not fit the caption {self.template!r}: it has no {lacking[0]!r}")
+        return filled(self.template, {f: values[f] for f in self.fields}, self.row(index))
+
+    def name(self, index: int) -> str:
+        return self.keys[index]
 
     def label(self, index: int) -> int:
         return int(self.index["label"][index]) if self.label_names else 0
@@ -118,21 +131,28 @@ def _ranges(pattern: str) -> list[str]:
     return [name for n in numbers for name in _ranges(pattern[: match.start()] + n + pattern[match.end() :])]
 
 
-def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[str, ...]]:
-    """Where the members of all samples lie, the samples' names, and the names of the classes; kept in the cache."""
+def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[str, ...], dict[str, int]]:
+    """Where all samples' members lie, the samples' names, the classes' names, what was left out; kept in the cache."""
     about = [(str(s.resolve()), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
-    what = hashlib.sha256(repr((1, about)).encode()).hexdigest()  # 1: the version of what is kept
+    what = hashlib.sha256(repr((2, about)).encode()).hexdigest()  # 2: the version of what is kept
     file = cache_folder() / f"shards-{what[:24]}.safetensors"
     try:
         with safe_open(file, "numpy") as kept:
             words = json.loads(kept.metadata()["words"])
-            return {k: kept.get_tensor(k) for k in kept.keys()}, words["keys"], tuple(words["labels"])  # noqa: SIM118
+            return {k: kept.get_tensor(k) for k in kept.keys()}, words["keys"], tuple(words["labels"]), words["left"]  # noqa: SIM118
     except (OSError, LookupError, TypeError, ValueError, SafetensorError):  # not there yet, or damaged
         pass
-    samples = [(number, *sample) for number, shard in enumerate(shards) for sample in _samples(shard)]
+    samples: list[Any] = []
+    left: Counter[str] = Counter()
+    for number, shard in enumerate(shards):
+        those, out = _samples(shard)
+        samples += [(number, *sample) for sample in those]
+        left += out
     words = [classes for _, _, _, classes in samples]
     numbers = all(word is None or word.isdigit() for word in words)
     known = sorted({word for word in words if word is not None}, key=int if numbers else str)
+    if numbers:
+        check_labels(map(int, known), 0, str(shards[0]))
     labels = tuple(map(str, range(int(known[-1]) + 1))) if numbers and known else tuple(known)
     place = {word: int(word) if numbers else i for i, word in enumerate(known)}
     index = {"shard": np.array([s[0] for s in samples], np.int32)}
@@ -143,29 +163,69 @@ def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[
     # Kept to save time; where that cannot be, or another process is at it, nothing is lost.
     with contextlib.suppress(BadInput, OSError), atomic_file(file, overwrite=True) as temporary:
         tensors = {k: torch.from_numpy(v) for k, v in index.items()}
-        save_file(tensors, temporary, metadata={"words": json.dumps({"keys": keys, "labels": labels})})
-    return index, keys, labels
+        save_file(tensors, temporary, metadata={"words": json.dumps({"keys": keys, "labels": labels, "left": left})})
+    return index, keys, labels, dict(left)
 
 
-def _samples(shard: Path) -> list[tuple[str, dict[str, tuple[int, int]], str | None]]:
-    """(name, where its members lie, class) of every sample with a picture, in the order of the file."""
+def _samples(shard: Path) -> tuple[list[tuple[str, dict[str, tuple[int, int]], str | None]], Counter[str]]:
+    """(name, where its members lie, class) of every sample with a picture, in the file's order; what was left out.
+
+    A sample's name ends at the first dot, or where no sample goes by that short name, as in "1.5x.png", at the last.
+    """
     found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    dotted: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     classes: dict[str, str] = {}
+    left: Counter[str] = Counter()
+    end = 0
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                key, dot, suffix = name.partition(".")
-                if not member.isfile() or not dot or not key:
+                key, suffix = _split(member.name)
+                if member.isfile() and hidden(tuple(member.name.removeprefix("./").split("/"))):
+                    left["hidden or left by a system"] += 1
                     continue
-                key, suffix = f"{folder}/{key}" if folder else key, f".{suffix.lower()}"
+                if not member.isfile() or not suffix or not key:
+                    continue
+                samples = found
+                if suffix != ".cls" and not _kind(suffix):  # not one that is known: the name may hold dots itself
+                    longer, dot, last = suffix.rpartition(".")
+                    samples, key, suffix = dotted, key + longer, dot + last
                 if suffix == ".cls":
-                    classes[key] = tar.extractfile(member).read().decode("utf-8").strip()
+                    classes[key] = clean(decode(tar.extractfile(member).read(), f"{member.name} in {shard}"))
                 elif kind := _kind(suffix):
-                    found[key][kind] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError, ValueError) as error:
+                    samples[key][kind] = (member.offset_data, member.size)
+                    end = max(end, member.offset_data + member.size)
+            _check_end(shard, tar.offset, end)
+    except (tarfile.TarError, OSError) as error:
         raise BadInput(f"{shard} cannot be read as a tar file ({error}); compressed ones must be unpacked") from error
-    return [(key, places, classes.get(key)) for key, places in found.items() if "picture" in places]
+    for key, places in dotted.items():
+        if "picture" in found.get(_split(key)[0], ()):
+            left["further pictures of a sample"] += "picture" in places
+        else:
+            found[key] |= places
+    whole = sorted((min(places.values()), key) for key, places in found.items() if "picture" in places)
+    return [(key, found[key], classes.get(key)) for _, key in whole], Counter({k: n for k, n in left.items() if n})
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(path up to the first dot of the name, the rest in small letters)."""
+    folder, _, name = name.rpartition("/")
+    key, dot, suffix = name.partition(".")
+    return (f"{folder}/{key}" if folder and key else key), (dot + suffix.lower() if dot else "")
+
+
+def _check_end(shard: Path, offset: int, last: int) -> None:
+    """A tar file that was cut off inside a header or a member looks, to a reader, like one that ends there.
+
+    Raises:
+        BadInput: there is something after the end, or the end is missing from the last member.
+    """
+    size = shard.stat().st_size
+    with shard.open("rb") as file:
+        file.seek(min(offset, size))
+        rest = file.read(512)
+    if last > size or any(rest):
+        raise BadInput(f"{shard} cannot be read as a tar file (cut off after {size} bytes): fetch or write it again")
 
 
 def _kind(suffix: str) -> str | None:

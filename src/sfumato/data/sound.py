@@ -30,9 +30,10 @@ class Sound(Pictures):
     """
 
     def __init__(self, pictures: Pictures, name: str, share: float):
-        self.pictures, self.name, self.limit = pictures, name, int(share * len(pictures))
+        self.pictures, self.called, self.limit = pictures, name, int(share * len(pictures))
         self.state, self.bad = bytearray(len(pictures)), 0
         self.label_names, self.conditions = pictures.label_names, pictures.conditions
+        self.origin, self.left_out = pictures.origin, pictures.left_out
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -45,6 +46,9 @@ class Sound(Pictures):
 
     def caption(self, index: int) -> str:
         return self.pictures.caption(self._find(index)[0])
+
+    def name(self, index: int) -> str:
+        return self.pictures.name(self._find(index)[0])
 
     def label(self, index: int) -> int:
         return self.pictures.label(self._find(index)[0])
@@ -71,7 +75,7 @@ class Sound(Pictures):
         self.bad = self.state.count(BAD)
         if self.bad > self.limit:
             raise BadInput(
-                f"{error}; {self.bad} of the {len(self)} pictures of {self.name} cannot be read, and "
+                f"{error}; {self.bad} of the {len(self)} pictures of {self.called} cannot be read, and "
                 f"{self.limit or 'none'} may be: remove or mend them"
             ) from error
         warnings.warn(f"{error}: skipped; {self.bad} so far, of at most {self.limit}", stacklevel=4)

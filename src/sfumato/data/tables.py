@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from sfumato.errors import BadInput
 
 from .base import Pictures, to_square
+from .captions import TEXTS, first_of, text_of
 
 IMAGE = ("image", "img")
 CONDITION = ("condition", "conditioning_image")
@@ -40,14 +41,17 @@ class TablePictures(Pictures):
     def __init__(self, size: int, caption: str, columns: Sequence[str], features: dict[str, Any], source: str):
         self.size, self.columns, self.source = size, list(columns), source
         described = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
-        self.image = _first([*IMAGE, *described], columns)
+        self.image = first_of([*IMAGE, *described], columns)
         if self.image is None:
             raise BadInput(f"{source} has no column 'image'; it has {', '.join(columns)}")
-        self.second = _first(CONDITION, columns)
+        self.second = first_of(CONDITION, columns)
         self.conditions = self.second is not None
         if caption == DEFAULT and "caption" not in columns:
-            caption = "{text}" if "text" in columns else ""
+            told = first_of(TEXTS, columns)
+            caption = f"{{{told}}}" if told else ""
         self.template, self.fields = caption, fields_of(caption)
+        columns_told = ", ".join(c for c in columns if c not in (self.image, self.second))
+        self.origin = f"by {caption!r}" if caption else f"none: no column of {columns_told or 'text'} is known as one"
         for field in self.fields:
             if field not in columns:
                 raise BadInput(
@@ -71,7 +75,8 @@ class TablePictures(Pictures):
         return f"row {index} of {self.source}"
 
     def caption(self, index: int) -> str:
-        return self.template.format(**{name: self.cell(name, index) for name in self.fields})
+        """The template filled in; "" for a row that lacks one of its parts."""
+        return filled(self.template, {name: self.cell(name, index) for name in self.fields}, self.row(index))
 
     def label(self, index: int) -> int:
         return int(self.labels[index]) if self.label_names else 0
@@ -109,8 +114,7 @@ class ParquetPictures(TablePictures):
             reason = str(error).strip().split("\n")[0]
             raise BadInput(f"{source} cannot be read as Parquet files of one kind: {reason}") from error
         self.files, self.ends = files, np.cumsum([len(table) for table in tables])
-        about = json.loads((tables[0].schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = about.get("info", {}).get("features") or {}
+        features = _described(tables[0].schema.metadata or {})
         super().__init__(size, caption, self.table.column_names, features, str(files[0]))
 
     def __len__(self) -> int:
@@ -127,6 +131,15 @@ class ParquetPictures(TablePictures):
         return f"row {index - (int(self.ends[file - 1]) if file else 0)} of {self.files[file]}"
 
 
+def _described(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What `datasets` wrote of the columns; {} where it wrote nothing that can be read."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
 class HubPictures(TablePictures):
     """Rows of a data set that `datasets` loads by name or from a local folder; memory-mapped."""
 
@@ -141,7 +154,9 @@ class HubPictures(TablePictures):
         try:
             # What `save_to_disk` wrote is not what `load_dataset` reads.
             saved = (Path(name) / "dataset_dict.json").exists()
-            loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, *where[:-1])
+            loaded = datasets.load_from_disk(name) if saved else _loaded(datasets, name, where[:-1])
+        except BadInput:
+            raise
         except Exception as error:  # whatever the network, the hub or a builder raises
             raise BadInput(f"the data set {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         splits = list(loaded)
@@ -166,6 +181,23 @@ class HubPictures(TablePictures):
         return self.views[name][index][name]
 
 
+def _loaded(datasets: Any, name: str, config: Sequence[str]) -> Any:
+    """`datasets.load_dataset`, but for tar files, whose .pth and .pkl members it would unpickle, which runs code.
+
+    Raises:
+        BadInput: the data set is one of tar files.
+    """
+    tars: list[Any] = sorted(Path(name).rglob("*.tar*")) if Path(name).is_dir() else []
+    if not tars and not Path(name).exists():
+        tars = [name] if datasets.load_dataset_builder(name, *config).builder_name == "webdataset" else []
+    if tars:
+        raise BadInput(
+            f"{name} is a data set of tar files, which can run code when `datasets` reads them: download them and give "
+            "their own paths, for example FOLDER/*.tar"
+        )
+    return datasets.load_dataset(name, *config)
+
+
 def parquet_files(source: str) -> list[Path]:
     """The files that a path, several joined by commas, or a pattern names, in the order in which they are read."""
     files: list[Path] = []
@@ -188,8 +220,26 @@ def fields_of(template: str) -> list[str]:
     return sorted({re.split(r"[.\[]", field)[0] for field in found})
 
 
-def _first(wanted: Iterable[str], columns: Sequence[str]) -> str | None:
-    return next((name for name in wanted if name in columns), None)
+def filled(template: str, values: Mapping[str, Any], row: str) -> str:
+    """A caption by its template; "" where one of its parts is missing.
+
+    Raises:
+        BadInput: a part is neither text nor a number, or has not the part that the template names.
+    """
+    told = {}
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)) or value is None or isinstance(value, str):
+            value = text_of(value)
+            if not value:
+                return ""
+        told[name] = value
+    try:
+        text = template.format(**told)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadInput(f"{row} does not fit the caption {template!r}: {error}") from error
+    if any(isinstance(v, (bytes, Mapping)) and f"{{{k}}}" in template for k, v in told.items()):
+        raise BadInput(f"{row} holds no text for the caption {template!r}: name a column of text with --caption")
+    return text
 
 
 def _classes(
@@ -203,6 +253,22 @@ def _classes(
     if not all(isinstance(label, int) and label >= 0 for label in labels):
         raise BadInput(f"the column 'label' of {source} must hold a word, or a number from 0 on, in every row")
     told = feature.get("names") if isinstance(feature, dict) else None
+    check_labels(labels, len(told or ()), source)
     known = dict(enumerate(told)) if told else dict(zip(labels, names, strict=True)) if names else {}
     count = max(max(labels, default=-1) + 1, len(told or ()))
     return np.array(labels), tuple(str(known.get(i, i)) for i in range(count))
+
+
+def check_labels(labels: Iterable[int], named: int, source: str) -> None:
+    """Class numbers are places in a list of names: one number beyond reason would make a list that fills the memory.
+
+    Raises:
+        BadInput: a number is larger than there can be classes.
+    """
+    labels = list(labels)
+    top = max(labels, default=0)
+    if top >= max(named, 10 * len(set(labels)), 10_000):
+        raise BadInput(
+            f"class {top} in {source}, where {len(set(labels))} different classes occur: number them from 0 on, or "
+            "name them in words"
+        )

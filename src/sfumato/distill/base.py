@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -26,50 +27,44 @@ from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load
 from sfumato.plan import Plan
 from sfumato.sample import ddim
 from sfumato.sample.times import uniform
-from sfumato.train.loop import Recipe, Run, Schedule
+from sfumato.settings import Tuned
+from sfumato.train.loop import Run
+from sfumato.train.recipe import Recipe
+from sfumato.train.schedule import Schedule
 
 Model = Text2Image | ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distiller(ABC):
+class Distiller(Tuned, Schedule, ABC):
     """Fields and run of every distillation; not a method itself."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "sampling_steps": 2, "updates": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2,
+        "grid_every": 2, "accumulate": 2,
+    }  # fmt: skip
+    """Settings that take a second with a tiny teacher, for the tests that all distillations share."""
 
     teacher: str | Text2Image | ImageModel = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
-    steps: int = 4
+    sampling_steps: int = 4
     """Steps in which the student will sample."""
-    iterations: int = 200_000
-    """Updates."""
+    updates: int = 200_000
     batch: int = 2048
     """Pictures in an update."""
     lr: float = 1e-4
-    """Learning rate."""
     warmup: int = 1000
-    """Updates of linear warm-up."""
     weight_decay: float = 0.0
-    """AdamW's weight decay."""
-    clip: float = 1.0
-    """Largest gradient norm."""
     ema: float = 0.9999
-    """Decay of the averaged weights, which are the ones kept."""
-    precision: str = "auto"
-    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 on a GPU that has it."""
-    seed: int = 0
-    """Seed of all that is drawn."""
     checkpoint_every: int = 500
-    """Updates between checkpoints."""
-    accumulate: int = 1
-    """Micro-batches in which an update is worked off, to save memory."""
-    grid_every: int = 0
-    """Updates between pictures of the student in `training/grids`; 0: none."""
 
     passes: ClassVar[float] = 3.0
     """What an update costs, in forward passes of the network; a backward pass counts as two."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.iterations, self.batch, self.checkpoint_every) < 1:
-            raise BadInput("steps, iterations, batch and checkpoint_every must be at least 1")
+        super().__post_init__()
+        if min(self.sampling_steps, self.updates) < 1:
+            raise BadInput("sampling_steps and updates must be at least 1")
 
     # What a method says
 
@@ -85,8 +80,8 @@ class Distiller(ABC):
         """
 
     def finish(self, student: Model) -> None:
-        """Tell the trained student how it samples: by default in ``steps`` deterministic steps without guidance."""
-        few_steps(student, self.steps)
+        """Tell the trained student how it draws: by default in ``sampling_steps`` steps without noise or guidance."""
+        few_steps(student, self.sampling_steps)
 
     # The run
 
@@ -114,11 +109,6 @@ class Distiller(ABC):
             )
         return model.frozen_copy()
 
-    def schedule(self) -> Schedule:
-        """The loop's settings."""
-        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)} - {"steps"}
-        return Schedule(steps=self.iterations, **{name: getattr(self, name) for name in shared})
-
     def settings(self) -> dict[str, Any]:
         """The configuration in plain values; a teacher given as an object is left out."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -140,10 +130,10 @@ class Distiller(ABC):
             teacher.denoiser(z, 0.5, cond)  # the first call pays for what later ones find ready
             began = time.perf_counter()
             teacher.denoiser(z, 0.5, cond)
-        seconds = self.passes * (time.perf_counter() - began) * self.batch / n * self.iterations
+        seconds = self.passes * (time.perf_counter() - began) * self.batch / n * self.updates
         memory = {"teacher": weights * teacher.network.dtype.itemsize, "student, averaged too": 8 * weights}
         memory |= {"gradients": 4 * weights, "optimiser": 8 * weights}
-        return Plan(f"distill {self.name()} to {self.steps} steps", memory=memory, seconds=seconds)
+        return Plan(f"distill {self.name()} to {self.sampling_steps} steps", memory=memory, seconds=seconds)
 
     def run(self, out: str | Path, progress: bool = True) -> Path:
         """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.
@@ -164,11 +154,10 @@ class Distiller(ABC):
             torch.manual_seed(self.seed)
             student = teacher.copy(own="full")
             parent = self.parent(teacher)
-            own = {k: v for k, v in self.settings().items() if k not in {f.name for f in fields(Schedule)}}
-            own |= {"distilled_steps": self.steps, "teacher": parent["sha256"]}
+            own = {**self.beyond(), "teacher": parent["sha256"]}
             with process.main_process_first():  # the others find what it has prepared
                 recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
-            Run(recipe, self.schedule(), out / "training", own).fit(progress)
+            Run(recipe, self, out / "training", own).fit(progress)
         finally:
             _load.cache_clear()
         student.network.requires_grad_(False).eval()

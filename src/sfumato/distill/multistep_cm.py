@@ -15,6 +15,7 @@ from sfumato.errors import BadInput
 from sfumato.noise.addim import addim_step
 from sfumato.sample import Guided, predict
 from sfumato.train.draw import normal
+from sfumato.train.recipe import Recipe
 
 from .base import Distiller, Model, sampled
 from .data import CleanData, FromPictures
@@ -25,13 +26,13 @@ from .segments import Per, consistency_target, draw_times, pseudo_huber, ramp, t
 class MultistepCM(FromPictures, Distiller):
     """Multistep consistency distillation and training: one network, a consistency model inside each of S segments.
 
-    Time is cut into ``steps`` = S equal segments. The network learns that all points of one ODE trajectory inside a
-    segment predict, by one DDIM step (eq. 4, 5), the same start of the segment: the loss compares the prediction at t
-    with the network's own at s = t - 1 / T, without gradient, where (z_s, s) is one step of aDDIM (algorithm 3) from
-    (z_t, t) with the teacher's prediction ("cd") or the clean picture itself ("ct"). S = 1 is a consistency model,
-    large S a diffusion model. T grows from ``first_teacher_steps`` to ``last_teacher_steps``. The student has the
-    teacher's network and inputs, and samples in S plain DDIM steps. A guided teacher is distilled together with its
-    guidance; the variance for aDDIM is taken around its prediction without guidance.
+    Time is cut into ``sampling_steps`` = S equal segments. The network learns that all points of one ODE trajectory
+    inside a segment predict, by one DDIM step (eq. 4, 5), the same start of the segment: the loss compares the
+    prediction at t with the network's own at s = t - 1 / T, without gradient, where (z_s, s) is one step of aDDIM
+    (algorithm 3) from (z_t, t) with the teacher's prediction ("cd") or the clean picture itself ("ct"). S = 1 is a
+    consistency model, large S a diffusion model. T grows from ``first_teacher_steps`` to ``last_teacher_steps``. The
+    student has the teacher's network and inputs, and samples in S plain DDIM steps. A guided teacher is distilled
+    together with its guidance; the variance for aDDIM is taken around its prediction without guidance.
 
     Defaults are the paper's for ImageNet; learning rate, warm-up and EMA are not stated there. Cost of an update: the
     student forward and backward, once more forward, and the teacher forward (twice when guided, not at all in "ct").
@@ -43,11 +44,11 @@ class MultistepCM(FromPictures, Distiller):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-64": {"dropout": 0.2},
         "imagenet-128": {"dropout": 0.1},
-        "text-to-image": {"iterations": 30_000, "first_teacher_steps": 256, "last_teacher_steps": 256, "huber": 1.0},
+        "text-to-image": {"updates": 30_000, "first_teacher_steps": 256, "last_teacher_steps": 256, "huber": 1.0},
         # Not from the paper: its shape at a hundredth of its length. Of the learning rates 2e-4 and 1e-3, tried for 300
         # updates with two steps, neither was clearly better.
         "sketch": {
-            "iterations": 2000, "batch": 32, "lr": 2e-4, "warmup": 100, "ema": 0.995, "anneal": 1000, "huber": 1.0,
+            "updates": 2000, "batch": 32, "lr": 2e-4, "warmup": 100, "ema": 0.995, "anneal": 1000, "huber": 1.0,
             "pictures": 8000, "checkpoint_every": 250,
         },
     }  # fmt: skip
@@ -92,7 +93,7 @@ class MultistepCM(FromPictures, Distiller):
         """Teacher steps in a segment at update ``step``: N_teacher / S, rounded."""
         progress = ramp(step, self.anneal)
         total = teacher_steps(progress, self.first_teacher_steps, self.last_teacher_steps)
-        return max(1, round(total / self.steps))
+        return max(1, round(total / self.sampling_steps))
 
     def eta_at(self, step: int) -> float:
         """``eta`` at update ``step``."""
@@ -100,7 +101,7 @@ class MultistepCM(FromPictures, Distiller):
         return first + ramp(step, self.anneal) * (self.eta - first)
 
 
-class MultistepTraining:
+class MultistepTraining(Recipe):
     """`MultistepCM` as the loop sees it.
 
     ``teacher`` and ``student`` need a ``denoiser`` and ``unconditional(n)``, the student a ``network``, the teacher
@@ -130,7 +131,7 @@ class MultistepTraining:
         # Both DDIM maps divide by small numbers, so they run in float64 (which Apple's GPUs do not have).
         wide = torch.float32 if device.type == "mps" else torch.float64
         substeps = method.substeps(batch["step"])
-        t, s, start = (x.to(device, wide) for x in draw_times(len(batch["x"]), method.steps, substeps, rng))
+        t, s, start = (x.to(device, wide) for x in draw_times(len(batch["x"]), method.sampling_steps, substeps, rng))
         x = batch["x"].to(device, wide)
         z = process.diffuse(x, t, normal(x.shape, rng).to(x))
         mask = int(torch.randint(2**31, (), generator=rng))
@@ -145,7 +146,8 @@ class MultistepTraining:
             difference = target - predict(self.student.denoiser, z, t, cond)
         losses = v_weight(process, t).to(x) * pseudo_huber(difference, method.huber, method.huber_per)
         rms = difference.detach().square().mean().sqrt()
-        return losses.mean(), {"difference": rms, "teacher_steps": torch.tensor(float(substeps * method.steps))}
+        teacher_steps = torch.tensor(float(substeps * method.sampling_steps))
+        return losses.mean(), {"difference": rms, "teacher_steps": teacher_steps}
 
     @torch.no_grad()
     def grid(self, rng: torch.Generator, n: int = 16) -> Tensor:
@@ -153,7 +155,7 @@ class MultistepTraining:
         rows = torch.randint(len(self.data.pictures), (n,), generator=rng)
         cond = self.data.conditioning(rows, torch.zeros(n, dtype=torch.bool))
         z = torch.randn(n, *self.student.latent_shape(), generator=rng).to(self.student.device)
-        return sampled(self.student, z, self.method.steps, cond)
+        return sampled(self.student, z, self.method.sampling_steps, cond)
 
     def guess(self, z: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         """The teacher's x0, with its guidance and without."""

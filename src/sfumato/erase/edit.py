@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.errors import BadInput
-from sfumato.pipeline import Conditioning, Text2Image, wrap
+from sfumato.pipeline import Text2Image
 
 from .base import Eraser
 
@@ -43,34 +42,23 @@ class Edit:
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm(Eraser):
-    """An eraser that solves for the edited weights: no images, no gradients, no randomness (``seed`` is not used)."""
+    """An eraser that solves for the edited weights: no images, no gradients, no randomness (``seed`` is not used).
+
+    Adapters stay attached to the result. Those of fixed strength count as part of the weights that are edited; those
+    whose strength depends on the prompt (membranes with transport) are left out of the problem and act beside it.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("cross.k", "cross.v")
+    keeps_adapters: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+    # Only these: the others weigh each preserved prompt against the concept, which so many would outweigh.
+    keeps_world: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, pipe: Text2Image) -> Edit:
         """The edit and its log; ``pipe`` is only read."""
 
-    def apply(self, pipe: Text2Image) -> Text2Image:
-        return self.run(pipe)[0]
-
-    def run(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
-        pipe = wrap(pipe)
+    def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         edit = self.solve(pipe)
-        return edit.write(pipe), edit.log
-
-
-def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
-    """Encode prompts, each of which must hold something the tokenizer knows.
-
-    Raises:
-        BadInput: a prompt has no content tokens, or one that the tokenizer only knows as "unknown".
-    """
-    cond = pipe.encode(prompts)
-    last = pipe.last_word_token(cond)
-    for i, prompt in enumerate(prompts):
-        content = cond.ids[i, 1 : int(last[i]) + 1]
-        if not len(content):
-            raise BadInput(f"the tokenizer reads no word in {prompt!r}: name the concept in words")
-        # CLIP's tokenizers read what they cannot spell as the end token.
-        if (content == cond.ids[i, last[i] + 1]).any():
-            raise BadInput(f"the tokenizer cannot read all of {prompt!r}: use the letters it was trained on")
-    return cond
+        return edit.write(pipe), {**edit.log, "preserve": list(self.kept(pipe))}

@@ -103,12 +103,13 @@ class RECE(UCE):
         start, log = self.edit(pipe, stack.original)
         first = 1 if self.skip_start_token else 0
         concept, anchor = (pipe.encode(words).tokens[:, first:] for words in self.pairs())
-        kept = preserve_gram(pipe, ["", *self.preserve], "from-last-word")
+        kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word")
 
         def finish(maps: list[Tensor]) -> Edit:
             return Edit(dict(zip(names, stack.weights(maps), strict=True)))
 
-        done, scores = [], []
+        done: list[Any] = []
+        scores: list[Any] = []
         for state in rounds(
             stack, start, concept, anchor, kept, epochs=self.epochs, ridge=self.ridge, regulariser=self.regulariser,
             erase_scale=self.round_erase_scale, preserve_scale=self.round_preserve_scale, lam=self.round_lam,

@@ -15,7 +15,8 @@ from sfumato.errors import BadInput, unknown
 from sfumato.pipeline import Conditioning, Text2Image
 
 from .closed_form import gram, ridge_edit
-from .edit import ClosedForm, Edit, encode_words
+from .edit import ClosedForm, Edit
+from .words import encode_words
 
 Tokens = Literal["from-last-word", "last-word"]
 Variant = Literal["replace", "tensor"]
@@ -85,7 +86,7 @@ class UCE(ClosedForm):
     ) -> tuple[list[Float[Tensor, "out dim"]], dict[str, Any]]:
         """The edit of any linear maps of the token embeddings of ``pipe``, and its log."""
         sources, targets, pair = self.rows(pipe)
-        kept = self.preserved_prompts()
+        kept = self.preserved_prompts(pipe)
         scale = self.preserve_scale
         if scale is None:
             scale = 1.0 if self.tokens == "last-word" else round(max(0.1, 1 / len(kept)), 3)
@@ -118,9 +119,9 @@ class UCE(ClosedForm):
                 warnings.warn(f"{concept!r} is its own anchor: it will not be erased", stacklevel=2)
         return list(self.concepts), anchors
 
-    def preserved_prompts(self) -> list[str]:
+    def preserved_prompts(self, pipe: Text2Image) -> list[str]:
         """What is preserved: the empty prompt counts, except with ``tokens="last-word"``."""
-        return list(self.preserve) if self.tokens == "last-word" else ["", *self.preserve]
+        return list(self.kept(pipe)) if self.tokens == "last-word" else ["", *self.kept(pipe)]
 
 
 def aligned_rows(

@@ -36,7 +36,7 @@ RECIPES = {
 def train(seed: int, **changes) -> ImageModel:
     """A small model of `PICTURES` pictures, trained by the recipe itself; the same budget for all."""
     settings = {"sigma_blur_max": 10.0, "channels": (16, 32, 32), "layers": 1, "attention": (), "dropout": 0.0}
-    settings |= {"lr": 2e-3, "warmup": 50, "ema": 0.995, "batch": 32, "steps": UPDATES, "checkpoint_every": UPDATES}
+    settings |= {"lr": 2e-3, "warmup": 50, "ema": 0.995, "batch": 32, "updates": UPDATES, "checkpoint_every": UPDATES}
     recipe = Blurring(size=SIDE, pictures=PICTURES, seed=seed, classes=False, **{**settings, **changes})
     return trained(recipe)
 
@@ -91,7 +91,7 @@ def _correlation(a: Float[Tensor, "n channel band"], b: Float[Tensor, "n channel
 def distance(model: ImageModel, seed: int, sampler: Callable[..., Tensor] | str = "ddpm") -> float:
     """Frechet distance, in the oracle's features, of `PICTURES` samples from `FRESH` pictures never trained on."""
     seeds = range(seed * PICTURES, (seed + 1) * PICTURES)
-    drawn = model.sample(seeds, steps=STEPS, sampler=sampler)
+    drawn = model.draw(None, seeds, sampling_steps=STEPS, scheduler=sampler)
     reader = oracle.load()
     with torch.no_grad():
         real = reader.features((fresh(SIDE, seed, FRESH) + 1) / 2)

@@ -42,8 +42,8 @@ def survey(
     targets = [case for some in cases.targets.values() for case in some]
     result = {}
     for name, pipe in pipes.items():
-        draw = lambda some, p=pipe: p.sample(
-            [c.prompt for c in some], [c.seed for c in some], steps=STEPS, batch_size=64
+        draw = lambda some, p=pipe: p.draw(
+            [c.prompt for c in some], [c.seed for c in some], sampling_steps=STEPS, batch=64
         )
         images, others = draw(targets), draw(cases.retained)
         found = {c: detector(images, c).present.numpy() for c in concepts}

@@ -13,11 +13,11 @@ def measure(seed: int) -> dict[str, Pair]:
     concepts, pipe = concepts_of(seed), sketch()
     pipes = {
         "original": pipe,
-        "x": ESDx(concepts=concepts, seed=seed, **ESDx.presets["sketch"]).apply(pipe),
-        "u": ESDu(concepts=concepts, seed=seed, **ESDu.presets["sketch"]).apply(pipe),
+        "x": ESDx(concepts=concepts, seed=seed, **ESDx.settings_for(pipe)).apply(pipe),
+        "u": ESDu(concepts=concepts, seed=seed, **ESDu.settings_for(pipe)).apply(pipe),
     }
     seen = survey({k: pipes[k] for k in ("original", "x")}, concepts, seed=seed)
-    free = {k: p.sample("", list(range(32)), steps=STEPS, cfg_scale=1.0) for k, p in pipes.items()}
+    free = {k: p.draw("", list(range(32)), sampling_steps=STEPS, cfg_scale=1.0) for k, p in pipes.items()}
     moved = {k: (free[k] - free["original"]).square().mean(dim=(1, 2, 3)).tolist() for k in ("x", "u")}
     erased, kept = seen["x"]["gone"], 1 - seen["x"]["kept"]
     n = min(len(erased), len(kept))

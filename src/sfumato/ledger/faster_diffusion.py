@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sfumato.data import oracle, sketch
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
+from sfumato.data.world import WORDS
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.split import operations
@@ -41,7 +42,7 @@ def feature_changes(pipe: Text2Image, prompts: list[str], seeds: list[int]) -> t
     with ExitStack() as stack:
         taps = {name: stack.enter_context(pipe.tap(name)) for name in changes}
         before: dict[str, Tensor] = {}
-        for i, _ in enumerate(pipe.states(prompts, seeds, steps=STEPS)):
+        for i, _ in enumerate(pipe.states(prompts, seeds, sampling_steps=STEPS)):
             if i == 0:
                 continue
             values = {n: tap.value if torch.is_tensor(tap.value) else tap.value[0] for n, tap in taps.items()}
@@ -59,8 +60,8 @@ def measure(seed: int) -> dict[str, Pair]:
     asked = {a: balanced(words, PICTURES, rng) for a, words in WORDS.items()}
     prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(PICTURES)]
     seeds = [1000 * seed + i for i in range(PICTURES)]
-    draw = lambda steps=STEPS: pipe.sample(prompts, seeds, steps=steps, scheduler="ddim")
-    alone = lambda i: pipe.sample(prompts[i], seeds[i], steps=STEPS, scheduler="ddim")
+    draw = lambda steps=STEPS: pipe.draw(prompts, seeds, sampling_steps=steps, scheduler="ddim")
+    alone = lambda i: pipe.draw(prompts[i], seeds[i], sampling_steps=STEPS, scheduler="ddim")
 
     full, few, plain = draw(), draw(len(SD_KEYS)), draw(plain_steps(pipe))
     without = _seconds(alone)

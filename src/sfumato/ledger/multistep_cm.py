@@ -58,12 +58,12 @@ class Plane(nn.Module):
         return None
 
 
-def train(network: Plane, loss: Any, steps: int, seed: int, lr: float) -> None:
-    """AdamW's steps on ``loss(step, rng)``; the network ends with its averaged weights."""
-    schedule = Schedule(steps, BATCH, lr, warmup=50)
+def train(network: Plane, loss: Any, updates: int, seed: int, lr: float) -> None:
+    """AdamW's updates on ``loss(step, rng)``; the network ends with its averaged weights."""
+    schedule = Schedule(updates=updates, batch=BATCH, lr=lr, warmup=50)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
     average = copy.deepcopy(network)
-    for i in range(steps):
+    for i in range(updates):
         optimizer.param_groups[0]["lr"] = learning_rate(schedule, i)
         optimizer.zero_grad()
         loss(i, torch.Generator().manual_seed(seed * 1_000_000 + i)).backward()
@@ -74,7 +74,7 @@ def train(network: Plane, loss: Any, steps: int, seed: int, lr: float) -> None:
     network.load_state_dict(average.state_dict())
 
 
-def teacher(seed: int, steps: int) -> Plane:
+def teacher(seed: int, updates: int) -> Plane:
     """A diffusion model of the points."""
     torch.manual_seed(seed)
     network = Plane()
@@ -85,20 +85,20 @@ def teacher(seed: int, steps: int) -> Plane:
         z = network.process.diffuse(x, t, eps)
         return (network(z, t) - network.process.convert(eps, z, t, "eps", "v")).square().mean()
 
-    train(network, loss, steps, seed, 2e-3)
+    train(network, loss, updates, seed, 2e-3)
     return network
 
 
-def student(given: Plane, mode: str, segments: int, steps: int, seed: int) -> Plane:
+def student(given: Plane, mode: str, segments: int, updates: int, seed: int) -> Plane:
     """A multistep consistency model of ``segments`` segments, from the weights of ``given``."""
     network = copy.deepcopy(given)
     method = MultistepCM(
-        mode=mode, steps=segments, iterations=steps, batch=BATCH, anneal=steps // 2, first_teacher_steps=32,
+        mode=mode, sampling_steps=segments, updates=updates, batch=BATCH, anneal=updates // 2, first_teacher_steps=32,
         last_teacher_steps=256, eta=0.0, cfg_scale=1.0,
     )  # fmt: skip
     side = lambda net: SimpleNamespace(denoiser=net, network=net, defaults={}, unconditional=lambda n: None)
     recipe = MultistepTraining(method, side(given), side(network), network)
-    train(network, lambda i, rng: recipe.loss(recipe.batch(i, rng, BATCH), rng)[0], steps, seed, 5e-4)
+    train(network, lambda i, rng: recipe.loss(recipe.batch(i, rng, BATCH), rng)[0], updates, seed, 5e-4)
     return network
 
 
@@ -129,18 +129,18 @@ def variances(seed: int, steps: int, groups: int = 8, size: int = 16) -> Pair:
         for start in range(0, n, size):
             rows = range(start, start + size)
             captions = [pictures.caption(i) for i in rows]
-            ends, _ = pipe.trajectory(captions, [seed * n + i for i in rows], steps=steps, stop_after=steps,
+            ends, _ = pipe.trajectory(captions, [seed * n + i for i in rows], sampling_steps=steps, stop_after=steps,
                                       scheduler=scheduler, cfg_scale=1.0)  # fmt: skip
             parts.append(float((ends.var(dim=0).mean().log() - target).abs()))
         found.append(parts)
     return found[0], found[1]
 
 
-def measure(seed: int, teacher_steps: int = 3000, steps: int = 2000) -> dict[str, Pair]:
+def measure(seed: int, teacher_updates: int = 3000, updates: int = 2000) -> dict[str, Pair]:
     """One teacher, students of 1, 2, 4 and 8 segments, and one trained from the data alone."""
-    given = teacher(seed, teacher_steps)
-    made = {s: distances(student(given, "cd", s, steps, seed), s, seed) for s in STEPS}
-    alone = distances(student(given, "ct", 1, steps, seed), 1, seed)
+    given = teacher(seed, teacher_updates)
+    made = {s: distances(student(given, "cd", s, updates, seed), s, seed) for s in STEPS}
+    alone = distances(student(given, "ct", 1, updates, seed), 1, seed)
     result = {f"{2 * s}-{s}": (made[2 * s], made[s]) for s in STEPS[:-1]}
     result["teacher"] = made[1], alone
     result["untouched"] = made[4], distances(given, 4, seed)

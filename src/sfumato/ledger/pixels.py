@@ -32,7 +32,7 @@ def fresh(size: int, seed: int, count: int) -> Float[Tensor, "count 3 size size"
 
 def drawn(model: ImageModel, n: int, seed: int, steps: int) -> Float[Tensor, "n 3 height width"]:
     """``n`` samples in [-1, 1], the same seeds for every model."""
-    return 2 * model.sample(range(1000 * seed, 1000 * seed + n), steps=steps, batch_size=64) - 1
+    return 2 * model.draw(None, range(1000 * seed, 1000 * seed + n), sampling_steps=steps, batch=64) - 1
 
 
 def brightness(x: Float[Tensor, "n 3 height width"], side: int) -> Float[Tensor, "n d"]:

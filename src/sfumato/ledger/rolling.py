@@ -16,7 +16,7 @@ from sfumato.train.rolling import Rolling
 
 from .core import Claim, Experiment, Pair
 
-RECIPE = Rolling(**{**Rolling.presets["kolmogorov-small"], "steps": 800}, pictures=4000)
+RECIPE = Rolling(**{**Rolling.presets["kolmogorov-small"], "updates": 800}, pictures=4000)
 FRAMES, LATE, BLOCK = 48, 32, 4
 """Frames of a roll-out, those that come before what is measured, and how many go into one distance."""
 FLOWS = 32

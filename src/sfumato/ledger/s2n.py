@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.data import oracle
-from sfumato.data.cases import WORDS, balanced
+from sfumato.data.cases import balanced
 from sfumato.data.sketch import prompt
+from sfumato.data.world import WORDS
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.analytic import GaussianMixture
@@ -121,7 +122,7 @@ def aligned(seed: int, rule: S2N) -> list[float]:
     asked = {name: balanced(words, PICTURES, rng) for name, words in WORDS.items()}
     prompts = [prompt(**{name: words[i] for name, words in asked.items()}) for i in range(PICTURES)]
     seeds = range(seed * PICTURES, (seed + 1) * PICTURES)
-    pictures = sketch().sample(prompts, seeds, steps=SKETCH_STEPS, scheduler=rule, batch_size=16)
+    pictures = sketch().draw(prompts, seeds, sampling_steps=SKETCH_STEPS, scheduler=rule, batch=16)
     return oracle_alignment(oracle.load()(pictures), oracle.WORDS, prompts).tolist()
 
 

@@ -7,17 +7,17 @@ from sfumato.train.sid2 import SiD2
 from .core import Claim, Experiment, Pair
 from .pixels import brightness, distances, drawn, fresh, texture, trained
 
-STEPS = 400
+UPDATES = 400
 DRAWN = 384
 SIZE = 32
 
 
-def recipe(seed: int, steps: int, **loss) -> SiD2:
+def recipe(seed: int, updates: int, **loss) -> SiD2:
     """One network and one schedule for all losses."""
     return SiD2(
-        size=SIZE, pictures=3000, classes=False, noise="cosine", seed=seed, steps=steps, batch=64, lr=2e-3, warmup=50,
-        ema=0.99, checkpoint_every=steps, patch=2, channels=(32, 64), kinds=("res", "transformer"), blocks=(1,),
-        middle=2, head_dim=32, embedding=64, dropout=0.0, sampling_steps=64, **loss,
+        size=SIZE, pictures=3000, classes=False, noise="cosine", seed=seed, updates=updates, batch=64, lr=2e-3,
+        warmup=50, ema=0.99, checkpoint_every=updates, patch=2, channels=(32, 64), kinds=("res", "transformer"),
+        blocks=(1,), middle=2, head_dim=32, embedding=64, dropout=0.0, sampling_steps=64, **loss,
     )  # fmt: skip
 
 
@@ -28,11 +28,11 @@ LOSSES = {
 }
 
 
-def measure(seed: int, steps: int = STEPS, n: int = DRAWN) -> dict[str, Pair]:
+def measure(seed: int, updates: int = UPDATES, n: int = DRAWN) -> dict[str, Pair]:
     """Train with each loss and compare samples with fresh pictures."""
     truth, overall, rough = fresh(SIZE, seed, n), {}, {}
     for name, loss in LOSSES.items():
-        samples = drawn(trained(recipe(seed, steps, **loss)), n, seed, 64)
+        samples = drawn(trained(recipe(seed, updates, **loss)), n, seed, 64)
         overall[name] = distances(brightness(samples, 8), brightness(truth, 8), max(2, n // 3))
         rough[name] = distances(texture(samples), texture(truth), max(2, n // 3))
     return {"loss": (overall["sigmoid"], overall["eps"]), "bias": (rough["sigmoid"], rough["wrong"])}
@@ -62,6 +62,6 @@ EXPERIMENT = Experiment(
     "long. Measured anew after the networks had been mended, which lost the pictures' brightness; before that, the "
     "first claim was inconclusive.",
     measure=measure,
-    notes=f"One Residual U-ViT, one schedule, {STEPS} updates of 64 pictures for each loss; the paper's models train "
+    notes=f"One Residual U-ViT, one schedule, {UPDATES} updates of 64 pictures for each loss; the paper's models train "
     "for a million.",
 )

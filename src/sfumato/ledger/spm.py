@@ -16,12 +16,12 @@ from .erasure import concepts_of, sketch, survey
 def measure(seed: int) -> dict[str, Pair]:
     """Erase two objects with two adapters and with ESD-x; then put the adapters on a fine-tune of the model."""
     concepts, pipe = concepts_of(seed, 2), sketch()
-    spm = SPM(concepts=concepts, seed=seed, **SPM.presets["sketch"])
-    membranes = spm.train(pipe)
+    spm = SPM(concepts=concepts, seed=seed, **SPM.settings_for(pipe))
+    membranes, _ = spm.train(pipe)
     pipes = {
         "original": pipe,
         "spm": attach(pipe, membranes, spm.transport, spm.composition),
-        "esd": ESDx(concepts=concepts, seed=seed, **ESDx.presets["sketch"]).apply(pipe),
+        "esd": ESDx(concepts=concepts, seed=seed, **ESDx.settings_for(pipe)).apply(pipe),
     }
     seen = survey(pipes, concepts, seed=seed, n=24)
     tuned = fine_tuned(pipe, seed)

@@ -17,7 +17,7 @@ def measure(seed: int) -> dict[str, Pair]:
     pipes = {
         "original": pipe,
         "uce": UCE(concepts=concepts, preserve=words).apply(pipe),
-        "bare": UCE(concepts=concepts, preserve_scale=0.0, lam=1e-6).apply(pipe),
+        "bare": UCE(concepts=concepts, preserve=(), preserve_scale=0.0, lam=1e-6).apply(pipe),
     }
     seen = survey(pipes, concepts, seed=seed)
     return {

@@ -81,7 +81,7 @@ def measure(
     times: Float[Tensor, "point"],
     generator: torch.Generator,
     cond: Any = None,
-    batch_size: int = 64,
+    batch: int = 64,
     progress: bool = False,
 ) -> InformationCurve:
     """The denoiser's errors on data ``x`` at each of ``times``, and the information they stand for.
@@ -103,8 +103,8 @@ def measure(
     if times.ndim != 1 or len(times) < 2 or (times.diff() >= 0).any() or not torch.isfinite(logsnr).all():
         raise BadInput("information needs at least two times, decreasing from noise (1), with finite log-SNR")
     parts: list[list[Tensor]] = [[], [], []]
-    for start in track(range(0, len(x), batch_size), "measuring", progress):
-        rows = slice(start, start + batch_size)
+    for start in track(range(0, len(x), batch), "measuring", progress):
+        rows = slice(start, start + batch)
         found = _errors(denoiser, x[rows], times, generator, None if cond is None else cond[rows])
         for part, values in zip(parts, found, strict=True):
             part.append(values)

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from sfumato.data.base import Rows
+from sfumato.data.captions import decode, lines_of
 from sfumato.errors import BadInput, unknown
 from sfumato.plan import Plan
 from sfumato.progress import track
@@ -19,6 +21,7 @@ from .alignment import ClipScore
 from .extractors import EncoderFeatures, Extractor, make_extractor, network_bytes
 from .features import BATCH, Batches, Features, cache_name, extract, from_cache, into_cache
 from .pairs import PairMetric
+from .partners import partners
 from .perceptual import LPIPS, PSNR, SSIM
 from .record import Score
 from .sets import SETS, SetMetric
@@ -58,7 +61,7 @@ class Scoring:
     """Bring all pictures to this side first (centre square, Lanczos); needed where they have different sizes."""
     limit: int | None = None
     """Use at most this many pictures of each set, the first by name."""
-    batch_size: int = BATCH
+    batch: int = BATCH
     """Pictures at a time."""
     seed: int = 0
     """Of subsets, shuffles, intervals and the random network."""
@@ -83,7 +86,7 @@ class Scoring:
         comparing = [n for n in names or USUAL if n not in ALONE]
         if self.real is None and comparing:
             raise BadInput(f"{', '.join(comparing)} needs --real: name the pictures to compare with")
-        for name in ("size", "limit", "batch_size"):
+        for name in ("size", "limit", "batch"):
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is at least 1, not {given}")
@@ -186,14 +189,14 @@ class Run:
 
     def _jobs(self) -> list[tuple[Source, Extractor | None]]:
         """Which features are needed of which set, each once."""
-        jobs = {}
+        jobs: dict[tuple[Source, Extractor | None], None] = {}
         for metric in self.sets.values():
             sources = self.sources if metric.needs_real else [self.fake]
             jobs |= {(source, metric.extractor): None for source in sources}
         return list(jobs)
 
     @cached_property
-    def _about(self) -> dict[tuple[Source, Extractor], dict[str, str]]:
+    def _about(self) -> dict[tuple[Source, Extractor], dict[str, Any]]:
         return {
             (s, e): {"extractor": e.name, "weights": e.hash, "resize": e.resize, "pictures": self.prepared,
                      "content": s.content}
@@ -214,7 +217,7 @@ class Run:
         about, folder = self._about[source, extractor], self.settings.folder()
         found = from_cache(folder, about) if folder else None
         if found is None:
-            batch = self.settings.batch_size
+            batch = self.settings.batch
             found = Features(extract(source.pictures, extractor, source.n, batch=batch, progress=progress), **about)
             try:
                 source.kept = into_cache(folder, found) if folder and len(found) > 1 else None
@@ -237,9 +240,12 @@ class Run:
     def _pairs(self, progress: bool) -> dict[str, Score]:
         if not self.pairs:
             return {}
-        size = self.settings.batch_size
+        size = self.settings.batch
         referring = bool(set(self.pairs) - {"clip"})
-        references = iter(Batches(self.real.pictures, self.real.n, size)) if referring else None
+        references = None
+        if referring:
+            ordered = Rows(self.real.pictures, self.partners)
+            references = iter(Batches(ordered, len(ordered), size))
         for i, batch in enumerate(track(Batches(self.fake.pictures, self.fake.n, size), "pairs", show=progress)):
             reference = next(references) if references else None
             for name, metric in self.pairs.items():
@@ -250,8 +256,8 @@ class Run:
     def _prompts(self) -> list[str]:
         file, n = self.settings.prompts, self.fake.n
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = lines_of(decode(file.read_bytes(), str(file)).removesuffix("\n"))
+        except OSError as error:
             raise BadInput(f"{file} cannot be read as a text file: {error}") from error
         lines = lines[:n] if self.settings.limit else lines
         if len(lines) != n or not all(line.strip() for line in lines):
@@ -264,8 +270,7 @@ class Run:
         held = [self.fake] if names == ["clip"] else self.sources
         if any(source.given is not None for source in held):
             raise BadInput(f"{', '.join(names)}: the pictures themselves are needed (a folder or Parquet files)")
-        if names != ["clip"] and self.real.n != self.fake.n:
-            raise BadInput(
-                f"{', '.join(n for n in names if n != 'clip')} hold each picture against its own reference: "
-                f"{self.real.n} real ones do not go with {self.fake.n} generated ones"
-            )
+        if names != ["clip"]:
+            ours = [self.fake.pictures.name(i) for i in range(self.fake.n)]
+            theirs = [self.real.pictures.name(i) for i in range(len(self.real.pictures))]
+            self.partners = partners(ours, theirs, some=self.settings.limit is not None)

@@ -92,7 +92,7 @@ class SetMetric(ABC):
         self.check(len(found.get(True, ())), len(found[False]))
         return self.measure(found.get(True), found[False])
 
-    def _about(self) -> dict[str, str]:
+    def _about(self) -> dict[str, Any]:
         e = self.extractor
         return {"extractor": e.name, "weights": e.hash, "resize": e.resize} if e else {}
 
@@ -156,8 +156,9 @@ class SetMetric(ABC):
         return self.name if not self.general or generated.extractor.startswith("inception-v3-2015") else self.general
 
     def of_influence(self, value: float, influence: Tensor, noise: float = 0.0) -> Estimate:
-        drawn = {"level": self.level, "resamples": RESAMPLES}
-        return influence_interval(value, influence, self.generator(), noise=noise, **drawn)
+        return influence_interval(
+            value, influence, self.generator(), noise=noise, level=self.level, resamples=RESAMPLES
+        )
 
 
 class FID(SetMetric):

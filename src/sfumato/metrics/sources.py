@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from sfumato.data.census import content_hash, sizes_of
 from sfumato.data.pictures import Pictures, open_pictures
@@ -44,7 +45,7 @@ class Source:
         if self.given is not None:
             self.n = len(self.given)
             return
-        counted = {"count": self.limit} if self.limit and self.where == "sketch" else {}
+        counted: dict[str, Any] = {"count": self.limit} if self.limit and self.where == "sketch" else {}
         self.pictures: Pictures = open_pictures(self.where, side, bad_share=0.0, **counted)
         self.n = min(len(self.pictures), self.limit or len(self.pictures))
 

@@ -77,7 +77,7 @@ class Preparation:
         return f"{self.filter}, antialiased, to {sides}{crop}"
 
 
-def _sides(size: int | dict[str, int], shorter: bool) -> tuple[int, ...]:
+def _sides(size: Any, shorter: bool) -> Any:
     if isinstance(size, dict):
         if "height" in size:
             return size["height"], size["width"]

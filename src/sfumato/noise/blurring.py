@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from .process import GaussianProcess, pad_right
-from .schedule import Cosine, Path, Schedule, Time, float64
+from .schedule import Cosine, Schedule, Time, float64
 
 
 @lru_cache(maxsize=64)
@@ -75,7 +74,7 @@ class Constant(Schedule):
     """The same log-SNR at all times: for processes that destroy the picture by something else than noise."""
 
     value: float
-    path: ClassVar[Path] = "ve"
+    path = "ve"
 
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
         return torch.full_like(float64(t), self.value)

@@ -36,4 +36,4 @@ def from_config(config: Any) -> Any:
     try:
         return kind(**given)  # type: ignore[operator]
     except TypeError as error:
-        raise BadInput(f"{kind.__name__} does not fit its saved settings: {error}") from error
+        raise BadInput(f"{config['class']} does not fit its saved settings: {error}") from error

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -51,7 +51,10 @@ def bisect(
 class Schedule(ABC):
     """A decreasing log-SNR. Subclasses give `logsnr`, and the other two where a closed form exists."""
 
-    path: ClassVar[Path] = "vp"
+    @property
+    def path(self) -> Path:
+        """How alpha and sigma follow from the log-SNR."""
+        return "vp"
 
     @abstractmethod
     def logsnr(self, t: Time) -> Float[Tensor, "..."]:
@@ -261,7 +264,7 @@ class Karras(Schedule):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
-    path: ClassVar[Path] = "ve"
+    path = "ve"
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max or self.rho == 0:
@@ -296,7 +299,7 @@ class RectifiedFlow(Schedule):
     """
 
     shift: float = 1.0
-    path: ClassVar[Path] = "flow"
+    path = "flow"
 
     def __post_init__(self) -> None:
         if self.shift <= 0:

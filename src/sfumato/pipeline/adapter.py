@@ -37,7 +37,7 @@ class Adapter:
             entries also serves a batch of k n rows, entry i for rows i, n + i, ...: both halves of a guided
             batch.
         gate: None, or a function from the conditioning of the pictures being sampled to one scale for each;
-            `Text2Image.sample` and `trajectory` set ``scale`` by it, the same for both halves of guidance.
+            `Text2Image.draw` and `trajectory` set ``scale`` by it, the same for both halves of guidance.
     """
 
     def __init__(

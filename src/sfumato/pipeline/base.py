@@ -7,22 +7,24 @@ network is told; everything else is here and in the modules beside it.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.data import world
 from sfumato.errors import BadInput
 
-from . import adapter, attention, lora, sampling, saving, sharing, steering, tokens
+from . import adapter, attention, lora, sampling, saving, sharing, steering, text, tokens
 from .anatomy import Anatomy, Projection, Site, UNetAnatomy
-from .conditioning import Conditioning
+from .clock import Clock, TableClock
+from .codec import Codec
+from .conditioning import Conditioning, Role
 from .denoise import NetworkDenoiser
 
 
@@ -34,8 +36,12 @@ class Text2Image(ABC):
     """
 
     family: ClassVar[str]
+    title: ClassVar[str]
+    """The family's name in sentences."""
     default_cfg_scale: ClassVar[float]
     anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
+    text_keys: ClassVar[tuple[str, ...]] = ()
+    """What files of learned words call the text encoders, where there are several."""
 
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         self.pipe = pipe
@@ -43,15 +49,29 @@ class Text2Image(ABC):
         self.adapters: dict[str, adapter.Adapter] = {}
         self.learned: list[tokens.LearnedToken] = []
         self.listeners: list[Any] = []
-        self.anatomy = self.anatomy_type(getattr(pipe, self.anatomy_type.component))
+        self.anatomy = self._make_anatomy()
         self.companions: list[Callable[[Path], None]] = []
+        self.origin: str | None = None
+        """The embedded model that this pipeline is or was made from, where it is known to be."""
         for part in self.parts().values():
             part.requires_grad_(False).eval()
+        self.clock = self._make_clock()
         self.denoiser = NetworkDenoiser(self)
 
     def __call__(self, *args, **kwargs):
         """Run the diffusers pipeline: ``p("a red star").images[0]``."""
         return self.pipe(*args, **kwargs)
+
+    @classmethod
+    @abstractmethod
+    def plain(cls, pipe) -> bool:
+        """Whether a pipeline of this family makes pictures from noise and a text alone, as this adapter calls it."""
+
+    def _make_anatomy(self) -> Anatomy:
+        return self.anatomy_type(getattr(self.pipe, self.anatomy_type.component))
+
+    def _make_clock(self) -> Clock:
+        return TableClock.of(self.pipe.scheduler)
 
     # What it is made of
 
@@ -112,16 +132,21 @@ class Text2Image(ABC):
 
     # Text
 
+    def text_lengths(self) -> list[int]:
+        """How many tokens each text encoder reads, start and end tokens included, in the order of `text_parts`."""
+        parts = [(getattr(self.pipe, tok), getattr(self.pipe, enc)) for tok, enc in self.text_parts()]
+        least = min(min(tok.model_max_length, enc.config.max_position_embeddings) for tok, enc in parts)
+        return [least] * len(parts)
+
+    @property
+    def vocabulary(self) -> Mapping[str, tuple[str, ...]]:
+        """The words of the world that it was trained on, by attribute; empty for models of the world at large."""
+        return world.vocabulary(self.tokenizers[0])
+
     @property
     def context_length(self) -> int:
-        """How many tokens a prompt may have, start and end tokens included."""
-        return min(
-            min(
-                getattr(self.pipe, tok).model_max_length,
-                getattr(self.pipe, enc).config.max_position_embeddings,
-            )
-            for tok, enc in self.text_parts()
-        )
+        """How many tokens a prompt may have, start and end tokens included, before a text encoder cuts it off."""
+        return min(self.text_lengths())
 
     def encode(
         self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None
@@ -134,36 +159,86 @@ class Text2Image(ABC):
             size: side in pixels told to networks with size conditioning (SDXL); default `size`.
 
         Warns:
-            UserWarning: a prompt is longer than the context; the warning names what is cut off.
+            UserWarning: a prompt is longer than what a text encoder reads; the warning names what is cut off.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
-        ids, mask = zip(*(self._tokenize(tok, prompts) for tok, _ in self.text_parts()), strict=True)
+        texts, reads = self._texts(prompts), []
+        for tokenizer, length in zip(self.tokenizers, self.text_lengths(), strict=True):
+            reads.append(text.tokenize(tokenizer, texts, length, self.device))
         with torch.set_grad_enabled(grad):
-            encoded = self._encode_ids(list(ids), mask[0], size or self.size)
+            encoded = self._encode(reads, size or self.size)
         return encoded.replace(prompts=tuple(prompts))
 
-    @abstractmethod
-    def _encode_ids(self, ids: list[Tensor], mask: Tensor, size: int) -> Conditioning:
-        """The conditioning for token ids, one tensor per text encoder."""
+    def encode_ids(
+        self,
+        ids: Int[Tensor, "batch length"] | Sequence[Int[Tensor, "batch length"]],
+        mask: Tensor | Sequence[Tensor] | None = None,
+        embeddings: Float[Tensor, "batch length width"] | Sequence[Tensor | None] | None = None,
+        grad: bool = False,
+        size: int | None = None,
+    ) -> Conditioning:
+        """Encode token ids, or what stands in for their embeddings, as `encode` does those of a text.
 
-    def _tokenize(self, name: str, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        tokenizer, length = getattr(self.pipe, name), self.context_length
-        prompts = self.pipe.maybe_convert_prompt(prompts, tokenizer)  # words learned as several tokens
-        for ids in tokenizer(prompts).input_ids:
-            if len(ids) > length:
-                rest = tokenizer.decode(ids[length - 1 : -1]).strip()
-                message = f"the prompt has {len(ids)} tokens, the model reads {length}; cut off: {rest!r}"
-                warnings.warn(message, stacklevel=4)
-        out = tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        return out.input_ids.to(self.device), out.attention_mask.to(self.device)
+        Args:
+            ids: padded token ids, start and end tokens included; one tensor for all text encoders, or one each.
+            mask: 1 for tokens, 0 for padding, in the same form; None: all up to the first end token.
+            embeddings: in the same form (None for an encoder that reads ids): instead of each token's embedding
+                another, or weights of all the words (one-hot rows, or mixtures), told by their width. They are
+                differentiated through with ``grad``.
+            grad, size: as in `encode`.
+
+        Raises:
+            BadInput: numbers of tensors or shapes that do not fit.
+        """
+        parts = self.text_parts()
+
+        def each(value: Any, what: str) -> list[Any]:
+            values = [value] * len(parts) if value is None or torch.is_tensor(value) else list(value)
+            if len(values) != len(parts):
+                raise BadInput(f"{len(values)} tensors of {what} for {len(parts)} text encoders: give one, or one each")
+            return values
+
+        fields = zip(each(ids, "token ids"), each(mask, "masks"), each(embeddings, "embeddings"), strict=True)
+        with torch.set_grad_enabled(grad):
+            reads = []
+            for (tokenizer, encoder), row in zip(parts, fields, strict=True):
+                table = getattr(self.pipe, encoder).get_input_embeddings()
+                reads.append(text.given(getattr(self.pipe, tokenizer), table, *row))
+            encoded = self._encode(reads, size or self.size)
+        return encoded.replace(prompts=("",) * len(encoded))
+
+    @abstractmethod
+    def _encode(self, reads: list[text.Read], size: int) -> Conditioning:
+        """The conditioning for what each text encoder reads."""
+
+    def _texts(self, prompts: list[str]) -> list[str]:
+        """The prompts as the pipeline hands them to its tokenizers."""
+        return prompts
 
     def last_word_token(self, cond: Conditioning) -> Tensor:
-        """Index of the last word's last token in each row (0, the start token, for the empty prompt)."""
-        return cond.mask.sum(dim=1) - 2
+        """Index of the last word's last token in each row; 0 (the start token, if there is one) for the empty prompt.
+
+        Where several encoders' rows stand one after the other, it is the first one's.
+        """
+        if cond.roles is None:
+            return cond.mask.sum(dim=1) - 2
+        return ((cond.roles == Role.END).long().argmax(dim=1) - 1).clamp(min=0)
+
+    def find(self, cond: Conditioning, phrase: str) -> Bool[Tensor, "batch length"]:
+        """Which rows of a conditioning's tokens stand for a phrase; every occurrence, none where it does not occur."""
+        found, start = torch.zeros_like(cond.mask), 0
+        for tokenizer, length in self._sections():
+            words = tokenizer(self._texts([phrase])[0], add_special_tokens=False).input_ids
+            section = slice(start, start + length)
+            found[:, section] = text.find(cond.ids[:, section], words) & cond.mask[:, section]
+            start += length
+        return found
+
+    def _sections(self) -> list[tuple[Any, int]]:
+        """The tokenizers whose tokens are the rows of a conditioning, one after the other, and how many each."""
+        return [(self.tokenizers[0], self.text_lengths()[0])]
 
     def unconditional(
         self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
@@ -308,13 +383,21 @@ class Text2Image(ABC):
     # Pictures and latents
 
     @property
+    def codec(self) -> Codec:
+        """From pictures to what the network denoises, and back."""
+        return Codec(self.pipe.vae)
+
+    @property
     def scale_factor(self) -> int:
         """Pixels per latent, along a side."""
-        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        return self.codec.factor
 
     @property
     def size(self) -> int:
-        """Side of a picture in pixels, unless another is asked for."""
+        """Side of a picture in pixels, unless another is asked for: the ``size`` of `defaults`, or the network's."""
+        return self.defaults.get("size") or self._size()
+
+    def _size(self) -> int:
         latent = self.network.config.sample_size
         return (latent if isinstance(latent, int) else latent[0]) * self.scale_factor
 
@@ -322,45 +405,25 @@ class Text2Image(ABC):
         """(channels, height, width) of the latent of a square picture with that side in pixels.
 
         Raises:
-            BadInput: the side is not a multiple of `scale_factor`.
+            BadInput: the side is not a multiple of what this model needs.
         """
-        size = size or self.size
-        if size <= 0 or size % self.scale_factor:
-            raise BadInput(
-                f"size {size} is not a multiple of {self.scale_factor} pixels, as this model needs"
-            )
-        side = size // self.scale_factor
-        return self.network.config.in_channels, side, side
+        return self.codec.latent_shape(size or self.size)
 
     def encode_image(
         self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch channel h w"]:
         """Scaled latents of pictures in [-1, 1]: the posterior's mean, or a ``generator``'s draw."""
-        vae = self.pipe.vae
-        posterior = vae.encode(x.to(vae.dtype)).latent_dist
-        z = posterior.mode() if generator is None else posterior.sample(generator=generator)
-        return self.scale_latents(z).to(x.dtype)
+        return self.codec.encode(x, generator)
 
     def scale_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         """The autoencoder's own latents in the scale in which the network sees them."""
-        mean, std = self._latent_statistics(z)
-        return (z - mean) / std * self.pipe.vae.config.scaling_factor
+        return self.codec.scale(z)
 
     def decode_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pictures in about [-1, 1] (not clipped) of scaled latents, differentiable."""
-        vae = self.pipe.vae
-        mean, std = self._latent_statistics(z)
-        latent = z / vae.config.scaling_factor * std + mean
-        return vae.decode(latent.to(vae.dtype), return_dict=False)[0].to(z.dtype)
+        return self.codec.decode(z)
 
-    def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.pipe.vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is None or std is None:
-            return like.new_zeros(()), like.new_ones(())
-        return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
-
-    sample = sampling.sample
+    draw = sampling.draw
     trajectory = sampling.trajectory
     states = sampling.states
 

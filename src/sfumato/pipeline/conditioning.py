@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+class Role(IntEnum):
+    """What a row of token embeddings stands for."""
+
+    START = 0
+    WORD = 1
+    END = 2
+    PADDING = 3
+
+
+_TENSORS = ("tokens", "ids", "mask", "pooled", "size_ids", "guidance", "roles", "conditional")
 
 
 @dataclass(frozen=True)
@@ -15,11 +28,14 @@ class Conditioning:
     """A batch of encoded prompts: sliceable, joinable, editable. Methods that work on embeddings change only this.
 
     Attributes:
-        tokens: per-token embeddings, the input of cross-attention.
+        tokens: per-token embeddings, the input of cross-attention, or of joint attention. Where several encoders' rows
+            stand one after the other (SD3), ids, mask and roles are theirs in the same order.
         ids: token ids of the (first) text encoder, start and end tokens and padding included.
         mask: True for the start token, the words and the first end token; False for padding.
-        pooled: pooled text embedding (SDXL), or None.
+        pooled: pooled text embedding (SDXL, SD3, Flux), or None.
         size_ids: SDXL's micro-conditioning (original height, width, crop top, left, target height, width), or None.
+        guidance: the guidance scale that the network itself is told (Flux.1 dev), or None.
+        roles: the `Role` of each row of ``tokens``; None for embeddings that came from elsewhere.
         prompts: the texts that were encoded ("" for embeddings that came from elsewhere).
         conditional: in the two halves of guidance, which rows are the conditional half; None outside guidance.
     """
@@ -29,6 +45,8 @@ class Conditioning:
     mask: Bool[Tensor, "batch length"]
     pooled: Float[Tensor, "batch pooled"] | None = None
     size_ids: Float[Tensor, "batch six"] | None = None
+    guidance: Float[Tensor, "batch"] | None = None
+    roles: Int[Tensor, "batch length"] | None = None
     prompts: tuple[str, ...] = ()
     conditional: Bool[Tensor, "batch"] | None = None
 
@@ -43,8 +61,7 @@ class Conditioning:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same conditioning with ``fn`` applied to every tensor."""
-        names = ("tokens", "ids", "mask", "pooled", "size_ids", "conditional")
-        values = {n: getattr(self, n) for n in names}
+        values = {n: getattr(self, n) for n in _TENSORS}
         return replace(self, **{n: fn(x) for n, x in values.items() if x is not None})
 
     def replace(self, **changes) -> Conditioning:
@@ -68,12 +85,4 @@ class Conditioning:
         def join(name: str) -> Tensor | None:
             return None if getattr(first, name) is None else torch.cat([getattr(p, name) for p in parts])
 
-        return Conditioning(
-            join("tokens"),
-            join("ids"),
-            join("mask"),
-            join("pooled"),
-            join("size_ids"),
-            tuple(q for p in parts for q in p.prompts),
-            join("conditional"),
-        )
+        return replace(first, **{n: join(n) for n in _TENSORS}, prompts=tuple(q for p in parts for q in p.prompts))

@@ -14,8 +14,8 @@ _WIDTH = 256
 """Of the guidance embedding, as guidance-distilled checkpoints have it."""
 
 
-def few_steps(model: Text2Image | ImageModel, steps: int) -> None:
-    """From now on ``model`` samples in ``steps`` DDIM steps t = 1, (steps - 1) / steps, ... without guidance.
+def few_steps(model: Text2Image | ImageModel, sampling_steps: int) -> None:
+    """From now on ``model`` samples in S = ``sampling_steps`` DDIM steps t = 1, (S - 1) / S, ... without guidance.
 
     Changed in place, and saved with it. A text-to-image pipeline does so by itself, ``pipe(prompt)`` in diffusers too:
     its scheduler becomes a `FewStepScheduler`, and its network is marked as guidance-distilled, which is what makes
@@ -23,13 +23,15 @@ def few_steps(model: Text2Image | ImageModel, steps: int) -> None:
     what it computed before. Other numbers of steps are refused.
     """
     if isinstance(model, ImageModel):
-        model.defaults |= {"sampler": "ddim", "steps": steps, "distilled_steps": steps, "cfg_scale": 1.0}
+        model.defaults |= {
+            "scheduler": "ddim", "sampling_steps": sampling_steps, "distilled_steps": sampling_steps, "cfg_scale": 1.0,
+        }  # fmt: skip
         return
     pipe, network = model.pipe, model.network
     config = pipe.scheduler.config
     clip = config.get("clip_sample", False)
-    pipe.scheduler = FewStepScheduler.from_config(config, distilled_steps=steps, clip_sample=clip)
-    model.defaults |= {"steps": steps, "cfg_scale": 1.0}
+    pipe.scheduler = FewStepScheduler.from_config(config, distilled_steps=sampling_steps, clip_sample=clip)
+    model.defaults |= {"sampling_steps": sampling_steps, "cfg_scale": 1.0}
     if network.config.get("time_cond_proj_dim") is None:
         embedding = network.time_embedding
         like = embedding.linear_1.weight

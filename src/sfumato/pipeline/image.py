@@ -106,8 +106,8 @@ class ImageModel:
         prediction: what the network's output is.
         shape: of one sample: (channel, height, width), or (frame, channel, height, width).
         labels: names of the classes; empty for a model without.
-        defaults: how `sample` samples unless told otherwise: ``sampler`` and its ``options`` (arguments by name),
-            ``steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is held to [-1, 1]) and
+        defaults: how `draw` draws unless told otherwise: ``scheduler`` and its ``options`` (arguments by name),
+            ``sampling_steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is held to [-1, 1]) and
             ``distilled_steps`` (the only number of steps that it can take, if it was distilled).
     """
 
@@ -120,8 +120,10 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         self.shape, self.labels = tuple(self.shape), tuple(self.labels)
-        base = {"sampler": "ddpm", "options": {}, "steps": 256, "cfg_scale": 1.0, "cfg_interval": None, "clip": True}
-        base["distilled_steps"] = None
+        base = {
+            "scheduler": "ddpm", "options": {}, "sampling_steps": 256, "distilled_steps": None, "cfg_scale": 1.0,
+            "cfg_interval": None, "clip": True,
+        }  # fmt: skip
         self.defaults = {**base, **self.defaults}
         self.denoiser = NetworkDenoiser(self)
 
@@ -188,59 +190,59 @@ class ImageModel:
         return torch.tensor(ids, device=self.device)
 
     @torch.no_grad()
-    def sample(
+    def draw(
         self,
+        asked: str | int | Sequence[str | int] | None,
         seeds: int | Sequence[int],
-        labels: str | int | Sequence[str | int] | None = None,
         *,
-        steps: int | None = None,
-        sampler: str | Callable[..., Tensor] | None = None,
+        sampling_steps: int | None = None,
+        scheduler: str | Callable[..., Tensor] | None = None,
         cfg_scale: float | None = None,
         cfg_interval: tuple[float, float] | None = None,
-        batch_size: int = 64,
+        batch: int = 64,
         progress: bool = False,
     ) -> Float[Tensor, "n *shape"]:
         """One sample in [0, 1] per seed, on the CPU, in float32; it never depends on the batch it was computed in.
 
         Args:
+            asked: class names or numbers: one for all or one per seed. None: drawn without a class.
             seeds: one per picture, or one number.
-            labels: class names or numbers: one for all or one per seed. None: drawn without a class.
-            steps, sampler, cfg_scale, cfg_interval: default: the model's ``defaults``; samplers are "ddpm", "ddim",
-                "addim", "heun", "dpm++", one of the catalogue by its name ("s2n") or any of `sfumato.sample` itself
-                (``S2N(rho=0.3)``); guidance 1 is none, the interval is in log-SNR.
-            batch_size: pictures computed together.
+            sampling_steps, scheduler, cfg_scale, cfg_interval: default: the model's ``defaults``; schedulers are
+                "ddpm", "ddim", "addim", "heun", "dpm++", one of the catalogue by its name ("s2n") or any of
+                `sfumato.sample` itself (``S2N(rho=0.3)``); guidance 1 is none, the interval is in log-SNR.
+            batch: pictures computed together.
             progress: show a bar.
 
         Raises:
-            BadInput: an unknown sampler or class, steps that a distilled model cannot take, or numbers of seeds and
+            BadInput: an unknown scheduler or class, steps that a distilled model cannot take, or numbers of seeds and
                 labels that do not match.
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-        solver = _sampler(self.defaults["sampler"] if sampler is None else sampler)
-        if sampler in (None, self.defaults["sampler"]):
+        solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
+        if scheduler in (None, self.defaults["scheduler"]):
             solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
         cond = None
-        if labels is not None:
-            names = [labels] * len(seeds) if isinstance(labels, str | int) else list(labels)
+        if asked is not None:
+            names = [asked] * len(seeds) if isinstance(asked, str | int) else list(asked)
             if len(names) != len(seeds):
                 raise BadInput(f"{len(names)} labels for {len(seeds)} seeds: give one label for all, or one each")
             cond = self.label_ids(names)
         denoiser = self.guided(cfg_scale, cfg_interval)
-        steps = self.defaults["steps"] if steps is None else steps
-        check_steps(steps, self.defaults["distilled_steps"])
-        times = uniform(steps)
+        sampling_steps = self.defaults["sampling_steps"] if sampling_steps is None else sampling_steps
+        check_steps(sampling_steps, self.defaults["distilled_steps"])
+        times = uniform(sampling_steps)
         parts = []
-        for start in track(range(0, len(seeds), batch_size), "sampling", progress):
-            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch_size]]
+        for start in track(range(0, len(seeds), batch), "sampling", progress):
+            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
             z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
-            rows = None if cond is None else cond[start : start + batch_size]
+            rows = None if cond is None else cond[start : start + batch]
             z = self.process.diffuse(torch.zeros_like(z), times[0], z)  # noise of this process, in its scale
             x = solver(denoiser, z, times, rows, generator=generators)
             parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
         return torch.cat(parts)
 
     def guided(self, cfg_scale: float | None = None, cfg_interval: tuple[float, float] | None = None):
-        """The denoiser that `sample` uses: guided and clipped as asked for, else as the ``defaults`` say."""
+        """The denoiser that `draw` uses: guided and clipped as asked for, else as the ``defaults`` say."""
         scale = self.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
         interval = self.defaults["cfg_interval"] if cfg_interval is None else cfg_interval
         denoiser: Any = self.denoiser
@@ -293,7 +295,7 @@ def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     if chosen in methods:
         return methods[chosen].load()()
     if chosen not in SAMPLERS:
-        raise unknown("sampler", str(chosen), (*SAMPLERS, *methods))
+        raise unknown("scheduler", str(chosen), (*SAMPLERS, *methods))
     return known[chosen]
 
 

@@ -8,37 +8,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLControlNetPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BadInput
+from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
-from .distilled import listens_to_guidance
+from .flux import Flux
 from .image import ImageModel, load_image_model
+from .pixart import PixArtSigma
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
+from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .video import VideoModel
 
-EMBEDDED = ("sketch",)
-_FAMILIES: dict[type[Any], type[Text2Image]] = {
-    StableDiffusionPipeline: StableDiffusion,
-    StableDiffusionXLPipeline: StableDiffusionXL,
+_FAMILIES: dict[str, type[Text2Image]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "PixArtSigmaPipeline": PixArtSigma,
 }
-_CONTROLLED: dict[type[Any], type[Text2Image]] = {
-    StableDiffusionControlNetPipeline: StableDiffusion,
-    StableDiffusionXLControlNetPipeline: StableDiffusionXL,
+"""Families by the name of diffusers' pipeline class, which is imported when such a model is loaded."""
+_CONTROLLED: dict[str, type[Text2Image]] = {
+    "StableDiffusionControlNetPipeline": StableDiffusion,
+    "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
 _PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
-_SUPPORTED = "Stable Diffusion 1.x/2.x (StableDiffusionPipeline) and SDXL (StableDiffusionXLPipeline)"
+_SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = (
     "convert it in an isolated environment: load it there with diffusers (from_pretrained or "
@@ -71,17 +72,15 @@ def load(
     if own is not None:
         _check_files(folder, {"network": index.get("network")})
         return load_image_model(own, folder, index, _device(device))
-    kind = next((k for k in _FAMILIES if k.__name__ == index.get("_class_name")), None)
-    if kind is None:
-        raise BadInput(
-            f"{model} is a {index.get('_class_name')}, which is not supported; supported are {_SUPPORTED}"
-        )
+    name = str(index.get("_class_name"))
+    if name not in _FAMILIES:
+        raise BadInput(f"{model} is a {name}, which is not supported; supported are {_SUPPORTED}")
     if folder is not None:
         _check_files(folder, index)
     device = _device(device)
     with quiet():
         try:
-            pipe = kind.from_pretrained(
+            pipe = getattr(diffusers, name).from_pretrained(
                 source,
                 torch_dtype=dtype or torch.float32,
                 use_safetensors=True,
@@ -89,11 +88,13 @@ def load(
             )
         except _LOADING as error:
             reason = str(error).strip().split("\n")[0]
-            raise BadInput(f"{model} could not be loaded as a {kind.__name__}: {reason}") from error
+            raise BadInput(f"{model} could not be loaded as a {name}: {reason}") from error
     _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
-    return wrap(pipe.to(device), _defaults(read_record(model)))
+    made = wrap(pipe.to(device), _defaults(read_record(model)))
+    made.origin = origin_of(model)
+    return made
 
 
 def load_text2image(
@@ -124,14 +125,14 @@ def wrap(
     """
     if isinstance(pipe, Text2Image):
         return pipe
-    adapter = (_FAMILIES | _CONTROLLED if controlled else _FAMILIES).get(type(pipe))
+    name = type(pipe).__name__
+    adapter = (_FAMILIES | _CONTROLLED if controlled else _FAMILIES).get(name)
     if adapter is None:
-        raise BadInput(f"{type(pipe).__name__} is not supported; supported are {_SUPPORTED}")
-    config = pipe.unet.config
-    if config.in_channels != config.out_channels or listens_to_guidance(pipe.unet):
+        raise BadInput(f"{name} is not supported; supported are {_SUPPORTED}")
+    if not adapter.plain(pipe):
         raise BadInput(
-            f"this {type(pipe).__name__} is an inpainting, editing or guidance-distilled variant, which is "
-            f"not supported; supported are plain {_SUPPORTED}"
+            f"this {name} is an inpainting, editing or guidance-distilled variant, which is not supported; "
+            f"supported are plain {_SUPPORTED}"
         )
     return adapter(pipe, defaults)
 
@@ -162,7 +163,7 @@ def _folder(model: str) -> Path | None:
             raise BadInput(f"{model} is a pickle, which can run code when it is read: {_CONVERT}")
         raise BadInput(f"{model} is a single file, not a diffusers folder: {_CONVERT}")
     if model in EMBEDDED:
-        embedded = Path(__file__).parent.parent / "assets" / model
+        embedded = _embedded(model)
         if not embedded.is_dir():
             raise BadInput(
                 f"the embedded model {model!r} is missing from this installation: install the full package"
@@ -174,6 +175,11 @@ def _folder(model: str) -> Path | None:
         f"there is no model {model!r}: give an embedded one ({', '.join(EMBEDDED)}), a folder written by "
         "save_pretrained, or a hub id like owner/name"
     )
+
+
+def _embedded(model: str) -> Path:
+    """Where an embedded model lies in the package."""
+    return Path(__file__).parent.parent / "assets" / model
 
 
 def _index(source: str, folder: Path | None) -> dict[str, Any]:
@@ -214,7 +220,7 @@ def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
     for name, kind in parts.items():
         if not isinstance(kind, list) or None in kind:
             continue
-        words = [folder / name / file for file in ("tokenizer.json", "vocab.json")]
+        words = [folder / name / file for file in ("tokenizer.json", "vocab.json", "spiece.model")]
         if not (folder / name).is_dir() or (name.startswith("tokenizer") and not any(w.is_file() for w in words)):
             raise BadInput(f"{folder} is incomplete, its {name} is missing: fetch or write the folder again")
     for part in sorted(f for f in folder.iterdir() if f.is_dir()):
@@ -269,9 +275,23 @@ def read_record(model: str | Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def origin_of(model: str | Path) -> str | None:
+    """The embedded model that ``model`` is, or was made from by its record; None where there is none, or no model."""
+    try:
+        folder, record = _folder(str(model)), read_record(model)
+    except BadInput:
+        return None
+    if str(model) in EMBEDDED and folder == _embedded(str(model)):
+        return str(model)
+    described, made = (record.get(k) if isinstance(record.get(k), dict) else {} for k in ("description", "provenance"))
+    parent = made.get("parent") if isinstance(made.get("parent"), dict) else {}
+    named = (described.get("origin"), parent.get("origin"), parent.get("model"))
+    return next((name for name in named if name in EMBEDDED), None)
+
+
 def _defaults(record: dict[str, Any]) -> dict[str, Any]:
-    """Sampling defaults that a record states (guidance, steps); empty for other folders."""
-    kinds = {"cfg_scale": float, "steps": int}
+    """Sampling defaults that a record states; empty for other folders."""
+    kinds = {"cfg_scale": float, "sampling_steps": int, "size": int, "guidance": float}
     try:
         return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
     except (ValueError, TypeError, AttributeError):

@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_file
+from sfumato.text import plain
 
 from . import lora
 from .adapter import Adapter, refuse_adapters
@@ -135,7 +136,11 @@ def attach(
     numbers = range(len(membranes))
     pairs = [(i, i) for i in numbers] if composition == "paper" else list(product(numbers, numbers))
     for i, j in pairs:
-        adapter = _add(made, f"spm.{i}" if i == j else f"spm.{i}.{j}", membranes[i], membranes[j])
+        layers = sorted(set(membranes[i].layers) & set(membranes[j].layers))
+        if not layers:  # a cross term of two that share no layer
+            continue
+        name = f"spm.{i}" if i == j else f"spm.{i}.{j}"
+        adapter = _add(made, name, membranes[i], membranes[j], layers)
         if transport != "none":
             factors = (gammas[i],) if composition == "paper" else (gammas[i], gammas[j])
             adapter.gate = _product(factors)
@@ -227,19 +232,23 @@ def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", over
     joined = pipe.copy().add_adapter("lora", rank=rank, alpha=rank, targets=layers)
     state = {}
     for name in layers:
-        state[f"{name}.down"] = torch.cat([a.down[name].detach() for a in adapters])
-        state[f"{name}.up"] = torch.cat([a.up[name].detach() * (a.alpha / a.rank) for a in adapters], dim=1)
+        here = [a for a in adapters if name in a.layers]
+        down = torch.cat([a.down[name].detach() for a in here])
+        up = torch.cat([a.up[name].detach() * (a.alpha / a.rank) for a in here], dim=1)
+        spare = rank - len(down)  # a file has one rank: where an adapter is not, its rows are zero
+        state[f"{name}.down"] = torch.cat([down, down.new_zeros(spare, *down.shape[1:])])
+        state[f"{name}.up"] = torch.cat([up, up.new_zeros(len(up), spare)], dim=1)
     joined.load_state_dict(state)
     note = "fixed strength: facilitated transport is off"
     joined.save_lora(path, style=style, metadata={"sfumato": note}, overwrite=overwrite)
 
 
-def _add(pipe: Text2Image, name: str, up: Membrane, down: Membrane) -> Adapter:
-    adapter = pipe.add_adapter(name, rank=up.rank, alpha=up.alpha, targets=up.layers)
-    factors = {"up": up, "down": down}
+def _add(pipe: Text2Image, name: str, up: Membrane, down: Membrane, layers: Sequence[str]) -> Adapter:
+    adapter = pipe.add_adapter(name, rank=up.rank, alpha=up.alpha, targets=layers)
     for parameter in adapter.parameters():
         parameter.requires_grad_(False)
-    adapter.load_state_dict({k: factors[k.rsplit(".", 1)[1]].weights[k] for k in up.weights})
+    keys = [(f"{layer}.{which}", m) for layer in layers for which, m in (("down", down), ("up", up))]
+    adapter.load_state_dict({key: m.weights[key] for key, m in keys if key in m.weights})
     return adapter
 
 
@@ -257,5 +266,5 @@ def _write_beside(folder: Path, pipe: Text2Image, membranes: Sequence[Membrane])
     """What `Text2Image.save` puts beside the merged pipeline."""
     save_membranes(folder / ADAPTER, membranes)
     save_lora(folder / "lora" / "pytorch_lora_weights.safetensors", pipe)
-    concepts = ", ".join(c for m in membranes for c in m.concepts)
+    concepts = ", ".join(plain(c) for m in membranes for c in m.concepts)
     (folder / "lora" / "README.md").write_text(_LORA_CARD.format(concepts=concepts), encoding="utf-8")

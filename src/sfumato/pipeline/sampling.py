@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from sfumato import catalog
 from sfumato.errors import BadInput
 from sfumato.progress import console
 from sfumato.sample.guidance import Guided
-from sfumato.sample.schedulers import ADDIMScheduler, check_steps
+from sfumato.sample.schedulers import check_steps
 
 from .conditioning import Conditioning
 from .steering import following
@@ -42,49 +42,48 @@ class Rule(Protocol):
 
 
 Scheduler: TypeAlias = str | SchedulerMixin | Rule | None
-_NAMED = {
-    "ddim": (DDIMScheduler, {}),
-    "addim": (ADDIMScheduler, {}),
-    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-}
 
 
 def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
-    """A fresh scheduler with the checkpoint's betas ("ddim", "addim", "dpm++", a sampler of the catalogue by its name
-    or with settings), a copy of another, or its own.
+    """A fresh scheduler with the checkpoint's noise process (by a name that its `Clock` knows, a sampler of the
+    catalogue by its name or with settings), a copy of another, or its own.
 
     Raises:
-        BadInput: unknown name.
+        BadInput: unknown name, or a scheduler of another kind of process.
     """
-    config = p.pipe.scheduler.config
+    made = _make_scheduler(p, scheduler)
+    p.clock.check(made)
+    return made
+
+
+def _make_scheduler(p: Text2Image, scheduler: Scheduler):
+    config, named = p.pipe.scheduler.config, p.clock.solvers
     if isinstance(scheduler, str) and scheduler in (methods := {m.name: m for m in catalog.methods("sample")}):
         scheduler = methods[scheduler].load()()
     if hasattr(scheduler, "scheduler"):
         return scheduler.scheduler(config)
     if isinstance(scheduler, str):
-        if scheduler not in _NAMED:
-            names = ", ".join([*_NAMED, *methods])
+        if scheduler not in named:
+            names = ", ".join([*named, *methods])
             raise BadInput(f"unknown scheduler {scheduler!r}: use one of {names}, or a diffusers scheduler")
-        kind, settings = _NAMED[scheduler]
-        # Latents are not bounded by 1: clipping, a default meant for pixels, must not sneak in.
-        return kind.from_config(config, **{"clip_sample": config.get("clip_sample", False), **settings})
+        return named[scheduler](config)
     chosen = p.pipe.scheduler if scheduler is None else scheduler
     return type(chosen).from_config(chosen.config)
 
 
 @torch.no_grad()
-def sample(
+def draw(
     p: Text2Image,
     prompts: str | Sequence[str] | None,
     seeds: int | Sequence[int],
     *,
-    steps: int | None = None,
+    sampling_steps: int | None = None,
     cfg_scale: float | None = None,
     negative: str | Conditioning | None = None,
     scheduler: Scheduler = None,
     eta: float = 0.0,
     size: int | None = None,
-    batch_size: int = 32,
+    batch: int = 32,
     cond: Conditioning | None = None,
     cfg_interval: tuple[float, float] | None = None,
     progress: bool = False,
@@ -94,14 +93,14 @@ def sample(
     Args:
         prompts: texts; one text goes with every seed. None if ``cond`` is given.
         seeds: one per picture; one seed goes with every text.
-        steps: denoising steps. Default: the number that the pipeline was distilled for, else 25.
+        sampling_steps: denoising steps. Default: the number that the pipeline was distilled for, else 25.
         cfg_scale: guidance, u + cfg_scale (c - u); 1 is none. Default: the pipeline's.
         negative: what guidance steers away from; None is what the pipeline itself takes when none is given.
         scheduler: "ddim", "addim", "dpm++", a sampler of the catalogue ("s2n", or ``S2N(rho=0.3)``), a diffusers
             scheduler (its class and settings), or None for the pipeline's.
         eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
         size: side in pixels; default the model's.
-        batch_size: pictures computed together; changes memory and speed only.
+        batch: pictures computed together; changes memory and speed only.
         cond: encoded prompts instead of ``prompts``; one row goes with every seed.
         cfg_interval: (low, high): guide only at times in it.
         progress: show a bar.
@@ -110,16 +109,16 @@ def sample(
         BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot
             be.
     """
-    if batch_size < 1:
-        raise BadInput(f"batch_size must be at least 1, got {batch_size}")
+    if batch < 1:
+        raise BadInput(f"batch must be at least 1, got {batch}")
     jobs = _Jobs.make(p, prompts if cond is None else cond, seeds, negative, size)
-    steps = p.defaults.get("steps", 25) if steps is None else steps
-    starts = range(0, len(jobs.seeds), batch_size)
+    sampling_steps = p.defaults.get("sampling_steps", 25) if sampling_steps is None else sampling_steps
+    starts = range(0, len(jobs.seeds), batch)
     pictures = []
-    with _bar(progress, len(starts) * steps) as advance:
+    with _bar(progress, len(starts) * sampling_steps) as advance:
         for start in starts:
-            chunk = slice(start, start + batch_size)
-            z, _ = _last(_states(p, jobs, chunk, steps, cfg_scale, scheduler, eta, cfg_interval, advance))
+            chunk = slice(start, start + batch)
+            z, _ = _last(_states(p, jobs, chunk, sampling_steps, cfg_scale, scheduler, eta, cfg_interval, advance))
             x = p.decode_latents(z)
             pictures.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
     return torch.cat(pictures)
@@ -131,7 +130,7 @@ def trajectory(
     prompts: str | Sequence[str] | Conditioning,
     seeds: int | Sequence[int],
     *,
-    steps: int,
+    sampling_steps: int,
     stop_after: int,
     cfg_scale: float | None = None,
     negative: str | Conditioning | None = None,
@@ -140,20 +139,20 @@ def trajectory(
     size: int | None = None,
     cfg_interval: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "n channel h w"], float]:
-    """The noisy latent (alpha x + sigma eps) after ``stop_after`` of ``steps`` steps, and its time in [0, 1].
+    """The noisy latent (alpha x + sigma eps) after ``stop_after`` of ``sampling_steps`` steps, and its time in [0, 1].
 
-    ``stop_after`` 0 gives pure noise at the first timestep; ``steps`` gives the clean latent at time 0. All
-    pictures are computed in one batch. Other arguments as in `sample`.
+    ``stop_after`` 0 gives pure noise at the first timestep; ``sampling_steps`` gives the clean latent at time 0. All
+    pictures are computed in one batch. Other arguments as in `draw`.
 
     Raises:
-        BadInput: as `sample`; ``stop_after`` outside [0, steps].
+        BadInput: as `draw`; ``stop_after`` outside [0, sampling_steps].
     """
-    if not 0 <= stop_after <= steps:
-        raise BadInput(f"stop_after must lie between 0 and steps = {steps}, got {stop_after}")
+    if not 0 <= stop_after <= sampling_steps:
+        raise BadInput(f"stop_after must lie between 0 and sampling_steps = {sampling_steps}, got {stop_after}")
     jobs = _Jobs.make(p, prompts, seeds, negative, size)
-    states = _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
+    states = _states(p, jobs, slice(None), sampling_steps, cfg_scale, scheduler, eta, cfg_interval)
     # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
-    return _last(states) if stop_after == steps else _last(islice(states, stop_after + 1))
+    return _last(states) if stop_after == sampling_steps else _last(islice(states, stop_after + 1))
 
 
 @torch.no_grad()
@@ -162,7 +161,7 @@ def states(
     prompts: str | Sequence[str] | Conditioning,
     seeds: int | Sequence[int],
     *,
-    steps: int,
+    sampling_steps: int,
     cfg_scale: float | None = None,
     negative: str | Conditioning | None = None,
     scheduler: Scheduler = "ddim",
@@ -170,9 +169,9 @@ def states(
     size: int | None = None,
     cfg_interval: tuple[float, float] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
-    """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``steps`` + 1 of them."""
+    """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``sampling_steps`` + 1 of them."""
     jobs = _Jobs.make(p, prompts, seeds, negative, size)
-    yield from _states(p, jobs, slice(None), steps, cfg_scale, scheduler, eta, cfg_interval)
+    yield from _states(p, jobs, slice(None), sampling_steps, cfg_scale, scheduler, eta, cfg_interval)
 
 
 def _last(states: Iterator) -> tuple[Tensor, float]:
@@ -227,18 +226,18 @@ def _states(
     p: Text2Image,
     jobs: _Jobs,
     chunk: slice,
-    steps: int,
+    sampling_steps: int,
     cfg_scale: float | None,
     scheduler: Scheduler,
     eta: float,
     cfg_interval: tuple[float, float] | None,
     advance=lambda: None,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
-    """The latents from pure noise to clean, each with its time: steps + 1 states."""
+    """The latents from pure noise to clean, each with its time: sampling_steps + 1 states."""
     T = p.denoiser.timesteps
-    if not 1 <= steps <= T:
-        raise BadInput(f"steps must be at least 1 and at most {T}, this model's number of timesteps: got {steps}")
-    check_steps(steps, p.pipe.scheduler.config.get("distilled_steps"))
+    if not 1 <= sampling_steps <= T:
+        raise BadInput(f"sampling_steps must lie between 1 and {T}, this model's timesteps: got {sampling_steps}")
+    check_steps(sampling_steps, p.pipe.scheduler.config.get("distilled_steps"))
     cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
     if not math.isfinite(cfg_scale):
         raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
@@ -251,10 +250,10 @@ def _states(
     denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
     scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
     with following(p, solver) as attend:
-        solver.set_timesteps(steps, device=p.device)
-        z = noise.to(p.device) * solver.init_noise_sigma
+        p.clock.begin(solver, sampling_steps, shape, p.device)
+        z = p.clock.start(solver, noise.to(p.device))
         for timestep in solver.timesteps:
-            x, t = solver.scale_model_input(z, timestep), (float(timestep) + 1) / T
+            x, t = p.clock.scaled(solver, z, timestep), p.clock.time(timestep)
             yield x, t
             with _scaled(scales), attend():
                 pred = denoiser(x, t)

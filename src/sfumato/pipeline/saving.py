@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from sfumato.errors import BadInput
 from sfumato.files import atomic_folder, tensors_sha256, write_json
+from sfumato.text import plain
 
 from .tokens import without_learned
 
@@ -96,7 +97,7 @@ def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, An
         versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
         record = {"description": description, "provenance": provenance, "versions": versions}
         write_json(temporary / RECORD, {"defaults": p.defaults, **record})
-        title = str(provenance.get("title") or folder.name).replace("\n", " ")
+        title = plain(str(provenance.get("title") or folder.name))
         own = type(p.pipe.scheduler).__module__.startswith("sfumato.")
         loads = "Loads with diffusers where sfumato, which has its scheduler, is installed" if own else _LOADS
         text = _CARD.format(title=title, loads=loads, description=_json(description), provenance=_json(provenance))
@@ -117,6 +118,8 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "dtype": str(p.dtype).removeprefix("torch."),
         "parameters": {k: sum(x.numel() for x in m.parameters()) for k, m in p.parts().items()},
     }
+    if p.origin:
+        described["origin"] = p.origin
     if p.adapters:
         described["adapters"] = {
             name: {"rank": a.rank, "alpha": a.alpha, "sha256": tensors_sha256(a.state_dict())}

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from . import text
 from .base import Text2Image
 from .conditioning import Conditioning
+from .sd import plain_unet
 
 
 class StableDiffusionXL(Text2Image):
     """The adapter for ``StableDiffusionXLPipeline``."""
 
     family = "sdxl"
+    title = "SDXL"
     default_cfg_scale = 5.0
+    text_keys = ("clip_l", "clip_g")
+
+    @classmethod
+    def plain(cls, pipe) -> bool:
+        return plain_unet(pipe.unet)
 
     def text_parts(self) -> list[tuple[str, str]]:
         # A refiner-style checkpoint has the second text encoder only.
         both = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
         return both if self.pipe.text_encoder is not None else both[1:]
 
-    def _encode_ids(self, ids: list[Tensor], mask: Tensor, size: int) -> Conditioning:
+    def _encode(self, reads: list[text.Read], size: int) -> Conditioning:
         outputs = [
-            getattr(self.pipe, encoder)(row, output_hidden_states=True)
-            for row, (_, encoder) in zip(ids, self.text_parts(), strict=True)
+            text.run(getattr(self.pipe, encoder), read, output_hidden_states=True)
+            for read, (_, encoder) in zip(reads, self.text_parts(), strict=True)
         ]
         # SDXL was trained on the last but one layer, without the final normalisation.
         tokens = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
-        # By the mask, not by ids: checkpoints with the historical end token 2 pool at the largest id, a
-        # learned word's.
-        ends = mask.sum(dim=1) - 1
-        final = outputs[-1].last_hidden_state[torch.arange(len(ends), device=ends.device), ends]
-        pooled = self.pipe.text_encoder_2.text_projection(final)
+        pooled = self.pipe.text_encoder_2.text_projection(text.pooled(outputs[-1].last_hidden_state, reads[0]))
         sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32, device=tokens.device)
-        return Conditioning(
-            tokens=tokens, ids=ids[0], mask=mask.bool(), pooled=pooled, size_ids=sizes.repeat(len(tokens), 1)
-        )
+        size_ids = sizes.repeat(len(tokens), 1)
+        return Conditioning(tokens=tokens, **text.layout(reads[0]), pooled=pooled, size_ids=size_ids)
 
     def unconditional(
         self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None

@@ -35,6 +35,7 @@ def _copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
     made = type(p)(type(p.pipe)(**components, **settings), p.defaults)
     # Pipelines correct settings of the scheduler that they are given (steps_offset); a copy must draw the same.
     made.pipe.scheduler = copying.deepcopy(p.pipe.scheduler)
+    made.origin = p.origin
     # The constructor froze everything; what the copy owns is there to be trained.
     for name, part in made.parts().items():
         for key, parameter in part.named_parameters():

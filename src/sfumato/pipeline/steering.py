@@ -1,6 +1,6 @@
 """Between a pipeline and its network while it samples: whose call it is, of which step, and what takes its place.
 
-`Text2Image.intercept` puts an `Interceptor` there, for ``Text2Image.sample`` and for diffusers' own pipeline call
+`Text2Image.intercept` puts an `Interceptor` there, for ``Text2Image.draw`` and for diffusers' own pipeline call
 alike. For the length of the block the network's ``forward`` and three methods of the scheduler pass through here:
 ``set_timesteps`` begins a run, ``scale_model_input`` a step, ``step`` ends it (`sfumato.pipeline.runs`). Calls of the
 network outside a step, such as those of a loss, belong to no run, and a run is forgotten when it ends or another one

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .base import Text2Image
 
 
-# Per text encoder: component names of tokenizer and encoder, the tokenizer, the embedding table.
-_State = list[tuple[str, str, Any, nn.Module]]
+# What stands where: an owner, the name of its attribute, and the tokenizer or embedding table that is there.
+_State = list[tuple[Any, str, Any]]
 
 
 class LearnedToken:
@@ -71,10 +71,12 @@ class LearnedToken:
             tokenizer, encoder = getattr(pipe, tok), getattr(pipe, enc)
             table = encoder.get_input_embeddings()
             extended = _with_words(tokenizer, self.names)
-            if extended.convert_tokens_to_ids(self.names[0]) != num_words(table):
-                raise SfumatoError(f"the tokenizer of {enc} and its embedding table differ in size")
-            extensions.append((tok, enc, extended, _Extended(table, rows)))
-        self._undo = _swap(self._p, extensions)
+            first = extended.convert_tokens_to_ids(self.names[0])
+            if first > num_words(table):
+                raise SfumatoError(f"the tokenizer of {enc} has more words than its embedding table")
+            replaced = _Extended(table, rows, first)
+            extensions += [(pipe, tok, extended), *((owner, name, replaced) for owner, name in _places(encoder))]
+        self._undo = _swap(extensions)
         self._p.learned.append(self)
         return self
 
@@ -82,16 +84,16 @@ class LearnedToken:
         if not self._p.learned or self._p.learned[-1] is not self:
             raise SfumatoError(f"the word {self.word!r} must be left before those that were added earlier")
         self._p.learned.pop()
-        _swap(self._p, self._undo)
+        _swap(self._undo)
         self._undo = []
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the rows as a textual-inversion file that ``pipe.load_textual_inversion`` loads.
 
         SD: {word: rows}. SDXL: {"clip_l": rows, "clip_g": rows}, given to that function one by one with
-            ``token=word``.
+            ``token=word``; likewise others with several text encoders, by the family's ``text_keys``.
         """
-        keys = [self.word] if len(self.embeddings) == 1 else ["clip_l", "clip_g"]
+        keys = self._p.text_keys if len(self.embeddings) > 1 else (self.word,)
         tensors = {k: e.detach().cpu().contiguous() for k, e in zip(keys, self.embeddings, strict=True)}
         with atomic_file(path, overwrite) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -109,7 +111,7 @@ def new_token(p: Text2Image, word: str, init_word: str, vectors: int) -> Learned
         if not ids:
             raise BadInput("the word to start from is empty: name one that the model knows")
         known = tokenizer.get_vocab()
-        if word in known or f"{word.lower()}</w>" in known:
+        if known.keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
             raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as <{word}>")
         with torch.no_grad():
             mean = table(torch.tensor([ids], device=p.device))[0].float().mean(dim=0, keepdim=True)
@@ -134,38 +136,49 @@ def num_words(table: nn.Module) -> int:
 @contextmanager
 def without_learned(p: Text2Image) -> Iterator[None]:
     """The pipeline as it is without its learned words, for the duration of the block."""
-    before = [_swap(p, token._undo) for token in reversed(p.learned)]
+    before = [_swap(token._undo) for token in reversed(p.learned)]
     try:
         yield
     finally:
         for state in reversed(before):
-            _swap(p, state)
+            _swap(state)
 
 
-def _swap(p: Text2Image, state: _State) -> _State:
+def _swap(state: _State) -> _State:
     """Put tokenizers and tables in place; gives those that were there."""
-    before = []
-    for tok, enc, tokenizer, table in state:
-        encoder = getattr(p.pipe, enc)
-        before.append((tok, enc, getattr(p.pipe, tok), encoder.get_input_embeddings()))
-        setattr(p.pipe, tok, tokenizer)
-        encoder.set_input_embeddings(table)
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in state]
+    for owner, name, new in state:
+        setattr(owner, name, new)
     return before
 
 
-class _Extended(nn.Module):
-    """An embedding table with further rows, of which only those receive gradients."""
+def _places(encoder: Any) -> list[tuple[nn.Module, str]]:
+    """Where a text encoder keeps its embedding table: T5 has it twice, sharing one weight."""
+    table = encoder.get_input_embeddings()
+    owners = [(owner, name, child) for owner in encoder.modules() for name, child in owner.named_children()]
+    return [(o, name) for o, name, child in owners if child is table or _same_weight(child, table)]
 
-    def __init__(self, table: nn.Module, rows: nn.Parameter):
+
+def _same_weight(module: nn.Module, table: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and module.weight is table.weight
+
+
+class _Extended(nn.Module):
+    """An embedding table with further rows from the token ``first`` on, of which only those receive gradients.
+
+    Tables may have spare rows (T5's has), which no token of the tokenizer uses.
+    """
+
+    def __init__(self, table: nn.Module, rows: nn.Parameter, first: int):
         super().__init__()
-        self.table, self.rows = table, rows
+        self.table, self.rows, self.first = table, rows, first
 
     @property
     def weight(self) -> Float[Tensor, "words width"]:
-        return torch.cat([self.table.weight, self.rows.to(self.table.weight.dtype)])
+        return torch.cat([self.table.weight[: self.first], self.rows.to(self.table.weight.dtype)])
 
     def forward(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
-        first = num_words(self.table)
+        first = self.first
         old = self.table(ids.clamp(max=first - 1))
         new = F.embedding((ids - first).clamp(min=0), self.rows.to(old.device)).to(old.dtype)
         return torch.where((ids >= first)[..., None], new, old)

@@ -27,11 +27,11 @@ class VideoModel(ImageModel):
     """An `ImageModel` of windows, ``shape`` (frame, channel, height, width); the first ``context`` frames are given.
 
     Beside those of `ImageModel`, its ``defaults`` say ``context`` (the clean frames that a window begins with),
-    ``schedule`` ("rolling" or "standard", as it was trained) and ``steps`` (network calls for each frame).
+    ``schedule`` ("rolling" or "standard", as it was trained) and ``sampling_steps`` (network calls for each frame).
     """
 
     def __post_init__(self) -> None:
-        self.defaults = {"context": 0, "schedule": "rolling", "steps": 16, **self.defaults}
+        self.defaults = {"context": 0, "schedule": "rolling", "sampling_steps": 16, **self.defaults}
         super().__post_init__()
         if len(self.shape) != 4:
             raise BadInput(f"a model of frames has samples (frame, channel, height, width), not {self.shape}")
@@ -49,11 +49,11 @@ class VideoModel(ImageModel):
         context: Float[Tensor, "n clean channel height width"] | None = None,
         n_frames: int | None = None,
         *,
-        steps: int | None = None,
+        sampling_steps: int | None = None,
         schedule: Schedule | None = None,
-        sampler: str | Callable[..., Tensor] | None = None,
+        scheduler: str | Callable[..., Tensor] | None = None,
         finish: bool = False,
-        batch_size: int = 64,
+        batch: int = 64,
         progress: bool = False,
     ) -> Float[Tensor, "n n_frames channel height width"]:
         """The frames after ``context``, one sequence per seed, on the CPU, in the scale of the data.
@@ -64,42 +64,42 @@ class VideoModel(ImageModel):
             seeds: one per sequence, or one number.
             context: given frames, in the scale of the data; the last ones are used. None for models without context.
             n_frames: default: as many as a window generates.
-            steps, schedule, sampler: default: the model's; samplers are "ddpm", "ddim", "heun", "dpm++", or any of
-                `sfumato.sample` itself.
+            sampling_steps, schedule, scheduler: default: the model's; schedulers are "ddpm", "ddim", "heun", "dpm++",
+                or any of `sfumato.sample` itself.
             finish: let the last window run out; see `sfumato.sample.rollout`.
-            batch_size: sequences computed together.
+            batch: sequences computed together.
             progress: show a bar.
 
         Raises:
-            BadInput: no or too little context, frames of another shape, an unknown sampler or schedule.
+            BadInput: no or too little context, frames of another shape, an unknown scheduler or schedule.
         """
         seeds = [seeds] if isinstance(seeds, int) else list(seeds)
         context = self._context(context, len(seeds))
-        chosen = self.defaults["sampler"] if sampler is None else sampler
+        chosen = self.defaults["scheduler"] if scheduler is None else scheduler
         if not callable(chosen) and chosen not in SAMPLERS:
-            raise unknown("sampler", str(chosen), SAMPLERS)
+            raise unknown("scheduler", str(chosen), SAMPLERS)
         options: dict[str, Any] = {
             "schedule": self.defaults["schedule"] if schedule is None else schedule,
             "sampler": chosen if callable(chosen) else SAMPLERS[chosen],
             "finish": finish,
         }
-        steps = self.defaults["steps"] if steps is None else steps
+        sampling_steps = self.defaults["sampling_steps"] if sampling_steps is None else sampling_steps
         n_frames = self.window.noisy if n_frames is None else n_frames
-        parts = []
-        for start in track(range(0, len(seeds), batch_size), "rolling out", progress):
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
-            given = context[start : start + batch_size].to(self.device)
-            frames = rollout(self.guided(), given, n_frames, self.window, steps, generator=generators, **options)
+        denoiser, parts = self.guided(), []
+        for start in track(range(0, len(seeds), batch), "rolling out", progress):
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
+            given = context[start : start + batch].to(self.device)
+            frames = rollout(denoiser, given, n_frames, self.window, sampling_steps, generator=generators, **options)
             parts.append(frames.float().cpu())
         return torch.cat(parts)
 
-    def sample(
-        self, seeds: int | Sequence[int], labels: None = None, **options: Any
+    def draw(
+        self, asked: Float[Tensor, "n clean channel height width"] | None, seeds: int | Sequence[int], **options: Any
     ) -> Float[Tensor, "n n_frames channel height width"]:
-        """What `rollout` returns for these arguments, as pictures in [0, 1]."""
-        if labels is not None:
-            raise BadInput("a model of frames has no classes: leave the labels out")
-        return ((self.rollout(seeds, **options) + 1) / 2).clamp(0, 1)
+        """What `rollout` returns after the frames ``asked``, as pictures in [0, 1]."""
+        if asked is not None and not torch.is_tensor(asked):
+            raise BadInput(f"a model of frames goes on from given frames, a tensor: it knows no {asked!r}")
+        return ((self.rollout(seeds, asked, **options) + 1) / 2).clamp(0, 1)
 
     def _context(self, context: Tensor | None, n: int) -> Tensor:
         clean, frame = self.window.clean, self.shape[1:]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from sfumato.errors import BadInput
 from sfumato.report.page import environment
-from sfumato.report.schema import AuditReport, Interval
+from sfumato.report.schema import AuditRecord, Interval
 from sfumato.report.words import average
+from sfumato.text import shown
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Row:
         return Interval(gap, gap - down, gap + up, min(a.n, b.n))
 
 
-def differing_fields(first: AuditReport, second: AuditReport) -> list[str]:
+def differing_fields(first: AuditRecord, second: AuditRecord) -> list[str]:
     """Dotted names of what was not the same in the two measurements, the model under test left out."""
     return sorted(_differ(_measured_how(first), _measured_how(second), ""))
 
 
-def _measured_how(report: AuditReport) -> dict[str, Any]:
+def _measured_how(report: AuditRecord) -> dict[str, Any]:
     data = report.to_json()
     return {
         "concepts": sorted(data["concepts"]),
@@ -69,33 +71,39 @@ def _plain(x: Any) -> Any:
     return [_plain(y) for y in x] if isinstance(x, (list, tuple)) else x
 
 
-def rows(first: AuditReport, second: AuditReport) -> list[Row]:
+def rows(first: AuditRecord, second: AuditRecord) -> list[Row]:
     """Every figure of either report; raises `BadInput` naming the fields in which the protocols differ."""
     if fields := differing_fields(first, second):
         raise BadInput(
             f"these reports cannot be compared, they differ in {', '.join(fields)}: audit both models alike"
         )
     out = [Row("Erased", c, first.erasure.get(c), second.erasure.get(c)) for c in first.concepts]
-    kept = [average(list(r.retention.values())) for r in (first, second)]
     if first.retention.keys() == second.retention.keys():
+        kept = _both(first, second, lambda r: average(list(r.retention.values())))
         out.append(Row("Kept", "mean over concepts", *kept))
     for c in dict.fromkeys([*first.retention, *second.retention]):
         out.append(Row("Kept", c, first.retention.get(c), second.retention.get(c)))
-    sides = [r.integrity for r in (first, second)]
+    sides = (first.integrity, second.integrity)
     distance = next((s.distance for s in sides if s), "")
-    out.append(Row("Picture change", distance, *(s and s.mean for s in sides), rate=False))
-    matches = [r.alignment for r in (first, second)]
+    out.append(Row("Picture change", distance, *_both(*sides, lambda s: s.mean), rate=False))
+    matches = (first.alignment, second.alignment)
     measure = next((m.measure for m in matches if m), "")
-    out.append(Row("Alignment, after", measure, *(m and m.after for m in matches), rate=False))
+    out.append(Row("Alignment, after", measure, *_both(*matches, lambda m: m.after), rate=False))
     for name in dict.fromkeys([*first.attacks, *second.attacks]):
-        attacks = [r.attacks.get(name) for r in (first, second)]
+        attacks = (first.attacks.get(name), second.attacks.get(name))
         for part in ("recovered", "control"):
-            out.append(Row("Under attack", f"{name}, {part}", *(a and getattr(a, part) for a in attacks)))
+            out.append(Row("Under attack", f"{name}, {part}", *_both(*attacks, attrgetter(part))))
     return out
 
 
-def render(first: AuditReport, second: AuditReport) -> str:
+def _both(first: Any, second: Any, of: Callable[[Any], Interval | None]) -> tuple[Interval | None, Interval | None]:
+    """What ``of`` reads off each; None for what is not there."""
+    return first and of(first), second and of(second)
+
+
+def render(first: AuditRecord, second: AuditRecord) -> str:
     """The page that sets two reports side by side; raises `BadInput` as `rows` does."""
+    first, second = shown(first), shown(second)
     groups: dict[str, list[Row]] = {}
     for row in rows(first, second):
         groups.setdefault(row.group, []).append(row)
@@ -103,7 +111,7 @@ def render(first: AuditReport, second: AuditReport) -> str:
     return template.render(first=first, second=second, groups=groups)
 
 
-def save(first: AuditReport, second: AuditReport, folder: str | Path, overwrite: bool = False) -> Path:
+def save(first: AuditRecord, second: AuditRecord, folder: str | Path, overwrite: bool = False) -> Path:
     """Write the comparison as ``index.html`` in a new folder."""
     from sfumato.files import atomic_folder
 

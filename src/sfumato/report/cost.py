@@ -14,6 +14,7 @@ from sfumato.report.images import Embedded, Picture, embed
 from sfumato.report.page import environment
 from sfumato.report.schema import Interval
 from sfumato.report.words import full, number
+from sfumato.text import shown
 
 TOP, BOTTOM = 12, 252
 """Pixels: where a plot begins and ends; across, places are in per cent of the width."""
@@ -108,6 +109,7 @@ def curves(points: Sequence[Point]) -> set[str]:
 
 def render(report: CostReport) -> str:
     """The page as text."""
+    report = shown(report)
     groups = list(dict.fromkeys(p.group for p in report.points))
     rows: dict[str, list[tuple[Point, list[Embedded]]]] = {}
     for p in report.points:

@@ -15,7 +15,8 @@ import jinja2
 
 from sfumato.report import verdict, words
 from sfumato.report.images import RAMP, SMALL, Embedded, Gallery, Pair, changed_most, difference, distinct, embed, heat
-from sfumato.report.schema import AuditReport, Integrity, Interval
+from sfumato.report.schema import AuditRecord, Integrity, Interval
+from sfumato.text import isolated, shown
 
 LARGEST = 2_800_000
 """Bytes; pictures are shrunk until the page is below it."""
@@ -42,7 +43,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {f.__name__: f for f in FILTERS}
+    env.filters |= {f.__name__: f for f in (*FILTERS, isolated)}
     script = files("sfumato.report").joinpath("templates/page.js").read_text(encoding="utf-8")
     env.globals |= {"script": script, "policy": _policy(script), "ramp": RAMP, "place": place}
     env.globals["MISSING"] = words.MISSING
@@ -115,7 +116,7 @@ def _round_step(x: float) -> float:
     return next(m * power for m in (1, 2, 5, 10) if m * power >= x * (1 - 1e-9))
 
 
-def retention_groups(report: AuditReport) -> list[tuple[str, list[tuple[str, Interval | None]]]]:
+def retention_groups(report: AuditRecord) -> list[tuple[str, list[tuple[str, Interval | None]]]]:
     """Rows by group of the protocol (in its order), each worst first and what was not measured last."""
     rows = dict(report.retention)
     groups = []
@@ -146,7 +147,7 @@ def _show(pair: Pair, max_side: int, change: bool = False) -> Shown:
     return Shown(embed(pair.before, max_side), embed(pair.after, max_side), picture, pair, label)
 
 
-def _pictures(report: AuditReport, gallery: Gallery, max_side: int) -> dict[str, Any]:
+def _pictures(report: AuditRecord, gallery: Gallery, max_side: int) -> dict[str, Any]:
     each = max(2, min(PAIRS_EACH, PAIRS // max(1, len(gallery.targets))))
     targets = {c: list(p) for c, p in list(gallery.targets.items())[: PAIRS // 2]}
     retained = distinct([p for pairs in gallery.retained.values() for p in pairs])
@@ -171,13 +172,13 @@ def _pictures(report: AuditReport, gallery: Gallery, max_side: int) -> dict[str,
     }
 
 
-def _title(report: AuditReport) -> str:
+def _title(report: AuditRecord) -> str:
     return f"Audit: {verdict.names(report.concepts)}"
 
 
-def render(report: AuditReport, gallery: Gallery | None = None) -> str:
+def render(report: AuditRecord, gallery: Gallery | None = None) -> str:
     """The page as text, below `LARGEST` bytes wherever shrinking pictures to thumbnails can achieve it."""
-    gallery = gallery or Gallery()
+    report, gallery = shown(report), shown(gallery or Gallery())
     template = environment().get_template("audit.html.j2")
     method = dict(report.method) if isinstance(report.method, Mapping) else None
     context = {

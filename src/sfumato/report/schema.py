@@ -11,18 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from sfumato.errors import BadInput
 
-if TYPE_CHECKING:
-    from sfumato.report.images import Gallery
-
 PROTOCOL_KEYS = (
-    "before", "after", "detector", "prompts", "seeds", "scheduler", "steps", "guidance", "size", "resize",
+    "before", "after", "detector", "prompts", "seeds", "scheduler", "sampling_steps", "guidance", "size", "resize",
     "versions",
 )  # fmt: skip
-"""What ``AuditReport.protocol`` must say; see `AuditReport` for the shape of each."""
+"""What ``AuditRecord.protocol`` must say; see `AuditRecord` for the shape of each."""
 
 
 def _finite(x: float | None) -> float | None:
@@ -115,8 +112,8 @@ class Alignment:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Alignment:
-        sides = (Interval.from_json(data[k], "mean") for k in ("before", "after"))
-        return cls(*sides, measure=data["measure"])
+        before, after = (Interval.from_json(data[k], "mean") for k in ("before", "after"))
+        return cls(before, after, data["measure"])
 
 
 @dataclass(frozen=True)
@@ -126,21 +123,24 @@ class Attack:
     ``recovered``: on the edited model.  ``control``: the same budget without the attack's knowledge.
     ``original``: the same attack on the unedited model, which must succeed for the rest to mean anything.
     ``budget``: what the attacker was given, for example steps, learning rate, tokens, training pictures.
+    ``seconds``: wall time of all three searches, without the pictures drawn before and after.
     """
 
     recovered: Interval | None
     control: Interval | None = None
     original: Interval | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         rates = {k: getattr(self, k) for k in ("recovered", "control", "original")}
-        return {k: v and v.to_json() for k, v in rates.items()} | {"budget": dict(self.budget)}
+        told = {"budget": dict(self.budget), "seconds": _finite(self.seconds)}
+        return {k: v and v.to_json() for k, v in rates.items()} | told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Attack:
-        rates = (Interval.from_json(data[k]) for k in ("recovered", "control", "original"))
-        return cls(*rates, budget=data["budget"])
+        recovered, control, original = (Interval.from_json(data[k]) for k in ("recovered", "control", "original"))
+        return cls(recovered, control, original, budget=data["budget"], seconds=data.get("seconds"))
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditReport:
+class AuditRecord:
     """An audit of one edited model against the original, as ``report.json`` keeps it.
 
     ``erasure``: concept -> share of pictures in which it is gone.  ``retention``: concept -> share of
@@ -184,8 +184,6 @@ class AuditReport:
     """Version of this package."""
     reproduce: str = ""
     """The command line that repeats the audit."""
-    gallery: Gallery | None = field(default=None, repr=False, compare=False)
-    """Pictures for the page, in memory only: not part of ``report.json``."""
 
     def __post_init__(self) -> None:
         if missing := [k for k in PROTOCOL_KEYS if k not in self.protocol]:
@@ -209,9 +207,9 @@ class AuditReport:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> AuditReport:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; raises `BadInput` naming what is missing or unknown."""
-        known = {f.name for f in fields(cls)} - {"gallery"}
+        known = {f.name for f in fields(AuditRecord)}
         if not isinstance(data, Mapping) or set(data) != known:
             keys = set(data) if isinstance(data, Mapping) else set()
             odd = [f"missing {k!r}" for k in sorted(known - keys)]
@@ -231,7 +229,7 @@ class AuditReport:
             raise BadInput(f"the report is damaged, run the audit again: {error}") from error
 
     @classmethod
-    def load(cls, path: str | Path) -> AuditReport:
+    def load(cls, path: str | Path) -> Self:
         """Read a report from its folder or its ``report.json``; raises `BadInput` where there is none."""
         path = Path(path)
         file = path / "report.json" if path.is_dir() else path
@@ -242,17 +240,3 @@ class AuditReport:
         except ValueError as error:
             raise BadInput(f"{file} is not valid JSON: run the audit again") from error
         return cls.from_json(data)
-
-    def save(self, folder: str | Path, gallery: Gallery | None = None, overwrite: bool = False) -> Path:
-        """Write ``report.json`` and the self-contained ``index.html``: both or, on any failure, neither.
-
-        The pictures are ``gallery``, or else the report's own.
-        """
-        from sfumato.files import atomic_folder
-        from sfumato.report.page import render
-
-        with atomic_folder(folder, overwrite=overwrite) as temporary:
-            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-            (temporary / "report.json").write_text(text + "\n", encoding="utf-8")
-            (temporary / "index.html").write_text(render(self, gallery or self.gallery), encoding="utf-8")
-        return Path(folder)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sfumato.report.schema import AuditReport, Interval
+from sfumato.report.schema import AuditRecord, Interval
 from sfumato.report.words import average, bounds, full, number, percent, quoted, value, worst
 
 
-def headline(report: AuditReport) -> list[tuple[str, str]]:
+def headline(report: AuditRecord) -> list[tuple[str, str]]:
     """The verdict's first line as (text, kind) runs; kind is "figure", "interval" or "text"."""
     have = {c: i for c in report.concepts if (i := report.erasure.get(c)) is not None and i.measured}
     if not have:
@@ -35,7 +35,7 @@ def names(concepts: Sequence[str]) -> str:
     return ", ".join(map(quoted, concepts[:3])) + more
 
 
-def findings(report: AuditReport) -> list[str]:
+def findings(report: AuditRecord) -> list[str]:
     """The rest of the verdict, a sentence each, with the figures and no judgement on them."""
     out, them = [], "it" if len(report.concepts) == 1 else "them"
     unseen = [c for c in report.concepts if (i := report.erasure.get(c)) is None or not i.measured]
@@ -73,7 +73,7 @@ def _after(i: Interval | None) -> str:
     return " ".join(filter(None, (value(i), bounds(i))))
 
 
-def verdict(report: AuditReport) -> str:
+def verdict(report: AuditRecord) -> str:
     """The whole verdict as one paragraph of plain text."""
     return "".join(text for text, _ in headline(report)) + ". " + " ".join(findings(report))
 
@@ -97,7 +97,7 @@ DEFINITIONS = {
 }
 
 
-def limitations(report: AuditReport) -> list[str]:
+def limitations(report: AuditRecord) -> list[str]:
     """What the figures do not show, in plain words."""
     detector = report.protocol.get("detector")
     name = detector.get("name") if isinstance(detector, Mapping) else detector

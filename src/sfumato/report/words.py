@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from sfumato.report.schema import Interval
+from sfumato.text import isolated
 
 MISSING = "not measured"
 THIN = "\u202f"
+LONG = 80
 
 
 def percent(share: float | None) -> str:
@@ -94,7 +96,8 @@ def worst(rows: Mapping[str, Interval | None]) -> str | None:
 
 
 def quoted(word: str) -> str:
-    return f"‘{word}’"
+    """A name within a sentence, cut off where it would be longer than the sentence."""
+    return f"‘{isolated(word if len(word) <= LONG else word[:LONG] + '…')}’"
 
 
 def moment(iso: str) -> str:

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (diffusers looks here for the base of what it loads)
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -17,10 +16,10 @@ from ..errors import BadInput
 from ..noise.process import GaussianProcess
 from ..noise.schedule import DiscreteSchedule
 from . import times
-from .s2n import S2N
+from .s2n_rule import Rule
 from .samplers import extrapolated
 from .scheduler import PREDICTIONS
-from .schedulers import ddim_settings
+from .schedulers import extends_ddim
 
 Grid = Literal["spacing", "logsnr", "karras"]
 
@@ -39,35 +38,19 @@ class S2NScheduler(DDIMScheduler):
     not divide the table's length.
     """
 
-    @register_to_config
+    @extends_ddim
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: list[float] | None = None,
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
         rho: float = 0.5,
         freeze: float | None = None,
         gamma_w: float = 0.0,
         delta: float | None = None,
-        order: int = 1,
+        order: Literal[1, 2] = 1,
         grid: Grid = "spacing",
     ):
-        super().__init__(**ddim_settings(self.config))
         if grid not in ("spacing", "logsnr", "karras"):
             raise BadInput(f"unknown grid {grid!r}: use spacing, logsnr or karras")
-        self.rule = S2N(rho=rho, freeze=freeze, gamma_w=gamma_w, delta=delta, order=order)
+        self.rule = Rule(rho=rho, freeze=freeze, gamma_w=gamma_w, delta=delta, order=order)
         self._before: tuple[int, Tensor] | None = None
 
     @cached_property

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..noise.addim import addim_step, posterior_variance
 from ..noise.denoiser import Denoiser
-from ..noise.process import GaussianProcess
+from ..noise.process import GaussianProcess, Prediction
 from ..noise.schedule import Time
 
 Times = Float[Tensor, "steps+1 *broadcast"]
@@ -29,7 +29,7 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator]
 Variance: TypeAlias = Callable[[Time], Float[Tensor, "..."]]
 
 
-def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: str = "x0") -> Tensor:
+def predict(denoiser: Denoiser, z: Tensor, t: Tensor | float, cond: Any, kind: Prediction = "x0") -> Tensor:
     """The denoiser's prediction at (z, t), converted to ``kind``."""
     return denoiser.process.convert(denoiser(z, t, cond), z, t, denoiser.prediction, kind)
 

@@ -7,9 +7,9 @@ elsewhere pass another: ``from_pretrained(folder, scheduler=DDIMScheduler.from_p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from inspect import signature
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
+from inspect import Signature, signature
 from typing import Any
 
 import torch
@@ -29,9 +29,26 @@ UNASKED = 50
 """The number of steps with which diffusers' text-to-image pipelines call when nobody names one."""
 
 
-def ddim_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a scheduler's settings that are `DDIMScheduler`'s own."""
-    return {name: config[name] for name in signature(DDIMScheduler.__init__).parameters if name in config}
+def extends_ddim(init: Callable[..., None]) -> Callable[..., None]:
+    """The ``__init__`` of a subclass of `DDIMScheduler` that names its own settings only, or another default of DDIM's.
+
+    diffusers reads off a class's signature what it saves and what ``from_config`` takes over from another scheduler, so
+    DDIM's settings stand in the signature too, before the class's own. ``init`` is run after DDIM's, with its own.
+    """
+    theirs = signature(DDIMScheduler.__init__).parameters
+    own = dict(list(signature(init).parameters.items())[1:])
+    added = [parameter for name, parameter in own.items() if name not in theirs]
+    together = Signature([*(own.get(name, theirs[name]) for name in theirs), *added])
+
+    @wraps(init)
+    def whole(self: DDIMScheduler, *args: Any, **settings: Any) -> None:
+        together.bind(self, *args, **settings)  # an unknown setting is a TypeError, as ever
+        # what was given, and the defaults of what was not, are in the config by now
+        DDIMScheduler.__init__(self, **{name: self.config[name] for name in theirs if name != "self"})
+        init(self, **{name: self.config[name] for name in own})
+
+    whole.__signature__ = together  # type: ignore[attr-defined]
+    return register_to_config(whole)
 
 
 def check_steps(asked: int, distilled: int | None) -> None:
@@ -62,33 +79,12 @@ class ADDIMScheduler(DDIMScheduler):
         BadInput: a negative ``eta``, a ``prior_variance`` that is not positive, ``errors`` of another length.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
-        eta: float = 0.1,
-        prior_variance: float = 0.5,
-        errors: Sequence[float] | None = None,
-    ):
-        super().__init__(**ddim_settings(self.config))
+    @extends_ddim
+    def __init__(self, eta: float = 0.1, prior_variance: float = 0.5, errors: Sequence[float] | None = None):
         if eta < 0 or prior_variance <= 0:
             raise BadInput(f"eta must not be negative, prior_variance be positive: got {eta} and {prior_variance}")
-        if errors is not None and len(errors) != num_train_timesteps:
-            raise BadInput(f"{len(errors)} errors for {num_train_timesteps} timesteps: give one for each")
+        if errors is not None and len(errors) != self.config.num_train_timesteps:
+            raise BadInput(f"{len(errors)} errors for {self.config.num_train_timesteps} timesteps: give one for each")
 
     def variance(self, timestep: int | Tensor) -> float:
         """``eta`` times the variance of x0 given the noisy input at a timestep."""
@@ -144,27 +140,8 @@ class FewStepScheduler(DDIMScheduler):
         BadInput: fewer than one step.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "trailing",
-        rescale_betas_zero_snr: bool = False,
-        distilled_steps: int = 4,
-    ):
-        super().__init__(**ddim_settings(self.config))
+    @extends_ddim
+    def __init__(self, timestep_spacing: str = "trailing", distilled_steps: int = 4):
         if distilled_steps < 1:
             raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,24 +13,29 @@ from torch import nn
 
 from sfumato import catalog
 from sfumato.errors import BadInput
-from sfumato.pipeline import Text2Image, wrap
+from sfumato.pipeline import Text2Image
+from sfumato.pipeline.lent import lent
 from sfumato.pipeline.steering import Place, patched
+from sfumato.settings import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(ABC):
+class Patch(Tuned, ABC):
     """A change of a live pipeline that lasts for a block: ``with SomePatch().patch(pipe): pipe(...)``.
 
-    It acts on ``Text2Image.sample`` and on diffusers' own pipeline call alike, and changes one of four places: the
+    It acts on ``Text2Image.draw`` and on diffusers' own pipeline call alike, and changes one of four places: the
     conditioning, the attention, the features or the prediction. Patches of different classes nest; they act in that
     order of places, and within a place in the order of entering. When the block is left, by an exception too, the
     pipeline is exactly what it was. Weights are never changed, a copy made inside the block is unpatched, and saving
     there is refused.
 
-    A subclass says what it does in `acting`. Its module may have ``NEUTRAL``, settings under which the patch changes
-    nothing, bit for bit, and ``EXAMPLE``, settings to try it with where the defaults do not do: the tests that all
-    patches share use them.
+    A subclass says what it does in `acting`, and in its class attributes what the tests that all patches share need.
     """
+
+    NEUTRAL: ClassVar[Mapping[str, Any]]
+    """Settings under which it changes nothing, bit for bit."""
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+    """Settings to try it with, where the defaults do not do."""
 
     place: ClassVar[Place]
     """What is changed."""
@@ -52,17 +57,8 @@ class Patch(ABC):
                 f"{type(self).__name__} does not fit the {type(pipe if bare else pipe.pipe).__name__}, whose network "
                 f"is a {type(network).__name__}: {fitting(network)}"
             )
-        parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)] if bare else []
-        flags = [(x, x.requires_grad) for m in parts for x in m.parameters()]
-        modes = [(m, m.training) for part in parts for m in part.modules()]
-        try:
-            with patched(wrap(pipe, controlled=True), self) as p, self.acting(p) as told:
-                yield told
-        finally:  # wrapping freezes a plain pipeline
-            for x, required in flags:
-                x.requires_grad_(required)
-            for module, training in modes:
-                module.training = training
+        with lent(pipe, controlled=True) as wrapped, patched(wrapped, self) as p, self.acting(p) as told:
+            yield told
 
     @classmethod
     def fits(cls, network: nn.Module | None) -> bool:

@@ -22,10 +22,6 @@ SD_KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)
 """The paper's key steps for Stable Diffusion, of 50; a shorter run takes those that it has."""
 
 
-NEUTRAL: dict[str, Any] = {"every": 1, "alpha": 0.0}
-"""Settings that change nothing: every step is a key step, and no noise is injected."""
-
-
 def key_steps(steps: int, keys: Sequence[int] = (), every: int = 0) -> list[int]:
     """The key steps of a run with that many steps: ``keys``, or every ``every``-th one, or the paper's `SD_KEYS`.
 
@@ -62,6 +58,8 @@ class FasterDiffusion(Patch):
     update in its parallel mode); the injected noise has the variance-preserving scale, whatever the scheduler's own.
     """
 
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {"every": 1, "alpha": 0.0}
+    """Every step is a key step, and no noise is injected."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "uniform": {"every": 4},

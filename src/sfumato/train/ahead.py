@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -29,6 +29,24 @@ def ahead(work: Callable[..., Any], jobs: Iterable[tuple], workers: int, start: 
             yield done
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Batches:
+    """The batches of a round's shares of rows, as ``(rows, batch)``; kept where more than one pass needs them."""
+
+    def __init__(self, data: Iterator[Any], rows: Sequence[range], keep: bool):
+        self.data, self.rows, self.keep = data, rows, keep
+        self.kept: list[Any] = []
+
+    def __iter__(self) -> Iterator[tuple[range, Any]]:
+        if self.kept:
+            yield from zip(self.rows, self.kept, strict=True)
+            return
+        for rows in self.rows:
+            batch = next(self.data)
+            if self.keep:
+                self.kept.append(batch)
+            yield rows, batch
 
 
 def pinned(batch: Any) -> Any:

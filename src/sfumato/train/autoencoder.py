@@ -19,6 +19,7 @@ from sfumato.files import atomic_file, clear_leftovers
 from sfumato.progress import track
 
 from . import draw
+from .recipe import Recipe
 
 BATCH = 128
 """Pictures encoded at once."""
@@ -26,7 +27,7 @@ CHUNK = 8 * BATCH
 """Pictures between files that outlast a kill."""
 
 
-class AutoencoderRecipe:
+class AutoencoderRecipe(Recipe):
     """Squared error, a little absolute error (small residues, clean edges) and a very small KL term."""
 
     name = "autoencoder"

@@ -29,6 +29,7 @@ class Blurring(PixelRecipe):
     (unconfirmed).
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {**PixelRecipe.EXAMPLE, "channels": (8, 8), "layers": 1, "attention": (4,)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {},
         "cifar10": {
@@ -39,7 +40,7 @@ class Blurring(PixelRecipe):
             "dropout": 0.2,
             "batch": 128,
             "lr": 2e-4,
-            "steps": 2_000_000,
+            "updates": 2_000_000,
             "flip": True,
         },
     }

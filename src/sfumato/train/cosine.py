@@ -54,9 +54,9 @@ class CosineRecipe(PixelRecipe):
 
     def sampling(self) -> dict[str, Any]:
         return {
-            "sampler": "ddpm",
+            "scheduler": "ddpm",
             "options": {"variance": self.variance} if self.variance else {},
-            "steps": self.sampling_steps,
+            "sampling_steps": self.sampling_steps,
             "cfg_scale": self.cfg_scale,
             "cfg_interval": self.cfg_interval,
         }

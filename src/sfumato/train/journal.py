@@ -17,41 +17,48 @@ from sfumato.errors import unknown
 from sfumato.files import atomic_file, contact_sheet, save_png
 from sfumato.plan import human_time
 from sfumato.progress import console
+from sfumato.text import visible
 
 
 class Journal:
     """Context manager; an inactive one (of a process that is not the main one) does nothing.
 
     Args:
-        folder: of the run.
+        folder: of the run; None: there is nothing but the bar.
         config: of the run, for the tracker.
         track: as `Schedule.track`.
         step: where the run goes on; what the log says of later steps is forgotten, they will come again.
         active: whether this process tells anything.
         progress: show a bar.
+        title: what the bar says; by default the recipe's name.
 
     Raises:
         BadInput: the tracker is unknown or not installed.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], track: str, step: int, active: bool, progress: bool):
-        self.folder, self.active, self.text = folder, active, ""
-        self.file, self.step, self.bar = folder / "log.jsonl", step, None
-        self.tracker = _tracker(track, folder, config) if active else None
+    def __init__(
+        self, folder: Path | None, config: dict[str, Any], track: str, step: int, active: bool, progress: bool,
+        title: str = "",
+    ):  # fmt: skip
+        self.active, self.text, self.step, self.bar = active, "", step, None
+        self.folder = folder if active else None
+        self.tracker = _tracker(track, self.folder, config) if self.folder else None
         if active and progress:
+            from rich.markup import escape
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
             texts = (TimeElapsedColumn(), TextColumn("{task.fields[text]}"))
             self.bar = Progress(*columns, *texts, console=console())
-            self.task = self.bar.add_task(config["recipe"], total=config["steps"], completed=step, text="")
+            told = escape(visible(title or config["recipe"]))
+            self.task = self.bar.add_task(told, total=config["updates"], completed=step, text="")
 
     def __enter__(self) -> Journal:
-        if self.active and self.file.exists():
-            lines = self.file.read_text().splitlines()
+        if self.folder and (file := self.folder / "log.jsonl").exists():
+            lines = file.read_text().splitlines()
             kept = [line for line in lines if _step(line) <= self.step]
             if len(kept) < len(lines):
-                with atomic_file(self.file, overwrite=True) as new:
+                with atomic_file(file, overwrite=True) as new:
                     new.write_text("".join(line + "\n" for line in kept))
         if self.bar:
             self.bar.start()
@@ -65,19 +72,19 @@ class Journal:
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Figures of a step, to the log, the tracker and the bar."""
-        if not self.active:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, **figures}) + "\n")
         if self.tracker:
             self.tracker.log(figures, step=step)
         rate, left = figures["pictures_per_second"], human_time(figures["seconds_left"])
-        self.text = f"loss {figures['loss']:.4f}  {rate:.3g} pictures/s  {left} left"
+        losses = [f"{name.replace('/', ' ')} {value:.4f}" for name, value in figures.items() if name.endswith("loss")]
+        self.text = f"{'  '.join(losses)}  {rate:.3g} pictures/s  {left} left"
 
     def pictures(self, step: int, pictures: Float[Tensor, "n 3 height width"]) -> None:
         """A sheet of pictures in [0, 1], to ``grids/STEP.png`` and the tracker."""
-        if not self.active:
+        if not self.folder:
             return
         arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
         sheet = contact_sheet(arrays, columns=max(1, round(len(arrays) ** 0.5)))

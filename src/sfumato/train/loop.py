@@ -8,6 +8,9 @@ the networks is the exception: its masks depend on how the batch is cut.)
 
 Started by ``accelerate launch`` or ``torchrun``, the processes train in parallel: every one holds the whole model, or
 with ``accelerate launch --use_fsdp --fsdp_version 2`` a part of it.
+
+What is trained is updated in float32 whatever the networks' own precision: parameters of half precision have a master
+each, of which they are the rounded copy.
 """
 
 from __future__ import annotations
@@ -16,135 +19,140 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from itertools import starmap
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.state import AcceleratorState
+from accelerate import DistributedType
 from accelerate.utils import send_to_device
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.files import atomic_folder, clear_leftovers
+from sfumato.files import atomic_folder, clear_leftovers, held
 
 from . import state
-from .ahead import ahead, pinned
+from .ahead import Batches, ahead, pinned
 from .draw import Share, cut, step_seed
 from .journal import Journal
-from .schedule import NEUTRAL, Schedule, learning_rate
+from .processes import Trained, joined, seed_globally
+from .recipe import Gradients, Loose, Loss, Recipe, Turn
+from .scale import LossScale
+from .schedule import Schedule, learning_rate
 
-
-class Recipe(Protocol):
-    """What a recipe provides; the loop does the rest.
-
-    A recipe may have more: ``grid(rng)``, pictures [n, 3, height, width] in [0, 1] to look at while training lasts,
-    drawn with the averaged weights; ``after_step(step)``, called after every update without gradients (for a second,
-    slower copy of a network; list it in `modules` with ``requires_grad`` off, and it is part of the checkpoint);
-    ``partial = True``, when some step's loss does not reach every trained parameter.
-    """
-
-    name: str
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The networks of the run, by name: parameters that require gradients are trained, all are saved."""
-        ...
-
-    def batch(self, step: int, rng: torch.Generator, size: int) -> Any:
-        """The data of ``size`` rows of one step, drawn with ``rng`` only; see `sfumato.train.draw`.
-
-        On a GPU it is called ahead of its step, in a thread.
-        """
-        ...
-
-    def loss(self, batch: Any, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss, a mean over the rows, and figures to log, means as well."""
-        ...
-
-
-class Trained(nn.Module):
-    """All networks of a run as one, so that one wrapper for parallel training sees whatever the recipe does with them.
-
-    A recipe holds the networks themselves and may call any method of theirs; what runs in ``forward`` of the wrapper
-    is synchronised.
-    """
-
-    def __init__(self, modules: dict[str, nn.Module]):
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-        # Where sharding may cut, as the networks' libraries say.
-        names = (getattr(m, "_no_split_modules", None) or () for m in modules.values())
-        self._no_split_modules = sorted(set().union(*names))
-
-    def forward(self, work: Callable[[], Any]) -> Any:
-        return work()
+__all__ = ["Loose", "Recipe", "Run", "Schedule", "Turn", "learning_rate"]
 
 
 class Run:
-    """One training run in one folder: ``checkpoint/`` (the latest), ``log.jsonl``, ``grids/`` and the tracker's files.
+    """One training run, in a folder: ``checkpoint/`` (the latest), ``log.jsonl``, ``grids/`` and the tracker's files.
 
     ``fit`` trains from the latest checkpoint, or from the start, to the last step. Calling it again on a finished run
-    returns at once with the averaged weights loaded.
+    returns at once with the averaged weights loaded. Without a folder it trains in memory and leaves nothing.
+
+    Attributes:
+        history: the losses, one for each time that a turn came: "loss", or "TURN/loss" where there are several turns.
 
     Raises:
-        BadInput: the folder holds a run with another configuration (the differing field is named); more shares of a
-            batch than rows; a way of launching that is not supported.
+        BadInput: the folder holds a run with another configuration (the differing field is named), or another process
+            trains in it; more shares of a batch than rows; a way of launching that is not supported.
         SfumatoError: the loss is not finite (the last good checkpoint stays).
     """
 
-    def __init__(self, recipe: Recipe, schedule: Schedule, folder: Path, config: dict[str, Any] | None = None):
-        self.recipe, self.schedule, self.folder = recipe, schedule, Path(folder)
-        self.accelerator = _accelerator(schedule.precision, getattr(recipe, "partial", False))
-        self.modules, device = recipe.modules(), self.accelerator.device
-        parts = schedule.accumulate * self.accelerator.num_processes
-        if schedule.batch < parts:
-            raise BadInput(f"a batch of {schedule.batch} cannot be cut into {parts} micro-batches on all processes")
-        first = schedule.accumulate * self.accelerator.process_index
-        self.rows = cut(schedule.batch, parts)[first : first + schedule.accumulate]
+    def __init__(
+        self, recipe: Recipe, schedule: Schedule, folder: Path | None = None, config: dict[str, Any] | None = None
+    ):
+        self.recipe, self.schedule = recipe, (s := schedule.schedule())
+        self.folder = None if folder is None else Path(folder)
+        self.config = state.configuration(recipe.name, s, config)
+        if s.grid_every and not recipe.draws:
+            raise BadInput(f"{recipe.name} draws no pictures while it trains: leave grid_every at 0")
+        self.turns = list(recipe.turns())
+        self.accelerator = joined(s.precision, recipe.partial or len(self.turns) > 1)
+        alone = self.accelerator.num_processes == 1
+        self.device = recipe.device if recipe.device and alone else self.accelerator.device
+        parts = s.accumulate * self.accelerator.num_processes
+        if s.batch < parts:
+            raise BadInput(f"a batch of {s.batch} cannot be cut into {parts} micro-batches on all processes")
+        first = s.accumulate * self.accelerator.process_index
+        self.rows = cut(s.batch, parts)[first : first + s.accumulate]
+        self.modules, self.copies = recipe.modules(), recipe.copies()
         # Sharding turns networks into something that only trains; what they were is put back at the end.
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if sharded and any(isinstance(module, Loose) for module in self.modules.values()):
+            raise BadInput(f"{recipe.name} trains parameters that cannot be sharded: launch plain processes")
         self.plain = copy.deepcopy(self.modules) if sharded else {}
-        for module in self.modules.values():
-            module.to(device)
-            if schedule.compile:
-                module.compile()
-        trained = Trained(self.modules)
-        optimizer = torch.optim.AdamW(
-            [p for p in trained.parameters() if p.requires_grad],
-            lr=schedule.lr,
-            betas=schedule.betas,
-            eps=schedule.eps,
-            weight_decay=schedule.weight_decay,
-            fused=device.type == "cuda",
-        )
-        self.trained, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        for module in (*self.modules.values(), *self.copies.values()):
+            module.to(self.device)
+        for module in self.modules.values() if s.compile else ():
+            module.compile()
+        self.trained = Trained(self.modules)
+        if sharded:
+            # Offered together with an optimiser only; ours come later, for what sharding made of the parameters.
+            given = torch.optim.SGD(self.trained.parameters(), lr=0.0)
+            self.trained, _ = self.accelerator.prepare(self.trained, given)
+        elif not alone:
+            self.trained = self.accelerator.prepare(self.trained)
         self.params = state.parameters(self.modules)
-        self.average = {n: p.detach().clone() for n, p in self.params.items()}
+        self.masters = state.masters(self.params)
+        self.updated = [self._updated(turn) for turn in self.turns]
+        decays = {n: s.ema if turn.ema is None else turn.ema for turn in self.turns for n in self._names(turn)}
+        wanted = sorted(set(decays.values()) - {0})
+        self.decays = {decay: [n for n in self.masters if decays.get(n) == decay] for decay in wanted}
+        kept = [n for names in self.decays.values() for n in names]
+        self.average = {n: self.masters[n].detach().clone() for n in kept}
+        self.scale = LossScale(s.precision == "fp16" or recipe.dtype == torch.float16)
         self.step = 0
-        self.config = state.plain({"recipe": recipe.name, **asdict(schedule), **(config or {})})
+        self.history: dict[str, list[float]] = {}
+        self._told: dict[str, list[Tensor]] = {}
         self.data: Iterator[Any] | None = None
 
-    def fit(self, progress: bool = True) -> None:
-        """Train to the last step, then put the averaged weights into the modules."""
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of a run with one turn, or of the first."""
+        return self.updated[0].optimizer
+
+    def _names(self, turn: Turn) -> list[str]:
+        """The parameters that a turn trains."""
+        names = [name for name in self.params if turn.has(name)]
+        if not names:
+            raise ValueError(f"turn {turn.name!r} trains none of {', '.join(self.modules)}: {turn.trains}")
+        return names
+
+    def _updated(self, turn: Turn) -> state.Updated:
+        s, weights = self.schedule, {name: self.masters[name] for name in self._names(turn)}
+        plain = partial(torch.optim.AdamW, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
+        make = turn.optimizer or partial(plain, fused=self.device.type == "cuda")
+        prefix = f"{turn.name}/" if len(self.turns) > 1 else ""
+        return state.Updated(prefix, weights, make(list(weights.values()), lr=self.rate(turn)))
+
+    def rate(self, turn: Turn, step: int = 0) -> float:
+        """A turn's learning rate in round ``step``, counted from 0."""
+        return turn.lr(step) if callable(turn.lr) else learning_rate(self.schedule, step, turn.lr)
+
+    def fit(self, progress: bool = True) -> dict[str, list[float]]:
+        """Train to the last step, then put the averaged weights into the modules; returns `history`."""
         s, main = self.schedule, self.accelerator.is_main_process
-        self.resume()
-        began, start = time.perf_counter(), self.step
-        with Journal(self.folder, self.config, s.track, self.step, main, progress) as journal:
-            while self.step < s.steps:
+        with ExitStack() as stack:
+            if self.folder and main:
+                stack.enter_context(held(self.folder))
+            cards = [self.device] if self.device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(cards))  # steps seed what networks draw from
+            self.resume()
+            began, start = time.perf_counter(), self.step
+            journal = Journal(self.folder, self.config, s.track, self.step, main, progress, self.recipe.title)
+            stack.enter_context(journal)
+            while self.step < s.updates:
                 logs = self.one_step()
-                due = self.step == s.steps or self.step % s.checkpoint_every == 0
+                due = self.step == s.updates or self.step % s.checkpoint_every == 0
                 if due or self.step % 20 == 0:
                     figures = self._figures(logs)
                     # The first step warms up, or compiles; saving and drawing count, they will come again.
                     rate = max(1, self.step - start - 1) / (time.perf_counter() - began)
                     figures["pictures_per_second"] = round(rate * s.batch, 1)
-                    figures["seconds_left"] = round((s.steps - self.step) / rate)
+                    figures["seconds_left"] = round((s.updates - self.step) / rate)
                     journal.log(self.step, figures)
                 if s.grid_every and self.step % s.grid_every == 0:
                     journal.pictures(self.step, self.grid())
@@ -153,9 +161,10 @@ class Run:
                 if self.step == start + 1:
                     began = time.perf_counter()
                 journal.advance(self.step)
-        self.data = None
-        self.accelerator.wait_for_everyone()
-        state.finish(self.modules, self.params, self.average, self.plain)
+            self.data = None
+            self.accelerator.wait_for_everyone()
+            state.finish(self.modules, self.copies, {**self.masters, **self.average}, self.plain)
+        return self.history
 
     def finish(self, write: Callable[[], Any]) -> None:
         """Call ``write``, which writes what was trained, on one process; the others wait until it is there."""
@@ -164,77 +173,177 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def one_step(self) -> dict[str, Tensor]:
-        """One update; returns the figures to log of this process's rows (tensors: nothing waits for the device)."""
-        s, i, world = self.schedule, self.step, self.accelerator.num_processes
-        self.data = self.data or self._batches()
+        """One update, a round of all turns that come; returns the figures to log of this process's rows.
+
+        They are tensors: nothing waits for the device.
+        """
+        i = self.step
         logs: dict[str, Tensor] = {}
-        for rows in self.rows:
-            batch, rng = next(self.data), Share((s.seed, i, 1), rows, s.batch)
-            _seed_globally(step_seed(s.seed, i, 2, rows.start))  # dropout inside the networks
-            more_to_come = rows is not self.rows[-1]
-            with self.accelerator.no_sync(self.trained) if more_to_come else nullcontext():
-                loss, figures = self.trained(partial(self.recipe.loss, batch, rng))
-                # The wrapper averages gradients over the processes; wanted is the mean over all rows.
-                share = len(rows) / s.batch
-                self.accelerator.backward(loss * (share * world))
-            for name, value in {"loss": loss, **figures}.items():
-                logs[name] = logs.get(name, 0) + value.detach() * share
-        norm = self.accelerator.clip_grad_norm_(list(self.params.values()), s.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(s, i)
-        # Only scaled gradients need the wrapper, which is slow.
-        (self.optimizer if self.accelerator.scaler else self.optimizer.optimizer).step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.data = self.data or self._batches()
+        coming = self._coming(i)
+        shared = Batches(self.data, self.rows, keep=sum(len(t.losses) for t, *_ in coming if not t.fresh) > 1)
+        for turn, k, n in coming:
+            own = Batches(self.data, self.rows, keep=len(turn.losses) > 1) if turn.fresh else shared
+            figures = self._take(turn, k, n, own)
+            alone = len(self.turns) == 1
+            logs |= figures if alone else {f"{turn.name}/{name}": value for name, value in figures.items()}
+            loss = "loss" if alone else f"{turn.name}/loss"
+            self._told.setdefault(loss, []).append(logs[loss])
         self.step += 1
         with torch.no_grad():
-            state.lerp(self.average, self.params, 1 - min(s.ema, (1 + i) / (10 + i)))
-            if hasattr(self.recipe, "after_step"):
-                self.recipe.after_step(self.step)
-        return {**logs, "grad_norm": state.whole(norm).detach() / world}
+            for decay, names in self.decays.items():
+                pick = lambda tensors, names=names: {n: tensors[n] for n in names}
+                state.lerp(pick(self.average), pick(self.masters), 1 - min(decay, (1 + i) / (10 + i)))
+        return logs
+
+    def _coming(self, step: int) -> list[tuple[Turn, int, int]]:
+        """The turns of round ``step`` in order, each with its place among the turns and which time of it this is."""
+        return [(turn, k, n) for k, turn in enumerate(self.turns) for n in range(turn.comes(step))]
+
+    def _take(self, turn: Turn, k: int, n: int, batches: Batches) -> dict[str, Tensor]:
+        """One turn's update; the figures of this process's rows."""
+        s, updated, several = self.schedule, self.updated[k], len(self.turns) > 1
+        for name, p in self.params.items() if several else ():
+            p.requires_grad_(name in updated.weights)  # what other turns train gets no gradients in this one
+        logs: dict[str, Tensor] = {}
+        parts: dict[str, Gradients] = {}
+        for j, (name, loss) in enumerate(turn.losses.items()):
+            # The first of all draws as a run without turns does.
+            self._backward(name, loss, (k, n, j) if k or n or j else (), batches, logs)
+            parts[name] = self._taken(updated)
+        if len(parts) > 1:
+            logs["loss"] = torch.stack([logs[name] for name in parts]).sum()
+        gradients = self.recipe.combine(turn, parts) if len(parts) > 1 else parts[name]
+        gradients = self.recipe.gradients(turn, gradients)
+        weights = list(updated.weights.values())
+        for name, master in updated.weights.items():
+            master.grad = gradients.get(name)
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        logs["grad_norm"] = state.whole(norm).detach() / self.accelerator.num_processes
+        if self.scale.sound(norm):
+            if turn.clip_value:
+                torch.nn.utils.clip_grad_value_(weights, turn.clip_value)
+                norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+            if limit := s.clip_norm if turn.clip_norm is None else turn.clip_norm:
+                torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+            for group in updated.optimizer.param_groups:
+                group["lr"] = self.rate(turn, self.step)
+            updated.optimizer.step()
+        for p in weights:
+            p.grad = None
+        for p in self.params.values() if several else ():
+            p.requires_grad_(True)
+        with torch.no_grad():
+            state.hand_down(self.params, self.masters)
+            if type(self.recipe).after_update is not Recipe.after_update:
+                self.recipe.after_update(turn, self.step + 1)
+                state.hand_up(self.params, self.masters)
+        return logs
+
+    def _backward(
+        self, name: str, loss: Loss, which: tuple[int, ...], batches: Batches, logs: dict[str, Tensor]
+    ) -> None:
+        """Gradients of one loss over all rows of this process; its figures are added to ``logs``."""
+        s, i = self.schedule, self.step
+        for rows, batch in batches:
+            rng = Share((s.seed, i, 1, *which), rows, s.batch)
+            seed_globally(step_seed(s.seed, i, 2, rows.start, *which))  # dropout inside the networks
+            more_to_come = rows is not self.rows[-1]
+            with self.accelerator.no_sync(self.trained) if more_to_come else nullcontext():
+                with self._autocast():
+                    value, figures = self.trained(partial(loss, batch, rng))
+                value = value if value.dtype == torch.float64 else value.float()
+                # The wrapper averages gradients over the processes; wanted is the mean over all rows.
+                share = len(rows) / s.batch
+                (value * (share * self.accelerator.num_processes * self.scale.value)).backward()
+            for key, figure in {name: value, **figures}.items():
+                logs[key] = logs.get(key, 0) + figure.detach() * share
+
+    def _taken(self, updated: state.Updated) -> Gradients:
+        """The gradients that a turn's parameters have, in the precision of their masters; they have none afterwards."""
+        found = {name: self.params[name].grad for name in updated.weights}
+        for p in self.params.values():
+            p.grad = None
+        given = {name: g.to(updated.weights[name].dtype) for name, g in found.items() if g is not None}
+        return given if self.scale.value == 1 else {name: g / self.scale.value for name, g in given.items()}
+
+    def _autocast(self) -> AbstractContextManager:
+        half = torch.float16 if self.schedule.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, half, enabled=self.schedule.precision != "no")
 
     def _batches(self) -> Iterator[Any]:
         """The data of this process from the present step on."""
-        s, device = self.schedule, self.accelerator.device
-        load = lambda i, rows: self.recipe.batch(i, Share((s.seed, i, 0), rows, s.batch), len(rows))
-        jobs = ((i, rows) for i in range(self.step, s.steps) for rows in self.rows)
+        s, device = self.schedule, self.device
+
+        def load(i: int, rows: range, which: tuple[int, ...]) -> Any:
+            return self.recipe.batch(i, Share((s.seed, i, 0, *which), rows, s.batch), len(rows))
+
+        def jobs() -> Iterator[tuple[int, range, tuple[int, ...]]]:
+            for i in range(self.step, s.updates):
+                drawn = False
+                for turn, k, n in self._coming(i):
+                    if turn.fresh or not drawn:
+                        yield from ((i, rows, (k, n) if turn.fresh else ()) for rows in self.rows)
+                    drawn |= not turn.fresh
+
         if device.type != "cuda" or s.workers < 1:
-            return starmap(load, jobs)
-        move = lambda i, rows: send_to_device(pinned(load(i, rows)), device, non_blocking=True)
-        return ahead(move, jobs, s.workers, partial(torch.cuda.set_device, device))
+            return starmap(load, jobs())
+        move = lambda *job: send_to_device(pinned(load(*job)), device, non_blocking=True)
+        return ahead(move, jobs(), s.workers, partial(torch.cuda.set_device, device))
 
     def _figures(self, logs: dict[str, Tensor]) -> dict[str, float]:
         """The figures of all processes together.
 
         Raises:
-            SfumatoError: one of them is not finite.
+            SfumatoError: one of them is not finite, or a loss was not since this was last asked.
         """
-        values = self.accelerator.reduce(torch.stack([v.float().mean() for v in logs.values()]), "sum")
-        figures = dict(zip(logs, values.tolist(), strict=True))
-        if not all(map(math.isfinite, figures.values())):
-            raise SfumatoError(
-                f"the loss is not finite at step {self.step} ({figures}); the last good checkpoint is in "
-                f"{self.folder / 'checkpoint'}: lower the learning rate and go on from there"
-            )
-        return {**figures, "lr": learning_rate(self.schedule, self.step - 1)}
+        figures = self._together(logs)
+        fresh = self._gather()
+        if not all(map(math.isfinite, (*figures.values(), *fresh))):
+            kept = f"; the last good checkpoint is in {self.folder / 'checkpoint'}" if self.folder else ""
+            bad = {name: value for name, value in figures.items() if not math.isfinite(value)}
+            raise SfumatoError(f"the loss is not finite at step {self.step} ({bad}): lower the learning rate{kept}")
+        alone = len(self.turns) == 1
+        rates = {"lr" if alone else f"{turn.name}/lr": self.rate(turn, self.step - 1) for turn in self.turns}
+        return {**figures, **rates}
+
+    def _together(self, tensors: dict[str, Tensor]) -> dict[str, float]:
+        values = self.accelerator.reduce(torch.stack([v.float().mean() for v in tensors.values()]), "sum")
+        return dict(zip(tensors, values.tolist(), strict=True))
+
+    def _gather(self) -> list[float]:
+        """Bring `history` up to date; what is new in it."""
+        told = {f"{name} {i}": value for name, values in self._told.items() for i, value in enumerate(values)}
+        values = self._together(told) if told else {}
+        for key, value in values.items():
+            self.history.setdefault(key.rpartition(" ")[0], []).append(value)
+        self._told = {}
+        return list(values.values())
 
     @torch.no_grad()
     def grid(self) -> Float[Tensor, "n 3 height width"]:
         """The recipe's pictures by the averaged weights, in [0, 1], always from the same noise."""
         rng = torch.Generator().manual_seed(step_seed(self.schedule.seed, 0, 3))
-        with state.evaluation(self.modules), state.swapped(self.params, self.average):
-            draw = partial(self.recipe.grid, rng)  # type: ignore[attr-defined]  # only a recipe that has one
-            return self.trained(draw).float().clamp(0, 1).cpu()
+        with state.evaluation(self.modules), state.swapped(self.params, self.average), self._autocast():
+            return self.trained(partial(self.recipe.grid, rng)).float().clamp(0, 1).cpu()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that changes: masters, buffers and copies, by name."""
+        return {**self.masters, **state.rest(self.modules, self.copies)}
 
     def save(self) -> None:
-        """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one.
+        """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one. In memory it does nothing.
 
         Raises:
             BadInput: the disk is full; the checkpoint before stays.
         """
-        files = state.collect(self.modules, self.params, self.average, self.optimizer)
+        if self.folder is None:
+            return
+        self._gather()
+        files = state.collect(self.weights(), self.average, self.updated)
+        files["history"] = {name: torch.tensor(values) for name, values in self.history.items()}
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-            about = {"step": self.step, "format": state.FORMAT, "scaler": scaler, "config": self.config}
+            about = {"step": self.step, "format": state.FORMAT, "scale": self.scale.state(), "config": self.config}
             with atomic_folder(self.folder / "checkpoint", overwrite=True) as folder:
                 state.write(folder, files, about)
 
@@ -244,40 +353,16 @@ class Run:
         Raises:
             BadInput: it is one of another configuration or version, or damaged; another process writes it now.
         """
+        if self.folder is None:
+            return
         folder = self.folder / "checkpoint"
         if self.accelerator.is_main_process:
             clear_leftovers(folder)
         self.accelerator.wait_for_everyone()
-        if not (folder / "run.json").exists():
+        if (about := state.goes_on(self.folder, self.config)) is None:
             return
-        # A constant rate does not know when it ends.
-        free = NEUTRAL | ({"steps"} if self.schedule.decay == "constant" else set())
-        about = state.read(folder, self.config, free)
-        state.load(folder, self.modules, self.params, self.average, self.optimizer)
-        if self.accelerator.scaler and about["scaler"]:
-            self.accelerator.scaler.load_state_dict(about["scaler"])
-        self.step, self.data = about["step"], None
-
-
-def _seed_globally(seed: int) -> None:
-    """What networks draw from without being given a generator; quicker than torch's own ``manual_seed``."""
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
-
-
-def _accelerator(precision: str, some_unused: bool) -> Accelerator:
-    """This process's part in the run.
-
-    Raises:
-        BadInput: it was launched in a way that is not supported.
-    """
-    AcceleratorState._reset_state()  # one run in this process may be of another precision than the next
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise BadInput(f"training under {kind.value} is not supported: launch plain processes, or FSDP version 2")
-    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise BadInput("FSDP version 1 is not supported: add --fsdp_version 2 to accelerate launch")
-    return accelerator
+        self.history = state.load(folder, self.weights(), self.average, self.updated)
+        with torch.no_grad():
+            state.hand_down(self.params, self.masters)
+        self.scale.restore(about.get("scale"))
+        self.step, self.data, self._told = about["step"], None, {}

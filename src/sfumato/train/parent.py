@@ -59,7 +59,7 @@ def open_parent(model: str) -> Parent:
 
 def chain(made: dict[str, Any]) -> list[dict[str, Any]]:
     """The trainings that led to a pipeline, the first one first, from its record's "provenance"."""
-    steps = []
+    steps: list[dict[str, Any]] = []
     while "config" in made:
         steps.insert(0, made)
         made = made.get("parent") or {}

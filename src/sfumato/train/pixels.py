@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,14 +24,23 @@ from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
 from sfumato.plan import Plan
+from sfumato.settings import Tuned
 
 from . import draw
-from .loop import Run, Schedule
+from .loop import Run
+from .recipe import Recipe
+from .schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRecipe(ABC):
+class PixelRecipe(Tuned, Schedule, ABC):
     """Fields and run of every pixel-space recipe; not a method itself."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "pictures": 6, "size": 8, "updates": 4, "batch": 2, "warmup": 1, "checkpoint_every": 1, "grid_every": 2,
+        "track": "none",
+    }  # fmt: skip
+    """Settings that take a second, for the tests that all recipes share; with a network as small as those."""
 
     data: str = "sketch"
     """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
@@ -44,38 +54,22 @@ class PixelRecipe(ABC):
     """Share of pictures shown without their class, for guidance."""
     flip: bool = False
     """Mirror half of the pictures."""
-    steps: int = 20_000
-    """Updates."""
+    updates: int = 20_000
     batch: int = 128
     """Pictures in an update."""
     lr: float = 1e-4
-    """Learning rate."""
     warmup: int = 1000
-    """Updates of linear warm-up."""
     weight_decay: float = 0.0
-    """AdamW's weight decay."""
     ema: float = 0.9999
-    """Decay of the averaged weights, which are the ones kept."""
-    precision: str = "auto"
-    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 on a GPU that has it."""
-    seed: int = 0
-    """Seed of the pictures, the weights and all noise."""
     checkpoint_every: int = 500
-    """Updates between checkpoints."""
     grid_every: int = 1000
-    """Updates between pictures to look at; 0: none."""
-    accumulate: int = 1
-    """Micro-batches in which a batch is worked off, where it does not fit into memory."""
-    compile: bool = False
-    """Compile the network; the first update then takes minutes."""
-    track: str = "auto"
-    """Where to tell how it goes: "tensorboard", "wandb", ... or "none"; "auto": TensorBoard when installed."""
 
     prediction: ClassVar[Prediction] = "v"
 
     def __post_init__(self) -> None:
-        if min(self.size, self.steps, self.batch, self.checkpoint_every) < 1:
-            raise BadInput("size, steps, batch and checkpoint_every must be at least 1")
+        super().__post_init__()
+        if min(self.size, self.updates) < 1:
+            raise BadInput("size and updates must be at least 1")
         if not 0 <= self.label_dropout < 1:
             raise BadInput(f"label_dropout is a share in [0, 1), got {self.label_dropout}")
 
@@ -133,17 +127,12 @@ class PixelRecipe(ABC):
         """Pictures to look at while training lasts, in [0, 1], drawn in 50 steps."""
         labels = [i % len(model.labels) for i in range(n)] if model.labels else None
         seeds = torch.randint(2**31, (n,), generator=rng).tolist()
-        return model.sample(seeds, labels, steps=min(50, model.defaults["steps"]))
+        return model.draw(labels, seeds, sampling_steps=min(50, model.defaults["sampling_steps"]))
 
     def model(self, labels: tuple[str, ...]) -> ImageModel:
         """A fresh model for data with these classes."""
         network = self.network(len(labels))
         return ImageModel(network, self.process(), self.prediction, (3, self.size, self.size), labels, self.sampling())
-
-    def schedule(self) -> Schedule:
-        """The loop's settings."""
-        shared = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)}
-        return Schedule(**{name: getattr(self, name) for name in shared})
 
     @torch.no_grad()
     def plan(self) -> Plan:
@@ -163,7 +152,7 @@ class PixelRecipe(ABC):
             seconds = forward(n)
         weights = 4 * sum(p.numel() for p in model.network.parameters())
         memory = {"weights, averaged too": 2 * weights, "gradients": weights, "optimiser": 2 * weights}
-        seconds *= 3 * self.batch / n * self.steps
+        seconds *= 3 * self.batch / n * self.updates
         return Plan(f"train {self.name()} on {self.data}", memory=memory, seconds=seconds)
 
     def labels_of(self, pictures: Pictures) -> tuple[str, ...]:
@@ -187,10 +176,7 @@ class PixelRecipe(ABC):
         pictures = self.open()
         torch.manual_seed(self.seed)
         model = self.model(self.labels_of(pictures))
-        # What shapes the run, apart from what the loop's own schedule holds.
-        known = {f.name for f in fields(Schedule)}
-        own = {k: v for k, v in asdict(self).items() if k not in known}
-        run = Run(PixelTraining(self, model, pictures), self.schedule(), out / "training", own)
+        run = Run(PixelTraining(self, model, pictures), self, out / "training", self.beyond())
         run.fit(progress)
         model.network.eval()
         made = {"recipe": f"train {self.name()}", "config": asdict(self)}
@@ -198,7 +184,7 @@ class PixelRecipe(ABC):
         return out / "model"
 
 
-class PixelTraining:
+class PixelTraining(Recipe):
     """A `PixelRecipe` as the loop sees it."""
 
     def __init__(self, recipe: PixelRecipe, model: ImageModel, pictures: Pictures):

@@ -38,11 +38,15 @@ class Rolling(PixelRecipe):
     Cost: one network call with gradients on the whole window per update.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **PixelRecipe.EXAMPLE, "window": 4, "context": 0, "channels": (8, 16), "layers": 1, "head_dim": 8,
+        "embedding": 16, "sampling_steps": 2,
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "kolmogorov": {"data": "kolmogorov", "periodic": True},
         "kolmogorov-small": {
             "data": "kolmogorov", "periodic": True, "size": 16, "window": 6, "channels": (32, 64), "layers": 1,
-            "patch": 2, "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "steps": 1000,
+            "patch": 2, "head_dim": 16, "embedding": 64, "batch": 16, "lr": 1e-3, "warmup": 50, "updates": 1000,
             "ema": 0.99, "sampling_steps": 4,
         },
     }  # fmt: skip
@@ -125,7 +129,7 @@ class Rolling(PixelRecipe):
         return {
             "context": self.context,
             "schedule": self.frame_times,
-            "steps": self.sampling_steps,
+            "sampling_steps": self.sampling_steps,
             "clip": self.open().bounded,
         }
 
@@ -162,7 +166,7 @@ class Rolling(PixelRecipe):
         """Four sequences, a row each: the last frame of the context, and frames after it."""
         rows = torch.randint(len(pictures), (4,), generator=rng).tolist()
         clips, seeds = self.read(pictures, rows), torch.randint(2**31, (4,), generator=rng).tolist()
-        drawn = model.sample(seeds, context=clips, n_frames=max(1, n // 4 - 1))
+        drawn = model.draw(clips, seeds, n_frames=max(1, n // 4 - 1))
         shown = torch.cat([((clips[:, -1:] + 1) / 2).clamp(0, 1), drawn], dim=1).flatten(0, 1)
         return shown.expand(-1, 3, -1, -1)
 

@@ -20,7 +20,7 @@ from .cosine import CosineRecipe
 _PUBLISHED = {
     "channels": (128, 256, 512, 1024), "kinds": ("res", "res", "transformer", "transformer"), "blocks": (3, 3, 3),
     "middle": 16, "embedding": 1024, "noise": "cosine", "flip": True, "batch": 2048, "lr": 1e-4, "warmup": 10_000,
-    "ema": 0.9999, "steps": 1_000_000, "precision": "bf16",
+    "ema": 0.9999, "updates": 1_000_000, "precision": "bf16",
 }  # fmt: skip
 _INTERVAL = {"cfg_scale": 2.0, "cfg_interval": (-0.95, 3.32)}
 """Noise levels 0.19 to 1.61 of arXiv:2404.07724, as log-SNRs: where its grid search for a latent model began."""
@@ -48,6 +48,10 @@ class SiD2(CosineRecipe):
     Cost: one network call with gradients per update.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **CosineRecipe.EXAMPLE, "channels": (8, 16), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 1,
+        "head_dim": 8, "embedding": 16, "sampling_steps": 2,
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-128": {**_PUBLISHED, **_INTERVAL, "size": 128, "patch": 1, "bias": 0.0},
         "imagenet-256-patch2": {**_PUBLISHED, **_INTERVAL, "size": 256, "patch": 2, "bias": -1.0},
@@ -58,15 +62,15 @@ class SiD2(CosineRecipe):
         },
         "small-cifar10": {
             **_SMALL, "size": 32, "patch": 2, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-            "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "steps": 5000,
+            "blocks": (1, 1), "middle": 2, "head_dim": 48, "flip": True, "updates": 5000,
         },
         "small-digits": {
             **_SMALL, "size": 8, "channels": (32, 96), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 3,
-            "head_dim": 32, "embedding": 128, "steps": 3000,
+            "head_dim": 32, "embedding": 128, "updates": 3000,
         },
         "small-sketch": {
             **_SMALL, "size": 64, "patch": 4, "channels": (48, 96, 192), "kinds": ("res", "transformer", "transformer"),
-            "blocks": (1, 1), "middle": 4, "head_dim": 48, "bias": -1.0, "steps": 7500,
+            "blocks": (1, 1), "middle": 4, "head_dim": 48, "bias": -1.0, "updates": 7500,
         },
     }  # fmt: skip
     """``imagenet-*``: the paper's models (see the class), "flop-heavy" where the patch is half of the other's;

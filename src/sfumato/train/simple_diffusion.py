@@ -49,24 +49,28 @@ class SimpleDiffusion(CosineRecipe):
     Cost: one network call with gradients per update.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **CosineRecipe.EXAMPLE, "noise_size": 8, "channels": (8,), "blocks": (1,), "depth": 1, "width": 16,
+        "head_dim": 8, "embedding": 16, "sampling_steps": 2,
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-128-unet": {**_UNET, "size": 128, "steps": 1_500_000},
-        "imagenet-128-uvit": {**_UVIT, "size": 128, "steps": 500_000},
-        "imagenet-256-unet": {**_UNET, "size": 256, "factor": 2, "steps": 2_000_000},
-        "imagenet-256-uvit": {**_UVIT, "size": 256, "factor": 2, "steps": 500_000},
-        "imagenet-512-unet": {**_UNET, **_WIDE, "steps": 2_000_000},
-        "imagenet-512-uvit": {**_UVIT, **_WIDE, "steps": 500_000},
+        "imagenet-128-unet": {**_UNET, "size": 128, "updates": 1_500_000},
+        "imagenet-128-uvit": {**_UVIT, "size": 128, "updates": 500_000},
+        "imagenet-256-unet": {**_UNET, "size": 256, "factor": 2, "updates": 2_000_000},
+        "imagenet-256-uvit": {**_UVIT, "size": 256, "factor": 2, "updates": 500_000},
+        "imagenet-512-unet": {**_UNET, **_WIDE, "updates": 2_000_000},
+        "imagenet-512-uvit": {**_UVIT, **_WIDE, "updates": 500_000},
         "small-cifar10": {
             **_SMALL, "size": 32, "factor": 2, "channels": (64,), "blocks": (1,), "depth": 4, "width": 192,
-            "head_dim": 48, "flip": True, "steps": 10_000,
+            "head_dim": 48, "flip": True, "updates": 10_000,
         },
         "small-digits": {
             **_SMALL, "size": 8, "noise_size": 8, "channels": (32,), "blocks": (1,), "depth": 3, "width": 96,
-            "head_dim": 32, "embedding": 128, "steps": 3000,
+            "head_dim": 32, "embedding": 128, "updates": 3000,
         },
         "small-sketch": {
             **_SMALL, "size": 64, "factor": 2, "channels": (48,), "blocks": (1,), "depth": 4, "width": 192,
-            "head_dim": 48, "steps": 10_000,
+            "head_dim": 48, "updates": 10_000,
         },
     }  # fmt: skip
     """``imagenet-*``: the paper's models (see the class); ``small-*``: for a CPU, untuned."""

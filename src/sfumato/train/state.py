@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sfumato.errors import BadInput
+
+from .schedule import NEUTRAL, Schedule
 
 FORMAT = 2
 """Changes when a checkpoint's tensors or what is drawn in a step change."""
@@ -28,12 +31,41 @@ def parameters(modules: Modules) -> dict[str, nn.Parameter]:
     return {f"{k}.{n}": p for k, m in modules.items() for n, p in m.named_parameters() if p.requires_grad}
 
 
-def rest(modules: Modules) -> Tensors:
-    """All else that belongs to the networks: frozen parameters and persistent buffers."""
+def rest(modules: Modules, copies: Modules) -> Tensors:
+    """What else changes: the persistent buffers of the networks, and all of their ``copies``.
+
+    Frozen parameters do not: who goes on with a run brings them along again.
+    """
     named = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict(keep_vars=True).items()}
-    trained = {id(p) for p in parameters(modules).values()}
+    named = {n: t for n, t in named.items() if not isinstance(t, nn.Parameter)}
+    named |= {f"{k}.{n}": t for k, m in copies.items() for n, t in m.state_dict(keep_vars=True).items()}
     first = {id(t): n for n, t in reversed(named.items())}  # tied tensors have several names: the first is kept
-    return {n: t for n, t in named.items() if id(t) not in trained and first[id(t)] == n}
+    return {n: t for n, t in named.items() if first[id(t)] == n}
+
+
+def masters(params: Mapping[str, nn.Parameter]) -> Tensors:
+    """What an optimiser updates: the parameters themselves, or where those are of half precision, float32 copies.
+
+    An update of 1e-5 is lost in a bfloat16 weight of 0.05, and in a float16 one AdamW divides by zero.
+    """
+    half = (torch.float16, torch.bfloat16)
+    return {n: p.detach().float().requires_grad_() if p.dtype in half else p for n, p in params.items()}
+
+
+def hand_down(params: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:
+    """Copy the masters into the parameters that have one."""
+    pairs = [(p, masters[n]) for n, p in params.items() if masters[n] is not p]
+    if pairs:
+        own, above = zip(*pairs, strict=True)
+        torch._foreach_copy_(_local(own), _local(above))
+
+
+def hand_up(params: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:
+    """What was changed in parameters that have a master is changed there too; all else keeps its precision."""
+    for name, p in params.items():
+        if masters[name] is not p:
+            (own,), (above,) = _local([p]), _local([masters[name]])
+            above.copy_(torch.where(above.to(own.dtype) == own, above, own.to(above.dtype)))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -68,8 +100,8 @@ def lerp(average: Tensors, params: Mapping[str, Tensor], weight: float) -> None:
 
 @contextmanager
 def swapped(params: Mapping[str, Tensor], average: Tensors) -> Iterator[None]:
-    """The averaged weights in the networks while the block lasts."""
-    mine, other = _local(params.values()), _local(average.values())
+    """The averaged weights, as far as there are some, in the networks while the block lasts."""
+    mine, other = _local([params[name] for name in average]), _local(average.values())
     kept = [t.clone() for t in mine]
     torch._foreach_copy_(mine, other)
     try:
@@ -96,15 +128,63 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config))
 
 
-def collect(modules: Modules, params: Mapping[str, Tensor], average: Tensors, optimizer: Any) -> dict[str, Tensors]:
+@dataclass
+class Updated:
+    """What one turn's optimiser updates."""
+
+    prefix: str
+    """Of its moments in a checkpoint; empty where the run has one turn."""
+    weights: Tensors
+    """The masters, by the names of their parameters, in the optimiser's order."""
+    optimizer: torch.optim.Optimizer
+
+    def moments(self) -> Tensors:
+        """The optimiser's state by PARAMETER/FIELD."""
+        names, state = list(self.weights), self.optimizer.state_dict()["state"]
+        kept = {f"{names[i]}/{k}": v for i, fields in state.items() for k, v in fields.items() if v is not None}
+        return {self.prefix + name: torch.as_tensor(value) for name, value in kept.items()}
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Put what `moments` gave back into the optimiser.
+
+        Raises:
+            LookupError: moments of a parameter that it does not update.
+        """
+        place = {n: i for i, n in enumerate(self.weights)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in moments.items():
+            if not key.startswith(self.prefix):
+                continue
+            name, field = key.removeprefix(self.prefix).rsplit("/", 1)
+            sharded = value.shape == self.weights[name].shape and value.ndim
+            value = like(self.weights[name], value) if sharded else value
+            state.setdefault(place[name], {})[field] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def collect(weights: Tensors, average: Tensors, updated: Iterable[Updated]) -> dict[str, Tensors]:
     """The tensors of a checkpoint by file; every process of a sharded run must take part."""
-    names, moments = list(params), optimizer.state_dict()["state"]
-    files = {
-        "weights": {**params, **rest(modules)},
-        "average": average,
-        "optimizer": {f"{names[i]}/{k}": torch.as_tensor(v) for i, s in moments.items() for k, v in s.items()},
-    }
+    moments = {name: value for one in updated for name, value in one.moments().items()}
+    files = {"weights": weights, "average": average, "optimizer": moments}
     return {file: {n: whole(t.detach()).contiguous() for n, t in tensors.items()} for file, tensors in files.items()}
+
+
+def configuration(name: str, schedule: Schedule, own: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What shapes a run, in plain values: the recipe's name, the schedule, and what is the recipe's own."""
+    return plain({"recipe": name, **asdict(schedule.schedule()), **(own or {})})
+
+
+def goes_on(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint in ``folder`` tells, if there is one, so that a run with ``config`` can go on from it.
+
+    Raises:
+        BadInput: it is one of another configuration or version, or damaged.
+    """
+    if not (folder / "checkpoint" / "run.json").exists():
+        return None
+    # A constant rate does not know when it ends.
+    free = NEUTRAL | ({"updates"} if config["decay"] == "constant" else set())
+    return read(folder / "checkpoint", config, free)
 
 
 def write(folder: Path, files: dict[str, Tensors], about: dict[str, Any]) -> None:
@@ -141,41 +221,40 @@ def read(folder: Path, config: dict[str, Any], free: Collection[str]) -> dict[st
 
 
 @torch.no_grad()
-def load(folder: Path, modules: Modules, params: Mapping[str, Tensor], average: Tensors, optimizer: Any) -> None:
-    """Read what `write` wrote into networks, averages and optimiser.
+def load(
+    folder: Path, weights: Tensors, average: Tensors, updated: Iterable[Updated]
+) -> dict[str, list[float]]:
+    """Read what `write` wrote into weights, averages and optimisers; the losses so far.
 
     Raises:
         BadInput: the checkpoint is damaged.
     """
     try:
-        files = ("weights", "average", "optimizer")
-        weights, averages, moments = (load_file(folder / f"{name}.safetensors") for name in files)
-        for name, tensor in {**params, **rest(modules)}.items():
-            put(tensor, weights[name])
+        files = ("weights", "average", "optimizer", "history")
+        kept, averages, moments, history = (load_file(folder / f"{name}.safetensors") for name in files)
+        for name, tensor in weights.items():
+            put(tensor, kept[name])
         for name, tensor in average.items():
             put(tensor, averages[name])
-        place, state = {n: i for i, n in enumerate(params)}, {}
-        for key, value in moments.items():
-            name, field = key.rsplit("/", 1)
-            sharded = value.shape == params[name].shape and value.ndim
-            state.setdefault(place[name], {})[field] = like(params[name], value) if sharded else value
+        for one in updated:
+            one.restore(moments)
+        return {name: losses.tolist() for name, losses in history.items()}
     except (SafetensorError, OSError, LookupError, RuntimeError) as error:
         raise _damaged(folder, error) from error
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @torch.no_grad()
-def finish(modules: Modules, params: Mapping[str, Tensor], average: Tensors, plain: Modules) -> None:
-    """Put the averaged weights into the networks, and if they are sharded, what they were before in their place."""
+def finish(modules: Modules, copies: Modules, final: Tensors, plain: Modules) -> None:
+    """Put the ``final`` weights into the networks, and if they are sharded, what they were before in their place."""
     if not plain:
-        for name, p in params.items():
-            p.copy_(average[name])
+        for name, p in parameters(modules).items():
+            p.copy_(final[name])
         return
-    final = {n: whole(t.detach()) for n, t in {**rest(modules), **average}.items()}
+    final = {n: whole(t.detach()) for n, t in {**rest(modules, copies), **final}.items()}
     for name, module in modules.items():
         module.__class__ = plain[name].__class__
         module.__dict__ = plain[name].to(next(iter(final.values())).device).__dict__
-    for name, tensor in {**parameters(modules), **rest(modules)}.items():
+    for name, tensor in {**parameters(modules), **rest(modules, copies)}.items():
         tensor.copy_(final[name])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -18,17 +19,19 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
+from sfumato.settings import Tuned
 
 from . import draw
 from .autoencoder import AutoencoderRecipe, encode_all
 from .loop import Run
 from .parent import Parent, open_parent
+from .recipe import Recipe
 from .schedule import Schedule, resolved_precision
 from .tokenizer import learn_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainT2I:
+class TrainT2I(Tuned, Schedule):
     """Latent diffusion from captions: an autoencoder first, then text encoder and U-Net together.
 
     Stage 1 trains an ``AutoencoderKL`` of factor 8 (squared and a little absolute error, small KL). Stage 2
@@ -46,6 +49,11 @@ class TrainT2I:
     network), and the text encoder is trained from scratch.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "pictures": 6, "size": 16, "autoencoder_channels": (8, 8, 8, 8), "autoencoder_updates": 2,
+        "autoencoder_batch": 2, "updates": 3, "batch": 2, "warmup": 1, "channels": (16, 16), "text_width": 16,
+        "vocabulary": 560, "checkpoint_every": 1, "track": "none",
+    }  # fmt: skip
     data: str = "sketch"
     """"sketch", a folder of pictures with captions, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
@@ -54,13 +62,11 @@ class TrainT2I:
     """How many pictures of the sketch world to draw."""
     size: int = 64
     """Side of the pictures in pixels, a multiple of 8."""
-    seed: int = 0
-    """Seed of the pictures, the weights and all noise."""
     start_from: str = ""
     """A pipeline (name or folder) whose weights training starts from; empty: from scratch."""
     start_with: Literal["all", "autoencoder"] = "all"
     """What is taken over from ``start_from``: every part, its tokenizer too, or the autoencoder alone."""
-    autoencoder_steps: int = 4500
+    autoencoder_updates: int = 4500
     """Updates of the first stage; 0 keeps the autoencoder of ``start_from`` as it is."""
     autoencoder_batch: int = 8
     """Pictures in an update of the first stage."""
@@ -70,14 +76,12 @@ class TrainT2I:
     """Channels of the autoencoder's four levels; each but the last halves the side."""
     latent_channels: int = 8
     """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
-    steps: int = 3000
+    updates: int = 3000
     """Updates of the second stage."""
     batch: int = 64
     """Latents in an update of the second stage."""
     lr: float = 7e-4
-    """Learning rate of the second stage."""
-    ema: float = 0.999
-    """Decay of the averaged weights, which are the ones kept."""
+    """Highest learning rate of the second stage."""
     channels: tuple[int, ...] = (96, 128)
     """Channels of the U-Net's levels."""
     text_width: int = 128
@@ -96,19 +100,15 @@ class TrainT2I:
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision: auto is bf16 on a GPU that has it; fp16 on a GPU only."""
-    checkpoint_every: int = 250
-    """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size % 8 or self.size < 16:
             raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
-        if self.autoencoder_steps == 0 and not self.start_from:
-            raise BadInput("autoencoder_steps can only be 0 with start_from: there is no trained autoencoder to keep")
-        counts = (self.autoencoder_steps or 1, self.steps, self.autoencoder_batch, self.batch, self.checkpoint_every)
-        if min(counts) < 1:
-            raise BadInput("steps, batches and checkpoint_every of both stages must be at least 1")
+        if self.autoencoder_updates == 0 and not self.start_from:
+            raise BadInput("autoencoder_updates can only be 0 with start_from: there is no trained autoencoder to keep")
+        if min(self.autoencoder_updates or 1, self.updates, self.autoencoder_batch) < 1:
+            raise BadInput("updates and batches of both stages must be at least 1")
         # What the networks' normalisation and attention heads divide by; four levels make the factor 8.
         if len(self.autoencoder_channels) != 4 or not all(c > 0 and c % 8 == 0 for c in self.autoencoder_channels):
             raise BadInput(f"autoencoder_channels must be four multiples of 8: got {self.autoencoder_channels}")
@@ -118,8 +118,8 @@ class TrainT2I:
             raise BadInput(f"text_width must be a multiple of 4: got {self.text_width}")
         if min(self.latent_channels, self.layers, self.text_layers, self.pictures) < 1 or self.context < 3:
             raise BadInput("latent_channels, layers, text_layers and pictures must be at least 1, context at least 3")
-        if not 0 <= self.caption_dropout <= 1 or not 0 <= self.ema < 1 or min(self.lr, self.autoencoder_lr) < 0:
-            raise BadInput("caption_dropout lies between 0 and 1, ema in [0, 1), and learning rates are not negative")
+        if not 0 <= self.caption_dropout <= 1 or self.autoencoder_lr < 0:
+            raise BadInput("caption_dropout lies between 0 and 1, and learning rates are not negative")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision fp16 needs a GPU: use bf16 or no")
 
@@ -135,7 +135,7 @@ class TrainT2I:
         first, second = between - began, time.perf_counter() - between
         trained = 4 * max(sum(p.numel() for p in net.parameters()) for net in (vae, unet))
         memory = {"weights, averaged too": 2 * trained, "gradients": trained, "optimiser": 2 * trained}
-        seconds = 3 * (first * self.autoencoder_steps + second * self.steps)
+        seconds = 3 * (first * self.autoencoder_updates + second * self.updates)
         return Plan(f"train a text-to-image pipeline on {self.data}", memory=memory, seconds=seconds)
 
     def run(self, out: str | Path, progress: bool = True) -> Path:
@@ -165,15 +165,7 @@ class TrainT2I:
             self.caption_dropout,
             self.min_snr_gamma,
         )
-        second = Schedule(
-            self.steps,
-            self.batch,
-            self.lr,
-            ema=self.ema,
-            precision=self.precision,
-            seed=self.seed + 1,
-            checkpoint_every=self.checkpoint_every,
-        )
+        second = replace(self.schedule(), seed=self.seed + 1)
         keys = {
             **self._shared(),
             "channels": self.channels,
@@ -188,8 +180,8 @@ class TrainT2I:
             "gamma": self.min_snr_gamma,
             # None, as in a run from scratch, where they do not matter to this stage.
             "start_with": "all" if given else None,
-            "autoencoder_steps": None if self.autoencoder_steps else 0,
-            "parent": parent.record["sha256"] if given or not self.autoencoder_steps else None,
+            "autoencoder_updates": None if self.autoencoder_updates else 0,
+            "parent": parent.record["sha256"] if given or not self.autoencoder_updates else None,
         }
         run = Run(recipe, second, out / "diffusion", keys)
         run.fit(progress)
@@ -243,15 +235,13 @@ class TrainT2I:
     def _first_stage(self, autoencoder: AutoencoderKL, pictures: Pictures, out: Path, progress: bool) -> Tensor:
         """Train the autoencoder, or leave it as it is; the latents of all pictures, unscaled."""
         folder = out / "autoencoder"
-        if self.autoencoder_steps:
+        if self.autoencoder_updates:
             schedule = Schedule(
-                self.autoencoder_steps,
-                self.autoencoder_batch,
-                self.autoencoder_lr,
+                updates=self.autoencoder_updates,
+                batch=self.autoencoder_batch,
+                lr=self.autoencoder_lr,
                 ema=0.995,
-                precision=self.precision,
-                seed=self.seed,
-                checkpoint_every=self.checkpoint_every,
+                **{name: getattr(self, name) for name in ("precision", "seed", "checkpoint_every", "compile", "track")},
             )
             keys = {
                 **self._shared(),
@@ -262,14 +252,14 @@ class TrainT2I:
             Run(AutoencoderRecipe(autoencoder, pictures), schedule, folder, keys).fit(progress)
         elif folder.exists():
             raise BadInput(
-                f"{out} holds a run that trained its autoencoder: give its --autoencoder-steps to go on, or another "
+                f"{out} holds a run that trained its autoencoder: give its --autoencoder-updates to go on, or another "
                 "folder to start anew"
             )
         autoencoder.eval().requires_grad_(False)
         of = {**self._shared(), "seed": self.seed, "autoencoder": weights_sha256({"vae": autoencoder})}
         cache = out / "latents.safetensors"
         latents = encode_all(autoencoder, pictures, cache, json.dumps(of), resolved_precision(self.precision), progress)
-        if self.autoencoder_steps:
+        if self.autoencoder_updates:
             autoencoder.register_to_config(scaling_factor=float(1 / latents.std()))
         return latents
 
@@ -340,7 +330,7 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-class DiffusionRecipe:
+class DiffusionRecipe(Recipe):
     """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights."""
 
     name = "diffusion"

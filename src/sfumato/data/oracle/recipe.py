@@ -149,10 +149,10 @@ def _degrade(images: Tensor, rng: np.random.Generator, generator: torch.Generato
 
 
 def _batch(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    pictures, truths = zip(*(_example(rng) for _ in range(BATCH)), strict=True)
-    pictures = [_jpeg(p, int(rng.integers(25, 85))) if rng.random() < 0.15 else p for p in pictures]
+    examples = [_example(rng) for _ in range(BATCH)]
+    pictures = [_jpeg(p, int(rng.integers(25, 85))) if rng.random() < 0.15 else p for p, _ in examples]
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return _degrade(images, rng, generator), torch.tensor(truths)
+    return _degrade(images, rng, generator), torch.tensor([truth for _, truth in examples])
 
 
 @torch.no_grad()

@@ -203,7 +203,8 @@ class Anatomy(ABC):
             z: noisy latent, never packed.
             time: the network's own number, one for each row.
             cond: as many rows as ``z``.
-            guidance: what a network is told that guidance was distilled into; others take none.
+            guidance: what a network is told that guidance was distilled into, instead of what ``cond`` says of it;
+                others take none.
         """
         args, kwargs = self.arguments(z.to(self.network.dtype), time, self.inputs(z, cond, guidance))
         facts = {"rows": cond.conditional, "step": None, "text": cond.tokens.shape[1]}
@@ -267,6 +268,12 @@ class Anatomy(ABC):
         if out is not None and out[:, -missing:].shape == rest.shape:
             rest = out[:, -missing:]
         return torch.cat([prediction, rest], dim=1)
+
+    def guidance(self, z: Tensor, cond: Conditioning, asked: float | None) -> Float[Tensor, "batch"]:
+        """What each row is told of guidance: as ``asked`` for, else as the conditioning says, else the default."""
+        told = cond.guidance if asked is None else asked
+        told = self.default_guidance if told is None else told
+        return torch.as_tensor(told, dtype=torch.float32, device=z.device).expand(len(z))
 
     @cached_property
     def _signature(self) -> inspect.Signature:

@@ -95,9 +95,8 @@ class SanaAnatomy(PixArtAnatomy):
         config = self.network.config
         if not config.get("guidance_embeds", False):
             return given
-        told = self.default_guidance if guidance is None else guidance
-        scale = told * config.guidance_embeds_scale
-        return {**given, "guidance": torch.full((len(z),), scale, device=z.device, dtype=self.network.dtype)}
+        scale = self.guidance(z, cond, guidance) * config.guidance_embeds_scale
+        return {**given, "guidance": scale.to(self.network.dtype)}
 
     def number(self, timestep: Tensor | float) -> Tensor | float:
         return timestep * self.network.config.timestep_scale

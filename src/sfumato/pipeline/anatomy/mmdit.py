@@ -103,8 +103,7 @@ class FluxAnatomy(SD3Anatomy):
         given["img_ids"] = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).to(**kind)
         given["txt_ids"] = torch.zeros(cond.tokens.shape[1], 3, **kind)
         if self.network.config.guidance_embeds:
-            told = self.default_guidance if guidance is None else guidance
-            given["guidance"] = torch.full((len(z),), told, device=z.device, dtype=torch.float32)
+            given["guidance"] = self.guidance(z, cond, guidance)
         return given
 
     def number(self, timestep: Tensor | float) -> Tensor | float:

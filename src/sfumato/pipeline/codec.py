@@ -1,0 +1,87 @@
+"""`Codec`: from pictures to what a pipeline's network denoises, and back, both differentiable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An autoencoder (``AutoencoderKL`` or ``AutoencoderDC``) with the scale in which the network sees its latents.
+
+    That is (z - shift_factor) scaling_factor, or (z - latents_mean) / latents_std scaling_factor where the
+    configuration has statistics by channel; without any of them z itself. Latents are never packed here: packing is a
+    matter of how a network is called.
+
+    Attributes:
+        vae: the autoencoder; its configuration is read at every call.
+        multiple: a latent's side must be a multiple of it, for networks that take patches or packed latents.
+    """
+
+    vae: Any
+    multiple: int = 1
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along a side."""
+        config = self.vae.config
+        return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
+
+    @property
+    def channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the latent of a square picture with that side in pixels.
+
+        Raises:
+            BadInput: the side is not a multiple of what the autoencoder and the network need.
+        """
+        unit = self.factor * self.multiple
+        if size <= 0 or size % unit:
+            raise BadInput(f"size {size} is not a multiple of {unit} pixels, as this model needs")
+        side = size // self.factor
+        return self.channels, side, side
+
+    def encode(
+        self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch channel h w"]:
+        """Scaled latents of pictures in [-1, 1]: the posterior's mean, or a ``generator``'s draw.
+
+        A deterministic autoencoder (DC-AE) has no posterior, and takes no notice of the generator.
+        """
+        encoded = self.vae.encode(x.to(self.vae.dtype))
+        if hasattr(encoded, "latent_dist"):
+            posterior = encoded.latent_dist
+            z = posterior.mode() if generator is None else posterior.sample(generator=generator)
+        else:
+            z = encoded.latent
+        return self.scale(z).to(x.dtype)
+
+    def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
+        """Pictures in about [-1, 1] (not clipped) of scaled latents, in the type of ``z``."""
+        return self.vae.decode(self.unscale(z).to(self.vae.dtype), return_dict=False)[0].to(z.dtype)
+
+    def scale(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
+        """The autoencoder's own latents as the network sees them."""
+        mean, std = self._statistics(z)
+        return (z - mean) / std * self.vae.config.scaling_factor
+
+    def unscale(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
+        """The inverse of `scale`."""
+        mean, std = self._statistics(z)
+        return z / self.vae.config.scaling_factor * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config.get("shift_factor") or 0.0, 1.0
+        return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)

@@ -1,0 +1,68 @@
+"""A pipeline lent to a method: sound when it comes in, and handed back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from sfumato.errors import BadInput
+
+from .base import Text2Image
+from .load import wrap
+
+
+@contextmanager
+def lent(pipe: DiffusionPipeline | Text2Image, controlled: bool = False) -> Iterator[Text2Image]:
+    """`wrap` for the duration of a block: a plain diffusers pipeline, which wrapping freezes, gets its flags back.
+
+    Args:
+        controlled: as in `wrap`.
+    """
+    bare = not isinstance(pipe, Text2Image)
+    parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)] if bare else []
+    flags = [(x, x.requires_grad) for m in parts for x in m.parameters()]
+    modes = [(m, m.training) for part in parts for m in part.modules()]
+    try:
+        yield wrap(pipe, controlled=controlled)
+    finally:
+        for x, required in flags:
+            x.requires_grad_(required)
+        for module, training in modes:
+            module.training = training
+
+
+def require_finite(p: Text2Image) -> None:
+    """Refuse a pipeline some of whose weights, or of its adapters', are NaN or infinite.
+
+    Whatever were computed with them would look like a result. Cost: every weight is read once.
+
+    Raises:
+        BadInput: names the first such tensor.
+    """
+    for part, name, x in tensors(p):
+        if not finite(x):
+            raise BadInput(
+                f"the weight {name} of {part} holds numbers that are not finite (NaN or infinity): "
+                "fetch or train the model again"
+            )
+
+
+def tensors(p: Text2Image) -> Iterator[tuple[str, str, Tensor]]:
+    """(part, name, tensor) of all weights of a pipeline and of the adapters attached to it."""
+    for part, module in p.parts().items():
+        yield from ((part, name, x) for name, x in module.named_parameters())
+    for key, adapter in p.adapters.items():
+        yield from ((f"adapter {key}", name, x) for name, x in adapter.state_dict().items())
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all numbers in ``x`` are finite."""
+    if x.is_meta or not x.is_floating_point():
+        return True
+    # A sum makes no copy; one that overflows although every number is finite leaves the matter to the second look.
+    x = x.detach()
+    return bool(torch.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32))) or torch.isfinite(x).all())

@@ -1,0 +1,43 @@
+"""Settings that suit a model: the one place where a method's class is asked what to choose for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+EMBEDDED = ("sketch",)
+"""Models inside the package."""
+
+
+def settings_for(cls: type[Any], model: Any) -> dict[str, Any]:
+    """What the presets of ``cls`` say for ``model``; empty, so the class's own defaults, where they say nothing.
+
+    Args:
+        cls: a method's class, with or without ``presets``.
+        model: a pipeline, or the name of an embedded model, or None.
+    """
+    origin = model if isinstance(model, str) else getattr(model, "origin", None)
+    return dict(getattr(cls, "presets", {}).get(origin, {}))
+
+
+class Tuned:
+    """What every method's class has: settings by name, and which of them suit a model.
+
+    Published settings suit models a hundred times the size of an embedded one, so a method may have a preset named
+    like it, for itself and for whatever was made from it.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings by name: published ones other than the defaults, and those for embedded models."""
+
+    @classmethod
+    def settings_for(cls, model: Any) -> dict[str, Any]:
+        """The settings that suit ``model``: ``RECE(concepts=["star"], **RECE.settings_for(pipe)).apply(pipe)``.
+
+        Those of the preset named like the embedded model that it is or was made from (`Text2Image.origin`); none, so
+        the class's defaults, for all others. The command line chooses by the same rule.
+
+        Args:
+            model: a pipeline, or the name of an embedded model.
+        """
+        return settings_for(cls, model)

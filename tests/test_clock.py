@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from sfumato.errors import BadInput
+from sfumato.pipeline.clock import FlowClock, TableClock, dynamic_shift
+
+
+def table() -> TableClock:
+    return TableClock.of(DDIMScheduler())
+
+
+def flow(**settings) -> FlowClock:
+    return FlowClock.of(FlowMatchEulerDiscreteScheduler(shift=3.0), **settings)
+
+
+def test_a_table_tells_the_timestep_and_snaps_float32_times_to_it():
+    clock = table()
+    timesteps = torch.arange(1000)
+    times = (timesteps + 1).float() / 1000
+    assert torch.equal(clock.number(times), timesteps.float())
+    torch.testing.assert_close(clock.time_of(timesteps), (timesteps + 1).double() / 1000)
+    assert [clock.time(t) for t in (0, 499, 999)] == [0.001, 0.5, 1.0]
+    assert clock.number(0.0) == 0 and clock.number(0.5005) == pytest.approx(499.5)
+    abar = DDIMScheduler().alphas_cumprod[499].double()
+    assert clock.process.alpha_sigma(0.5)[0] ** 2 == pytest.approx(abar)
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({}, lambda sigma: 1000 * sigma),  # SD3
+        ({"scale": 1.0}, lambda sigma: sigma),  # Flux
+        ({"scale": 1.0, "backward": True, "negated": True}, lambda sigma: (1000 - 1000 * sigma) / 1000),  # Z-Image
+    ],
+)
+def test_a_flow_tells_its_sigma_in_the_familys_own_number(settings, number):
+    clock = flow(**settings)
+    t = torch.linspace(0, 1, 21, dtype=torch.float64)
+    torch.testing.assert_close(clock.number(t), number(t).float())
+    torch.testing.assert_close(clock.time_of(clock.number(t)), t, atol=1e-6, rtol=1e-6)
+    alpha, sigma = clock.process.alpha_sigma(t)
+    torch.testing.assert_close((alpha, sigma), (1 - t, t))
+    assert clock.native(torch.ones(())) == (-1 if clock.negated else 1)
+
+
+def test_a_flow_schedulers_timesteps_are_what_the_network_is_told_bit_for_bit():
+    solver = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    clock, whole = flow(scale=1.0), flow()
+    clock.begin(solver, 7, (16, 8, 8))
+    for timestep, sigma in zip(solver.timesteps, solver.sigmas, strict=False):
+        assert clock.time(timestep) == pytest.approx(float(sigma), abs=1e-6)
+        assert torch.equal(clock.number(clock.time(timestep)), timestep / 1000)
+        assert torch.equal(whole.number(whole.time(timestep)), timestep)
+
+
+def test_the_dynamic_shift_goes_by_the_number_of_tokens():
+    solver = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    assert dynamic_shift(1234, solver.config) == calculate_shift(1234)
+    flow(even=True).begin(solver, 4, (16, 64, 32))
+    mu = calculate_shift(32 * 16)
+    even = np.linspace(1, 1 / 4, 4)
+    torch.testing.assert_close(
+        solver.sigmas[:-1], torch.tensor(math.exp(mu) / (math.exp(mu) + (1 / even - 1))).float()
+    )
+
+
+def test_the_flows_ddim_is_the_deterministic_step_of_its_process():
+    clock, rng = flow(), torch.Generator().manual_seed(0)
+    z, pred = torch.randn(2, 1, 3, 4, 4, generator=rng).double()
+    solver = clock.solvers["ddim"](FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    clock.begin(solver, 5, z.shape)
+    t, s = (clock.time(x) for x in solver.timesteps[:2])
+    x0, eps = clock.process.split(pred, z, t, "flow")
+    step = solver.step(pred, solver.timesteps[0], z.float(), return_dict=False)[0]
+    torch.testing.assert_close(step.double(), clock.process.diffuse(x0, s, eps), atol=1e-5, rtol=1e-5)
+
+
+def test_named_solvers_keep_the_pipelines_shift():
+    sana = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    for config in (sana.config, FlowMatchEulerDiscreteScheduler(shift=3.0).config):
+        assert FlowClock.solvers["ddim"](config).config.shift == 3.0
+        assert FlowClock.solvers["dpm++"](config).config.flow_shift == 3.0
+
+
+def test_a_scheduler_of_the_other_kind_is_refused():
+    euler, heun = FlowMatchEulerDiscreteScheduler(), EulerDiscreteScheduler()
+    with pytest.raises(BadInput, match="use ddim, dpm"):
+        flow().check(heun)
+    with pytest.raises(BadInput, match="a table of alphas"):
+        table().check(euler)
+    flow().check(euler)
+    table().check(heun)
+    with pytest.raises(BadInput, match="flow matching"):
+        FlowClock.of(heun)
+    with pytest.raises(BadInput, match="no noise schedule"):
+        TableClock.of(euler)
+    with pytest.raises(BadInput, match="unsupported prediction type"):
+        TableClock.of(DPMSolverMultistepScheduler(prediction_type="flow_prediction"))

@@ -1,0 +1,347 @@
+"""PixArt, SD3 and Flux through the adapter, each held to what diffusers itself does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+import sfumato as sf
+from conftest import LENGTH, make_tiny_flux, make_tiny_pixart, make_tiny_sd3, tiny_vae
+from sfumato.errors import BadInput
+from sfumato.pipeline import wrap
+from sfumato.pipeline.codec import Codec
+from sfumato.pipeline.conditioning import Role
+
+FAMILIES = ["tiny_pixart", "tiny_sd3", "tiny_flux"]
+ALL = ["tiny_sd", "tiny_sdxl", *FAMILIES]
+PROMPTS = ["a red star", "a photo of a blue circle"]
+
+
+@pytest.fixture(params=FAMILIES)
+def p(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=ALL)
+def any_family(request):
+    return request.getfixturevalue(request.param)
+
+
+def some_of(cond):
+    """A number that depends on a conditioning; normalised rows would add up to a constant."""
+    return sum(x[..., ::2].sum() for x in (cond.tokens, cond.pooled) if x is not None)
+
+
+def own_encoding(p, prompts):
+    """(tokens, mask or None, pooled or None) of the pipeline's own ``encode_prompt``."""
+    if p.family == "pixart":
+        tokens, mask, *_ = p.pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
+        return tokens, mask, None
+    if p.family == "sd3":
+        tokens, _, pooled, _ = p.pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+        return tokens, None, pooled
+    tokens, pooled, _ = p.pipe.encode_prompt(prompts)
+    return tokens, None, pooled
+
+
+@torch.no_grad()
+def test_encode_equals_the_pipelines_own_bit_for_bit(p):
+    tokens, mask, pooled = own_encoding(p, PROMPTS)
+    cond = p.encode(PROMPTS)
+    assert torch.equal(cond.tokens, tokens)
+    assert mask is None or torch.equal(cond.mask, mask.bool())
+    assert cond.pooled is pooled is None or torch.equal(cond.pooled, pooled)
+    assert cond.ids.shape == cond.mask.shape == cond.roles.shape == tokens.shape[:2]
+    guidance = {"flux": 3.5}.get(p.family)
+    assert cond.guidance is None if guidance is None else (cond.guidance == guidance).all()
+
+
+def test_sd3_without_t5_and_flux_schnell(tmp_path_factory):
+    p = wrap(make_tiny_sd3(tmp_path_factory, t5=False))
+    tokens, _, pooled = own_encoding(p, PROMPTS)
+    cond = p.encode(PROMPTS)
+    assert torch.equal(cond.tokens, tokens) and torch.equal(cond.pooled, pooled)
+    assert not cond.mask[:, LENGTH:].any() and (cond.roles[:, LENGTH:] == Role.PADDING).all()
+    assert p.text_parts() == [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
+    assert wrap(make_tiny_flux(tmp_path_factory, guidance=False)).encode("a star").guidance is None
+
+
+def test_roles_and_words(any_family):
+    cond = any_family.encode([*PROMPTS, ""])
+    start = 1 if any_family.tokenizers[0].bos_token_id is not None and any_family.family != "flux" else 0
+    words = [len(prompt.split()) for prompt in cond.prompts]
+    for row, n in enumerate(words):
+        expected = [Role.START] * start + [Role.WORD] * n + [Role.END] + [Role.PADDING]
+        assert cond.roles[row, : len(expected)].tolist() == expected
+    assert any_family.last_word_token(cond).tolist() == [start + n - 1 if n else 0 for n in words]
+    assert torch.equal(cond.roles == Role.PADDING, ~cond.mask)
+    found = any_family.find(cond, "red star")
+    assert found[0, start + 1 : start + 3].all() and not found[1:].any()
+    assert found.sum() == (4 if any_family.family == "sd3" else 2)  # once for CLIP, once for T5
+    assert not any_family.find(cond, "blue star").any() and not any_family.find(cond, "").any()
+
+
+def test_token_ids_and_embeddings_are_encoded_as_their_text(any_family):
+    p, prompt = any_family, "a red star"
+    expected = p.encode(prompt)
+    ids = [
+        tokenizer([p._texts([prompt])[0]], padding="max_length", max_length=length, return_tensors="pt").input_ids
+        for tokenizer, length in zip(p.tokenizers, p.text_lengths(), strict=True)
+    ]
+    tables = [getattr(p.pipe, encoder).get_input_embeddings().weight for _, encoder in p.text_parts()]
+    rows = [table[i].detach().requires_grad_() for table, i in zip(tables, ids, strict=True)]
+    hot = [torch.nn.functional.one_hot(i, len(table)).float() for table, i in zip(tables, ids, strict=True)]
+    for cond in (p.encode_ids(ids), p.encode_ids(ids, embeddings=rows), p.encode_ids(ids, embeddings=hot)):
+        for name in ("tokens", "ids", "mask", "roles"):
+            assert torch.equal(getattr(cond, name), getattr(expected, name)), name
+        assert cond.pooled is expected.pooled is None or torch.equal(cond.pooled, expected.pooled)
+        assert not cond.tokens.requires_grad
+    cond = p.encode_ids(ids, embeddings=rows, grad=True)
+    some_of(cond).backward()
+    assert all(r.grad is not None and r.grad[:, 1].abs().sum() > 1e-4 for r in rows)
+    assert all(table.grad is None for table in tables)
+    with pytest.raises(BadInput, match="tensors of token ids"):
+        p.encode_ids([*ids, ids[0]])
+    with pytest.raises(BadInput, match="one row a token"):
+        p.encode_ids(ids, embeddings=[r[..., :-1] for r in rows])
+
+
+def test_learned_words_reach_every_text_encoder(any_family):
+    p = any_family
+    before = p.encode("a red star")
+    with p.add_token("<new>", "star", vectors=2) as token:
+        cond = p.encode("a red <new>", grad=True)
+        some_of(cond).backward()
+        assert len(token.embeddings) == len(p.text_parts())
+        assert all(rows.grad.abs().sum() > 1e-4 for rows in token.embeddings)
+        assert torch.equal(p.encode("a red star").tokens, before.tokens)
+    assert torch.equal(p.encode("a red star").tokens, before.tokens)
+    for _, encoder in p.text_parts():
+        assert not any("Extended" in type(m).__name__ for m in getattr(p.pipe, encoder).modules())
+
+
+def own_prediction(p, z, timestep, cond):
+    """The prediction by diffusers' own call of the network, as its pipeline writes it."""
+    network, step = p.pipe.transformer, timestep.expand(len(z))
+    if p.family == "pixart":
+        options = {"encoder_attention_mask": cond.mask.long(), "added_cond_kwargs": {}}
+        out = network(z, encoder_hidden_states=cond.tokens, timestep=step, return_dict=False, **options)[0]
+        return out.chunk(2, dim=1)[0]
+    options = {"encoder_hidden_states": cond.tokens, "pooled_projections": cond.pooled, "return_dict": False}
+    if p.family == "sd3":
+        return network(z, timestep=step, **options)[0]
+    packed = p.pipe._pack_latents(z, *z.shape)
+    side = z.shape[-1] // 2
+    positions = p.pipe._prepare_latent_image_ids(len(z), side, side, z.device, z.dtype)
+    ids = {"txt_ids": torch.zeros(cond.tokens.shape[1], 3), "img_ids": positions, "guidance": cond.guidance}
+    out = network(packed, timestep=step / 1000, **options, **ids)[0]
+    return p.pipe._unpack_latents(out, 2 * z.shape[-2], 2 * z.shape[-1], 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("timestep", [1000.0, 640.25, 1.0])
+def test_denoiser_is_diffusers_own_call_bit_for_bit(p, timestep):
+    z = torch.randn(2, *p.latent_shape(16), generator=torch.Generator().manual_seed(0))
+    timestep = torch.tensor(min(timestep, 999.0) // 1 if p.family == "pixart" else timestep)
+    cond = p.encode(PROMPTS)
+    t = p.clock.time(timestep)
+    expected = own_prediction(p, z, timestep, cond)
+    assert torch.equal(p.denoiser(z, t, cond), expected)
+    assert torch.equal(p.denoiser(z, torch.tensor([t, t]), cond), expected)
+    assert not torch.allclose(p.denoiser(z, t, p.encode("")), expected)
+    x0 = p.denoiser.predict(z, t, cond, "x0")
+    alpha, sigma = p.clock.process.alpha_sigma(t)
+    native = {"eps": (z - alpha * x0) / sigma, "flow": (z - x0) / sigma}[p.denoiser.prediction]
+    torch.testing.assert_close(native.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def own_pictures(p, prompts, seeds, steps, **options):
+    p.pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    binning = {"use_resolution_binning": False} if p.family == "pixart" else {}
+    options = {"num_inference_steps": steps, "height": 16, "width": 16, "output_type": "pt", **binning, **options}
+    return p.pipe(prompts, generator=generators, **options).images
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+def test_draw_equals_the_diffusers_pipeline(p, cfg_scale):
+    seeds = [3, 11]
+    options = {"guidance_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
+    if p.family == "flux":
+        options = {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
+    ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
+    assert ours.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(ours, own_pictures(p, PROMPTS, seeds, 4, **options), rtol=0, atol=1e-5)
+    alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square", batch=1)
+    torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
+    other = p.draw("", seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
+    assert (ours - other).abs().max() > 1e-3  # the text is listened to
+
+
+def test_defaults_are_the_pipelines_own(p):
+    theirs = own_pictures(p, "a red star", [5], 3)
+    torch.testing.assert_close(p.draw("a red star", 5, sampling_steps=3), theirs, rtol=0, atol=1e-5)
+
+
+def test_other_members_of_the_families(tmp_path_factory):
+    members = (
+        make_tiny_sd3(tmp_path_factory, dual=(0, 1)),
+        make_tiny_sd3(tmp_path_factory, t5=False),
+        make_tiny_flux(tmp_path_factory, guidance=False),
+    )
+    for pipe in members:
+        p = wrap(pipe, {"size": 16})
+        theirs = own_pictures(p, "a red star", [5], 3)
+        torch.testing.assert_close(p.draw("a red star", 5, sampling_steps=3), theirs, rtol=0, atol=1e-5)
+
+
+def test_named_schedulers(p):
+    own = p.draw("a red star", 5, sampling_steps=20)
+    for name in ("ddim", "dpm++"):
+        drawn = p.draw("a red star", 5, sampling_steps=20, scheduler=name)
+        assert (drawn - own).abs().max() < (1e-6 if name == "ddim" else 0.2)
+    with pytest.raises(BadInput, match="this model was trained under"):
+        p.draw("a red star", 5, sampling_steps=2, scheduler=wrong_kind(p))
+
+
+def wrong_kind(p):
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler() if p.family == "pixart" else DDIMScheduler()
+
+
+def test_states_carry_their_time(p):
+    states = list(p.states(PROMPTS, [1, 2], sampling_steps=3))
+    times = [t for _, t in states]
+    assert len(states) == 4 and times == sorted(times, reverse=True) and times[-1] == 0.0
+    middle, t = p.trajectory(PROMPTS, [1, 2], sampling_steps=3, stop_after=2)
+    assert torch.equal(middle, states[2][0]) and t == times[2]
+    if p.clock.prediction == "flow":
+        noise = torch.stack([torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in (1, 2)])
+        assert times[0] == 1.0 and torch.equal(states[0][0], noise)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(p, tmp_path):
+    folder = p.save(tmp_path / "model", provenance={"method": "none"})
+    again = sf.load(folder, device="cpu")
+    assert type(again) is type(p) and again.describe() == p.describe() and again.defaults == p.defaults
+    for name, part in p.parts().items():
+        theirs = dict(again.parts()[name].named_parameters())
+        assert all(torch.equal(x, theirs[key]) for key, x in part.named_parameters()), name
+    assert torch.equal(again.encode(PROMPTS).tokens, p.encode(PROMPTS).tokens)
+    assert torch.equal(again.draw("a red star", 1, sampling_steps=2), p.draw("a red star", 1, sampling_steps=2))
+    foreign = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    theirs = own_pictures(wrap(foreign), "a red star", [1], 2)
+    torch.testing.assert_close(p.draw("a red star", 1, sampling_steps=2), theirs, rtol=0, atol=1e-5)
+
+
+def test_a_folder_written_by_diffusers_is_loaded(p, tmp_path):
+    p.pipe.save_pretrained(tmp_path)
+    again = sf.load(tmp_path, device="cpu")
+    assert torch.equal(again.encode(PROMPTS).tokens, p.encode(PROMPTS).tokens)
+    assert again.describe()["sha256"] == p.describe()["sha256"]
+
+
+def test_a_weight_missing_from_t5_is_refused(tiny_sd3, tmp_path):
+    tiny_sd3.pipe.save_pretrained(tmp_path)
+    file = tmp_path / "text_encoder_3" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["shared.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="missing"):
+        sf.load(tmp_path, device="cpu")
+
+
+def test_copies_share_what_they_do_not_own(p):
+    copy = p.copy(own="xattn")
+    assert copy.defaults == p.defaults
+    assert torch.equal(copy.draw("a red star", 1, sampling_steps=2), p.draw("a red star", 1, sampling_steps=2))
+    owned, before = copy.parameters("xattn"), p.draw("a red star", 1, sampling_steps=2)
+    with torch.no_grad():
+        for weight in owned.values():
+            weight.add_(0.3)
+    assert torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+    assert not torch.equal(copy.draw("a red star", 1, sampling_steps=2), before)
+
+
+def test_projections_adapters_and_taps(p):
+    kinds = {projection.kind for projection in p.projections()}
+    assert kinds >= ({"cross.k", "cross.v", "self.q"} if p.family == "pixart" else {"joint.k", "text.k", "text.in"})
+    before = p.draw("a red star", 1, sampling_steps=2)
+    made = p.add_adapter("a", rank=2)
+    try:
+        assert torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+        with torch.no_grad():
+            for weight in made.parameters():
+                weight.add_(0.1)
+        assert not torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+    finally:
+        made.remove()
+    with p.tap("bottleneck") as tap:
+        assert torch.equal(p.draw("a red star", 1, sampling_steps=2), before)
+    assert tap.value is not None
+
+
+def test_pictures_and_latents_as_the_pipeline_scales_them(p):
+    z = torch.randn(2, *p.latent_shape(16), generator=torch.Generator().manual_seed(0))
+    config = p.pipe.vae.config
+    latents = z / config.scaling_factor + (config.shift_factor or 0.0)
+    with torch.no_grad():
+        expected = p.pipe.vae.decode(latents, return_dict=False)[0]
+        assert torch.equal(p.decode_latents(z), expected)
+        torch.testing.assert_close(p.scale_latents(latents), z)
+        mean = p.pipe.vae.encode(expected).latent_dist.mode()
+        torch.testing.assert_close(
+            p.encode_image(expected), (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+        )
+    assert (config.shift_factor is None) == (p.family == "pixart")
+    with pytest.raises(BadInput, match="multiple of 4 pixels"):
+        p.latent_shape(18)
+
+
+def test_codec_takes_a_deterministic_autoencoder():
+    from diffusers import AutoencoderDC
+
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock",) * 3,
+        decoder_block_types=("ResBlock",) * 3,
+        encoder_block_out_channels=(4, 8, 8),
+        decoder_block_out_channels=(4, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.4,
+    )
+    codec = Codec(vae)
+    assert codec.factor == 4 and codec.latent_shape(16) == (4, 4, 4)
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    z = codec.encode(x)
+    torch.testing.assert_close(z, vae.encode(x).latent * 0.4)
+    codec.decode(z).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_codec_with_statistics_by_channel():
+    codec = Codec(tiny_vae(latents_mean=[0.0, 1.0, 2.0, 3.0], latents_std=[1.0, 2.0, 4.0, 8.0], scaling_factor=0.5))
+    z = torch.ones(1, 4, 2, 2)
+    assert torch.equal(codec.scale(z)[0, :, 0, 0], torch.tensor([0.5, 0.0, -0.125, -0.125]))
+    assert torch.equal(codec.unscale(codec.scale(z)), z)
+
+
+def test_variants_are_refused(tmp_path_factory):
+    from diffusers import FluxTransformer2DModel
+
+    pipe = make_tiny_flux(tmp_path_factory)
+    config = {**pipe.transformer.config, "in_channels": 128, "out_channels": 64}
+    pipe.transformer = FluxTransformer2DModel.from_config(config)
+    with pytest.raises(BadInput, match="variant"):
+        wrap(pipe)
+    pipe = make_tiny_pixart()
+    pipe.vae = tiny_vae(8)
+    with pytest.raises(BadInput, match="variant"):
+        wrap(pipe)
