@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from anatomy_cases import LENGTH, MAKERS, POOLED, WIDTH, latent, make, number, told
 from sfumato.errors import BadInput
@@ -28,7 +29,8 @@ HAS = {
 
 def host(anatomy):
     """As much of a `Text2Image` as attention asks for."""
-    return SimpleNamespace(anatomy=anatomy, network=anatomy.network, listeners=[])
+    pipe = SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler())
+    return SimpleNamespace(anatomy=anatomy, network=anatomy.network, listeners=[], pipe=pipe, control=None)
 
 
 @torch.no_grad()

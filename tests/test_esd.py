@@ -134,10 +134,11 @@ def test_thin_classes_fix_the_variant(tiny_sd):
 
 
 def test_targets_carry_no_gradient_and_training_lowers_the_loss(tiny_sd):
-    esd = ESDx(concepts=("star", "circle"), steps=12, sampling_steps=3, lr=3e-3, batch_size=2)
+    esd = ESDx(concepts=("star", "circle"), updates=12, sampling_steps=3, lr=3e-3, batch=2)
     teacher, student = tiny_sd, tiny_sd.copy(own="xattn")
     before = sum(float(esd.loss(teacher, student)(step(i)).detach()) for i in range(4))
-    erased, losses = esd.train(teacher)
+    erased, log = esd.run(teacher)
+    losses = log["losses"]
     after = sum(float(esd.loss(teacher, erased)(step(i)).detach()) for i in range(4))
     assert len(losses) == 12
     assert after < before

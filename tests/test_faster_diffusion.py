@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -30,8 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import make_tiny_dit
 from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
+from sfumato.pipeline.anatomy import Call
+from sfumato.pipeline.runs import Run
 from sfumato.pipeline.split import decode, encode, operations
-from sfumato.pipeline.steering import Call, Run
 from sfumato.steer.faster_diffusion import FasterDiffusion, key_steps
 from sfumato.steer.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
 
@@ -285,7 +287,7 @@ def test_each_prediction_uses_its_own_time(p):
     cond = p.encode(PROMPTS[:2])
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     inputs = p.anatomy.inputs(z, cond)
-    call = Call(p.network, z, 901.0, inputs)
+    call = Call(p.anatomy, z, 901.0, inputs)
     features = encode(p.network, z, 901.0, **inputs)
 
     def ahead(timesteps, pictures):
@@ -465,7 +467,7 @@ def test_calls_at_another_time_than_the_steps_are_plain(sd):
     class Extra(Interceptor):
         def predict(self, forward, call, run):
             if run is not None:
-                small = Call(call.network, call.z[..., ::2, ::2], float(call.timestep.flatten()[0]) / 2, call.inputs)
+                small = replace(call, z=call.z[..., ::2, ::2], timestep=float(call.timestep.flatten()[0]) / 2)
                 seen.append((small, forward(small)))
             return forward(call)
 
@@ -487,7 +489,8 @@ def test_several_calls_a_step_are_told_apart_by_their_order(sd):
         def predict(self, forward, call, run):
             halves = [{k: v.chunk(2)[i] for k, v in call.inputs.items()} for i in range(2)]
             zs, times = call.z.chunk(2), torch.as_tensor(call.timestep).expand(len(call.z)).chunk(2)
-            return torch.cat([forward(Call(call.network, zs[i], times[i], halves[i])) for i in range(2)])
+            apart = (replace(call, z=zs[i], timestep=times[i], inputs=halves[i], rows=None) for i in range(2))
+            return torch.cat(list(map(forward, apart)))
 
     with FasterDiffusion(keys=(0, 3)).patch(sd):
         expected = latent(sd)

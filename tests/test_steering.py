@@ -8,8 +8,9 @@ from diffusers import EulerDiscreteScheduler, PNDMScheduler
 
 from sfumato.errors import BadInput
 from sfumato.pipeline.hooks import Override
+from sfumato.pipeline.runs import Run
 from sfumato.pipeline.split import decode, encode
-from sfumato.pipeline.steering import Interceptor, Run
+from sfumato.pipeline.steering import Interceptor
 
 
 @pytest.fixture(params=["tiny_sd", "tiny_sdxl"])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput
@@ -20,6 +20,7 @@ from sfumato.errors import BadInput
 from .anatomy import Anatomy, Site
 from .anatomy.explicit import STAGES, ExplicitAttention, Listener, Stage
 from .hooks import attach
+from .steering import held
 
 if TYPE_CHECKING:
     from .base import Text2Image
@@ -29,18 +30,28 @@ class AttentionRecord:
     """What `Text2Image.record_attention` has seen.
 
     Attributes:
-        calls: one entry per call of the network, oldest first: layer -> probabilities, shaped
+        calls: one entry per call of the network, oldest first: site -> probabilities, shaped
             (batch, heads, queries, keys), still in the graph if the call was. Queries run over the rows of a
-            square feature map with side ``layer.resolution``; keys of cross-attention are the prompt's
-            tokens.
+            square feature map with side ``site.resolution``; keys of cross-attention are the prompt's
+            tokens. In joint attention both run over the prompt's tokens, and then the feature map.
+        rows: for each of them, which rows of the batch are conditional; None where there was no guidance.
+        steps: for each of them, the number of the sampling step, from 0; None outside of sampling.
     """
 
     calls: list[dict[Site, Float[Tensor, "batch head query key"]]] = field(default_factory=list)
+    rows: list[Bool[Tensor, "batch"] | None] = field(default_factory=list)
+    steps: list[int | None] = field(default_factory=list)
 
     @property
     def maps(self) -> dict[Site, Float[Tensor, "batch head query key"]]:
         """The latest call's probabilities."""
         return self.calls[-1]
+
+    @property
+    def conditional(self) -> dict[Site, Float[Tensor, "picture head query key"]]:
+        """The latest call's probabilities of its conditional rows; of all where there was no guidance."""
+        rows = self.rows[-1]
+        return self.maps if rows is None else {site: probs[rows] for site, probs in self.maps.items()}
 
 
 @contextmanager
@@ -52,9 +63,10 @@ def record(
 
     def note(site: Site, probs: Tensor) -> Tensor:
         if not seen.calls or site in seen.calls[-1]:
-            seen.calls.append({})
-            if keep is not None:
-                del seen.calls[:-keep]
+            for noted, value in ((seen.calls, {}), (seen.rows, site.rows), (seen.steps, site.step)):
+                noted.append(value)
+                if keep is not None:
+                    del noted[:-keep]
         seen.calls[-1][site] = probs
         return probs
 
@@ -73,8 +85,9 @@ def edit(
     listener = Listener(stage, lambda site: kind in (None, site.kind) and where(site), function)
     p.listeners.append(listener)
     try:
-        _install(p.anatomy, p.listeners)
-        yield
+        with held(p):  # which tells the sites of step and rows, whoever calls the network
+            _install(p.anatomy, p.listeners)
+            yield
     finally:
         p.listeners.remove(listener)
         _install(p.anatomy, p.listeners)

@@ -319,7 +319,7 @@ class Text2Image(ABC):
         """Record attention probabilities: ``with p.record_attention() as seen: ...; seen.maps``.
 
         Args:
-            kind: "cross", "self", or None for both.
+            kind: "cross", "self", "joint", or None for all.
             where: which layers, e.g. ``lambda site: site.resolution <= 16``.
             keep: how many of the latest network calls to keep; None for all (this can take much memory).
         """
@@ -335,11 +335,12 @@ class Text2Image(ABC):
         """Change attention inside a block, differentiably; the network is exactly restored on exit.
 
         Args:
-            function: gets the layer and, by ``stage``, the probabilities or the logits, shaped (batch, heads,
+            function: gets the site and, by ``stage``, the probabilities or the logits, shaped (batch, heads,
                 queries, keys), or key and value, shaped (batch, heads, keys, width); returns what takes their
-                place. The number of keys may change. With guidance the batch holds both halves, conditional
-                first.
-            kind: "cross", "self", or None for both.
+                place. The number of keys may change. With guidance ``site.rows`` tells which rows of the batch are
+                conditional, whoever calls the network; ``site.step`` is the sampling step, and in joint
+                attention the first ``site.text`` queries and keys are the text's.
+            kind: "cross", "self", "joint", or None for all.
             where: which layers.
             stage: "probs" (after softmax), "logits" (before) or "kv".
 

@@ -1,8 +1,9 @@
 """What denoising networks are made of and how they are called: one `Anatomy` for each kind of network."""
 
-from .base import KINDS, SUBSETS, Anatomy, Call, Context, Projection, Site
+from .base import Anatomy
 from .dit import PixArtAnatomy, SanaAnatomy
 from .mmdit import FluxAnatomy, SD3Anatomy
+from .parts import KINDS, SUBSETS, Call, Context, Projection, Site
 from .unet import UNetAnatomy
 
 __all__ = [

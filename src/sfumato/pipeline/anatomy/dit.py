@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 
 from ..conditioning import Conditioning
-from .base import Anatomy, Projection, Site, attention_pairs, foreign, site_projections
+from .base import Anatomy, attention_pairs, foreign, site_projections
 from .explicit import ExplicitAttention, Listener, SanaAttention, SanaLinearAttention
+from .parts import Projection, Site
 
 _PIXELS = 8
 """Pixels per latent, along a side, of PixArt's autoencoder."""

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .base import Site
+    from .parts import Site
 
 Stage = Literal["kv", "logits", "probs"]
 STAGES = ("kv", "logits", "probs")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 
 from ..conditioning import Conditioning
-from .base import Projection, Site, foreign
+from .base import foreign
 from .dit import Transformer
 from .explicit import JointAttention, Listener
+from .parts import Projection, Site
 
 _TEXT_SIDE = re.compile(r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.")
 _TEXT_KEYS = re.compile(r"\.attn\.add_[kv]_proj\.")

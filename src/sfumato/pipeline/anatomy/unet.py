@@ -9,7 +9,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
-from .base import Anatomy, Projection, Site, attention_pairs, foreign, site_projections
+from .base import Anatomy, attention_pairs, foreign, site_projections
+from .parts import Projection, Site
 
 # Parts that ESD-u leaves alone although they are not cross-attention (the published code excludes them by
 # name); SDXL's size and pooled-text embedding is added into the time embedding and counts as a part of it.
