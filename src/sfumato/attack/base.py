@@ -90,6 +90,8 @@ class Attack(Tuned, ABC):
     what it found.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which it takes about a second on a tiny pipeline, for the tests that all attacks share."""
     box: ClassVar[Box] = "white"
     """What the attacker sees of the erased model: its weights and gradients ("white"), those of its text encoder or
     those of other models only ("grey"), or nothing but the pictures that it draws ("black")."""

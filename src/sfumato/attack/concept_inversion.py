@@ -58,6 +58,10 @@ class ConceptInversion(Tuning, Attack):
     helped by a name; ``captions`` is ours.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "n_images": 2, "updates": 3, "lr": 0.05, "batch": 2, "checkpoint_every": 1,
+        "init_word": "circle", "templates": ("a photo of {}", "{}"),
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {"updates": 120, "lr": 0.02, "batch": 8, "captions": True},
