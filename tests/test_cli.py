@@ -240,7 +240,7 @@ class Gentle(Base):
     """Steps; by default as many as it takes."""
     hidden: list = field(default_factory=list, init=False)
 
-    def run(self, pipe):
+    def run(self, pipe, folder=None):
         return pipe.erased(self), {"condition_number": 3.0}
 
 
@@ -388,7 +388,7 @@ def test_a_catalogue_entry_is_all_that_a_method_needs(gentle_in_catalog, tmp_pat
 
 
 def test_a_failing_method_leaves_nothing(gentle_in_catalog, tmp_path, capsys, monkeypatch):
-    def fail(self, pipe):
+    def fail(self, pipe, folder=None):
         raise SfumatoError("it diverged")
 
     monkeypatch.setattr(Gentle, "run", fail)

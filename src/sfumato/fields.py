@@ -145,8 +145,7 @@ def _check(name: str, hint: Any, value: Any) -> None:
         if value is not None:
             raise BadInput(f"{name} cannot be {value!r}")
     elif hint in (int, float):
-        kinds = int if hint is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
             raise BadInput(f"{name} must be a {'whole ' if hint is int else ''}number, got {value!r}")
         if not math.isfinite(value):
             raise BadInput(f"{name} must be a finite number, got {value}")
