@@ -42,7 +42,7 @@ def pipeline(name: str):
         pipe = PixArtSigmaPipeline(None, None, vae, anatomy.network, DPMSolverMultistepScheduler())
     elif name == "sana":
         flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-        pipe = SanaPipeline(None, None, vae, anatomy.network, DPMSolverMultistepScheduler(**flow))
+        pipe = SanaPipeline(None, None, None, anatomy.network, DPMSolverMultistepScheduler(**flow))
     else:
         none = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         cls = FluxPipeline
@@ -69,7 +69,7 @@ def called(p, scale: float = SCALE) -> torch.Tensor:
         masks = {"prompt_attention_mask": cond.mask, "negative_prompt_attention_mask": negative.mask}
         given |= {"negative_prompt": None, "use_resolution_binning": False, **masks, **against}
         if "Sana" in name:
-            p.pipe.vae_scale_factor, size = 2, {"height": 32, "width": 32}
+            size = {"height": 256, "width": 256}
     elif name == "StableDiffusionPipeline":
         given |= against
     else:
