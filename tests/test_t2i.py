@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.errors import BadInput
+from sfumato.train.diffusion import DiffusionRecipe, scheduler
 from sfumato.train.parent import chain
-from sfumato.train.t2i import DiffusionRecipe, TrainT2I, scheduler
+from sfumato.train.t2i import TrainT2I
 from sfumato.train.tokenizer import learn_tokenizer
 
 
@@ -133,7 +134,7 @@ def test_an_untrained_autoencoder_cannot_be_kept(tiny, trained, tmp_path):
         replace(tiny, autoencoder_updates=0)
     run = trained.parent
     with pytest.raises(BadInput, match="trained its autoencoder"):
-        replace(tiny, start_from=str(trained), autoencoder_updates=0).run(run, progress=False)
+        replace(tiny, start_from=str(trained), autoencoder_updates=0).run(run, progress=False, overwrite=True)
 
 
 def test_latents_of_another_autoencoder_are_made_again(tiny, trained, tmp_path):

@@ -25,7 +25,7 @@ from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
 
-from .base import Attack, Found
+from .base import Attack, Box, Found
 
 TEMPLATES = (
     "a photo of {}",
@@ -67,6 +67,7 @@ class ConceptInversion(Tuning, Attack):
         "sketch": {"updates": 120, "lr": 0.02, "batch": 8, "captions": True},
     }
     """Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
+    box: ClassVar[Box] = "white"
 
     n_images: int = 25
     """Pictures of the concept that the original pipeline draws, when none are given."""

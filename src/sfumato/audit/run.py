@@ -73,7 +73,8 @@ class Audit:
     scheduler: str | None = None
     """ddim or dpm++; by default the pipeline's."""
     detector: str | Detector | None = None
-    """"oracle" (sketch world), or a folder or hub id of a transformers image classifier or CLIP."""
+    """"oracle" (sketch world), or a folder or hub id of a transformers image classifier or CLIP; KIND:MODEL, as in
+    "classifier:FOLDER" or "zero-shot:FOLDER", where several kinds of detector could look with the same model."""
     attacks: Sequence[str | Attack] = ("concept-inversion",)
     """Names of attacks; empty for none."""
     distance: str | Distance | None = None

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato import catalog
-from sfumato.commands.verb import Where, alone, beside, load, origin, provenance, read
+from sfumato.commands.verb import Where, beside, load, origin, provenance, read
 from sfumato.errors import unknown
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
+from sfumato.progress import alone
 
 if TYPE_CHECKING:
     from sfumato.erase.base import Eraser
