@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Conditioning, Text2Image
-from sfumato.pipeline.adapter import Adapter, refuse_adapters
+from sfumato.pipeline.adapter import Adapter
 from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
 from sfumato.train.recipe import Loose
 
@@ -175,7 +175,6 @@ class SPM(ByGradient):
 
     def train(self, pipe: Text2Image, folder: Path | None = None) -> tuple[list[Membrane], dict[str, list[float]]]:
         """One membrane per concept, and the loss of each step by concept."""
-        refuse_adapters(pipe)
         base, membranes, losses = pipe.describe()["sha256"], [], {}
         for index, concept in enumerate(self.concepts):
             adapter, losses[concept] = self.train_one(pipe, index, folder)
