@@ -99,7 +99,10 @@ class TrainT2I(Tuned, Schedule):
     cfg_scale: float = 3.0
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
-    """Signal-to-noise ratio from which on the loss weight no longer grows."""
+    """Signal-to-noise ratio from which on the loss weight no longer grows; 0: every time weighs the same, so that
+    the noisiest, where it is decided what stands where, weigh more."""
+    tilt: float = 0.0
+    """How much more often noisy times are drawn: their density grows with this power of time; 0: all are alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,8 +121,8 @@ class TrainT2I(Tuned, Schedule):
             raise BadInput(f"text_width must be a multiple of 4: got {self.text_width}")
         if min(self.latent_channels, self.layers, self.text_layers, self.pictures) < 1 or self.context < 3:
             raise BadInput("latent_channels, layers, text_layers and pictures must be at least 1, context at least 3")
-        if not 0 <= self.caption_dropout <= 1 or self.autoencoder_lr < 0:
-            raise BadInput("caption_dropout lies between 0 and 1, and learning rates are not negative")
+        if not 0 <= self.caption_dropout <= 1 or min(self.autoencoder_lr, self.min_snr_gamma, self.tilt) < 0:
+            raise BadInput("caption_dropout lies between 0 and 1; rates, min_snr_gamma and tilt are not negative")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision fp16 needs a GPU: use bf16 or no")
 
@@ -164,6 +167,8 @@ class TrainT2I(Tuned, Schedule):
             captions,
             self.caption_dropout,
             self.min_snr_gamma,
+            pictures.group,
+            self.tilt,
         )
         second = replace(self.schedule(), seed=self.seed + 1)
         keys = {
@@ -178,6 +183,7 @@ class TrainT2I(Tuned, Schedule):
             "vocabulary": self.vocabulary,
             "dropout": self.caption_dropout,
             "gamma": self.min_snr_gamma,
+            "tilt": self.tilt,
             # None, as in a run from scratch, where they do not matter to this stage.
             "start_with": "all" if given else None,
             "autoencoder_updates": None if self.autoencoder_updates else 0,
@@ -345,9 +351,11 @@ class DiffusionRecipe(Recipe):
         captions: list[str],
         dropout: float,
         gamma: float,
+        group: int = 1,
+        tilt: float = 0.0,
     ):
         self.unet, self.text, self.scheduler, self.latents = unet, text, scheduler, latents
-        self.dropout, self.gamma = dropout, gamma
+        self.dropout, self.gamma, self.group, self.tilt = dropout, gamma, group, tilt
         encode = lambda texts: (
             tokenizer(
                 texts,
@@ -363,7 +371,7 @@ class DiffusionRecipe(Recipe):
         return {"unet": self.unet, "text_encoder": self.text}
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
-        rows = draw.integers(len(self.latents), size, rng)
+        rows = draw.grouped(len(self.latents), size, self.group, rng)
         ids = self.ids[rows].long()
         drop = draw.uniform(size, rng) < self.dropout
         return {"x": self.latents[rows], "ids": torch.where(drop[:, None], self.empty, ids)}
@@ -372,11 +380,15 @@ class DiffusionRecipe(Recipe):
         device = self.unet.device
         x, ids = batch["x"].to(device), batch["ids"].to(device)
         eps = draw.normal(x.shape, rng).to(device)
-        t = draw.integers(len(self.scheduler.alphas_cumprod), len(x), rng).to(device)
+        times = len(self.scheduler.alphas_cumprod)
+        if self.tilt:
+            t = (times * draw.uniform(len(x), rng) ** (1 / (1 + self.tilt))).long().clamp(max=times - 1).to(device)
+        else:
+            t = draw.integers(times, len(x), rng).to(device)
         alpha2 = self.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
         alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
         v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()
         snr = alpha2 / (1 - alpha2)
-        weight = snr.clamp(max=self.gamma) / (snr + 1)
+        weight = snr.clamp(max=self.gamma) / (snr + 1) if self.gamma else 1.0
         error = (v - (alpha * eps - sigma * x)).square()
         return (weight * error).mean(), {"v_error": error.mean().detach()}
