@@ -102,7 +102,10 @@ class TrainT2I(Tuned, Schedule):
     cfg_scale: float = 3.0
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
-    """Signal-to-noise ratio from which on the loss weight no longer grows."""
+    """Signal-to-noise ratio from which on the loss weight no longer grows; 0: every time weighs the same, so that
+    the noisiest, where it is decided what stands where, weigh more."""
+    tilt: float = 0.0
+    """How much more often noisy times are drawn: their density grows with this power of time; 0: all are alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,8 +124,8 @@ class TrainT2I(Tuned, Schedule):
             raise BadInput(f"text_width must be a multiple of 4: got {self.text_width}")
         if min(self.latent_channels, self.layers, self.text_layers, self.pictures) < 1 or self.context < 3:
             raise BadInput("latent_channels, layers, text_layers and pictures must be at least 1, context at least 3")
-        if not 0 <= self.caption_dropout <= 1 or self.autoencoder_lr < 0:
-            raise BadInput("caption_dropout lies between 0 and 1, and learning rates are not negative")
+        if not 0 <= self.caption_dropout <= 1 or min(self.autoencoder_lr, self.min_snr_gamma, self.tilt) < 0:
+            raise BadInput("caption_dropout lies between 0 and 1; rates, min_snr_gamma and tilt are not negative")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision fp16 needs a GPU: use bf16 or no")
 
@@ -202,6 +205,8 @@ class TrainT2I(Tuned, Schedule):
             captions,
             self.caption_dropout,
             self.min_snr_gamma,
+            pictures.group,
+            self.tilt,
         )
         run = Run(recipe, second, out / "diffusion", keys)
         run.fit(progress)
@@ -226,6 +231,7 @@ class TrainT2I(Tuned, Schedule):
             **{name: getattr(self, name) for name in names},
             "dropout": self.caption_dropout,
             "gamma": self.min_snr_gamma,
+            "tilt": self.tilt,
             # None, as in a run from scratch, where they do not matter to this stage.
             "start_with": "all" if given else None,
             "autoencoder_updates": None if self.autoencoder_updates else 0,
