@@ -127,7 +127,7 @@ def together(world: int, target: Callable, *args: object, **env: str) -> None:
     ranks = [{**base, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(world)]
     processes = [start(target, *args, env=rank) for rank in ranks]
     for process in processes:
-        process.join(60)
+        process.join(120)
     assert [p.exitcode for p in processes] == [0] * world
 
 

@@ -154,6 +154,7 @@ def erase_in_parallel(model: str, out: str) -> None:
     torch.save(found, Path(out) / f"end-{torch.distributed.get_rank()}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_erase_as_one_does(tiny_sd, tmp_path):
     tiny_sd.copy().save(tmp_path / "model")
     together(2, erase_in_parallel, str(tmp_path / "model"), str(tmp_path))
