@@ -1,7 +1,7 @@
 """Sampling runs as a scheduler tells of them, ours or that of diffusers' own pipeline call.
 
-Where a scheduler does not scale the network's input (those of flows), the pipeline's first call of the network at the
-next timestep begins the step.
+Where nobody asks the scheduler to scale the network's input (those of flows cannot, and some pipelines do not ask),
+the first call of the network at the next timestep begins the step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Run:
         self.index, self.pictures, self.calls = 0, 0, 0
         self.asked = [] if steering is None else steering.asked
         self.unpacked: Callable[[Tensor], Tensor] | None = None
-        self._anatomy = None if steering is None else steering.anatomy
+        self._clock = None if steering is None else steering.owner.clock
         self._start: Tensor | None = None
         self._scales: tuple[Tensor, Tensor] | None = None
 
@@ -48,11 +48,13 @@ class Run:
         """Whether a call with this number of the network's is at the present step's time (and not, say, a less noisy
         one's), or at that of step ``index``."""
         number = torch.as_tensor(number)
-        told = number if self._anatomy is None else self._anatomy.timestep(number.float())
         meant = self.timesteps[self.index if index is None else index]
+        away = number.float() - meant
+        if self._clock is not None:
+            away = self.T * (self._clock.time_of(number) - self._clock.time(meant))
         # Pipelines round the number to the precision of their latents.
         rounding = torch.finfo(number.dtype).eps * abs(meant) if number.is_floating_point() else 0.0
-        return bool(((told.float() - meant).abs() < 0.01 + rounding).all())
+        return bool((away.abs() < 0.01 + rounding).all())
 
     def noise(self, z: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The latent from which the run started, in the scale and with as many rows as a latent of this step.
@@ -89,7 +91,10 @@ class Follower:
         self.steering, self.scheduler, self.attended = steering, scheduler, attended
         self.run: Run | None = None
         self.scale = getattr(scheduler, "scale_model_input", None)
-        methods = [self.set_timesteps, self.step, *([self.scale_model_input] if self.scale is not None else [])]
+        self.scales = False  # until somebody asks it to
+        methods: list[Callable[..., Any]] = [self.set_timesteps, self.step]
+        if self.scale is not None:
+            methods.append(self.scale_model_input)
         self.overrides = [Override(scheduler, m.__name__, m) for m in methods]
 
     def remove(self) -> None:
@@ -113,6 +118,7 @@ class Follower:
         return result
 
     def scale_model_input(self, original: Callable, sample: Tensor, timestep: Any = None) -> Tensor:
+        self.scales = True
         sample = self._before("before_network", sample, timestep)
         run = self.run
         if run is not None:
@@ -123,17 +129,16 @@ class Follower:
         return original(sample) if timestep is None else original(sample, timestep)
 
     def arrive(self, call: Call, own: bool) -> Call:
-        """A call of the network comes: with a scheduler that does not scale, it may be what begins the step.
+        """A call of the network comes: where its input was not scaled, it may be what begins the step.
 
         ``own``: whether it is of our making.
         """
         run = self.run
         ours = self.steering.current is run if self.attended else not own
-        if self.scale is not None or run is None or not ours or not run.reach(call.timestep):
+        if self.scales or run is None or not ours or not run.reach(call.timestep):
             return call
         if run.calls == 0:
-            guided = self.steering.halves(run) == "together" if not self.attended else call.rows is not None
-            both = guided and (not self.attended or not bool(call.rows.all()))
+            both = self.steering.halves(run) == "together" if not own else _mixed(call.rows)
             run.pictures = len(call.z) // (2 if both else 1)
             run.unpacked = partial(self.steering.anatomy.unpacked, inputs=call.inputs)
         if not self.attended:
@@ -165,7 +170,7 @@ class Follower:
             return z
         packed = z.ndim == 3 and self.run.unpacked is not None  # as the pipeline keeps its latents between the steps
         z = self.run.unpacked(z) if packed else z
-        self.run.see(z, z.new_ones(()) if self.scale is None else self.scale(z.new_ones(()), timestep))
+        self.run.see(z, self.scale(z.new_ones(()), timestep) if self.scales else z.new_ones(()))
         for function in self.steering.chain(method):
             z = function(self.run, z)
         return self.steering.anatomy.packed(z) if packed else z
@@ -180,3 +185,8 @@ class Follower:
         if self.steering.current is self.run:
             self.steering.current = None
         self.run = None
+
+
+def _mixed(rows: Tensor | None) -> bool:
+    """Whether a batch holds both halves of guidance."""
+    return rows is not None and bool(rows.any()) and not bool(rows.all())

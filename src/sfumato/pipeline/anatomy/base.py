@@ -126,15 +126,15 @@ class Anatomy(ABC):
         """The layers that an adapter is for, by name, in network order.
 
         Args:
-            targets: one or several of: "transformer" (every Linear and Conv2d inside the transformer blocks,
-                projections in and out and feed-forward included), kinds of projections ("cross.k", ...), names of
-                layers.
+            targets: one or several of: "transformer" (every Linear, and Conv2d without groups, inside the transformer
+                blocks, projections in and out and feed-forward included), kinds of projections ("cross.k", ...),
+                names of layers.
 
         Raises:
             BadInput: unknown target, or none.
         """
         chosen: set[str] = set()
-        layers = {n: m for n, m in self.network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+        layers = {n: m for n, m in self.network.named_modules() if takes_adapter(m)}
         inside = tuple(f"{n}." for n in self.transformers)
         for target in (targets,) if isinstance(targets, str) else targets:
             if target == "transformer":
@@ -238,14 +238,6 @@ class Anatomy(ABC):
         """Whether a call wants the result in diffusers' own type, and not as a tuple."""
         return self._signature.bind(self.network, *args, **kwargs).arguments.get("return_dict", True)
 
-    def number(self, timestep: Tensor | float) -> Tensor | float:
-        """What the network is told at a scheduler's timestep."""
-        return timestep
-
-    def timestep(self, number: Tensor | float) -> Tensor | float:
-        """The inverse of `number`."""
-        return number
-
     def packed(self, z: Float[Tensor, "batch channel height width"]) -> Tensor:
         """The form in which the network takes latents."""
         return z
@@ -282,6 +274,11 @@ class Anatomy(ABC):
     def _subset(self, subset: str) -> dict[str, nn.Parameter]:
         chosen = (lambda name: True) if subset == "full" else self.subsets[subset]
         return {name: p for name, p in self.network.named_parameters() if chosen(name)}
+
+
+def takes_adapter(module: nn.Module) -> bool:
+    """Whether a layer can have a low-rank product beside it: linear layers, and convolutions without groups."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def foreign(tokens: Tensor, mask: Tensor | None = None, **others: Any) -> Conditioning:
