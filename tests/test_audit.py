@@ -228,7 +228,7 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         (["star"], {"attacks": ("concept-invasion",)}, "unknown"),
         (["star"], {"detector": None}, "say how to see the concept"),
         (["star"], {"detector": "./nothing-here"}, "not a model of transformers"),
-        (["star"], {"n": 0}, "at least one picture"),
+        (["star"], {"n": 0}, "n must be at least 1"),
     ):
         with pytest.raises(BadInput, match=words):
             audit(never, never, concepts, **{"detector": Fixed(always), **SMALL} | settings)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.cases import AttackCases
+from sfumato.fields import Seed
 from sfumato.files import atomic_folder, save_png, write_json
 from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
@@ -97,7 +98,7 @@ class Attack(Tuned, ABC):
     """What the attacker sees of the erased model: its weights and gradients ("white"), those of its text encoder or
     those of other models only ("grey"), or nothing but the pictures that it draws ("black")."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all randomness in the attack."""
 
     @property

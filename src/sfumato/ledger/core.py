@@ -21,6 +21,7 @@ import numpy as np
 
 from sfumato.errors import BadInput
 from sfumato.files import write_json
+from sfumato.versions import versions
 
 Pair = tuple[Sequence[float], Sequence[float]]
 Table = dict[str, dict[str, float]]
@@ -141,7 +142,7 @@ def run(name: str, folder: Path | str = "docs/ledger", progress: bool = True) ->
         "notes": experiment.notes,
         "tables": {key: spread([r[key] for r in per_seed]) for key in per_seed[0] if key not in experiment.claims},
         "seconds": round(time.perf_counter() - began, 1),
-        "versions": _versions(),
+        "versions": {**versions(), "machine": _machine()},
     }
     write_json(Path(folder) / f"{name}.json", record, overwrite=True)
     return record
@@ -204,16 +205,7 @@ def _by_number(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _versions() -> dict[str, str]:
-    import diffusers
+def _machine() -> str:
     import torch
 
-    import sfumato
-
-    return {
-        "sfumato": sfumato.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
