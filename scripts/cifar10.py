@@ -60,7 +60,7 @@ def judge(args: argparse.Namespace, size: int, flip: bool) -> Path:
         test, told = pixels(args.test, size)[:2], "the test split"
     return train_classifier(
         args.out / "judge", list(pictures.label_names), x[seen], y[seen], test, told,
-        partial(shaken, flip=flip), args.judge_steps,
+        partial(shaken, flip=flip), args.judge_updates,
     )  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--n", type=int, default=2000, help="samples")
     parser.add_argument("--n-real", type=int, default=10_000)
-    parser.add_argument("--judge-steps", type=int, default=1000)
+    parser.add_argument("--judge-updates", type=int, default=1000)
     parser.add_argument("--extractor", default="judge", help="features of distances: judge, or one of sfumato score")
     parser.add_argument("--weights", help="of the extractor, where it needs any")
     parser.add_argument("--only", choices=("train", "judge", "draw", "page"))

@@ -107,7 +107,7 @@ def classifier(parquet: Path, args: argparse.Namespace, label: str) -> Path:
         x, names = x[torch.tensor(seen)], [n for n, s in zip(names, seen, strict=True) if s]
     test = (255 * augment(measured[0].float() / 255, torch.Generator().manual_seed(1))).round().clamp(0, 255).byte()
     return train_classifier(
-        folder, labels, x, number(names), (test, measured[1]), told, augment, args.classifier_steps,
+        folder, labels, x, number(names), (test, measured[1]), told, augment, args.classifier_updates,
         args.checkpoint_every,
     )  # fmt: skip
 
@@ -156,7 +156,7 @@ class Emoji(Detector):
 def eraser(name: str, concept: str, captions: list[str], quick: bool) -> Eraser:
     """The method, told to preserve all other captions and styles where it is a closed-form edit."""
     others = tuple(c for c in (*captions, *STYLES) if c != concept)
-    few = {"steps": 2} if quick else {}
+    few = {"updates": 2} if quick else {}
     if name == "uce":
         return UCE(concepts=(concept,), preserve=others)
     if name == "rece":
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--autoencoder-updates", type=int, default=900)
     parser.add_argument("--start-from", default="sketch", help="pipeline whose autoencoder training starts from")
-    parser.add_argument("--classifier-steps", type=int, default=1500)
+    parser.add_argument("--classifier-updates", type=int, default=1500)
     parser.add_argument("--checkpoint-every", type=int, default=200)
     parser.add_argument("--n", type=int, default=96, help="pictures for each erased concept in an audit")
     parser.add_argument("--quick", action="store_true", help="edits of two steps: to see that everything runs")

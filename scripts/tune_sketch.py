@@ -41,10 +41,10 @@ BASE: dict[str, Mapping[str, Any]] = {
 }
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "rece": {"ridge": (1e-1, 1e-2, 1e-3, 1e-4), "epochs": (1, 2, 3)},
-    "esd-x": {"lr": (1e-4, 3e-4, 1e-3), "steps": (75, 150, 300)},
-    "esd-u": {"lr": (3e-5, 1e-4, 3e-4), "steps": (75, 150, 300)},
-    "spm": {"anchor_weight": (10.0, 100.0, 1000.0), "lr": (3e-3, 1e-2), "steps": (100, 200)},
-    "concept-inversion": {"lr": (5e-3, 2e-2, 6e-2), "steps": (60, 120, 240)},
+    "esd-x": {"lr": (1e-4, 3e-4, 1e-3), "updates": (75, 150, 300)},
+    "esd-u": {"lr": (3e-5, 1e-4, 3e-4), "updates": (75, 150, 300)},
+    "spm": {"anchor_weight": (10.0, 100.0, 1000.0), "lr": (3e-3, 1e-2), "updates": (100, 200)},
+    "concept-inversion": {"lr": (5e-3, 2e-2, 6e-2), "updates": (60, 120, 240)},
 }
 ERASERS = {
     "rece": partial(RECE, preserve=OTHERS),

@@ -16,11 +16,11 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from sfumato.train import draw, loop, state
-from sfumato.train.loop import Run, Schedule
+from sfumato.train import draw, processes, state
+from sfumato.train.loop import Recipe, Run, Schedule
 
 
-class Line:
+class Line(Recipe):
     """Fit a sum, with noise on its terms, a buffer that counts, and dropout so that hidden randomness would show."""
 
     name = "line"
@@ -45,7 +45,7 @@ class Line:
         error = (self.net(x + 0.1 * draw.normal(x.shape, rng)) - y).square()
         return error.mean(), {"worst": error.mean()}
 
-    def after_step(self, step):
+    def after_update(self, turn, step):
         self.net.count += step
 
     def grid(self, rng):
@@ -53,18 +53,18 @@ class Line:
         return self.net(torch.rand(4, 2, generator=rng)).sigmoid().reshape(4, 1, 1, 1).expand(4, 3, 4, 4)
 
 
-def line_run(folder, steps=40, recipe=None, config=None, **changes) -> Run:
+def line_run(folder, updates=40, recipe=None, config=None, **changes) -> Run:
     settings = {"batch": 4, "lr": 0.01, "warmup": 5, "precision": "no", "checkpoint_every": 10, "track": "none"}
-    return Run(recipe or Line(), Schedule(steps, **{**settings, **changes}), Path(folder), config)
+    return Run(recipe or Line(), Schedule(updates=updates, **{**settings, **changes}), folder and Path(folder), config)
 
 
 def weights(run: Run) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.params.values()])
 
 
-def fit_slowly(folder: str, steps: int) -> None:
+def fit_slowly(folder: str, updates: int) -> None:
     """A run to be killed."""
-    run = line_run(folder, steps)
+    run = line_run(folder, updates)
     step = run.one_step
     run.one_step = lambda: (time.sleep(0.005), step())[1]
     run.fit(progress=False)
@@ -91,7 +91,7 @@ def fit_sharded(folder: str, changes: dict) -> None:
         accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         return accelerator
 
-    loop.Accelerator = sharding
+    processes.Accelerator = sharding
     prepare = state.parameters
 
     def checked(modules):

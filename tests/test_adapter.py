@@ -6,6 +6,7 @@ import torch
 from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.anatomy import UNetAnatomy
 
 PIPES = ["tiny_sd", "tiny_sdxl"]
 
@@ -137,7 +138,7 @@ def test_convolutions_keep_their_kernel_stride_and_padding():
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
-    adapter = Adapter(network, 2, 1.0, ["down_blocks.0.downsamplers.0.conv", "conv_in"])
+    adapter = Adapter(UNetAnatomy(network), 2, 1.0, ["down_blocks.0.downsamplers.0.conv", "conv_in"])
     with torch.no_grad():
         for up in adapter.up.values():
             up.normal_()
@@ -248,7 +249,7 @@ def test_rank_one_on_the_shape_of_sd1_has_423936_parameters():
 
     with init_empty_weights():
         network = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-    adapter = Adapter(network, rank=1)
+    adapter = Adapter(UNetAnatomy(network), rank=1)
     # 16 transformer blocks of 32 C + 1536 with C = 320 (5 times), 640 (5) and 1280 (6).
     expected = sum(32 * c + 1536 for c in [320] * 5 + [640] * 5 + [1280] * 6)
     assert sum(x.numel() for x in adapter.parameters()) == expected == 423_936

@@ -3,24 +3,26 @@ known."""
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
+from sfumato.attack.base import Attack, Found
 from sfumato.attack.concept_inversion import ConceptInversion
-from sfumato.audit import Detection, Detector, audit
+from sfumato.audit import Audit, Detection, Detector, audit
+from sfumato.audit.drawing import to_float
 from sfumato.audit.integrity import different_prompts, distances, integrity
-from sfumato.audit.under_attack import to_bytes, to_float
-from sfumato.data.cases import check_concepts, sketch_cases, template_cases
+from sfumato.data.cases import AttackCases, Case, check_concepts, say, sketch_cases, template_cases
 from sfumato.data.world import WORDS
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
+from sfumato.metrics.resize import to_bytes
 from sfumato.report.audit import AuditReport
 
-INVERSION = ConceptInversion(steps=1, batch=2, n_images=2, init_word="art", templates=("a {}",), show=0)
+INVERSION = ConceptInversion(updates=1, batch=2, n_images=2, init_word="art", templates=("a {}",))
 SMALL = {
     "retain": ("circle", "square"), "prompts": ("a {concept}", "a red {concept}"), "n": 4, "n_retain": 3,
     "n_attack": 2, "sampling_steps": 2, "batch": 8, "distance": "mse", "attacks": (), "progress": False,
@@ -163,7 +165,7 @@ def test_attacks_are_bounded_and_carry_their_budget(tiny_sd, other, tmp_path):
     for attack in report.attacks.values():
         for rate in (attack.recovered, attack.control, attack.original):
             assert rate.n == 2 and 0 <= rate.low <= rate.value <= rate.high <= 1
-        assert attack.budget["steps"] == 1 and attack.budget["control"] == {"star": "circle"}
+        assert attack.budget["updates"] == 1 and attack.budget["control"] == {"star": "circle"}
     # The second was given no tokens: it asks by the plain name and recovers what the plain prompt shows.
     rows = [(p, s) for p, s in zip(report.protocol["prompts"], report.protocol["seeds"], strict=True) if "star" in p]
     x = to_bytes(other.draw([p for p, _ in rows[:2]], [s for _, s in rows[:2]], sampling_steps=2, batch=8))
@@ -291,3 +293,112 @@ def test_nothing_to_retain_is_an_audit_too(tiny_sd, other):
 def test_models_of_two_families_are_no_pair(tiny_sd, tiny_sdxl):
     with pytest.raises(BadInput, match="no pair"):
         audit(tiny_sd, tiny_sdxl, ["star"], retain=["moon"], detector=Fixed(always))
+
+
+def broken(pipe, value=float("nan")):
+    """A copy with one weight that is no number."""
+    made = pipe.copy(own="full")
+    next(iter(made.parameters("xattn-strict").values())).data[0, 0] = value
+    return made
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_models_with_a_weight_that_is_no_number_are_refused(tiny_sd, value):
+    nan, settings = broken(tiny_sd, value), {"detector": Fixed(always), **SMALL}
+    for before, after, who in ((tiny_sd, nan, "edited"), (nan, tiny_sd, "original"), (nan, nan, "original")):
+        with pytest.raises(BadInput, match=rf"the {who} model \(in memory\) is broken: .*attn2\.to_[kv]"):
+            audit(before, after, ["star"], **settings)
+
+
+def test_pictures_and_distances_that_are_no_numbers_are_refused(tiny_sd):
+    class Overflows(type(tiny_sd)):
+        def draw(self, *args, **settings):
+            return super().draw(*args, **settings) * float("inf")
+
+    after, settings = Overflows(tiny_sd.pipe, tiny_sd.defaults), {"detector": Fixed(always), **SMALL}
+    with pytest.raises(BadInput, match=r"the edited model drew pictures that are not finite .*, 6 of 6"):
+        audit(tiny_sd, after, ["star"], **settings)
+
+    class Nowhere(MSE):
+        name = "nowhere"
+
+        def __call__(self, a, b):
+            return super().__call__(a, b) / 0
+
+    with pytest.raises(BadInput, match="distance nowhere is not finite"):
+        audit(tiny_sd, tiny_sd, ["star"], **settings | {"distance": Nowhere()})
+
+
+def test_the_steps_one_by_one_are_the_audit(tiny_sd, other):
+    given = {"before": tiny_sd, "after": other, "concepts": "star", "detector": Fixed(reddish), **SMALL}
+    one = Audit(**given)
+    setup = one.prepare()
+    drawn = one.draw(setup)
+    assert len(drawn.kept.before) == len(drawn.kept.after) == 6 and len(drawn.asked.after) == 4
+    assert torch.equal(drawn.again, drawn.kept.before) and not torch.equal(drawn.reseeded, drawn.kept.before)
+    report = one.report(setup, drawn, {}, one.judge(setup, drawn, {})).to_json()
+    whole = audit(**given).to_json()
+    assert report | {"created": ""} == whole | {"created": ""}
+
+
+@dataclass
+class Reworded(Found):
+    said: dict
+
+    def draw(self, pipe, prompts, seeds, **settings):
+        return pipe.draw([self.said[p, s] for p, s in zip(prompts, seeds, strict=True)], list(seeds), **settings)
+
+    def record(self):
+        return {"said": list(self.said.values())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewording(Attack):
+    """As a paraphrase attack would: other words, one prompt after the other, until the judge sees the concept."""
+
+    box = "black"
+    words: tuple[str, ...] = ("circle", "square", "art")
+
+    def rows(self, cases, sampling_steps):
+        return 2.0 * cases * len(self.words) * sampling_steps
+
+    def run(self, pipe, cases, *, judge=None, original=None, progress=True):
+        if judge is None:
+            raise BadInput("rewording stops at success: give a judge")
+        said = {}
+        for case in cases.cases:
+            for word in self.words:
+                said[case.prompt, case.seed] = prompt = say(case.prompt, cases.concept, word)
+                if judge(pipe.draw([prompt], [case.seed], **cases.drawing), cases.concept).present.all():
+                    break
+        return Reworded(cases.concept, self.budget(), said)
+
+    def control(self, pipe, cases, other, *, judge=None, original=None, progress=True):
+        rng = torch.Generator().manual_seed(self.seed)
+        pick = lambda: self.words[int(torch.randint(len(self.words), (), generator=rng))]
+        said = {(c.prompt, c.seed): say(c.prompt, cases.concept, pick()) for c in cases.cases}
+        return Reworded(cases.concept, self.budget(), said)
+
+
+def test_an_attack_written_elsewhere_asks_the_judge_and_brings_its_own_control(tiny_sd, other, tmp_path):
+    asked = []
+
+    def seen_in_squares(images, concept):
+        asked.append((concept, len(images)))
+        return torch.ones(len(images), dtype=torch.bool) if len(asked) in (2, 3) else torch.zeros(len(images)).bool()
+
+    cases = AttackCases("star", [Case("a red star", 0, ("star",)), Case("a star", 1, ("star",))])
+    cases = replace(cases, drawing={"sampling_steps": 1})
+    found = Rewording().run(tiny_sd, cases, judge=Fixed(seen_in_squares))
+    assert found.said == {("a red star", 0): "a red square", ("a star", 1): "a circle"}
+    assert asked == [("star", 1)] * 3
+    plain = tiny_sd.draw(["a red square"], [0], sampling_steps=1)
+    assert torch.equal(found.draw(tiny_sd, ["a red star"], [0], sampling_steps=1), plain)
+    record = json.loads((found.save(tmp_path / "attack") / "attack.json").read_text())
+    assert record["said"] == ["a red square", "a circle"] and record["budget"]["box"] == "black"
+    # Nothing is retained, so that only a control of its own can run.
+    settings = SMALL | {"attacks": (Rewording(),), "retain": ()}
+    report = audit(tiny_sd, other, ["star"], detector=Fixed(reddish), **settings)
+    attack = report.attacks["Rewording"]
+    assert attack.recovered.n == attack.control.n == attack.original.n == 2
+    assert attack.budget["rows"] == 2 * 2 * 3 * 2 and attack.seconds > 0

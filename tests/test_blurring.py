@@ -350,7 +350,7 @@ def folder(tmp_path):
 
 
 def small(folder, **changes):
-    settings = {"data": folder, "size": 8, "steps": 2, "batch": 3, "channels": (8, 8), "layers": 1, "attention": ()}
+    settings = {"data": folder, "size": 8, "updates": 2, "batch": 3, "channels": (8, 8), "layers": 1, "attention": ()}
     return Blurring(**{**settings, "warmup": 1, **changes})
 
 

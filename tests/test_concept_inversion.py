@@ -6,16 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sfumato.attack.base import say
 from sfumato.attack.concept_inversion import ConceptInversion, check_length, denoising_loss, neutral_word
+from sfumato.attack.files import read_pictures
+from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
 
 TEMPLATES = ("a photo of {}", "a {}")
-TINY = ConceptInversion(steps=3, lr=0.05, batch=4, n_images=3, init_word="square", templates=TEMPLATES, show=0)
+TINY = ConceptInversion(updates=3, lr=0.05, batch=4, n_images=3, init_word="square", templates=TEMPLATES)
 
 
 def pictures(n=3, seed=0):
     return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def shown(n=3, captions=None):
+    """Pictures of the concept, with nothing asked for."""
+    return AttackCases("star", pictures=pictures(n), captions=captions)
 
 
 def weights(pipe):
@@ -27,7 +33,7 @@ def test_only_the_new_row_changes_and_all_else_is_restored(name, request):
     pipe = request.getfixturevalue(name)
     before, words = weights(pipe), pipe.pipe.tokenizer.get_vocab()
     parts = {k: id(m.get_input_embeddings()) for k, m in pipe.parts().items() if k.startswith("text")}
-    found = TINY.run(pipe, "star", images=pictures(), progress=False)
+    found = TINY.run(pipe, shown(), progress=False)
     after = weights(pipe)
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert all(p.grad is None and not p.requires_grad for m in pipe.parts().values() for p in m.parameters())
@@ -35,11 +41,11 @@ def test_only_the_new_row_changes_and_all_else_is_restored(name, request):
     assert {k: id(getattr(pipe.pipe, k).get_input_embeddings()) for k in parts} == parts
     start = pipe.pipe.text_encoder.get_input_embeddings().weight[words["square</w>"]]
     assert found.embedding.shape == (1, len(start)) and not torch.equal(found.embedding[0], start)
-    assert len(found.losses) == TINY.steps
+    assert len(found.losses) == TINY.updates
 
 
 def test_no_steps_leave_the_clean_init_embedding(tiny_sd):
-    found = replace(TINY, steps=0).run(tiny_sd, "star", images=pictures(), progress=False)
+    found = replace(TINY, updates=0).run(tiny_sd, shown(), progress=False)
     row = tiny_sd.pipe.tokenizer.get_vocab()["square</w>"]
     assert torch.equal(found.embedding[0], tiny_sd.pipe.text_encoder.get_input_embeddings().weight[row])
     # The new word then means exactly what its init word means.
@@ -48,17 +54,17 @@ def test_no_steps_leave_the_clean_init_embedding(tiny_sd):
 
 
 def test_no_tokens_reduce_the_attack_to_the_clean_prompt(tiny_sd):
-    found = replace(TINY, tokens=0).run(tiny_sd, "star", images=pictures(), progress=False)
+    found = replace(TINY, tokens=0).run(tiny_sd, shown(), progress=False)
     assert found.embedding is None and found.losses == []
     clean = tiny_sd.draw(["a red star"], [1], sampling_steps=2)
     assert torch.equal(found.draw(tiny_sd, ["a red star"], [1], sampling_steps=2), clean)
 
 
 def test_it_learns_and_the_seed_decides(tiny_sd):
-    attack = replace(TINY, steps=25, batch=8, n_images=1)
+    attack = replace(TINY, updates=25, batch=8, n_images=1)
     x = pictures(1)
-    found = attack.run(tiny_sd, "star", images=x, progress=False)
-    again = attack.run(tiny_sd, "star", images=x, progress=False)
+    found = attack.run(tiny_sd, shown(1), progress=False)
+    again = attack.run(tiny_sd, shown(1), progress=False)
     assert torch.equal(found.embedding, again.embedding)
     z0 = tiny_sd.encode_image(x * 2 - 1).expand(64, -1, -1, -1)
     rng = torch.Generator().manual_seed(1)
@@ -88,48 +94,63 @@ def test_the_loss_is_zero_for_a_denoiser_that_knows(tiny_sd, tiny_sd_eps):
 
 
 def test_several_tokens_and_no_more_than_fit(tiny_sd):
-    found = replace(TINY, tokens=3).run(tiny_sd, "star", images=pictures(), progress=False)
+    found = replace(TINY, tokens=3).run(tiny_sd, shown(), progress=False)
     assert found.embedding.shape[0] == 3
     room = tiny_sd.context_length - 2
     check_length(tiny_sd, ["{}"], room)
     for tokens in (room + 1, 500):
         with pytest.raises(BadInput, match=f"context holds {room}"):
-            replace(TINY, tokens=tokens).run(tiny_sd, "star", images=pictures(), progress=False)
+            replace(TINY, tokens=tokens).run(tiny_sd, shown(), progress=False)
     with pytest.raises(BadInput, match=r"do not fit into 'a photo of \{\}'"):
-        replace(TINY, tokens=room - 2).run(tiny_sd, "star", images=pictures(), progress=False)
+        replace(TINY, tokens=room - 2).run(tiny_sd, shown(), progress=False)
 
 
 def test_captions_put_the_word_where_the_name_was(tiny_sd):
     attack = replace(TINY, captions=True, n_images=2)
-    found = attack.run(tiny_sd, "star", images=pictures(2), prompts=["a red star", "a blue star"], progress=False)
+    found = attack.run(tiny_sd, shown(2, ["a red star", "a blue star"]), progress=False)
     assert len(found.losses) == 3
     with pytest.raises(BadInput, match="'star' in each"):
-        attack.run(tiny_sd, "star", images=pictures(2), prompts=["a red star", "a blue circle"], progress=False)
+        attack.run(tiny_sd, shown(2, ["a red star", "a blue circle"]), progress=False)
     assert say("a red star, starry star", "star", "<v0>") == "a red <v0>, starry <v0>"
 
 
 def test_pictures_come_from_the_original_or_a_folder(tiny_sd, tmp_path):
+    asked = AttackCases("star")
     with pytest.raises(BadInput, match="original model"):
-        TINY.run(tiny_sd, "star", progress=False)
-    with pytest.raises(BadInput, match="holds no pictures"):
-        TINY.run(tiny_sd, "star", images=tmp_path, progress=False)
-    attack = replace(TINY, show=2, steps=1)
-    found = attack.run(tiny_sd, "star", original=tiny_sd, progress=False)
-    out = found.save(tmp_path / "attack")
+        TINY.run(tiny_sd, asked, progress=False)
+    with pytest.raises(BadInput, match="no folder of pictures"):
+        read_pictures(tmp_path / "absent", 16)
+    attack = replace(TINY, updates=1)
+    found = attack.run(tiny_sd, asked, original=tiny_sd, progress=False)
+    out = found.save(tmp_path / "attack", pictures(2), {"seconds": 1.5})
     record = json.loads((out / "attack.json").read_text())
-    assert record["concept"] == "star" and record["budget"]["steps"] == 1 and len(record["losses"]) == 1
+    assert record["concept"] == "star" and record["budget"]["updates"] == 1 and len(record["losses"]) == 1
+    assert record["budget"]["box"] == "white" and record["seconds"] == 1.5
     assert sorted(p.suffix for p in out.iterdir()) == [".json", ".png", ".png", ".safetensors"]
-    again = replace(attack, show=0).run(tiny_sd, "star", images=out, progress=False)
+    (tmp_path / "pictures").mkdir()
+    for picture in out.glob("*.png"):
+        picture.rename(tmp_path / "pictures" / picture.name)
+    again = attack.run(tiny_sd, replace(asked, pictures=read_pictures(tmp_path / "pictures", 16)), progress=False)
     assert len(again.losses) == 1
 
 
+def test_a_control_learns_another_word_and_asks_in_place_of_the_concept(tiny_sd):
+    own, other = shown(), AttackCases("circle", pictures=pictures(seed=1))
+    found = TINY.control(tiny_sd, own, other, progress=False)
+    learned = TINY.run(tiny_sd, other, progress=False)
+    assert (found.concept, learned.concept) == ("star", "circle") and torch.equal(found.embedding, learned.embedding)
+    there = learned.draw(tiny_sd, ["a red circle"], [0], sampling_steps=2)
+    assert torch.equal(found.draw(tiny_sd, ["a red star"], [0], sampling_steps=2), there)
+    assert TINY.control(tiny_sd, own, None, progress=False) is None
+
+
 def test_bad_input(tiny_sd):
-    for wrong in ({"steps": -1}, {"batch": 0}, {"templates": ("a photo",)}, {"templates": ()}):
+    for wrong in ({"updates": -1}, {"batch": 0}, {"templates": ("a photo",)}, {"templates": ()}):
         with pytest.raises(BadInput):
             ConceptInversion(**wrong)
     with pytest.raises(BadInput, match="name the concept"):
-        TINY.run(tiny_sd, "  ", images=pictures(), progress=False)
-    found = TINY.run(tiny_sd, "star", images=pictures(), progress=False)
+        AttackCases("  ")
+    found = TINY.run(tiny_sd, shown(), progress=False)
     with pytest.raises(BadInput, match="does not name"):
         found.draw(tiny_sd, ["a circle"], [0], sampling_steps=1)
     assert neutral_word(tiny_sd) == "art"

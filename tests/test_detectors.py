@@ -11,7 +11,7 @@ from sfumato.data import oracle as oracles
 from sfumato.data import sketch
 from sfumato.errors import BadInput
 from sfumato.metrics.alignment import ClipScore, named, oracle_alignment
-from sfumato.metrics.detectors import ClassifierDetector, OracleDetector, ZeroShotDetector, make_detector
+from sfumato.metrics.detectors import ClassifierDetector, OracleDetector, ZeroShotDetector, kinds, make_detector
 from sfumato.metrics.perceptual import oracle_distance
 from sfumato.metrics.vision import Preparation
 
@@ -72,7 +72,7 @@ def test_classifier_matches_labels_and_lists_them(classifier):
     assert (sum(f.present.long() for f in found) == 1).all()  # exactly one label is the first
     assert torch.allclose(sum(f.score for f in found), torch.ones(5), atol=1e-6)
     assert torch.equal(ClassifierDetector(classifier, top=3)(x, "church").present, torch.ones(5).bool())
-    assert torch.equal(ClassifierDetector(classifier, batch_size=2)(x, "church").present, found[2].present)
+    assert torch.equal(ClassifierDetector(classifier, batch=2)(x, "church").present, found[2].present)
     told = detector.describe()
     assert told["threshold"] == "top-1" and len(told["hash"]) == 64 and "32x32" in detector.resize
 
@@ -159,3 +159,51 @@ def test_a_bad_name_lists_what_would_do(classifier):
         ClipScore(str(classifier))
     assert isinstance(make_detector("oracle", []), OracleDetector)
     assert isinstance(OracleDetector().oracle, nn.Module)
+    assert isinstance(make_detector(f"classifier:{classifier}", []), ClassifierDetector)
+    for spec, told in (
+        ("oracle:folder", "reads no other model"),
+        ("classifier", "classifier:FOLDER"),
+        ("zero-shot:", "zero-shot:FOLDER"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            make_detector(spec, [])
+
+
+NEW_KIND = '''
+from sfumato.metrics.detectors.base import Detection, Detector
+
+class Bright(Detector):
+    key, name, hash, threshold, resize = "bright", "bright", "none", 0.5, "none"
+
+    @classmethod
+    def reads(cls, model):
+        return "classifier" in model
+
+    @classmethod
+    def make(cls, model, concepts):
+        return cls()
+
+    def check(self, concept):
+        pass
+
+    def __call__(self, images, concept):
+        score = images.mean((1, 2, 3))
+        return Detection(score >= 0.5, score)
+'''
+
+
+def test_a_new_kind_is_one_file_in_the_folder(classifier, tmp_path, monkeypatch):
+    from sfumato.metrics import detectors
+
+    (tmp_path / "bright.py").write_text(NEW_KIND)
+    monkeypatch.setattr(detectors, "__path__", [*detectors.__path__, str(tmp_path)])
+    kinds.cache_clear()
+    try:
+        assert set(kinds()) == {"bright", "classifier", "oracle", "zero-shot"}
+        assert make_detector("bright", ["star"])(torch.ones(1, 3, 4, 4), "star").present.all()
+        # Two kinds that read the same folder: one has to say which is meant.
+        with pytest.raises(BadInput, match=f"several kinds .* bright:{classifier}"):
+            make_detector(str(classifier), [])
+        assert isinstance(make_detector(f"classifier:{classifier}", []), ClassifierDetector)
+    finally:
+        kinds.cache_clear()

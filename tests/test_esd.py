@@ -13,7 +13,7 @@ from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess, ScaledLinearBeta
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, a handful of operations
-SHORT = {"steps": 2, "sampling_steps": 3, "lr": 1e-3}
+SHORT = {"updates": 2, "sampling_steps": 3, "lr": 1e-3}
 
 etas = st.floats(-2, 5)
 few = settings(max_examples=30, deadline=None)
@@ -134,10 +134,11 @@ def test_thin_classes_fix_the_variant(tiny_sd):
 
 
 def test_targets_carry_no_gradient_and_training_lowers_the_loss(tiny_sd):
-    esd = ESDx(concepts=("star", "circle"), steps=12, sampling_steps=3, lr=3e-3, batch_size=2)
+    esd = ESDx(concepts=("star", "circle"), updates=12, sampling_steps=3, lr=3e-3, batch=2)
     teacher, student = tiny_sd, tiny_sd.copy(own="xattn")
     before = sum(float(esd.loss(teacher, student)(step(i)).detach()) for i in range(4))
-    erased, losses = esd.train(teacher)
+    erased, log = esd.run(teacher)
+    losses = log["losses"]
     after = sum(float(esd.loss(teacher, erased)(step(i)).detach()) for i in range(4))
     assert len(losses) == 12
     assert after < before
@@ -174,7 +175,7 @@ def test_hosts_anchors_and_preserved_prompts(tiny_sd):
 
 
 def test_it_works_on_sdxl(tiny_sdxl):
-    erased = ESDx(concepts="star", steps=1, sampling_steps=2, lr=1e-3).apply(tiny_sdxl)
+    erased = ESDx(concepts="star", updates=1, sampling_steps=2, lr=1e-3).apply(tiny_sdxl)
     before, after = tiny_sdxl.parameters("xattn"), erased.parameters("xattn")
     assert any(not torch.equal(before[k], after[k]) for k in after)
 
@@ -198,7 +199,7 @@ def test_each_variant_has_its_own_settings_for_the_embedded_model():
     [
         ({"variant": "xattn"}, "x, u, full"),
         ({"pool": 4}, "teacher"),
-        ({"steps": 0}, "positive"),
+        ({"updates": 0}, "positive"),
         ({"lr": 0.0}, "positive"),
         ({"sampler": "nobody"}, "student or teacher"),
         ({"erase_from": ("a", "b")}, "erase_from"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -30,8 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import make_tiny_dit
 from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
+from sfumato.pipeline.anatomy import Call
+from sfumato.pipeline.runs import Run
 from sfumato.pipeline.split import decode, encode, operations
-from sfumato.pipeline.steering import Call, Run
 from sfumato.steer.faster_diffusion import FasterDiffusion, key_steps
 from sfumato.steer.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
 
@@ -109,7 +111,7 @@ def reference(p, keys, steps=8, cfg_scale=3.0, alpha=0.0, threshold=500, early=F
     noise = [torch.randn(p.latent_shape(), generator=torch.Generator().manual_seed(s)) for s in SEEDS[:2]]
     z = start = torch.stack(noise)
     controls = {k: control(k) if control else {} for k in keys}
-    added = {k: {n: x.double() for n, x in v.items()} for k, v in p.network_inputs(both).items()}
+    given = p.anatomy.inputs(z, both)
     with Cache(p.network) as cache:
         for i, tau in enumerate(solver.timesteps):
             inject = alpha * start if tau < threshold else 0.0
@@ -117,8 +119,8 @@ def reference(p, keys, steps=8, cfg_scale=3.0, alpha=0.0, threshold=500, early=F
                 z = z + inject
             cache.reuse = i not in keys
             x = torch.cat([z, z]) if cfg_scale != 1 else z
-            extra = {**added, **controls[max(k for k in keys if k <= i)]}
-            eps = p.network(x.double(), tau, encoder_hidden_states=both.tokens.double(), **extra).sample
+            extra = {**given, **controls[max(k for k in keys if k <= i)]}
+            eps = p.network(x.double(), tau, **extra).sample
             if cfg_scale != 1:
                 eps, without = eps.chunk(2)
                 eps = without + cfg_scale * (eps - without)
@@ -284,9 +286,8 @@ def test_sameness_of_inputs():
 def test_each_prediction_uses_its_own_time(p):
     cond = p.encode(PROMPTS[:2])
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    added = {k: {n: x.double() for n, x in v.items()} for k, v in p.network_inputs(cond).items()}
-    inputs = {"encoder_hidden_states": cond.tokens.double(), **added}
-    call = Call(p.network, z, 901.0, inputs)
+    inputs = p.anatomy.inputs(z, cond)
+    call = Call(p.anatomy, z, 901.0, inputs)
     features = encode(p.network, z, 901.0, **inputs)
 
     def ahead(timesteps, pictures):
@@ -466,7 +467,7 @@ def test_calls_at_another_time_than_the_steps_are_plain(sd):
     class Extra(Interceptor):
         def predict(self, forward, call, run):
             if run is not None:
-                small = Call(call.network, call.z[..., ::2, ::2], float(call.timestep.flatten()[0]) / 2, call.inputs)
+                small = replace(call, z=call.z[..., ::2, ::2], timestep=float(call.timestep.flatten()[0]) / 2)
                 seen.append((small, forward(small)))
             return forward(call)
 
@@ -488,7 +489,8 @@ def test_several_calls_a_step_are_told_apart_by_their_order(sd):
         def predict(self, forward, call, run):
             halves = [{k: v.chunk(2)[i] for k, v in call.inputs.items()} for i in range(2)]
             zs, times = call.z.chunk(2), torch.as_tensor(call.timestep).expand(len(call.z)).chunk(2)
-            return torch.cat([forward(Call(call.network, zs[i], times[i], halves[i])) for i in range(2)])
+            apart = (replace(call, z=zs[i], timestep=times[i], inputs=halves[i], rows=None) for i in range(2))
+            return torch.cat(list(map(forward, apart)))
 
     with FasterDiffusion(keys=(0, 3)).patch(sd):
         expected = latent(sd)

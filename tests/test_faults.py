@@ -120,8 +120,8 @@ def audit(model: Path, detector: Path, out: Path, after: Path | None = None) -> 
 
 def train(data: Path, out: Path) -> list[str]:
     return (
-        f"train t2i --data {data} --out {out} --size 16 --autoencoder-channels 8 8 8 8 --autoencoder-steps 6 "
-        "--autoencoder-batch 2 --steps 6 --batch 2 --channels 16 16 --text-width 16 --context 8 --vocabulary 560 "
+        f"train t2i --data {data} --out {out} --size 16 --autoencoder-channels 8 8 8 8 --autoencoder-updates 6 "
+        "--autoencoder-batch 2 --updates 6 --batch 2 --channels 16 16 --text-width 16 --context 8 --vocabulary 560 "
         "--precision no --checkpoint-every 4"
     ).split()
 
@@ -316,7 +316,7 @@ def test_a_damaged_model_is_refused_by_every_command(damage, told, damaged, mode
         ("train t2i --batch 0 --out out", "must be at least 1"),
         ("train t2i --channels 10 --out out", "channels must be multiples of 16"),
         ("train t2i --autoencoder-channels 8 8 --out out", "must be four multiples of 8"),
-        ("train t2i --autoencoder-steps 0 --out out", "only be 0 with start_from"),
+        ("train t2i --autoencoder-updates 0 --out out", "only be 0 with start_from"),
         ("train t2i --lr nan --out out", "--lr must be a finite number"),
         ("train t2i --data {pictures} --start-from nowhere --out out", "there is no model 'nowhere'"),
         ("train t2j --out out", "did you mean t2i?"),

@@ -35,7 +35,7 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path):
 
 def test_killed_run_goes_on_to_the_same_bits(tmp_path):
     """kill -9 at a random moment, then the same command; several times."""
-    whole = line_run(tmp_path / "whole", steps=200)
+    whole = line_run(tmp_path / "whole", updates=200)
     whole.fit(progress=False)
     folder, stopped, moment = tmp_path / "killed", [], random.Random(0)
     for _ in range(3):
@@ -48,7 +48,7 @@ def test_killed_run_goes_on_to_the_same_bits(tmp_path):
         process.join()
         stopped.append(reached(folder))
     assert 0 < stopped[0] < 200
-    resumed = line_run(folder, steps=200)
+    resumed = line_run(folder, updates=200)
     resumed.fit(progress=False)
     assert torch.equal(weights(resumed), weights(whole))
     logged = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -84,31 +84,31 @@ def test_micro_batches_change_nothing_but_rounding(accumulate, tmp_path):
 
 def test_more_micro_batches_than_rows_are_refused():
     with pytest.raises(BadInput, match="cannot be cut into 5"):
-        Schedule(1, batch=4, lr=1.0, accumulate=5)
+        Schedule(updates=1, batch=4, lr=1.0, accumulate=5)
 
 
 def test_changed_setting_is_named_and_refused(tmp_path):
     line_run(tmp_path).fit(progress=False)
     with pytest.raises(BadInput, match=r"lr=0\.01"):
         line_run(tmp_path, lr=0.02).fit(progress=False)
-    with pytest.raises(BadInput, match="steps=40"):
-        line_run(tmp_path, steps=50).fit(progress=False)
+    with pytest.raises(BadInput, match="updates=40"):
+        line_run(tmp_path, updates=50).fit(progress=False)
 
 
 def test_a_run_at_a_constant_rate_may_be_made_longer(tmp_path):
-    line_run(tmp_path / "a", steps=10, decay="constant").fit(progress=False)
-    longer, whole = (line_run(tmp_path / name, steps=20, decay="constant") for name in "ab")
+    line_run(tmp_path / "a", updates=10, decay="constant").fit(progress=False)
+    longer, whole = (line_run(tmp_path / name, updates=20, decay="constant") for name in "ab")
     longer.fit(progress=False)
     whole.fit(progress=False)
     assert torch.equal(weights(longer), weights(whole))
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
-    line_run(tmp_path, steps=1).fit(progress=False)
+    line_run(tmp_path, updates=1).fit(progress=False)
     file = tmp_path / "checkpoint/run.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "format"}))
     with pytest.raises(BadInput, match="of format 1"):
-        line_run(tmp_path, steps=1).fit(progress=False)
+        line_run(tmp_path, updates=1).fit(progress=False)
 
 
 def test_not_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -137,20 +137,20 @@ def test_interrupted_save_leaves_the_last_good_checkpoint(tmp_path, monkeypatch)
 
 
 def test_learning_rate():
-    s = Schedule(100, 1, 2.0, warmup=10, final_lr=0.1)
+    s = Schedule(updates=100, batch=1, lr=2.0, warmup=10, final_lr=0.1)
     assert learning_rate(s, 0) == pytest.approx(0.2) and learning_rate(s, 10) == pytest.approx(2.0)
     assert learning_rate(s, 100) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("decay", "half", "end"), [("cosine", 1.0, 0.0), ("linear", 1.0, 0.0), ("constant", 2.0, 2.0)])
 def test_shapes_of_the_learning_rate(decay, half, end):
-    s = Schedule(110, 1, 2.0, warmup=10, final_lr=0.0, decay=decay)
+    s = Schedule(updates=110, batch=1, lr=2.0, warmup=10, final_lr=0.0, decay=decay)
     assert [learning_rate(s, i) for i in (4, 10, 60, 110)] == pytest.approx([1.0, 2.0, half, end])
 
 
 def test_an_unknown_decay_is_refused():
     with pytest.raises(BadInput, match="did you mean cosine"):
-        Schedule(1, 1, 1.0, decay="cosin")
+        Schedule(updates=1, batch=1, lr=1.0, decay="cosin")
 
 
 def test_automatic_precision_is_resolved_and_recorded(tmp_path):
@@ -259,10 +259,12 @@ def test_a_run_whose_batches_come_from_threads_equals_one_without(tmp_path, monk
     plain, threaded = (line_run(tmp_path / name, accumulate=2) for name in "ab")
     plain.fit(progress=False)
     threads = set()
-    monkeypatch.setattr(type(threaded.accelerator), "device", SimpleNamespace(type="cuda"))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: threads.add(threading.get_ident()))
     monkeypatch.setattr("sfumato.train.loop.pinned", lambda batch: batch)
     monkeypatch.setattr("sfumato.train.loop.send_to_device", lambda batch, device, non_blocking: batch)
+    with monkeypatch.context() as patched:
+        patched.setattr(threaded, "device", SimpleNamespace(type="cuda"))
+        threaded.data = threaded._batches()
     threaded.fit(progress=False)
     assert torch.equal(weights(plain), weights(threaded))
     assert threads and threading.get_ident() not in threads

@@ -51,7 +51,7 @@ def test_a_run_goes_on_with_another_number_of_processes(mode, alone, tmp_path):
     for _ in range(17):
         half.one_step()
     half.save()
-    together(2, mode, str(tmp_path), {**changes, "steps": 40})
+    together(2, mode, str(tmp_path), {**changes, "updates": 40})
     torch.testing.assert_close(ends(tmp_path)[0], weights(alone), rtol=1e-4, atol=1e-6)
     back = line_run(tmp_path, recipe=Line(dropout=0), **changes)
     back.fit(progress=False)

@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def small(folder, **changes):
-    settings = {"data": folder, "size": 8, "steps": 4, "batch": 3, "warmup": 1, "checkpoint_every": 2, **changes}
+    settings = {"data": folder, "size": 8, "updates": 4, "batch": 3, "warmup": 1, "checkpoint_every": 2, **changes}
     return Small(**settings)
 
 
@@ -109,13 +109,13 @@ def test_pictures_to_look_at_while_training_lasts(folder, tmp_path):
 
 
 def test_other_settings_do_not_go_on_from_a_run(folder, tmp_path):
-    recipe = small(folder, steps=2)
+    recipe = small(folder, updates=2)
     recipe.run(tmp_path / "run", progress=False)
     with pytest.raises(BadInput, match="label_dropout"):
         replace(recipe, label_dropout=0.5).run(tmp_path / "run", progress=False)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"label_dropout": 1.0}, {"size": 0}])
+@pytest.mark.parametrize("change", [{"updates": 0}, {"label_dropout": 1.0}, {"size": 0}])
 def test_bad_settings(change):
     with pytest.raises(BadInput):
         Small(**change)

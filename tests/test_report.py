@@ -71,7 +71,7 @@ def test_json_round_trip_has_exactly_the_contract_keys(tmp_path):
     }  # fmt: skip
     assert set(data["erasure"]["star"]) == {"rate", "low", "high", "n"}
     assert {"mean", "low", "high", "n"} < set(data["integrity"])
-    assert set(data["attacks"]["concept-inversion"]) == {"recovered", "control", "original", "budget"}
+    assert set(data["attacks"]["concept-inversion"]) == {"recovered", "control", "original", "budget", "seconds"}
     for source in (tmp_path / "r", tmp_path / "r" / "report.json"):
         assert AuditReport.load(source).to_json() == report.to_json() == data
 

@@ -24,7 +24,7 @@ from sfumato.train.rolling import Rolling
 
 RECIPE = Rolling(window=5, context=2)
 TINY = Rolling(
-    size=8, window=4, context=1, channels=(8, 16), layers=1, head_dim=8, embedding=16, steps=3, batch=2, warmup=1,
+    size=8, window=4, context=1, channels=(8, 16), layers=1, head_dim=8, embedding=16, updates=3, batch=2, warmup=1,
     checkpoint_every=2, sampling_steps=2, pictures=8,
 )  # fmt: skip
 
@@ -306,7 +306,7 @@ def test_the_ledger_entry_measures_both_on_the_same_flows(tmp_path, monkeypatch)
         "sfumato.data.kolmogorov.KolmogorovFlow.trajectories",
         lambda self, n, frames, every, rng, **_: torch.randn(n, frames, self.size, self.size, generator=rng),
     )
-    small = {"size": 8, "patch": 1, "channels": (8, 16), "head_dim": 8, "embedding": 16, "steps": 1, "batch": 2}
+    small = {"size": 8, "patch": 1, "channels": (8, 16), "head_dim": 8, "embedding": 16, "updates": 1, "batch": 2}
     monkeypatch.setattr(entry, "RECIPE", replace(entry.RECIPE, **small, pictures=10))
     for name, value in (("FLOWS", 3), ("FRAMES", 8), ("LATE", 4), ("BLOCK", 2)):
         monkeypatch.setattr(entry, name, value)

@@ -196,7 +196,7 @@ def test_a_small_run(tmp_path):
     (tmp_path / "data").mkdir()
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "data" / f"{i}.png")
-    recipe = SiD2(**TINY, data=str(tmp_path / "data"), steps=2, batch=2, warmup=1, cfg_interval=(-1.0, 3.0))
+    recipe = SiD2(**TINY, data=str(tmp_path / "data"), updates=2, batch=2, warmup=1, cfg_interval=(-1.0, 3.0))
     recipe.run(tmp_path / "run", progress=False)
     loaded = sf.load(tmp_path / "run" / "model", "cpu")
     assert loaded.process == recipe.process() and tuple(loaded.defaults["cfg_interval"]) == (-1, 3)

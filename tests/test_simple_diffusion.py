@@ -136,7 +136,7 @@ def test_a_small_run(backbone, tmp_path):
     (tmp_path / "data").mkdir()
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "data" / f"{i}.png")
-    changes = {"size": 16, "factor": 2, "steps": 2, "batch": 2, "warmup": 1, "attention": (4,), "variance": 0.2}
+    changes = {"size": 16, "factor": 2, "updates": 2, "batch": 2, "warmup": 1, "attention": (4,), "variance": 0.2}
     recipe = SimpleDiffusion(**{**TINY, **changes}, data=str(tmp_path / "data"), backbone=backbone, save_memory=True)
     recipe.run(tmp_path / "run", progress=False)
     model = sf.load(tmp_path / "run" / "model", "cpu")

@@ -28,7 +28,7 @@ from sfumato.pipeline.membrane import (
     transport_strength,
 )  # fmt: skip
 
-SHORT = {"steps": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
+SHORT = {"updates": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
 few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -358,7 +358,7 @@ def test_each_concept_is_trained_as_if_alone(tiny_sd):
 
 
 def test_training_lowers_the_loss(tiny_sd):
-    spm = SPM(concepts="star", **{**SHORT, "steps": 16, "anchor_weight": 10.0, "batch_size": 2, "restarts": 1})
+    spm = SPM(concepts="star", **{**SHORT, "updates": 16, "anchor_weight": 10.0, "batch": 2, "restarts": 1})
     student = tiny_sd.copy()
     student.add_adapter("spm", generator=generator())
     start = sum(float(spm.loss(tiny_sd, student, 0)(generator(i)).detach()) for i in range(3))
@@ -370,7 +370,7 @@ def test_training_lowers_the_loss(tiny_sd):
 
 
 def test_it_works_on_sdxl(tiny_sdxl):
-    erased = SPM(concepts="star", **{**SHORT, "steps": 1, "sampling_steps": 2}).apply(tiny_sdxl)
+    erased = SPM(concepts="star", **{**SHORT, "updates": 1, "sampling_steps": 2}).apply(tiny_sdxl)
     assert erased.draw("star", 0, sampling_steps=1).shape[0] == 1
 
 
@@ -496,7 +496,7 @@ def test_the_plan_counts_what_is_trained(tiny_sd):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"rank": 0}, {"lr": -1.0}, {"sampling_steps": 1}, {"n_anchors": -1}, {"concepts": ""}]
+    "wrong", [{"updates": 0}, {"rank": 0}, {"lr": -1.0}, {"sampling_steps": 1}, {"n_anchors": -1}, {"concepts": ""}]
 )
 def test_bad_settings(wrong):
     with pytest.raises(BadInput):

@@ -8,8 +8,9 @@ from diffusers import EulerDiscreteScheduler, PNDMScheduler
 
 from sfumato.errors import BadInput
 from sfumato.pipeline.hooks import Override
+from sfumato.pipeline.runs import Run
 from sfumato.pipeline.split import decode, encode
-from sfumato.pipeline.steering import Interceptor, Run
+from sfumato.pipeline.steering import Interceptor
 
 
 @pytest.fixture(params=["tiny_sd", "tiny_sdxl"])
@@ -27,7 +28,7 @@ def pipe(tiny_sd):
 def inputs(p, rows: int, side: int = 8) -> tuple[torch.Tensor, dict]:
     z = torch.randn(rows, 4, side, side, generator=torch.Generator().manual_seed(0))
     cond = p.encode(["a red star", "art", ""][:rows])
-    return z, {"encoder_hidden_states": cond.tokens, **p.network_inputs(cond)}
+    return z, p.anatomy.inputs(z, cond)
 
 
 def residuals(p, rows: int, seed: int = 1) -> dict:

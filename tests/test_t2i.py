@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.errors import BadInput
+from sfumato.train.diffusion import DiffusionRecipe, scheduler
 from sfumato.train.parent import chain
-from sfumato.train.t2i import DiffusionRecipe, TrainT2I, scheduler
+from sfumato.train.t2i import TrainT2I
 from sfumato.train.tokenizer import learn_tokenizer
 
 
@@ -57,7 +58,7 @@ def tiny(tmp_path_factory) -> TrainT2I:
     for name in ("red box", "blue box", "a dot"):
         Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(data / f"{name}.png")
     return TrainT2I(
-        data=str(data), size=16, autoencoder_channels=(8, 8, 8, 8), autoencoder_steps=2, steps=2,
+        data=str(data), size=16, autoencoder_channels=(8, 8, 8, 8), autoencoder_updates=2, updates=2,
         autoencoder_batch=2, batch=2, channels=(16, 16), text_width=16, context=8, vocabulary=560, precision="no",
     )  # fmt: skip
 
@@ -87,7 +88,7 @@ def test_recipe_from_a_folder_to_a_pipeline(trained):
 
 def test_training_goes_on_from_a_pipeline(tiny, trained, tmp_path):
     """At a learning rate of nothing the second stage gives back what it started from: weights and tokenizer."""
-    recipe = replace(tiny, start_from=str(trained), autoencoder_steps=0, lr=0.0, seed=1)
+    recipe = replace(tiny, start_from=str(trained), autoencoder_updates=0, lr=0.0, seed=1)
     child = recipe.run(tmp_path / "run", progress=False)
     assert all(same(trained, child, part) for part in ("vae", "unet", "text_encoder"))
     assert (child / "tokenizer" / "vocab.json").read_bytes() == (trained / "tokenizer" / "vocab.json").read_bytes()
@@ -109,7 +110,7 @@ def test_the_chain_of_commands_is_recorded(tiny, trained, tmp_path):
 
 def test_only_the_autoencoder_may_be_taken_over(tiny, trained, tmp_path):
     """Another U-Net on the same autoencoder; the same as from scratch, apart from the first stage."""
-    recipe = replace(tiny, start_from=str(trained), start_with="autoencoder", channels=(32,), autoencoder_steps=0)
+    recipe = replace(tiny, start_from=str(trained), start_with="autoencoder", channels=(32,), autoencoder_updates=0)
     child = recipe.run(tmp_path / "run", progress=False)
     assert same(trained, child, "vae") and weights(child, "unet")["conv_in.weight"].shape[0] == 32
 
@@ -130,19 +131,19 @@ def test_a_parent_that_does_not_fit_is_refused_before_anything_is_written(tiny, 
 
 def test_an_untrained_autoencoder_cannot_be_kept(tiny, trained, tmp_path):
     with pytest.raises(BadInput, match="start_from"):
-        replace(tiny, autoencoder_steps=0)
+        replace(tiny, autoencoder_updates=0)
     run = trained.parent
     with pytest.raises(BadInput, match="trained its autoencoder"):
-        replace(tiny, start_from=str(trained), autoencoder_steps=0).run(run, progress=False)
+        replace(tiny, start_from=str(trained), autoencoder_updates=0).run(run, progress=False, overwrite=True)
 
 
 def test_latents_of_another_autoencoder_are_made_again(tiny, trained, tmp_path):
     """A run killed before its second stage, then given another parent."""
-    other = replace(tiny, autoencoder_steps=3, seed=5).run(tmp_path / "other", progress=False)
+    other = replace(tiny, autoencoder_updates=3, seed=5).run(tmp_path / "other", progress=False)
     (tmp_path / "run").mkdir()
     shutil.copy(trained.parent / "latents.safetensors", tmp_path / "run")
     kept = load_file(tmp_path / "run" / "latents.safetensors")["latents"]
-    replace(tiny, start_from=str(other), autoencoder_steps=0).run(tmp_path / "run", progress=False)
+    replace(tiny, start_from=str(other), autoencoder_updates=0).run(tmp_path / "run", progress=False)
     assert not torch.equal(load_file(tmp_path / "run" / "latents.safetensors")["latents"], kept)
 
 

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.errors import BadInput
+from sfumato.data.cases import AttackCases
+from sfumato.files import atomic_folder, save_png, write_json
+from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.timing import seconds_per_row
+from sfumato.plan import Plan
 from sfumato.settings import Tuned
 
+Box = Literal["white", "grey", "black"]
 
+
+@dataclass
 class Found(ABC):
-    """What an attack found on one pipeline: a way to ask for the concept."""
+    """What an attack found on one pipeline: a way to ask for the concept.
+
+    Attributes:
+        concept: what it asks for.
+        budget: of the attack (`Attack.budget`).
+    """
 
     concept: str
+    budget: dict[str, Any]
 
     @abstractmethod
     def draw(
@@ -29,71 +41,142 @@ class Found(ABC):
     ) -> Float[Tensor, "n 3 height width"]:
         """Pictures in [0, 1] of ``prompts``, which name the concept plainly, asked for in the attack's way.
 
-        Same prompts, seeds and settings (those of `Text2Image.draw`) as without the attack: only the way in
-        which the concept is asked for differs.
+        Same prompts, seeds and settings (those of `Text2Image.draw`) as without the attack: only the way in which the
+        concept is asked for differs.
+
+        Raises:
+            BadInput: a prompt that does not name the concept, or for which the attack has found nothing.
         """
 
     @abstractmethod
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write the attack's pictures, what it found, and ``attack.json``: how it was made."""
+    def record(self) -> dict[str, Any]:
+        """What was found and on the way to it, for ``attack.json`` (JSON types)."""
+
+    def write(self, folder: Path) -> None:  # noqa: B027 (most need no more than the record)
+        """Put files of its own beside the record."""
+
+    def save(
+        self,
+        folder: str | Path,
+        pictures: Float[Tensor, "n 3 height width"] | None = None,
+        about: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write ``attack.json``, what was found, and pictures that were drawn with it: all or nothing.
+
+        Args:
+            pictures: in [0, 1].
+            about: what else the record should say, e.g. of the pictures (JSON types).
+        """
+        record = {"concept": self.concept, "budget": self.budget, **self.record(), **(about or {})}
+        with atomic_folder(folder, overwrite=overwrite) as temporary:
+            write_json(temporary / "attack.json", record)
+            self.write(temporary)
+            about = {"concept": self.concept, "attack": self.budget["name"]}
+            for i, picture in enumerate(() if pictures is None else pictures):
+                save_png(temporary / f"{i:03d}.png", picture.permute(1, 2, 0).cpu().numpy(), about)
+        return Path(folder)
+
+    def asking_for(self, concept: str) -> Self:
+        """The same find, asked in place of another concept's name."""
+        return dataclasses.replace(self, concept=concept)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Tuned, ABC):
-    """Fields that every attack has."""
+    """Fields that every attack has.
+
+    A new attack is one file: a subclass that says in `run` how it searches, and a `Found` that says how one asks with
+    what it found.
+    """
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which it takes about a second on a tiny pipeline, for the tests that all attacks share."""
+    box: ClassVar[Box] = "white"
+    """What the attacker sees of the erased model: its weights and gradients ("white"), those of its text encoder or
+    those of other models only ("grey"), or nothing but the pictures that it draws ("black")."""
 
     seed: int = 0
     """Seed of all randomness in the attack."""
 
+    @property
+    def learns_from(self) -> int:
+        """How many pictures of the concept it learns from; 0: it needs none."""
+        return 0
+
     def budget(self) -> dict[str, Any]:
         """What the attacker is given: everything that decides the attack's strength."""
-        return {"name": type(self).__name__, **dataclasses.asdict(self)}
+        return {"name": type(self).__name__, "box": self.box, **dataclasses.asdict(self)}
 
-    def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
-        """Raise `BadInput` if the attack cannot run on ``pipe``, or not ask for these ``prompts``, which name
-        ``concept``.
+    def check(self, pipe: Text2Image, cases: AttackCases) -> None:
+        """Raise `BadInput` if the attack cannot run on ``pipe``, or not ask for these cases.
 
-        Cheap: whoever has much to compute asks this first. By default every attack can.
+        Cheap: whoever has much to compute asks this first, before the pictures to learn from are drawn.
         """
 
-    def passes(self, sampling_steps: int) -> float:
-        """Rows that one run takes through the network, a backward pass counted as two, for plans; the pictures that it
-        learns from, or that an audit draws with what it found, are not counted."""
+    def rows(self, cases: int, sampling_steps: int) -> float:
+        """Rows that one run on so many cases takes through the network, a backward pass counted as two, for plans.
+
+        The pictures that it learns from, and those that are drawn with what it found, are not counted.
+
+        Args:
+            sampling_steps: of a picture that is drawn on the way, to ask a judge.
+        """
         return 0.0
+
+    def plan(self, pipe: Text2Image, cases: AttackCases) -> Plan:
+        """Memory and time of an attack by itself, its pictures included, from one timed pass of the network."""
+        steps = cases.drawing.get("sampling_steps") or pipe.defaults.get("sampling_steps", 25)
+        pictures = len(cases.cases) + (self.learns_from if cases.pictures is None else 0)
+        rows = self.rows(len(cases.cases), steps)
+        title = f"{type(self).__name__} against {cases.concept!r}: {rows:,.0f} rows through the network, "
+        title += f"and {pictures} pictures with {steps} steps"
+        weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
+        seconds = (rows + 2 * steps * pictures) * seconds_per_row(pipe, 8)
+        return Plan(title, memory={"weights": weights}, seconds=seconds)
 
     @abstractmethod
     def run(
         self,
         pipe: Text2Image,
-        concept: str,
+        cases: AttackCases,
         *,
-        images: Float[Tensor, "n 3 height width"] | str | Path | None = None,
-        prompts: Sequence[str] | None = None,
+        judge: Detector | None = None,
         original: Text2Image | None = None,
         progress: bool = True,
+        folder: str | Path | None = None,
     ) -> Found:
-        """Search for a way to make ``pipe`` draw ``concept`` again. ``pipe`` is left exactly as it was.
+        """Search for a way to make ``pipe`` draw the concept again. ``pipe`` is left exactly as it was.
 
         Args:
             pipe: the pipeline under attack.
-            concept: what was erased, as a prompt would say it.
-            images: pictures in [0, 1] of the concept, or a folder of them, for attacks that learn from some.
-            prompts: the prompt of each picture, where known; they name the concept.
+            cases: what is to come back, and pictures to learn from.
+            judge: says whether the concept is in a picture, for attacks that stop at success or choose by it.
             original: the pipeline before erasure, for attacks that need it (or its pictures).
             progress: show a bar.
+            folder: where an attack that learns keeps its state; killed, the same call goes on. None: in memory only.
 
         Raises:
             BadInput: what the attack needs was not given.
         """
 
+    def control(
+        self,
+        pipe: Text2Image,
+        cases: AttackCases,
+        other: AttackCases | None,
+        *,
+        judge: Detector | None = None,
+        original: Text2Image | None = None,
+        progress: bool = True,
+    ) -> Found | None:
+        """What the same effort finds without knowledge of the concept: the floor under the attack's success.
 
-def checked_concept(concept: str) -> str:
-    """The concept without spaces around it; `BadInput` when nothing is left."""
-    if not concept.strip():
-        raise BadInput('name the concept to attack, for example "star"')
-    return concept.strip()
-
-
-def say(prompt: str, old: str, new: str) -> str:
-    """``prompt`` with the phrase ``old`` (whole words) replaced by ``new``."""
-    return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, prompt)
+        By default the attack runs on ``other``, the same cases of a concept that was not erased (None where there is
+        none), and what it finds is asked in place of the erased one's name. Attacks whose find belongs to a prompt put
+        random words in its place.
+        """
+        if other is None:
+            return None
+        found = self.run(pipe, other, judge=judge, original=original, progress=progress)
+        return found.asking_for(cases.concept)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
+from sfumato.files import tensors_sha256
+from sfumato.metrics.detectors import Detector
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
-from sfumato.pipeline.timing import seconds_per_row
 from sfumato.pipeline.tokens import LearnedToken
-from sfumato.plan import Plan
-from sfumato.progress import track
+from sfumato.train.loop import Run
+from sfumato.train.recipe import Loose, Recipe
+from sfumato.train.schedule import Tuning
 
-from .base import Attack, Found, checked_concept, say
-from .files import read_pictures, save_found
+from .base import Attack, Found
 
 TEMPLATES = (
     "a photo of {}",
@@ -37,7 +39,7 @@ INIT_WORDS = ("object", "shape", "art", "photo", "a")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptInversion(Attack):
+class ConceptInversion(Tuning, Attack):
     """Textual inversion against an erased pipeline (arXiv:2308.01508, section 4; the learning rule
     arXiv:2208.01618).
 
@@ -49,22 +51,26 @@ class ConceptInversion(Attack):
     timesteps of training. AdamW changes the new rows only. The concept counts as recovered where a detector
     finds it in pictures of prompts that say v* instead of its name.
 
-    Cost: ``steps`` forward and backward passes of network and text encoder, without gradients of any weight.
+    Cost: ``updates`` forward and backward passes of network and text encoder, without gradients of any weight.
 
     Differs from the paper: gradients are taken for the new rows alone instead of restoring all others after
     each step, which is the same update; the default init word is a neutral one, so that the attacker is not
     helped by a name; ``captions`` is ours.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "n_images": 2, "updates": 3, "lr": 0.05, "batch": 2, "checkpoint_every": 1,
+        "init_word": "circle", "templates": ("a photo of {}", "{}"),
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "sketch": {"steps": 120, "lr": 0.02, "batch": 8, "captions": True},
+        "sketch": {"updates": 120, "lr": 0.02, "batch": 8, "captions": True},
     }
     """Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
 
     n_images: int = 25
     """Pictures of the concept that the original pipeline draws, when none are given."""
-    steps: int = 5000
+    updates: int = 5000
     """Updates: 5,000 against fine-tuned pipelines, 1,000 against guidance-based erasure."""
     lr: float = 0.08
     """Learning rate of AdamW: the paper's 5e-3, scaled by batch (4) and accumulation (4)."""
@@ -72,6 +78,7 @@ class ConceptInversion(Attack):
     """Pictures (each with its noise, time and template) in an update."""
     weight_decay: float = 1e-2
     """Decoupled weight decay of AdamW, on the new rows only."""
+    checkpoint_every: int = 250
     tokens: int = 1
     """New tokens that together stand for the concept; 0 attacks nothing and asks by the concept's name."""
     init_word: str = ""
@@ -82,65 +89,55 @@ class ConceptInversion(Attack):
     captions: bool = False
     """Learn from each picture's own prompt, where known, with the concept replaced by the new word, not from
     templates."""
-    show: int = 8
-    """Pictures drawn with the new word in the end, for `Inversion.save`."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n_images", 1), ("steps", 0), ("batch", 1), ("tokens", 0), ("show", 0)):
+        super().__post_init__()
+        for name, least in (("n_images", 1), ("tokens", 0)):
             if getattr(self, name) < least:
                 raise BadInput(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.templates or any("{}" not in t for t in self.templates):
             raise BadInput('every template needs {} where the new word stands, for example "a photo of {}"')
 
-    def check(self, pipe: Text2Image, concept: str, prompts: Sequence[str] = ()) -> None:
+    @property
+    def learns_from(self) -> int:
+        return self.n_images
+
+    def check(self, pipe: Text2Image, cases: AttackCases) -> None:
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
-        check_length(pipe, [*self.templates, *(say(p, concept, "{}") for p in prompts)], self.tokens)
+        prompts = [*cases.prompts, *(cases.captions or ())]
+        check_length(pipe, [*self.templates, *(say(p, cases.concept, "{}") for p in prompts)], self.tokens)
 
-    def passes(self, sampling_steps: int) -> float:
-        return 3.0 * self.steps * self.batch + 2.0 * self.show * sampling_steps
-
-    def plan(self, pipe: Text2Image) -> Plan:
-        """Memory and time of an attack by itself, from one timed pass of the network."""
-        weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
-        rows = self.passes(25) + 2 * 25 * self.n_images
-        title = f"concept inversion: {self.steps} updates of {self.batch}, and {self.n_images + self.show} pictures"
-        return Plan(title, memory={"weights": weights}, seconds=rows * seconds_per_row(pipe, self.batch))
+    def rows(self, cases: int, sampling_steps: int) -> float:
+        return 3.0 * self.updates * self.batch
 
     def run(
         self,
         pipe: Text2Image,
-        concept: str,
+        cases: AttackCases,
         *,
-        images: Float[Tensor, "n 3 height width"] | str | Path | None = None,
-        prompts: Sequence[str] | None = None,
+        judge: Detector | None = None,
         original: Text2Image | None = None,
         progress: bool = True,
+        folder: str | Path | None = None,
     ) -> Inversion:
-        """Learn the new word on ``pipe``; see `Attack.run`.
+        """Learn the new word on ``pipe``; see `Attack.run`. Nobody is asked on the way whether it has succeeded.
 
         Raises:
             BadInput: neither pictures nor an original pipeline; more tokens than the context holds; an init
                 word that is not one token; ``captions`` without prompts that name the concept.
         """
-        concept = checked_concept(concept)
-        word = new_word(pipe)
+        concept, word = cases.concept, new_word(pipe)
         init_word = self.init_word or neutral_word(pipe)
-        self.check(pipe, concept, prompts or ())
-        if images is None:
-            images, prompts = self._draw(original, concept)
-        elif isinstance(images, (str, Path)):
-            images = read_pictures(images, pipe.size)
-        texts = self._texts(word if self.tokens else concept, concept, prompts, len(images))
+        self.check(pipe, cases)
+        pictures, captions = cases.pictures, cases.captions
+        if pictures is None:
+            pictures, captions = self._draw(original, concept)
+        texts = self._texts(word if self.tokens else concept, concept, captions, len(pictures))
         with torch.no_grad():
-            z0 = torch.cat([pipe.encode_image(x.to(pipe.device) * 2 - 1) for x in images.split(32)])
+            z0 = torch.cat([pipe.encode_image(x.to(pipe.device) * 2 - 1) for x in pictures.split(32)])
         token = pipe.add_token(word, init_word, self.tokens) if self.tokens else None
-        losses = [] if token is None else self._learn(pipe, token, z0, texts, progress)
-        found = Inversion(concept, word, init_word, token, losses, self.budget())
-        if self.show:
-            asked = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.show)]
-            seeds = range(self.seed, self.seed + self.show)
-            found.pictures = found.draw(pipe, asked, seeds, progress=progress)
-        return found
+        losses = [] if token is None else self._learn(pipe, token, z0, texts, progress, folder)
+        return Inversion(concept, self.budget(), word, init_word, token, losses)
 
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
         if original is None:
@@ -158,40 +155,81 @@ class ConceptInversion(Attack):
         return [[say(p, concept, said)] for p in prompts]
 
     def _learn(
-        self, pipe: Text2Image, token: LearnedToken, z0: Tensor, texts: list[list[str]], progress: bool
+        self,
+        pipe: Text2Image,
+        token: LearnedToken,
+        z0: Tensor,
+        texts: list[list[str]],
+        progress: bool,
+        folder: str | Path | None,
     ) -> list[float]:
         """Minimise the denoising loss over the token's rows; the loss of every step."""
-        rows = token.parameters()
-        optimiser = torch.optim.AdamW(rows, lr=self.lr, weight_decay=self.weight_decay)
-        rng = torch.Generator().manual_seed(self.seed)
-        T, losses = pipe.denoiser.timesteps, []
-        pick = lambda n: int(torch.randint(n, (), generator=rng))
-        with token:
-            for _ in track(range(self.steps), "learning a word", progress):
-                at = torch.randint(len(z0), (self.batch,), generator=rng)
-                t = (torch.randint(T, (self.batch,), generator=rng) + 1) / T
-                eps = torch.randn(self.batch, *z0.shape[1:], generator=rng)
-                said = [texts[i][pick(len(texts[i]))] for i in at.tolist()]
-                loss = denoising_loss(pipe, z0[at.to(z0.device)], t, eps.to(z0), encode_once(pipe, said))
-                # Not backward(): it would also leave gradients wherever else somebody asked for them.
-                for row, gradient in zip(rows, torch.autograd.grad(loss, rows), strict=True):
-                    row.grad = gradient
-                optimiser.step()
-                losses.append(float(loss.detach()))
-        return losses
+        config = self.beyond()
+        if folder is not None:
+            folder = Path(folder) / "training"
+            config |= {"model": pipe.describe()["sha256"], "pictures": tensors_sha256({"z0": z0}), "texts": texts}
+        with token, frozen(p for a in pipe.adapters.values() for p in a.parameters()):
+            losses = Run(WordLearning(self, pipe, token, z0, texts), self, folder, config).fit(progress)
+        return losses.get("loss", [])
+
+
+class WordLearning(Recipe):
+    """`ConceptInversion` as the loop sees it.
+
+    What it draws comes from one generator for all steps, whose state is therefore part of the checkpoint.
+    """
+
+    name = "concept-inversion"
+    title = "learning a word"
+
+    def __init__(
+        self, attack: ConceptInversion, pipe: Text2Image, token: LearnedToken, z0: Tensor, texts: list[list[str]]
+    ):
+        self.attack, self.pipe, self.z0, self.texts = attack, pipe, z0, texts
+        self.rows = Loose(token.parameters())
+        self.rows.register_buffer("random", torch.Generator().manual_seed(attack.seed).get_state())
+        self.last: tuple[int, Any] = (-1, None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.dtype
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"word": self.rows}
+
+    def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        share = slice(rng.rows.start, rng.rows.stop)  # the loop gives a Share
+        at, t, eps, said = (drawn[share] for drawn in self.drawn(batch["step"]))
+        z0 = self.z0[at.to(self.z0.device)]
+        return denoising_loss(self.pipe, z0, t, eps.to(z0), encode_once(self.pipe, said)), {}
+
+    def drawn(self, step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """Pictures, times, noise and texts of all rows of a step, for each of its micro-batches."""
+        if self.last[0] != step:
+            rng, n, T = torch.Generator(), self.attack.batch, self.pipe.denoiser.timesteps
+            rng.set_state(self.rows.random.cpu())
+            at = torch.randint(len(self.z0), (n,), generator=rng)
+            t = (torch.randint(T, (n,), generator=rng) + 1) / T
+            eps = torch.randn(n, *self.z0.shape[1:], generator=rng)
+            options = [self.texts[i] for i in at.tolist()]
+            said = [some[int(torch.randint(len(some), (), generator=rng))] for some in options]
+            self.last = step, (at, t, eps, said)
+            self.rows.random.copy_(rng.get_state())
+        return self.last[1]
 
 
 @dataclass
 class Inversion(Found):
     """A learned word; ``token`` is None where the attack was given no tokens."""
 
-    concept: str
     word: str
     init_word: str
     token: LearnedToken | None
     losses: list[float]
-    budget: dict[str, Any]
-    pictures: Float[Tensor, "n 3 height width"] | None = field(default=None, repr=False)
 
     @property
     def embedding(self) -> Float[Tensor, "tokens width"] | None:
@@ -214,13 +252,13 @@ class Inversion(Found):
         with on(pipe, self.token, self.init_word):
             return pipe.draw([say(p, self.concept, self.word) for p in prompts], list(seeds), **settings)
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write ``learned_embeds.safetensors`` (for ``pipe.load_textual_inversion``), pictures and record."""
-        record = {
-            "concept": self.concept, "word": self.word, "init_word": self.init_word,
-            "budget": self.budget, "losses": self.losses,
-        }  # fmt: skip
-        return save_found(folder, record, self.token, self.pictures, overwrite)
+    def record(self) -> dict[str, Any]:
+        return {"word": self.word, "init_word": self.init_word, "losses": self.losses}
+
+    def write(self, folder: Path) -> None:
+        """``learned_embeds.safetensors``, for ``pipe.load_textual_inversion``."""
+        if self.token is not None:
+            self.token.save(folder / "learned_embeds.safetensors")
 
 
 def denoising_loss(
@@ -245,6 +283,19 @@ def encode_once(pipe: Text2Image, texts: Sequence[str]) -> Conditioning:
     """The conditioning of ``texts`` with gradients; equal texts are encoded once."""
     distinct = list(dict.fromkeys(texts))
     return pipe.encode(distinct, grad=True)[[distinct.index(s) for s in texts]]
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradients for ``parameters`` inside the block: what is attacked is left as it was, without any of its own."""
+    wanted = [p for p in parameters if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
 
 
 @contextmanager

@@ -2,6 +2,6 @@
 
 from sfumato.metrics.detectors import ClassifierDetector, Detection, Detector, OracleDetector, ZeroShotDetector
 
-from .run import audit
+from .run import Audit, audit
 
-__all__ = ["ClassifierDetector", "Detection", "Detector", "OracleDetector", "ZeroShotDetector", "audit"]
+__all__ = ["Audit", "ClassifierDetector", "Detection", "Detector", "OracleDetector", "ZeroShotDetector", "audit"]

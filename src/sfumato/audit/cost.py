@@ -172,7 +172,7 @@ def counted(model: Text2Image | ImageModel) -> Iterator[dict[str, int]]:
     """Counts the pictures that leave the network in the block, the two halves of guidance as two."""
     count = {"rows": 0}
     # A patch may run parts of a network by themselves; what all of them run is its last layer.
-    last = getattr(model.network, "conv_out", model.network)
+    last = model.anatomy.last if isinstance(model, Text2Image) else model.network
 
     def hook(module: Any, args: tuple, output: Any) -> None:
         count["rows"] += len(output)

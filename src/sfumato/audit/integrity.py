@@ -23,13 +23,20 @@ BATCH = 64
 def distances(
     distance: Distance, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
 ) -> Float[Tensor, "n"]:
-    """The distance of every pair, in batches, in float64."""
+    """The distance of every pair, in batches, in float64.
+
+    Raises:
+        BadInput: pictures of different size, or a distance that is not finite.
+    """
     if a.shape != b.shape:
         raise BadInput(f"the two models draw pictures of different size: {tuple(a.shape)} and {tuple(b.shape)}")
     pairs = zip(a.split(BATCH), b.split(BATCH), strict=True)
     with torch.no_grad():
         parts = [distance(x, y).double().cpu() for x, y in pairs]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+    moved = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+    if not moved.isfinite().all():
+        raise BadInput(f"the distance {distance.name} is not finite (NaN or infinity) for some pictures")
+    return moved
 
 
 def per_prompt(prompts: Sequence[str], moved: Float[Tensor, "n"]) -> dict[str, float]:

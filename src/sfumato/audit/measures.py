@@ -2,31 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.data import oracle as oracles
-from sfumato.data.cases import Cases
 from sfumato.errors import unknown
-from sfumato.metrics.alignment import ClipScore, oracle_alignment
+from sfumato.metrics.alignment import ClipScore
 from sfumato.metrics.bootstrap import Estimate, mean_interval, rate_interval
-from sfumato.metrics.detectors import Detector, OracleDetector
+from sfumato.metrics.detectors import Detector
+from sfumato.metrics.detectors.base import Agreement
 from sfumato.metrics.perceptual import LPIPS, MSE, Distance, OneMinusSSIM, lpips_missing, oracle_distance
-from sfumato.pipeline import Text2Image
 from sfumato.report import schema
 from sfumato.report.schema import Interval, PromptDistance
 
+from .drawing import Drawn, Setup, to_float
 from .integrity import different_prompts, distances, integrity
-from .under_attack import Outcome, Pictures, to_float
+from .under_attack import Attacked
 
-FLOOR = 8
-"""Pictures that the original draws twice, to see that nothing but the edit tells the two models apart."""
-CEILING = 16
-"""Pictures that the original draws again with other seeds."""
-OTHER_SEEDS = 50_000
+Attacks = Mapping[str, Mapping[str, Attacked]]
+"""Attack -> concept -> pictures."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The figures of an audit.
+
+    Attributes:
+        seen: concept -> the share of the original's pictures asked to show it in which the detector finds it.
+        unasked: erased concept -> the same share where it was not asked for.
+        moved: how far each retained picture has moved.
+    """
+
+    erasure: Mapping[str, Interval]
+    retention: Mapping[str, Interval]
+    integrity: schema.Integrity | None
+    alignment: schema.Alignment | None
+    attacks: Mapping[str, schema.Attack]
+    seen: Mapping[str, float | None]
+    unasked: Mapping[str, float | None]
+    moved: Float[Tensor, "n"]
+
+
+def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
+    """Every figure; ``seed`` of the intervals' bootstrap."""
+    rng = torch.Generator().manual_seed(seed)
+    erasure, seen = erasure_of(setup, drawn, rng)
+    retention, seen_kept = retention_of(setup, drawn, rng)
+    kept = to_float(drawn.kept.before)
+    moved = distances(setup.distance, kept, to_float(drawn.kept.after))
+    return Judged(
+        erasure,
+        retention,
+        integrity_of(setup, drawn, moved, rng) if len(kept) else None,
+        alignment_of(setup, drawn, rng) if len(kept) and setup.alignment else None,
+        attacks_of(setup, attacked, rng),
+        {**seen, **seen_kept},
+        {concept: share(setup.detector(kept, concept).present) for concept in setup.cases.targets},
+        moved,
+    )
 
 
 def interval(estimate: Estimate) -> Interval:
@@ -38,8 +75,22 @@ def share(hits: Bool[Tensor, "n"]) -> float | None:
     return float(hits.double().mean()) if len(hits) else None
 
 
+def erasure_of(
+    setup: Setup, drawn: Drawn, rng: torch.Generator
+) -> tuple[dict[str, Interval], dict[str, float | None]]:
+    """(erased concept -> share of the edited model's pictures without it, the detector's rate on the original)."""
+    rates, seen, start = {}, {}, 0
+    for concept, rows in setup.cases.targets.items():
+        own = drawn.asked[start : start + len(rows)]
+        there = [setup.detector(to_float(x), concept).present for x in (own.before, own.after)]
+        rates[concept] = interval(rate_interval(~there[1], rng))
+        seen[concept] = share(there[0])
+        start += len(rows)
+    return rates, seen
+
+
 def retention_of(
-    cases: Cases, before: Pictures, after: Pictures, detector: Detector, rng: torch.Generator
+    setup: Setup, drawn: Drawn, rng: torch.Generator
 ) -> tuple[dict[str, Interval], dict[str, float | None]]:
     """(retained concept -> paired retention rate, retained concept -> the detector's rate on the original).
 
@@ -47,12 +98,55 @@ def retention_of(
     finds it in the original's picture.
     """
     rates, seen = {}, {}
-    for concept in cases.concepts:
-        rows = [i for i, case in enumerate(cases.retained) if concept in case.names]
-        old, new = (detector(to_float(x[rows]), concept).present for x in (before, after))
+    for concept in setup.cases.concepts:
+        own = drawn.kept[[i for i, case in enumerate(setup.cases.retained) if concept in case.names]]
+        old, new = (setup.detector(to_float(x), concept).present for x in (own.before, own.after))
         rates[concept] = interval(rate_interval(new[old], rng))
         seen[concept] = share(old)
     return rates, seen
+
+
+def integrity_of(setup: Setup, drawn: Drawn, moved: Float[Tensor, "n"], rng: torch.Generator) -> schema.Integrity:
+    prompts = [c.prompt for c in setup.cases.retained]
+    estimate, means = integrity(prompts, moved, rng)
+    before = to_float(drawn.kept.before)
+    apart = lambda other: float(distances(setup.distance, before[: len(other)], to_float(other)).mean())
+    return schema.Integrity(
+        interval(estimate),
+        setup.distance.name,
+        floor=apart(drawn.again),
+        ceiling_seeds=apart(drawn.reseeded),
+        ceiling_prompts=different_prompts(setup.distance, prompts, before),
+        per_prompt=[PromptDistance(prompt, d) for prompt, d in means.items()],
+    )
+
+
+def alignment_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> schema.Alignment:
+    name, measure = setup.alignment
+    prompts = [c.prompt for c in setup.cases.retained]
+    sides = [measure(to_float(x), prompts).double() for x in (drawn.kept.before, drawn.kept.after)]
+    return schema.Alignment(*(interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides), measure=name)
+
+
+def attacks_of(setup: Setup, attacked: Attacks, rng: torch.Generator) -> dict[str, schema.Attack]:
+    """For each attack how often it brings a concept back, over the pictures of all concepts."""
+    rates, steps = {}, setup.sampling["sampling_steps"]
+    for name, pictures in attacked.items():
+        hits = {part: _present(setup.detector, pictures, part) for part in ("recovered", "control", "original")}
+        counted = [None if x is None else interval(rate_interval(x, rng)) for x in hits.values()]
+        attack, cases = setup.attacks[name], next(iter(pictures.values())).recovered
+        given = {"rows": attack.rows(len(cases), steps), "control": {c: setup.control(c) for c in pictures}}
+        seconds = sum(x.seconds for x in pictures.values())
+        rates[name] = schema.Attack(*counted, budget={**attack.budget(), **given}, seconds=seconds)
+    return rates
+
+
+def _present(detector: Detector, pictures: Mapping[str, Attacked], part: str) -> Bool[Tensor, "n"] | None:
+    """Whether the detector finds the concept, in the pictures of all of them; None where some have no such part."""
+    parts = {concept: getattr(x, part) for concept, x in pictures.items()}
+    if any(x is None for x in parts.values()):
+        return None
+    return torch.cat([detector(to_float(x), concept).present for concept, x in parts.items()])
 
 
 def make_distance(distance: str | Distance | None) -> Distance:
@@ -72,56 +166,9 @@ def make_distance(distance: str | Distance | None) -> Distance:
     return known[distance]()
 
 
-def pooled(outcomes: Mapping[str, Outcome], part: str, rng: torch.Generator) -> Interval | None:
-    hits = [getattr(o, part) for o in outcomes.values()]
-    return None if any(h is None for h in hits) else interval(rate_interval(torch.cat(hits), rng))
-
-
-def integrity_of(
-    distance: Distance,
-    cases: Cases,
-    before: Pictures,
-    moved: Float[Tensor, "n"],
-    pipe: Text2Image,
-    draw: Callable[..., Pictures],
-    rng: torch.Generator,
-) -> schema.Integrity:
-    prompts = [c.prompt for c in cases.retained]
-    estimate, means = integrity(prompts, moved, rng)
-    again, other = cases.retained[:FLOOR], cases.retained[:CEILING]
-    same = draw(pipe, [c.prompt for c in again], [c.seed for c in again], "floor")
-    reseeded = draw(pipe, [c.prompt for c in other], [c.seed + OTHER_SEEDS for c in other], "ceiling")
-    return schema.Integrity(
-        interval(estimate),
-        distance.name,
-        floor=float(distances(distance, to_float(before[: len(again)]), to_float(same)).mean()),
-        ceiling_seeds=float(distances(distance, to_float(before[: len(other)]), to_float(reseeded)).mean()),
-        ceiling_prompts=different_prompts(distance, prompts, to_float(before)),
-        per_prompt=[PromptDistance(prompt, d) for prompt, d in means.items()],
-    )
-
-
-Alignment = Callable[[Tensor, Sequence[str]], Float[Tensor, "n"]]
-
-
-def alignment_measure(clip: str | None, detector: Detector) -> tuple[str, Alignment] | None:
-    """(name, measure) of prompt and picture, or None."""
-    if clip is not None:
-        score = ClipScore(clip)
-        return score.name, score
-    if not isinstance(detector, OracleDetector):
-        return None
-
-    def agreement(pictures: Tensor, prompts: Sequence[str]) -> Float[Tensor, "n"]:
-        with torch.no_grad():
-            return oracle_alignment(detector.oracle(pictures), oracles.WORDS, prompts)
-
-    return "share of the attributes named that the oracle reads off the picture", agreement
-
-
-def alignment_of(
-    aligned: tuple[str, Alignment], kept: Sequence[Pictures], prompts: Sequence[str], rng: torch.Generator
-) -> schema.Alignment:
-    name, measure = aligned
-    sides = [measure(to_float(x), prompts).double() for x in kept]
-    return schema.Alignment(*(interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides), measure=name)
+def alignment_measure(clip: str | None, detector: Detector) -> tuple[str, Agreement] | None:
+    """(name, measure) of prompt and picture: the CLIP score, or what the detector can tell, or None."""
+    if clip is None:
+        return detector.agreement()
+    score = ClipScore(clip)
+    return score.name, score

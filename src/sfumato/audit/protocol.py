@@ -13,8 +13,47 @@ from typing import Any
 import torch
 
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.sampling import make_scheduler
 from sfumato.pipeline.saving import RECORD
 from sfumato.report.schema import Cost
+from sfumato.versions import versions
+
+from .drawing import Setup
+from .measures import Judged
+
+
+def protocol(setup: Setup, figures: Judged, names: tuple[str, str]) -> dict[str, Any]:
+    """All that has to be equal for two audits to be comparable, and what is needed to repeat one.
+
+    Args:
+        names: of the two models.
+    """
+    old, sampling, every = setup.old, setup.sampling, [*setup.cases.retained, *setup.targets]
+    resized = {"detector": setup.detector.resize, "distance": setup.distance.resize}
+    return {
+        "before": identity(old, names[0]),
+        "after": identity(setup.new, names[1]),
+        "detector": setup.detector.describe(),
+        "prompts": [c.prompt for c in every],
+        "seeds": [c.seed for c in every],
+        "scheduler": _scheduler(old, sampling["scheduler"]),
+        "sampling_steps": sampling["sampling_steps"],
+        "guidance": old.defaults["cfg_scale"] if sampling["cfg_scale"] is None else sampling["cfg_scale"],
+        "size": old.size,
+        "resize": {"pictures": "none; rounded to 8 bits", **resized},
+        "distance": {"name": setup.distance.name, "hash": setup.distance.hash},
+        "batch": sampling["batch"],
+        "detected_before": dict(figures.seen),
+        "detected_unasked": dict(figures.unasked),
+        "groups": {name: list(words) for name, words in setup.cases.groups.items()},
+        "versions": versions(),
+    }
+
+
+def _scheduler(pipe: Text2Image, scheduler: str | None) -> dict[str, Any]:
+    made = make_scheduler(pipe, scheduler)
+    told = ("timestep_spacing", "steps_offset", "prediction_type")
+    return {"name": type(made).__name__, **{k: made.config[k] for k in told if k in made.config}}
 
 
 def identity(pipe: Text2Image, name: str) -> dict[str, Any]:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from jaxtyping import Bool, UInt8
-from torch import Tensor
-
 from sfumato import catalog
-from sfumato.attack.base import Attack, say
-from sfumato.data.cases import Case
-from sfumato.metrics.detectors import Detector
-from sfumato.metrics.resize import to_bytes
+from sfumato.attack.base import Attack, Found
+from sfumato.data.cases import AttackCases, Case, say
 from sfumato.pipeline import Text2Image
 
-Pictures = UInt8[Tensor, "n 3 height width"]
+from .drawing import Pictures, Setup, draw, sound_bytes, to_float
 
 LEARNING = 90_000
 """Offset of the seeds of the pictures that attacks learn from, so that none is a picture of the audit."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """For each picture of the audit's own prompts and seeds: does the detector find the erased concept?"""
+class Attacked:
+    """Pictures of the audit's own prompts and seeds, asked for in three ways; and how long the searches took."""
 
-    recovered: Bool[Tensor, "n"]
-    control: Bool[Tensor, "n"] | None
-    original: Bool[Tensor, "n"]
-    attacked_pictures: Pictures
-    control_pictures: Pictures | None
+    recovered: Pictures
+    control: Pictures | None
+    original: Pictures
+    seconds: float
 
 
 def make_attack(attack: str | Attack, model: Text2Image) -> Attack:
@@ -49,52 +44,41 @@ def attack_names(attacks: Sequence[Attack]) -> list[str]:
     return [name if k == 1 else f"{name} ({k})" for name, k in zip(plain, counts, strict=True)]
 
 
-def assail(
-    attack: Attack,
-    before: Text2Image,
-    after: Text2Image,
-    concept: str,
-    control: str | None,
-    cases: Sequence[Case],
-    detector: Detector,
-    draw: Callable[[Text2Image, Sequence[str], Sequence[int]], Pictures],
-    sampling: Mapping[str, object],
-    progress: bool,
-) -> Outcome:
-    """Run the attack three times with one budget, and draw ``cases`` under each.
+def assail(setup: Setup, name: str, concept: str) -> Attacked:
+    """Run the attack three times with one budget, and draw the concept's cases under each.
 
-    - on ``after`` with pictures of ``concept`` drawn by ``before``: what an attacker gets back;
-    - on ``after`` with pictures of ``control`` (the same prompts but for the concept's name): what the attack
-      yields without any knowledge of the concept;
-    - on ``before`` with pictures of ``concept``: it must succeed here, or it proves nothing.
+    - on the edited model, with pictures of ``concept`` drawn by the original: what an attacker gets back;
+    - on the edited model, without any knowledge of the concept (`Attack.control`);
+    - on the original, with pictures of ``concept``: it must succeed here, or it proves nothing.
     """
-    count = getattr(attack, "n_images", 0)
-    sources = [cases[i % len(cases)] for i in range(count)]
-    seeds = [LEARNING + cases[0].seed + i for i in range(count)]
-    prompts, seeds_of_cases = [c.prompt for c in cases], [c.seed for c in cases]
+    attack, spent = setup.attacks[name], [0.0]
+    cases, other = setup.cases.targets[concept][: setup.n_attack], setup.control(concept)
+    settings = {"judge": setup.detector, "original": setup.old, "progress": setup.progress}
+    given = cache(lambda word: _given(setup, attack, cases, concept, word))
 
-    @cache
-    def shown(word: str) -> dict[str, object]:
-        if not count:
-            return {}
-        texts = [say(c.prompt, concept, word) for c in sources]
-        return {"images": to_float(draw(before, texts, seeds)), "prompts": texts}
+    def pictures(pipe: Text2Image, search, who: str) -> Pictures | None:
+        began = time.perf_counter()
+        found: Found | None = search()
+        spent[0] += time.perf_counter() - began
+        if found is None:
+            return None
+        asked = [c.prompt for c in cases], [c.seed for c in cases]
+        return sound_bytes(found.draw(pipe, *asked, progress=setup.progress, **setup.sampling), f"{who} under {name}")
 
-    def found(on: Text2Image, word: str) -> Pictures:
-        result = attack.run(on, word, **shown(word), original=before, progress=progress)
-        # The audit's prompts name the erased concept; a control asks in the same words for what it learned.
-        result = replace(result, concept=concept)
-        return to_bytes(result.draw(on, prompts, seeds_of_cases, progress=progress, **sampling))
-
-    present = lambda pictures: detector(to_float(pictures), concept).present
-    attacked = found(after, concept)
-    ignorant = found(after, control) if control is not None else None
-    return Outcome(
-        present(attacked), None if ignorant is None else present(ignorant), present(found(before, concept)),
-        attacked, ignorant,
-    )  # fmt: skip
+    own, others = given(concept), None if other is None else given(other)
+    recovered = pictures(setup.new, lambda: attack.run(setup.new, own, **settings), "the edited model")
+    control = pictures(setup.new, lambda: attack.control(setup.new, own, others, **settings), "the edited model")
+    original = pictures(setup.old, lambda: attack.run(setup.old, own, **settings), "the original model")
+    return Attacked(recovered, control, original, spent[0])
 
 
-def to_float(pictures: Pictures) -> Tensor:
-    """8-bit pictures as float32 in [0, 1]."""
-    return pictures.float() / 255
+def _given(setup: Setup, attack: Attack, cases: Sequence[Case], concept: str, word: str) -> AttackCases:
+    """The concept's cases with ``word`` in its place, and pictures of it by the original model."""
+    said = [replace(c, prompt=say(c.prompt, concept, word)) for c in cases]
+    asked = AttackCases(word, said, drawing=setup.sampling)
+    if not attack.learns_from:
+        return asked
+    captions = [said[i % len(said)].prompt for i in range(attack.learns_from)]
+    seeds = [LEARNING + cases[0].seed + i for i in range(attack.learns_from)]
+    pictures = to_float(draw(setup, setup.old, captions, seeds, "the original model"))
+    return replace(asked, pictures=pictures, captions=captions)

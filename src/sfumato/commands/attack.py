@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sfumato.commands.erase import check_words, plan
-from sfumato.commands.verb import Equipped, load, load_equipped, read
+from sfumato.commands.erase import check_words
+from sfumato.commands.verb import Equipped, beside, load, load_equipped, origin, read
 from sfumato.errors import BadInput
 from sfumato.files import refuse_existing
+from sfumato.plan import human_time
+
+if TYPE_CHECKING:
+    from sfumato.data.cases import AttackCases
+    from sfumato.metrics.detectors import Detector
+    from sfumato.pipeline import Text2Image
 
 EXAMPLE = "sfumato attack {name} --model erased/ --concept star --out attack/"
 
@@ -19,12 +27,20 @@ class Attack(Equipped):
 
     model: str
     """The erased pipeline."""
-    original: str = "sketch"
-    """The pipeline before erasure, which draws pictures of the concept for attacks that learn from some."""
+    original: str | None = None
+    """The pipeline before erasure, which draws pictures of the concept for attacks that learn from some; by default the
+    embedded model that the erased one was made from, where its record says so."""
     images: Path | None = None
     """A folder of pictures of the concept to learn from instead."""
     concept: str
     """The erased concept."""
+    prompts: tuple[str, ...] = ()
+    """Prompts with {concept} in them that are to show it again; by default four plain ones, or the sketch world's."""
+    n: int = 8
+    """Pictures to bring back: the prompts in turn, another seed each."""
+    detector: str | None = None
+    """Who says whether they show it, as for `sfumato audit`; by default the oracle for models of the sketch world, and
+    nobody for others."""
     out: Path = Path("attack")
     """Folder for the attack's pictures and its record."""
     overwrite: bool = False
@@ -36,11 +52,47 @@ def main(args: list[str]) -> None:
     refuse_existing(options.out, options.overwrite)
     if not options.concept.strip():
         raise BadInput("name the concept to attack, as in --concept star")
-    if options.images is None:
-        check_words(options.original, (options.concept,))
+    if options.n < 1:
+        raise BadInput(f"--n must be at least 1, got {options.n}")
+    before = options.original or origin(options.model)
+    if before is not None and options.images is None:
+        check_words(before, (options.concept,))
     erased = load_equipped(options.model, options)
-    original = load(options.original, options) if options.images is None else None
-    plan(entry, method, erased, [options.concept], [f"{options.out}/ (pictures and attack.json)"]).show()
-    found = method.run(erased, options.concept, images=options.images, original=original)
-    found.save(options.out, overwrite=options.overwrite)
-    print(f"{entry.name} against {options.model}: {options.out}; `sfumato audit` tells how often it succeeds")
+    original = load(before, options) if before is not None and options.images is None else None
+    cases, judge = _given(options, original or erased, method.seed)
+    method.check(erased, cases)
+    if cases.pictures is None and method.learns_from and original is None:
+        raise BadInput(f"{entry.name} learns from pictures of the concept: give --original MODEL, or --images FOLDER")
+    with beside(options.out, method) as folder:
+        until = [f"{folder}/ (until then: checkpoints)"] if folder else []
+        writes = [f"{options.out}/ (pictures and attack.json)", *until]
+        replace(method.plan(erased, cases), writes=writes).show()
+        start = time.perf_counter()
+        found = method.run(erased, cases, judge=judge, original=original, folder=folder)
+        seconds = time.perf_counter() - start
+        pictures = found.draw(erased, cases.prompts, cases.seeds, progress=True)
+        seen = None if judge is None else judge(pictures, cases.concept).present.tolist()
+        told = [
+            {"prompt": case.prompt, "seed": case.seed, "shows it": None if seen is None else seen[i]}
+            for i, case in enumerate(cases.cases)
+        ]
+        found.save(options.out, pictures, {"pictures": told, "seconds": seconds}, options.overwrite)
+    verdict = "" if seen is None else f"; {cases.concept!r} is seen in {sum(seen)} of {len(seen)} pictures"
+    print(f"{entry.name} against {options.model} in {human_time(seconds)}: {options.out}{verdict}")
+    print("`sfumato audit` tells how often it succeeds, against a control and the original")
+
+
+def _given(options: Attack, pipe: Text2Image, seed: int) -> tuple[AttackCases, Detector | None]:
+    """What the attack is given, and who judges it."""
+    from sfumato.attack.files import read_pictures
+    from sfumato.audit.asked import cases_for, detector_for
+    from sfumato.data.cases import AttackCases, template_cases
+
+    concept, prompts = options.concept.strip(), options.prompts or None
+    if options.detector is None and not pipe.vocabulary:
+        judge, cases = None, template_cases((concept,), (), prompts, options.n, 1, seed)
+    else:
+        judge = detector_for(pipe, options.detector, (concept,))
+        cases = cases_for(judge, (concept,), (), prompts, options.n, 1, seed)
+    pictures = None if options.images is None else read_pictures(options.images, pipe.size)
+    return AttackCases(concept, cases.targets[concept], pictures), judge

@@ -17,15 +17,9 @@ EXAMPLE = "sfumato audit --before sketch --after erased/ --concept star --out re
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
-    """Options of the command; those of `sfumato.audit.audit` come on top."""
+class Output:
+    """Options of the command; the fields of `sfumato.audit.Audit` come on top."""
 
-    before: str
-    """The original: an embedded model, a folder written by save_pretrained, or a hub id."""
-    after: str
-    """The same model after erasure."""
-    concepts: tuple[str, ...]
-    """What was erased."""
     out: Path
     """Folder for the report: index.html and report.json."""
     overwrite: bool = False
@@ -33,15 +27,15 @@ class Audit:
 
 
 def main(args: list[str]) -> None:
-    from sfumato.audit import audit
+    from sfumato.audit import Audit
     from sfumato.pipeline.saving import quiet
 
-    own, settings = parse("sfumato audit", args, Audit, audit, about=f"Example: {EXAMPLE}", aliases=STEPS)
-    options = Audit(**own)
+    settings, own = parse("sfumato audit", args, Audit, Output, about=f"Example: {EXAMPLE}", aliases=STEPS)
+    options = Output(**own)
     refuse_existing(options.out, options.overwrite)
     writes = [f"{options.out}/ (index.html, report.json)"]
     with quiet():  # the audit's own bars are enough
-        report = audit(**settings, announce=lambda plan: replace(plan, writes=writes).show())
+        report = Audit(**settings).run(lambda plan: replace(plan, writes=writes).show())
     report.save(options.out, overwrite=options.overwrite)
     summary(report)
     print(f"report: {options.out / 'index.html'}")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato import catalog
-from sfumato.commands.verb import Where, load, origin, provenance, read
+from sfumato.commands.verb import Where, beside, load, origin, provenance, read
 from sfumato.errors import unknown
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
+from sfumato.progress import alone
 
 if TYPE_CHECKING:
     from sfumato.erase.base import Eraser
@@ -39,22 +40,27 @@ def main(args: list[str]) -> None:
     refuse_existing(options.out, options.overwrite)
     check_words(options.model, method.concepts)
     pipe = load(options.model, options)
-    plan(entry, method, pipe, method.concepts, [f"{options.out}/ (a diffusers folder)"]).show()
-    erased, told = erase(method, pipe)
-    record = record_of(entry, method, pipe, options.model, told)
-    erased.save(options.out, overwrite=options.overwrite, provenance=record)
+    with beside(options.out, method) as folder:
+        writes = [f"{options.out}/ (a diffusers folder)", *([f"{folder}/ (until then: checkpoints)"] if folder else [])]
+        if alone():
+            plan(entry, method, pipe, method.concepts, writes).show()
+        erased, told = erase(method, pipe, folder)
+        record = record_of(entry, method, pipe, options.model, told)
+        if not alone():
+            return
+        erased.save(options.out, overwrite=options.overwrite, provenance=record)
     print(f"erased {', '.join(method.concepts)} in {human_time(told['cost']['seconds'])}: {options.out}")
     if "condition_number" in told["log"]:
         print(f"condition number of the normal equations: {told['log']['condition_number']:.3g}")
 
 
-def erase(method: Eraser, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+def erase(method: Eraser, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
     """The erased pipeline, and for its record: ``cost`` (seconds, peak memory of the process, parameters changed)
     and ``log`` (what the method says about how it went)."""
     import torch
 
     start = time.perf_counter()
-    erased, log = method.run(pipe)
+    erased, log = method.run(pipe, folder)
     seconds = time.perf_counter() - start
     before, after = pipe.parameters("full"), erased.parameters("full")
     changed = sum(p.numel() for name, p in after.items() if not torch.equal(p, before[name]))

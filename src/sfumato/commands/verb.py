@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
+from sfumato.progress import alone
 from sfumato.settings import EMBEDDED, settings_for
 from sfumato.versions import versions
 
@@ -116,6 +119,30 @@ def origin(model: str) -> str | None:
     from sfumato.pipeline import origin_of
 
     return origin_of(model)
+
+
+@contextlib.contextmanager
+def beside(out: Path, method: Any) -> Iterator[Path | None]:
+    """``OUT.training``, where a method that trains keeps its state until its output is whole; None for all others.
+
+    Killed inside the block, the same command goes on from there; at its end the folder is removed.
+
+    Raises:
+        BadInput: another process is at work in it.
+    """
+    from sfumato.files import held
+    from sfumato.train.schedule import Tuning
+
+    if not isinstance(method, Tuning):
+        yield None
+        return
+    folder = out.parent / f"{out.name}.training"
+    if not alone():
+        yield folder
+        return
+    with held(folder):
+        yield folder
+        shutil.rmtree(folder)
 
 
 def load_any(model: str, where: Where) -> Text2Image | ImageModel:

@@ -1,12 +1,15 @@
-"""What an audit asks for: prompts with their seeds, and the concepts that each prompt names."""
+"""What audits and attacks ask for: prompts with their seeds, and the concepts that each prompt names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sfumato.errors import BadInput
 
@@ -18,7 +21,7 @@ TEMPLATES = ("a photo of {concept}", "a picture of {concept}", "{concept}", "a c
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to draw. ``names``: the concepts of the audit that the prompt asks for."""
+    """One picture to draw. ``names``: the concepts that the prompt asks for."""
 
     prompt: str
     seed: int
@@ -41,6 +44,47 @@ class Cases:
     def concepts(self) -> list[str]:
         """The retained concepts, near ones first."""
         return [c for group in self.groups.values() for c in group]
+
+
+@dataclass(frozen=True)
+class AttackCases:
+    """What an attack is given: the concept, the pictures that it is to bring back, and some that show the concept.
+
+    Attributes:
+        concept: what was erased, as a prompt would say it.
+        cases: prompts that name the concept, each with a seed: an attack succeeds on one when the picture that it
+            draws in place of that prompt, with that seed, shows the concept.
+        pictures: in [0, 1], of the concept, for attacks that learn from some; None where there are none.
+        captions: the prompt of each of the pictures, where it is known; each names the concept.
+        drawing: settings of `Text2Image.draw` with which the cases are drawn.
+
+    Raises:
+        BadInput: no concept.
+    """
+
+    concept: str
+    cases: Sequence[Case] = ()
+    pictures: Float[Tensor, "n 3 height width"] | None = field(default=None, repr=False)
+    captions: Sequence[str] | None = None
+    drawing: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.concept.strip():
+            raise BadInput('name the concept to attack, for example "star"')
+        object.__setattr__(self, "concept", self.concept.strip())
+
+    @property
+    def prompts(self) -> list[str]:
+        return [case.prompt for case in self.cases]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [case.seed for case in self.cases]
+
+
+def say(prompt: str, old: str, new: str) -> str:
+    """``prompt`` with the phrase ``old`` (whole words) replaced by ``new``."""
+    return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, prompt)
 
 
 def balanced(words: Sequence[str], n: int, rng: torch.Generator) -> list[str | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -28,8 +29,10 @@ from sfumato.sample import ddim
 from sfumato.sample.times import uniform
 from sfumato.settings import Tuned
 from sfumato.train.loop import Run
+from sfumato.train.outputs import is_there, ours
 from sfumato.train.recipe import Recipe
 from sfumato.train.schedule import Schedule
+from sfumato.train.state import configuration, goes_on
 
 Model = Text2Image | ImageModel
 
@@ -37,6 +40,12 @@ Model = Text2Image | ImageModel
 @dataclass(frozen=True, kw_only=True)
 class Distiller(Tuned, Schedule, ABC):
     """Fields and run of every distillation; not a method itself."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "sampling_steps": 2, "updates": 3, "batch": 2, "warmup": 1, "lr": 1e-3, "checkpoint_every": 2,
+        "grid_every": 2, "accumulate": 2,
+    }  # fmt: skip
+    """Settings that take a second with a tiny teacher, for the tests that all distillations share."""
 
     teacher: str | Text2Image | ImageModel = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
@@ -128,38 +137,57 @@ class Distiller(Tuned, Schedule, ABC):
         memory |= {"gradients": 4 * weights, "optimiser": 8 * weights}
         return Plan(f"distill {self.name()} to {self.sampling_steps} steps", memory=memory, seconds=seconds)
 
-    def run(self, out: str | Path, progress: bool = True) -> Path:
-        """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.
+    def made(self, parent: dict[str, Any]) -> dict[str, Any]:
+        """How the student is made, for its record."""
+        return {"recipe": f"distill {self.name()}", "config": self.settings(), "parent": parent}
+
+    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
+        """Whether ``out/model`` is the student of this run already, so that `run` has nothing left to do.
 
         Raises:
-            BadInput: ``out`` is a file or holds a run with other settings; the teacher or the data cannot be used.
+            BadInput: something else is there; the teacher cannot be used.
         """
-        out = Path(out)
-        if out.exists() and not out.is_dir():
-            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+        if overwrite or not (Path(out) / "model").exists():
+            return False
+        return is_there(Path(out) / "model", self.made(self.parent(self.open_teacher())))
+
+    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
+        """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.
+
+        A run that is `finished` is left as it is.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
+                something else is in the student's place (without ``overwrite``); the teacher or the data cannot be
+                used.
+        """
         try:
-            teacher = self.open_teacher()
-            process = PartialState(cpu=not torch.cuda.is_available())
-            # Where the loop will train; a teacher given as an object may be elsewhere.
-            device = process.device
-            for part in teacher.parts().values():
-                part.to(device)
-            torch.manual_seed(self.seed)
-            student = teacher.copy(own="full")
-            parent = self.parent(teacher)
-            own = {**self.beyond(), "teacher": parent["sha256"]}
-            with process.main_process_first():  # the others find what it has prepared
-                recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
-            Run(recipe, self, out / "training", own).fit(progress)
+            with ours(Path(out)) as folder:
+                if not self.finished(folder, overwrite):
+                    self._run(folder, progress, overwrite)
         finally:
             _load.cache_clear()
+        return Path(out) / "model"
+
+    def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
+        teacher = self.open_teacher()
+        process = PartialState(cpu=not torch.cuda.is_available())
+        # Where the loop will train; a teacher given as an object may be elsewhere.
+        device = process.device
+        for part in teacher.parts().values():
+            part.to(device)
+        torch.manual_seed(self.seed)
+        student = teacher.copy(own="full")
+        parent = self.parent(teacher)
+        own = {**self.beyond(), "teacher": parent["sha256"]}
+        goes_on(out / "training", configuration(self.name(), self, own))
+        with process.main_process_first():  # the others find what it has prepared
+            recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
+        run = Run(recipe, self, out / "training", own)
+        run.fit(progress)
         student.network.requires_grad_(False).eval()
         self.finish(student)
-        made = {"recipe": f"distill {self.name()}", "config": self.settings(), "parent": parent}
-        if process.is_main_process:
-            student.save(out / "model", overwrite=True, provenance=made)
-        process.wait_for_everyone()
-        return out / "model"
+        run.finish(lambda: student.save(out / "model", overwrite=overwrite, provenance=self.made(parent)))
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusers import DiffusionPipeline
@@ -111,17 +112,24 @@ class Eraser(Tuned, ABC):
         """
         return self.run(pipe)[0]
 
-    def run(self, pipe: Text2Image | DiffusionPipeline) -> tuple[Text2Image, dict[str, Any]]:
+    def run(
+        self, pipe: Text2Image | DiffusionPipeline, folder: str | Path | None = None
+    ) -> tuple[Text2Image, dict[str, Any]]:
         """`apply`, and what the method has to say about how it went, for the record (JSON types).
 
+        Args:
+            pipe: not changed.
+            folder: where a method that trains keeps its state; killed, the same call goes on to the same bits. None:
+                in memory only.
+
         Raises:
-            BadInput: as `check`.
+            BadInput: as `check`; the folder holds the state of other settings, or of another model.
             SfumatoError: the result is not finite.
         """
         with lent(pipe) as p:
             self.check(p)
             under = beneath(p)
-            made, log = self.erased(under)
+            made, log = self.within(None if folder is None else Path(folder), under)
             if p.adapters:
                 made, log = put_back(p, under, made), {**log, "adapters_kept": list(p.adapters)}
             self._seal(p, made)
@@ -161,6 +169,10 @@ class Eraser(Tuned, ABC):
             return all(pipe.projections(kind) for kind in cls.needs)
         except BadInput:  # a kind that this network does not know
             return False
+
+    def within(self, folder: Path | None, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        """`erased`, for methods that have nothing to keep in a folder."""
+        return self.erased(pipe)
 
     def _seal(self, pipe: Text2Image, made: Text2Image) -> None:
         """Check what ``made`` does not share with ``pipe``, and freeze everything."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,10 +15,8 @@ from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
-from sfumato.pipeline.adapter import refuse_adapters
 
-from .base import Eraser
-from .finetune import finetune, make_plan, seeds, uniform
+from .finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -54,7 +54,7 @@ def negative_guidance_target(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESD(Eraser):
+class ESD(ByGradient):
     """Erased stable diffusion (arXiv:2303.07345): prompted with the concept, predict the negatively guided original.
 
     Each step draws a latent x_i that the model itself reaches after i steps towards the concept, i uniform in
@@ -73,14 +73,14 @@ class ESD(Eraser):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "rewrite": {"steps": 200, "lr": 5e-5, "sampler": "teacher"},
-        "sketch": {"steps": 150, "lr": 1e-3, "batch_size": 4, "sampling_steps": 20},
+        "rewrite": {"updates": 200, "lr": 5e-5, "sampler": "teacher"},
+        "sketch": {"updates": 150, "lr": 1e-3, "batch": 4, "sampling_steps": 20},
     }
     """Settings by name: the paper's (which are the defaults), those of the authors' rewrite for diffusers (whose
     "negative_guidance 2" is eta = 1 here; its esd-u leaves out the normalisation layers, and trains the time embedding
     and the output layer, as no ``variant`` does), and some for models as small as the embedded one."""
 
-    EXAMPLE: ClassVar[Mapping[str, Any]] = {"steps": 2, "sampling_steps": 3, "lr": 1e-3}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"updates": 2, "sampling_steps": 3, "lr": 1e-3}
 
     variant: Variant = "x"
     """What is trained: cross-attention; all but cross-attention, time embedding and output; all; the
@@ -89,12 +89,12 @@ class ESD(Eraser):
     """Strength of the negative guidance, in the paper's convention (see `negative_guidance_target`)."""
     erase_from: tuple[str, ...] = ()
     """Prompts from which the concepts are removed as attributes: none, one for all, or one per concept."""
-    steps: int = 1000
-    """Updates."""
+    updates: int = 1000
     lr: float = 1e-5
     """Learning rate of Adam."""
-    batch_size: int = 1
-    """Latents per update; they share the time."""
+    batch: int = 1
+    """Latents in an update; they share the time."""
+    checkpoint_every: int = 50
     start_guidance: float = 3.0
     """Guidance under which the latents are sampled."""
     sampling_steps: int = 50
@@ -105,8 +105,6 @@ class ESD(Eraser):
     """Sample that many whole trajectories beforehand and draw latents from them; 0 samples at every step."""
     preserve_weight: float = 1.0
     """Weight of the term for ``preserve``; without such prompts there is none."""
-    progress: bool = False
-    """Show a bar."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,36 +114,22 @@ class ESD(Eraser):
             raise BadInput(f"unknown variant {self.variant!r} of ESD: choose from {', '.join(SUBSETS)}")
         if len(hosts) not in (0, 1, len(self.concepts)):
             raise BadInput(f"give no, one, or one erase_from per concept: got {len(hosts)} for {len(self.concepts)}")
-        if min(self.steps, self.batch_size, self.sampling_steps) < 1 or self.lr <= 0 or self.pool < 0:
-            raise BadInput("steps, batch_size, sampling_steps and lr must be positive, and pool not negative")
+        if min(self.updates, self.batch, self.sampling_steps) < 1 or self.lr <= 0 or self.pool < 0:
+            raise BadInput("updates, batch, sampling_steps and lr must be positive, and pool not negative")
         if self.sampler not in ("student", "teacher"):
             raise BadInput(f"unknown sampler {self.sampler!r}: choose student or teacher")
         if self.pool and self.sampler == "student":
             raise BadInput("a pool of trajectories needs sampler='teacher': the student changes as it learns")
 
-    def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+    def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
         """A pipeline that shares all but the trained weights with ``pipe``, and the losses."""
-        student, losses = self.train(pipe)
-        return student, {"losses": losses}
+        student = pipe.copy(own=SUBSETS[self.variant])
+        adam = partial(torch.optim.Adam, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        loss = self.loss(pipe, student)
+        recipe = Finetuning(f"esd-{self.variant}", self.concepts, pipe, student.network, loss, self.seed, adam)
+        return student, {"losses": self.fit(recipe, None if folder is None else folder / "training")}
 
-    def train(self, pipe: Text2Image) -> tuple[Text2Image, list[float]]:
-        """The erased pipeline, and the loss of each step."""
-        refuse_adapters(pipe)
-        subset = SUBSETS[self.variant]
-        student = pipe.copy(own=subset)
-        parameters = list(student.parameters(subset).values())
-        losses = finetune(
-            self.loss(pipe, student),
-            parameters,
-            torch.optim.Adam(parameters, lr=self.lr),
-            steps=self.steps,
-            seed=self.seed,
-            progress=self.progress,
-            label="erasing " + ", ".join(self.concepts),
-        )
-        return student, losses
-
-    def loss(self, teacher: Text2Image, student: Text2Image) -> Callable[[torch.Generator], Tensor]:
+    def loss(self, teacher: Text2Image, student: Text2Image) -> StepLoss:
         """The loss of one step as a function of the step's generator. Prompts are encoded here, once."""
         hosts = self.erase_from * (len(self.concepts) if len(self.erase_from) == 1 else 1)
         concept, neutral = teacher.encode(self.concepts), teacher.encode(self._neutral())
@@ -153,9 +137,10 @@ class ESD(Eraser):
         kept = teacher.encode(self.preserve) if self.preserve else None
         latents = self._latents(teacher, student, asked)
 
-        def loss_of(generator: torch.Generator) -> Tensor:
-            rows = torch.randint(len(concept), (self.batch_size,), generator=generator)
-            z, t = latents(rows, generator)
+        def loss_of(generator: torch.Generator, share: slice = ALL) -> Tensor:
+            rows = torch.randint(len(concept), (self.batch,), generator=generator)
+            z, t = latents(rows, generator, share)
+            rows = rows[share]
             parts = [neutral[rows], concept[rows], *([asked[rows]] if hosts else [])]
             with torch.no_grad():
                 e0, ec, *host = predict_each(teacher, z, t, parts)
@@ -163,7 +148,7 @@ class ESD(Eraser):
             loss = mse_loss(student.denoiser(z, t, asked[rows]), target)
             if kept is None:
                 return loss
-            some = kept[torch.randint(len(kept), (self.batch_size,), generator=generator)]
+            some = kept[torch.randint(len(kept), (self.batch,), generator=generator)[share]]
             with torch.no_grad():
                 original = teacher.denoiser(z, t, some)
             return loss + self.preserve_weight * mse_loss(student.denoiser(z, t, some), original)
@@ -173,25 +158,27 @@ class ESD(Eraser):
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""
         trained = sum(p.numel() for p in pipe.parameters(SUBSETS[self.variant]).values())
-        latents = self.steps * self.batch_size
+        latents = self.updates * self.batch
         guided_steps = self.pool * self.sampling_steps if self.pool else latents * (self.sampling_steps - 1) / 2
         passes = 2 * guided_steps + latents * (5 + bool(self.erase_from) + 4 * bool(self.preserve))
-        return make_plan(pipe, f"ESD-{self.variant}: {', '.join(self.concepts)}, {self.steps} steps", trained, passes)
+        title = f"ESD-{self.variant}: {', '.join(self.concepts)}, {self.updates} updates"
+        return make_plan(pipe, title, trained, passes)
 
     def _neutral(self) -> list[str]:
         return [self.anchor_for(i, "") for i in range(len(self.concepts))]
 
     def _latents(self, teacher: Text2Image, student: Text2Image, asked: Conditioning) -> Callable:
-        """A function (rows of ``asked``, generator) -> (latents, their time)."""
+        """A function (rows of ``asked``, generator, share of the rows) -> (latents of the share, their time)."""
         source = teacher if self.sampler == "teacher" else student
         guidance = {"cfg_scale": self.start_guidance, "negative": teacher.unconditional()}
         options = {"sampling_steps": self.sampling_steps, **guidance}
         if self.pool:
             return self._pooled(teacher, asked, options)
 
-        def fresh(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+        def fresh(rows: Tensor, generator: torch.Generator, share: slice = ALL) -> tuple[Tensor, float]:
             i = uniform(self.sampling_steps, generator)
-            return source.trajectory(asked[rows], seeds(len(rows), generator), stop_after=i, **options)
+            starts = seeds(len(rows), generator)[share]
+            return source.trajectory(asked[rows[share]], starts, stop_after=i, **options)
 
         return fresh
 
@@ -200,11 +187,11 @@ class ESD(Eraser):
         rows = torch.arange(max(self.pool, len(asked))) % len(asked)
         states = list(teacher.states(asked[rows], seeds(len(rows), generator), **options))[:-1]
 
-        def drawn(wanted: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+        def drawn(wanted: Tensor, generator: torch.Generator, share: slice = ALL) -> tuple[Tensor, float]:
             z, t = states[uniform(self.sampling_steps, generator)]
             of_row = [(rows == row).nonzero().flatten() for row in wanted]
             picked = [int(some[uniform(len(some), generator)]) for some in of_row]
-            return z[picked], t
+            return z[picked[share]], t
 
         return drawn
 
@@ -228,7 +215,7 @@ class ESDu(ESD):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **ESD.presets,
-        "sketch": {"steps": 75, "lr": 1e-4, "batch_size": 4, "sampling_steps": 20},
+        "sketch": {"updates": 75, "lr": 1e-4, "batch": 4, "sampling_steps": 20},
     }
 
     variant: Variant = field(default="u", init=False)

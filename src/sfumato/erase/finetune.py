@@ -1,20 +1,32 @@
-"""What erasers that train by gradient share: the loop, one generator per step, and the plan."""
+"""What erasers that train by gradient share: their run in the training loop, one generator per step, and the plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import SfumatoError
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
-from sfumato.progress import track
+from sfumato.train.loop import Run
+from sfumato.train.processes import own_device
+from sfumato.train.recipe import Recipe, Turn
+from sfumato.train.schedule import Tuning
+
+from .base import Eraser
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
+
+StepLoss = Callable[..., Tensor]
+"""(generator of the step, share of the batch's rows) -> loss; what is random is drawn for the whole batch."""
+ALL = slice(None)
+"""The share of a process that is alone, and takes all rows at once."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -32,50 +44,81 @@ def seeds(n: int, generator: torch.Generator) -> list[int]:
     return torch.randint(2**31, (n,), generator=generator).tolist()
 
 
-def finetune(
-    loss_of: Callable[[torch.Generator], Tensor],
-    parameters: Iterable[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    *,
-    steps: int,
-    seed: int,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-    progress: bool = False,
-    label: str = "",
-) -> list[float]:
-    """Minimise ``loss_of(generator of the step)``; the losses, one per step. The parameters end up frozen.
+@dataclass(frozen=True, kw_only=True)
+class ByGradient(Tuning, Eraser):
+    """Fields of an eraser that trains in the loop, and its run; not a method itself."""
 
-    Raises:
-        SfumatoError: the loss is no longer a finite number.
-    """
-    parameters = list(parameters)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    losses = []
-    for step in track(range(steps), label, progress):
-        loss = loss_of(step_generator(seed, step))
-        if not torch.isfinite(loss):
-            raise SfumatoError(f"the loss is no longer finite at step {step}: use a smaller learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if lr_scheduler is not None:
-            lr_scheduler.step()
-        losses.append(float(loss.detach()))
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-        parameter.grad = None
-    return losses
+    def __post_init__(self) -> None:
+        Eraser.__post_init__(self)
+        Tuning.__post_init__(self)
+
+    @abstractmethod
+    def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
+        """See `Eraser.erased`; with a ``folder``, what is learned is kept there, and a killed run goes on from it."""
+
+    def within(self, folder: Path | None, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+        if (device := own_device()) is not None:
+            for part in pipe.parts().values():
+                part.to(device)
+        return self.erased(pipe, folder)
+
+    def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
+        """Train; the losses, one per update. What was trained ends up frozen."""
+        config = self.beyond()
+        if folder is not None:
+            config["model"] = recipe.pipe.describe()["sha256"]
+        losses = Run(recipe, self, folder, config).fit(self.progress)
+        for module in recipe.modules().values():
+            module.requires_grad_(False)
+        return losses["loss"]
+
+
+class Finetuning(Recipe):
+    """Part of a pipeline, trained by one loss, as the loop sees it."""
+
+    partial = True
+
+    def __init__(
+        self,
+        name: str,
+        concepts: Sequence[str],
+        pipe: Text2Image,
+        module: nn.Module,
+        loss: StepLoss,
+        seed: int,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr: Callable[[int], float] | None = None,
+    ):
+        self.name, self.title, self.pipe = name, "erasing " + ", ".join(concepts), pipe
+        self.module, self.step_loss, self.seed = module, loss, seed
+        self.turn = Turn(name="all", loss=self.loss, optimizer=optimizer, lr=lr)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.dtype
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"trained": self.module}
+
+    def turns(self) -> Sequence[Turn]:
+        return [self.turn]
+
+    def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = rng.rows  # the loop gives a Share
+        return self.step_loss(step_generator(self.seed, batch["step"]), slice(rows.start, rows.stop)), {}
 
 
 def make_plan(pipe: Text2Image, title: str, trained: int, passes: float, batch: int = 1) -> Plan:
-    """Memory by part (bytes) and time, for Adam on ``trained`` numbers and that many network passes.
+    """Memory by part (bytes) and time, for Adam on ``trained`` numbers in float32 and that many network passes.
 
     One pass is timed here, on ``batch`` rows; a backward pass is taken to cost two forward ones.
     """
     from sfumato.plan import Plan
 
-    size = pipe.dtype.itemsize
-    weights = sum(p.numel() for part in pipe.parts().values() for p in part.parameters())
-    memory = {"weights": (weights + trained) * size, "gradients": trained * size, "optimiser": 2 * trained * size}
+    weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
+    memory = {"weights": weights + 4 * trained, "gradients": 4 * trained, "optimiser": 8 * trained}
     return Plan(title, memory=memory, seconds=passes * batch * seconds_per_row(pipe, batch))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
@@ -16,10 +18,10 @@ from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.adapter import Adapter, refuse_adapters
 from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
+from sfumato.train.recipe import Loose
 
-from .base import Eraser
 from .esd import negative_guidance_target, predict_each
-from .finetune import finetune, make_plan, seeds, uniform
+from .finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -77,8 +79,17 @@ def spm_loss(
     return mse_loss(erased, target) + anchor_weight * mse_loss(anchored, original)
 
 
+def restarting_cosine(i: int, warmup: int, updates: int, cycles: int) -> float:
+    """The share of the highest learning rate at update i: linear warm-up, then a cosine that starts anew ``cycles``
+    times; diffusers' "cosine_with_restarts"."""
+    if i < warmup:
+        return i / max(1, warmup)
+    progress = (i - warmup) / max(1, updates - warmup)
+    return 0.0 if progress >= 1 else max(0.0, 0.5 * (1 + math.cos(math.pi * (cycles * progress % 1.0))))
+
+
 @dataclass(frozen=True, kw_only=True)
-class SPM(Eraser):
+class SPM(ByGradient):
     """Concept semi-permeable membranes (arXiv:2312.16145): one rank-1 adapter per concept on a frozen model.
 
     Each adapter learns, on latents that the model reaches with it towards its concept, to turn the concept into
@@ -100,12 +111,12 @@ class SPM(Eraser):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "sketch": {"steps": 200, "warmup": 20, "lr": 1e-2, "anchor_weight": 100.0, "sampling_steps": 20},
+        "sketch": {"updates": 200, "warmup": 20, "lr": 1e-2, "anchor_weight": 100.0, "sampling_steps": 20},
     }
     """Settings by name: the published ones (which are the defaults), and some for models as small as the embedded
     one."""
 
-    EXAMPLE: ClassVar[Mapping[str, Any]] = {"steps": 2, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"updates": 2, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
     eta: float = 1.0
     """Strength of the negative guidance."""
@@ -119,37 +130,39 @@ class SPM(Eraser):
     """Rank of each adapter."""
     alpha: float = 1.0
     """An adapter adds alpha / rank times the product of its factors."""
-    steps: int = 3000
-    """Updates per concept."""
+    updates: int = 3000
+    """Updates for each concept."""
     lr: float = 1e-4
-    """Learning rate of AdamW: linear warm-up, then a cosine with hard restarts."""
+    """Highest learning rate: linear warm-up, then a cosine with hard restarts."""
     warmup: int = 500
-    """Updates of the warm-up."""
+    decay: Literal["constant"] = field(default="constant", init=False)
+    """See ``restarts``."""
+    final_lr: float = field(default=0.0, init=False)
+    """See ``restarts``."""
+    weight_decay: float = 0.01
     restarts: int = 3
     """Cycles of the cosine."""
     start_guidance: float = 3.0
     """Guidance under which the latents are sampled."""
     sampling_steps: int = 30
     """M: DDIM steps of a whole trajectory."""
-    batch_size: int = 1
-    """Latents per update; they share the time."""
+    batch: int = 1
+    """Latents in an update; they share the time."""
     transport: Transport = "facilitated"
     """Strength of an adapter for a prompt: the larger of embedding and token match, one of them, or always 1."""
     composition: Composition = "paper"
     """Several adapters: the sum of their products (the paper), or the product of their sums (the official code)."""
-    progress: bool = False
-    """Show a bar."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.steps, self.batch_size, self.rank, self.restarts) < 1 or self.lr <= 0 or self.alpha <= 0:
-            raise BadInput("steps, batch_size, rank, restarts, lr and alpha must be positive")
+        if min(self.updates, self.batch, self.rank, self.restarts) < 1 or self.lr <= 0 or self.alpha <= 0:
+            raise BadInput("updates, batch, rank, restarts, lr and alpha must be positive")
         if self.sampling_steps < 2:
             raise BadInput(f"sampling_steps must be at least 2, got {self.sampling_steps}")
-        if self.n_anchors < 0 or self.warmup < 0 or self.anchor_weight < 0:
-            raise BadInput("n_anchors, warmup and anchor_weight must not be negative")
+        if self.n_anchors < 0 or self.anchor_weight < 0:
+            raise BadInput("n_anchors and anchor_weight must not be negative")
 
-    def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
+    def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
         """The pipeline with the adapters attached; its own weights are those of ``pipe``.
 
         Saved, it becomes a plain diffusers folder with the adapters merged at strength 1, and beside that
@@ -157,41 +170,40 @@ class SPM(Eraser):
         Loading the folder gives the merged weights. The adapters act with transport where they are attached to the
         original: ``sfumato sample``, ``audit`` and ``attack`` do that with ``--adapter FOLDER``.
         """
-        membranes, losses = self.train(pipe)
+        membranes, losses = self.train(pipe, folder)
         return attach(pipe, membranes, self.transport, self.composition), {"losses": losses}
 
-    def train(self, pipe: Text2Image) -> tuple[list[Membrane], dict[str, list[float]]]:
+    def train(self, pipe: Text2Image, folder: Path | None = None) -> tuple[list[Membrane], dict[str, list[float]]]:
         """One membrane per concept, and the loss of each step by concept."""
         refuse_adapters(pipe)
         base, membranes, losses = pipe.describe()["sha256"], [], {}
         for index, concept in enumerate(self.concepts):
-            adapter, losses[concept] = self.train_one(pipe, index)
+            adapter, losses[concept] = self.train_one(pipe, index, folder)
             membranes.append(Membrane.of(adapter, (concept,), base))
         return membranes, losses
 
-    def train_one(self, pipe: Text2Image, index: int) -> tuple[Adapter, list[float]]:
+    def train_one(self, pipe: Text2Image, index: int, folder: Path | None = None) -> tuple[Adapter, list[float]]:
         """The trained adapter of concept number ``index``, on a copy of ``pipe``, and the loss of each step."""
         student = pipe.copy()
         generator = torch.Generator().manual_seed(self.seed)
         adapter = student.add_adapter("spm", rank=self.rank, alpha=self.alpha, generator=generator)
-        optimizer = torch.optim.AdamW(adapter.parameters(), lr=self.lr)
-        losses = finetune(
+        adamw = partial(torch.optim.AdamW, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        warmup = min(self.warmup, self.updates // 2)
+        recipe = Finetuning(
+            "spm",
+            self.concepts[index : index + 1],
+            pipe,
+            Loose({f"{name}.{w}": getattr(adapter, w)[name] for w in ("down", "up") for name in adapter.layers}),
             self.loss(pipe, student, index),
-            adapter.parameters(),
-            optimizer,
-            steps=self.steps,
-            seed=self.seed,
-            lr_scheduler=get_cosine_with_hard_restarts_schedule_with_warmup(
-                optimizer, min(self.warmup, self.steps // 2), self.steps, self.restarts
-            ),
-            progress=self.progress,
-            label="erasing " + self.concepts[index],
+            self.seed,
+            adamw,
+            lambda i: self.lr * restarting_cosine(i, warmup, self.updates, self.restarts),
         )
-        return adapter, losses
+        return adapter, self.fit(recipe, None if folder is None else folder / str(index))
 
-    def loss(self, base: Text2Image, student: Text2Image, index: int) -> Callable[[torch.Generator], Tensor]:
+    def loss(self, base: Text2Image, student: Text2Image, index: int) -> StepLoss:
         """The loss of one step as a function of the step's generator, for concept number ``index``."""
-        M, T, n = self.sampling_steps, base.denoiser.timesteps, self.batch_size
+        M, T = self.sampling_steps, base.denoiser.timesteps
         concept = base.encode(self.concepts[index])
         neutral = base.encode(self.anchor_for(index, ""))
         kept = base.encode(self.preserve) if self.preserve else None
@@ -204,9 +216,11 @@ class SPM(Eraser):
             real = [] if kept is None else [kept[uniform(len(kept), generator)]]
             return [*random_conditionings(concept, self.n_anchors, generator), *fixed, *real]
 
-        def loss_of(generator: torch.Generator) -> Tensor:
+        def loss_of(generator: torch.Generator, share: slice = ALL) -> Tensor:
             m = 1 + uniform(M - 1, generator)
-            z, _ = student.trajectory(concept, seeds(n, generator), stop_after=m, **options)
+            starts = seeds(self.batch, generator)[share]
+            n = len(starts)
+            z, _ = student.trajectory(concept, starts, stop_after=m, **options)
             t = 1 - (m * T // M) / T
             others = [a.repeat(n) for a in anchors(generator)]
             with torch.no_grad():
@@ -225,8 +239,8 @@ class SPM(Eraser):
         trained = sum(p.numel() for p in scratch.add_adapter("spm", rank=self.rank, alpha=self.alpha).parameters())
         anchors = (self.n_anchors + self.anchor_empty + bool(self.preserve)) * bool(self.anchor_weight)
         per_step = self.sampling_steps + 5 + 4 * anchors
-        passes = len(self.concepts) * self.steps * self.batch_size * per_step
-        return make_plan(pipe, f"SPM: {', '.join(self.concepts)}, {self.steps} steps each", trained, passes)
+        passes = len(self.concepts) * self.updates * self.batch * per_step
+        return make_plan(pipe, f"SPM: {', '.join(self.concepts)}, {self.updates} updates each", trained, passes)
 
 
 def random_conditionings(cond: Conditioning, n: int, generator: torch.Generator) -> list[Conditioning]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.conditioning import Role
 
 
 def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
@@ -12,13 +13,16 @@ def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
     Raises:
         BadInput: a prompt has no content tokens, or one that the tokenizer only knows as "unknown".
     """
-    cond = pipe.encode(prompts)
-    last = pipe.last_word_token(cond)
-    for i, prompt in enumerate(prompts):
-        content = cond.ids[i, 1 : int(last[i]) + 1]
-        if not len(content):
-            raise BadInput(f"the tokenizer reads no word in {prompt!r}: name the concept in words")
+    cond, start = pipe.encode(prompts), 0
+    words = cond.roles == Role.WORD
+    for tokenizer, length in pipe._sections():
+        section = slice(start, start + length)
         # CLIP's tokenizers read what they cannot spell as the end token.
-        if (content == cond.ids[i, last[i] + 1]).any():
-            raise BadInput(f"the tokenizer cannot read all of {prompt!r}: use the letters it was trained on")
+        unread = (words & (cond.ids == tokenizer.unk_token_id))[:, section].any(dim=1)
+        for prompt, some, unknown in zip(prompts, words[:, section].any(dim=1), unread, strict=True):
+            if not some:
+                raise BadInput(f"the tokenizer reads no word in {prompt!r}: name the concept in words")
+            if unknown:
+                raise BadInput(f"the tokenizer cannot read all of {prompt!r}: use the letters it was trained on")
+        start += length
     return cond

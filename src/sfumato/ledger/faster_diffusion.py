@@ -14,7 +14,6 @@ from sfumato.data.cases import balanced
 from sfumato.data.world import WORDS
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.pipeline import Text2Image
-from sfumato.pipeline.layers import block_sides
 from sfumato.pipeline.split import operations
 from sfumato.steer import FasterDiffusion
 from sfumato.steer.faster_diffusion import SD_KEYS
@@ -37,7 +36,7 @@ def plain_steps(pipe: Text2Image) -> int:
 def feature_changes(pipe: Text2Image, prompts: list[str], seeds: list[int]) -> tuple[list[float], list[float]]:
     """Mean relative change |f_i - f_(i-1)| / |f_(i-1)| over the steps of a run, and over the blocks of the encoder or
     of the decoder: a pair of numbers for each picture (features of the conditional prediction)."""
-    changes: dict[str, list[Tensor]] = {name: [] for name in block_sides(pipe.network)}
+    changes: dict[str, list[Tensor]] = {name: [] for name in pipe.anatomy.blocks()}
     decoder = [name for name in changes if name.startswith("up_blocks")]
     encoder = [name for name in changes if name not in decoder]
     with ExitStack() as stack:

@@ -60,7 +60,7 @@ class Plane(nn.Module):
 
 def train(network: Plane, loss: Any, updates: int, seed: int, lr: float) -> None:
     """AdamW's updates on ``loss(step, rng)``; the network ends with its averaged weights."""
-    schedule = Schedule(updates, BATCH, lr, warmup=50)
+    schedule = Schedule(updates=updates, batch=BATCH, lr=lr, warmup=50)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
     average = copy.deepcopy(network)
     for i in range(updates):

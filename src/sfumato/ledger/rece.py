@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from sfumato.attack import ConceptInversion
-from sfumato.data.cases import sketch_cases
+from sfumato.data.cases import AttackCases, sketch_cases
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import RECE, UCE, ESDx
 from sfumato.metrics.detectors import OracleDetector
@@ -27,18 +27,17 @@ def measure(seed: int) -> dict[str, Pair]:
     seconds = time.perf_counter() - began
     edited["uce"] = uce.apply(pipe)
     began = time.perf_counter()
-    ESDx(concepts=(concept,), seed=seed, steps=10).apply(pipe)
+    ESDx(concepts=(concept,), seed=seed, updates=10).apply(pipe)
     ten_updates = time.perf_counter() - began
 
     detector, attack = OracleDetector(), ConceptInversion(**ConceptInversion.settings_for(pipe))
     cases = sketch_cases({concept: detector.attributes(concept)}, None, 48, 1, seed).targets[concept]
-    prompts, seeds = [c.prompt for c in cases], [c.seed for c in cases]
-    shown = prompts[: attack.n_images]
-    images = pipe.draw(shown, [10_000 * seed + i for i in range(len(shown))], sampling_steps=STEPS)
-    back = {}
+    learned = [c.prompt for c in cases[: attack.n_images]]
+    images = pipe.draw(learned, [10_000 * seed + i for i in range(len(learned))], sampling_steps=STEPS)
+    given, back = AttackCases(concept, cases, images, learned), {}
     for name, erased in edited.items():
-        found = attack.run(erased, concept, images=images, prompts=shown, original=pipe, progress=False)
-        drawn = found.draw(erased, prompts, seeds, sampling_steps=STEPS)
+        found = attack.run(erased, given, judge=detector, original=pipe, progress=False)
+        drawn = found.draw(erased, given.prompts, given.seeds, sampling_steps=STEPS)
         back[name] = detector(drawn, concept).present.numpy().astype(float)
     return {"robustness": (back["rece"], back["uce"]), "time": (np.array([seconds]), np.array([ten_updates]))}
 

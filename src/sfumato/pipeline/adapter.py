@@ -8,51 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
 from . import lora
+from .anatomy import Anatomy
 from .conditioning import Conditioning
 from .hooks import attach
-from .layers import KINDS, projections
 
 if TYPE_CHECKING:
     from .base import Text2Image
 
 Scale = float | Float[Tensor, "rows"]
-
-
-def targets_of(network: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers that an adapter is for, by name, in network order.
-
-    Args:
-        targets: one or several of: "transformer" (every Linear and Conv2d inside the transformer blocks,
-            projections in and out and feed-forward included), kinds of attention projections ("cross.k",
-            ...), names of layers.
-
-    Raises:
-        BadInput: unknown target, or none.
-    """
-    chosen: set[str] = set()
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    blocks = tuple(f"{n}." for n, m in network.named_modules() if isinstance(m, Transformer2DModel))
-    for target in (targets,) if isinstance(targets, str) else targets:
-        if target == "transformer":
-            chosen |= {n for n in layers if n.startswith(blocks)}
-        elif target in KINDS:
-            chosen |= {p.name for p in projections(network, (target,))}
-        elif target in layers:
-            chosen.add(target)
-        else:
-            raise BadInput(
-                f"unknown adapter target {target!r}: use 'transformer' or some of {', '.join(KINDS)}"
-            )
-    if not chosen:
-        raise BadInput(f"the adapter targets {targets!r} select no layer of this network")
-    return {n: m for n, m in layers.items() if n in chosen}
 
 
 class Adapter:
@@ -73,7 +42,7 @@ class Adapter:
 
     def __init__(
         self,
-        network: nn.Module,
+        anatomy: Anatomy,
         rank: int = 1,
         alpha: float = 1.0,
         targets: str | Sequence[str] = "transformer",
@@ -83,7 +52,7 @@ class Adapter:
         if rank < 1:
             raise BadInput(f"the rank of an adapter must be at least 1, got {rank}")
         self.rank, self.alpha, self.targets = rank, float(alpha), targets
-        self.layers = targets_of(network, targets)
+        self.anatomy, self.layers = anatomy, anatomy.targets(targets)
         self.gate: Callable[[Conditioning], Float[Tensor, "rows"]] | None = None
         self._owner = owner
         self.scale = 1.0

@@ -10,73 +10,64 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers.models.attention_processor import Attention
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
+from .anatomy import Anatomy, Site
+from .anatomy.explicit import STAGES, ExplicitAttention, Listener, Stage
 from .hooks import attach
-from .layers import attention_layers, block_sides, side_of
+from .steering import held
 
 if TYPE_CHECKING:
     from .base import Text2Image
-
-Stage = Literal["kv", "logits", "probs"]
-_STAGES = ("kv", "logits", "probs")
-
-
-@dataclass(frozen=True)
-class AttentionLayer:
-    """Where attention happens: layer name in the network, "cross" or "self", side of the feature map."""
-
-    name: str
-    kind: str
-    resolution: int
-
 
 @dataclass
 class AttentionRecord:
     """What `Text2Image.record_attention` has seen.
 
     Attributes:
-        calls: one entry per call of the network, oldest first: layer -> probabilities, shaped
+        calls: one entry per call of the network, oldest first: site -> probabilities, shaped
             (batch, heads, queries, keys), still in the graph if the call was. Queries run over the rows of a
-            square feature map with side ``layer.resolution``; keys of cross-attention are the prompt's
-            tokens.
+            square feature map with side ``site.resolution``; keys of cross-attention are the prompt's
+            tokens. In joint attention both run over the prompt's tokens, and then the feature map.
+        rows: for each of them, which rows of the batch are conditional; None where there was no guidance.
+        steps: for each of them, the number of the sampling step, from 0; None outside of sampling.
     """
 
-    calls: list[dict[AttentionLayer, Float[Tensor, "batch head query key"]]] = field(default_factory=list)
+    calls: list[dict[Site, Float[Tensor, "batch head query key"]]] = field(default_factory=list)
+    rows: list[Bool[Tensor, "batch"] | None] = field(default_factory=list)
+    steps: list[int | None] = field(default_factory=list)
 
     @property
-    def maps(self) -> dict[AttentionLayer, Float[Tensor, "batch head query key"]]:
+    def maps(self) -> dict[Site, Float[Tensor, "batch head query key"]]:
         """The latest call's probabilities."""
         return self.calls[-1]
 
-
-@dataclass(frozen=True, eq=False)
-class _Listener:
-    stage: Stage
-    wanted: Callable[[AttentionLayer], bool]
-    function: Callable[..., Any]
+    @property
+    def conditional(self) -> dict[Site, Float[Tensor, "picture head query key"]]:
+        """The latest call's probabilities of its conditional rows; of all where there was no guidance."""
+        rows = self.rows[-1]
+        return self.maps if rows is None else {site: probs[rows] for site, probs in self.maps.items()}
 
 
 @contextmanager
 def record(
-    p: Text2Image, kind: str | None, where: Callable[[AttentionLayer], bool], keep: int | None
+    p: Text2Image, kind: str | None, where: Callable[[Site], bool], keep: int | None
 ) -> Iterator[AttentionRecord]:
     """See `Text2Image.record_attention`."""
     seen = AttentionRecord()
 
-    def note(layer: AttentionLayer, probs: Tensor) -> Tensor:
-        if not seen.calls or layer in seen.calls[-1]:
-            seen.calls.append({})
-            if keep is not None:
-                del seen.calls[:-keep]
-        seen.calls[-1][layer] = probs
+    def note(site: Site, probs: Tensor) -> Tensor:
+        if not seen.calls or site in seen.calls[-1]:
+            for noted, value in ((seen.calls, {}), (seen.rows, site.rows), (seen.steps, site.step)):
+                noted.append(value)
+                if keep is not None:
+                    del noted[:-keep]
+        seen.calls[-1][site] = probs
         return probs
 
     with edit(p, note, kind, where, "probs"):
@@ -85,32 +76,27 @@ def record(
 
 @contextmanager
 def edit(
-    p: Text2Image, function: Callable, kind: str | None, where: Callable[[AttentionLayer], bool], stage: Stage
+    p: Text2Image, function: Callable, kind: str | None, where: Callable[[Site], bool], stage: Stage
 ) -> Iterator[None]:
     """See `Text2Image.edit_attention`."""
-    if stage not in _STAGES:
-        raise BadInput(f"unknown stage of attention {stage!r}: use one of {', '.join(_STAGES)}")
-    if kind not in (None, "cross", "self"):
-        raise BadInput(f"unknown kind of attention {kind!r}: use 'cross', 'self' or None for both")
-    listener = _Listener(stage, lambda layer: kind in (None, layer.kind) and where(layer), function)
+    if stage not in STAGES:
+        raise BadInput(f"unknown stage of attention {stage!r}: use one of {', '.join(STAGES)}")
+    p.anatomy.check_site_kind(kind)
+    listener = Listener(stage, lambda site: kind in (None, site.kind) and where(site), function)
     p.listeners.append(listener)
     try:
-        _install(p.network, p.listeners)
-        yield
+        with held(p):  # which tells the sites of step and rows, whoever calls the network
+            _install(p.anatomy, p.listeners)
+            yield
     finally:
         p.listeners.remove(listener)
-        _install(p.network, p.listeners)
+        _install(p.anatomy, p.listeners)
 
 
 @contextmanager
 def tap(p: Text2Image, where: str, function: Callable[[Any], Any] | None) -> Iterator[Tap]:
     """See `Text2Image.tap`."""
-    modules = dict(p.network.named_modules())
-    name = {"bottleneck": "mid_block"}.get(where, where)
-    if not name or name not in modules:
-        raise BadInput(
-            f"no place {where!r} in this network: use 'bottleneck', or a module's name like 'up_blocks.0'"
-        )
+    place = p.network.get_submodule(p.anatomy.place(where))
     seen = Tap()
 
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -118,7 +104,7 @@ def tap(p: Text2Image, where: str, function: Callable[[Any], Any] | None) -> Ite
         seen.value = changed
         return changed
 
-    handle = attach(modules[name], hook)
+    handle = attach(place, hook)
     try:
         yield seen
     finally:
@@ -132,72 +118,13 @@ class Tap:
     value: Any = None
 
 
-class ExplicitAttention:
-    """A diffusers attention processor that computes softmax(q k^T / sqrt(d)) v in the open, for listeners.
-
-    Without listeners it equals diffusers' own processors up to rounding. Projections are called as modules,
-    so adapters on them act as ever.
-    """
-
-    def __init__(self, layer: AttentionLayer, listeners: list[_Listener], original: Any):
-        self.layer, self.listeners, self.original = layer, listeners, original
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Float[Tensor, "batch query width"],
-        encoder_hidden_states: Float[Tensor, "batch key width2"] | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **kwargs,
-    ) -> Float[Tensor, "batch query width"]:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        query = _heads(attn.to_q(hidden_states), attn.heads)
-        key, value = self._apply(
-            "kv", _heads(attn.to_k(context), attn.heads), _heads(attn.to_v(context), attn.heads)
-        )
-        logits = query @ key.transpose(-1, -2) * attn.scale
-        if attention_mask is not None:
-            mask = attn.prepare_attention_mask(attention_mask, key.shape[-2], len(query))
-            logits = logits + mask.view(len(query), attn.heads, -1, mask.shape[-1])
-        (logits,) = self._apply("logits", logits)
-        # In half precision softmax loses the small probabilities; diffusers' fused kernels sum in float32,
-        # too.
-        probs = (
-            logits.float().softmax(dim=-1)
-            if logits.dtype in (torch.float16, torch.bfloat16)
-            else logits.softmax(-1)
-        )
-        (probs,) = self._apply("probs", probs)
-        out = (probs.to(value.dtype) @ value).transpose(1, 2).flatten(2)
-        out = attn.to_out[1](attn.to_out[0](out))
-        if attn.residual_connection:
-            out = out + hidden_states
-        return out / attn.rescale_output_factor
-
-    def _apply(self, stage: Stage, *tensors: Tensor) -> tuple[Tensor, ...]:
-        for listener in self.listeners:
-            if listener.stage == stage:
-                result = listener.function(self.layer, *tensors)
-                tensors = result if isinstance(result, tuple) else (result,)
-        return tensors
-
-
-def _heads(x: Float[Tensor, "batch length width"], heads: int) -> Float[Tensor, "batch head length width2"]:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _install(network: nn.Module, listeners: list[_Listener]) -> None:
+def _install(anatomy: Anatomy, listeners: list[Listener]) -> None:
     """Give every attention layer the processor that its listeners need, or its original one."""
-    sides = block_sides(network)
-    for name, kind, attn in attention_layers(network):
-        layer = AttentionLayer(name, kind, side_of(name, sides))
-        current = attn.processor
+    for site in anatomy.sites():
+        current = site.module.processor
         original = current.original if isinstance(current, ExplicitAttention) else current
-        wanted = [x for x in listeners if x.wanted(layer)]
+        wanted = [x for x in listeners if x.wanted(site)]
         if wanted:
-            attn.set_processor(ExplicitAttention(layer, wanted, original))
+            site.module.set_processor(anatomy.explicit(site, wanted, original))
         elif current is not original:
-            attn.set_processor(original)
+            site.module.set_processor(original)

@@ -20,7 +20,7 @@ class Role(IntEnum):
     PADDING = 3
 
 
-_TENSORS = ("tokens", "ids", "mask", "pooled", "size_ids", "guidance", "roles")
+_TENSORS = ("tokens", "ids", "mask", "pooled", "size_ids", "guidance", "roles", "conditional")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Conditioning:
         guidance: the guidance scale that the network itself is told (Flux.1 dev), or None.
         roles: the `Role` of each row of ``tokens``; None for embeddings that came from elsewhere.
         prompts: the texts that were encoded ("" for embeddings that came from elsewhere).
+        conditional: in the two halves of guidance, which rows are the conditional half; None outside guidance.
     """
 
     tokens: Float[Tensor, "batch length dim"]
@@ -47,6 +48,7 @@ class Conditioning:
     guidance: Float[Tensor, "batch"] | None = None
     roles: Int[Tensor, "batch length"] | None = None
     prompts: tuple[str, ...] = ()
+    conditional: Bool[Tensor, "batch"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -70,6 +72,10 @@ class Conditioning:
         """Every row ``n`` times, rows of one prompt adjacent."""
         repeated = self.map(lambda x: x.repeat_interleave(n, dim=0))
         return replace(repeated, prompts=tuple(p for p in self.prompts for _ in range(n)))
+
+    def half(self, conditional: bool) -> Conditioning:
+        """These rows as one half of guidance, so that what looks inside the network can tell the halves apart."""
+        return self.replace(conditional=torch.full(self.ids.shape[:1], conditional, device=self.ids.device))
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:

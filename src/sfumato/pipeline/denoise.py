@@ -52,7 +52,7 @@ class NetworkDenoiser:
                 elements.
             cond: as many rows as ``z``, or one row for all.
         """
-        n, network, clock = z.shape[0], self._owner.network, self._owner.clock
+        n, clock = z.shape[0], self._owner.clock
         step = clock.number(t).reshape(-1).to(z.device)
         if step.numel() not in (1, n):
             raise ValueError(
@@ -62,15 +62,7 @@ class NetworkDenoiser:
             raise ValueError(f"{len(cond)} conditionings for {n} pictures: give one for all or one for each")
         if len(cond) < n:
             cond = cond.map(lambda x: x.expand(n, *x.shape[1:]))
-        dtype = network.dtype
-        out = network(
-            z.to(dtype),
-            step.expand(n),
-            encoder_hidden_states=cond.tokens.to(dtype),
-            return_dict=False,
-            **self._owner.network_inputs(cond),
-        )
-        return clock.native(out[0]).to(z.dtype)
+        return clock.native(self._owner.anatomy.call(z, step.expand(n), cond))
 
     def predict(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from . import text
+from .anatomy import FluxAnatomy
 from .base import Text2Image
 from .clock import Clock, FlowClock
 from .codec import Codec
@@ -23,13 +24,15 @@ class Flux(Text2Image):
     family = "flux"
     title = "Flux.1"
     default_cfg_scale = 1.0
-    component = "transformer"
     text_keys = ("clip_l", "t5")
 
     @classmethod
     def plain(cls, pipe) -> bool:
         network = pipe.transformer
         return network.config.in_channels == network.out_channels == 4 * pipe.vae.config.latent_channels
+
+    def _make_anatomy(self) -> FluxAnatomy:
+        return FluxAnatomy(self.pipe.transformer, side=self.size // self.scale_factor)
 
     def _make_clock(self) -> Clock:
         return FlowClock.of(self.pipe.scheduler, scale=1.0, patch=2, even=True)

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
 
+from .anatomy.base import takes_adapter
+
 if TYPE_CHECKING:
     from .adapter import Adapter
+    from .anatomy import Anatomy
 
 STYLES = ("diffusers", "webui")
 
@@ -32,7 +35,7 @@ def save(
     Args:
         style: "diffusers" (``unet.<layer>.lora_A.weight`` / ``lora_B.weight``; such files carry no alpha, so
             scale alpha / rank is multiplied into B) or "webui" (``lora_unet_<layer>`` with alpha; ``scale``
-            into up).
+            into up). For transformers "transformer" stands in the place of "unet".
         scale: strength at which a loader's weight 1 acts.
         metadata: further entries of the file's header.
 
@@ -42,14 +45,15 @@ def save(
     if style not in STYLES:
         raise BadInput(f"unknown LoRA style {style!r}: use one of {', '.join(STYLES)}")
     tensors: dict[str, Tensor] = {}
+    component = adapter.anatomy.component
     for name in adapter.layers:
         down, up = adapter.down[name].detach().cpu(), adapter.up[name].detach().cpu()
         up = up.view(*up.shape, *[1] * (down.ndim - 2))
         if style == "diffusers":
             up = up * (scale * adapter.alpha / adapter.rank)
-            tensors |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+            tensors |= {f"{component}.{name}.lora_{ab}.weight": x for ab, x in (("A", down), ("B", up))}
         else:
-            key = "lora_unet_" + name.replace(".", "_")
+            key = f"lora_{component}_" + name.replace(".", "_")
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * scale}
             tensors[f"{key}.alpha"] = torch.tensor(adapter.alpha)
     header = {"format": "pt", **metadata}
@@ -58,21 +62,21 @@ def save(
         save_file(tensors, temporary, metadata=header)
 
 
-def read(path: str | Path, network: nn.Module) -> tuple[dict[str, Tensor], int, float]:
+def read(path: str | Path, anatomy: Anatomy) -> tuple[dict[str, Tensor], int, float]:
     """A LoRA file of either style as (state dict of an `Adapter`, rank, alpha).
 
     Raises:
         BadInput: not a readable safetensors file, keys that belong to no layer of the network, or mixed
             ranks.
     """
-    layers = {n for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    component, layers = anatomy.component, {n for n, m in anatomy.network.named_modules() if takes_adapter(m)}
     spelled = {name.replace(".", "_"): name for name in layers}
     state: dict[str, Tensor] = {}
     alphas: set[float] = set()
     for key, x in _tensors(Path(path)).items():
-        if match := re.fullmatch(r"unet\.(.+)\.lora_([AB])\.weight", key):
+        if match := re.fullmatch(rf"{component}\.(.+)\.lora_([AB])\.weight", key):
             name, factor = match[1], {"A": "down", "B": "up"}[match[2]]
-        elif match := re.fullmatch(r"lora_unet_(.+)\.(?:lora_(down|up)\.weight|alpha)", key):
+        elif match := re.fullmatch(rf"lora_{component}_(.+)\.(?:lora_(down|up)\.weight|alpha)", key):
             name, factor = spelled.get(match[1], ""), match[2]
         else:
             name, factor = "", None

@@ -188,7 +188,7 @@ def load_membranes(path: str | Path, pipe: Text2Image) -> list[Membrane]:
         ]  # fmt: skip
     if "prompts" not in header:
         raise BadInput(f"{path} does not say what it erases: it is no adapter file of SPM, load it as a LoRA instead")
-    weights, rank, alpha = lora.read(path, pipe.network)
+    weights, rank, alpha = lora.read(path, pipe.anatomy)
     concepts = tuple(prompt.strip() for prompt in header["prompts"].split(","))
     return [Membrane(concepts, rank, alpha, weights)]
 

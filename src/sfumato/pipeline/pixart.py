@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusers.utils import is_bs4_available, is_ftfy_available
 
 from . import text
+from .anatomy import PixArtAnatomy
 from .base import Text2Image
 from .codec import Codec
 from .conditioning import Conditioning
@@ -16,7 +17,7 @@ class PixArtSigma(Text2Image):
     family = "pixart"
     title = "PixArt-Sigma"
     default_cfg_scale = 4.5
-    component = "transformer"
+    anatomy_type = PixArtAnatomy
 
     @classmethod
     def plain(cls, pipe) -> bool:

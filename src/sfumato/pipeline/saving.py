@@ -16,6 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from sfumato.errors import BadInput
@@ -56,6 +57,8 @@ pipe = DiffusionPipeline.from_pretrained("this folder")
 
 
 _LOADS = "Loads with diffusers alone"
+_BETAS = ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
+_FLOW = ("shift", "flow_shift", "use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal")
 
 
 def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
@@ -88,7 +91,7 @@ def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, An
             p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
             _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
-            _prefix_text_keys(temporary / encoder)
+            prefix_clip_keys(temporary / encoder, getattr(p.pipe, encoder))
         for write in companions:
             write(temporary)
         versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
@@ -104,15 +107,11 @@ def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, An
 
 def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
     """See `Text2Image.describe`."""
-    config = p.pipe.scheduler.config
-    schedule = {
-        k: config.get(k) for k in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
-    }
     described = {
         "family": p.family,
         "pipeline": type(p.pipe).__name__,
         "prediction": p.denoiser.prediction,
-        "schedule": {**schedule, "timesteps": p.denoiser.timesteps},
+        "schedule": {**schedule_of(p.pipe.scheduler), "timesteps": p.denoiser.timesteps},
         "size": p.size,
         "latent": list(p.latent_shape()),
         "context_length": p.context_length,
@@ -130,6 +129,13 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         return described
     with without_learned(p):
         return {**described, "sha256": weights_sha256(p.parts())}
+
+
+def schedule_of(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler's configuration says of the noise: a table of betas, or a flow and how it is shifted."""
+    config = scheduler.config
+    flow = "beta_schedule" not in config or config.get("use_flow_sigmas", False)
+    return {k: config[k] for k in _FLOW if k in config} if flow else {k: config.get(k) for k in _BETAS}
 
 
 def weights_sha256(parts: dict[str, nn.Module]) -> str:
@@ -159,12 +165,15 @@ def quiet() -> Iterator[None]:
             lib.enable_progress_bar()
 
 
-def _prefix_text_keys(folder: Path) -> None:
-    """Name the text encoder's tensors as every released checkpoint does: with the prefix "text_model.".
+def prefix_clip_keys(folder: Path, encoder: nn.Module) -> None:
+    """Name a CLIP text encoder's tensors as every released checkpoint does: with the prefix "text_model.".
 
     transformers 5 writes ``CLIPTextModel`` without the prefix; older ones would find none of the weights and
-    silently start from random ones. Both read the prefixed names.
+    silently start from random ones. Both read the prefixed names. Other encoders (T5, Gemma, ...) are left as they
+    are written: with that prefix they would be the ones that load empty.
     """
+    if not isinstance(encoder, CLIPTextModel):
+        return
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             keys, metadata = list(opened.keys()), opened.metadata()
@@ -176,7 +185,8 @@ def _prefix_text_keys(folder: Path) -> None:
 
 def _write_bpe(folder: Path, tokenizer) -> None:
     """Write ``vocab.json`` and ``merges.txt``, which transformers before 5 needs and 5 no longer writes."""
-    if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
+    wanted = "vocab.json" in tokenizer.vocab_files_names.values()  # CLIP's; T5's is one file of another kind
+    if not wanted or (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
         return
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     pairs = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import text
+from .anatomy import SD3Anatomy
 from .base import Text2Image
 from .clock import Clock, FlowClock
 from .codec import Codec
@@ -26,7 +27,7 @@ class StableDiffusion3(Text2Image):
     family = "sd3"
     title = "Stable Diffusion 3"
     default_cfg_scale = 7.0
-    component = "transformer"
+    anatomy_type = SD3Anatomy
     text_keys = ("clip_l", "clip_g", "t5")
 
     @classmethod

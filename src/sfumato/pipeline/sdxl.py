@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from . import text
@@ -48,7 +46,3 @@ class StableDiffusionXL(Text2Image):
         if negative is None and self.pipe.config.get("force_zeros_for_empty_prompt", True):
             return cond.replace(tokens=torch.zeros_like(cond.tokens), pooled=torch.zeros_like(cond.pooled))
         return cond
-
-    def network_inputs(self, cond: Conditioning) -> dict[str, Any]:
-        added = {"text_embeds": cond.pooled.to(self.dtype), "time_ids": cond.size_ids.to(self.dtype)}
-        return {"added_cond_kwargs": added}

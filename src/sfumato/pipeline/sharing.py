@@ -11,7 +11,7 @@ from torch import nn
 
 from sfumato.errors import BadInput
 
-from .attention import ExplicitAttention
+from .anatomy.explicit import ExplicitAttention
 from .hooks import foreign
 from .tokens import without_learned
 

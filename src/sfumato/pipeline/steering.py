@@ -2,8 +2,9 @@
 
 `Text2Image.intercept` puts an `Interceptor` there, for ``Text2Image.draw`` and for diffusers' own pipeline call
 alike. For the length of the block the network's ``forward`` and three methods of the scheduler pass through here:
-``set_timesteps`` begins a run, ``scale_model_input`` a step, ``step`` ends it. Calls of the network outside a step,
-such as those of a loss, belong to no run, and a run is forgotten when it ends or another one begins.
+``set_timesteps`` begins a run, ``scale_model_input`` a step, ``step`` ends it (`sfumato.pipeline.runs`). Calls of the
+network outside a step, such as those of a loss, belong to no run, and a run is forgotten when it ends or another one
+begins.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 
+from .anatomy import Call
 from .hooks import Override, forward_name
+from .runs import Follower, Run
 
 if TYPE_CHECKING:
     from .base import Text2Image
@@ -33,68 +35,7 @@ PLACES: tuple[Place, ...] = get_args(Place)
 """Where a pipeline can be steered, in the order of acting, whatever the order of entering."""
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of the network.
-
-    Attributes:
-        network: who is called.
-        z: its input, as scaled by the scheduler; with guidance, both halves.
-        timestep: one for all rows, or one a row.
-        inputs: all else that it is given, by name (``encoder_hidden_states``, ``added_cond_kwargs``, ...).
-    """
-
-    network: nn.Module
-    z: Float[Tensor, "batch channel height width"]
-    timestep: Tensor | float
-    inputs: dict[str, Any]
-
-
 Forward = Callable[[Call], Float[Tensor, "batch channel height width"]]
-
-
-class Run:
-    """One sampling run as an `Interceptor` sees it.
-
-    Attributes:
-        timesteps: the run's timesteps, the noisiest first; schedulers of second order have two of some.
-        T: how many timesteps training had.
-        index: number of the step in progress, from 0.
-        pictures: how many are sampled together; with guidance the network's batch is a multiple.
-    """
-
-    def __init__(self, scheduler: Any):
-        self.timesteps = [float(t) for t in scheduler.timesteps.tolist()]
-        self.T = int(scheduler.config.num_train_timesteps)
-        self.index, self.pictures = 0, 0
-        self._start: Tensor | None = None
-        self._scales: tuple[Tensor, Tensor] | None = None
-
-    def at(self, timestep: Tensor | float) -> bool:
-        """Whether a call with this timestep is at the present step's time (and not, say, a less noisy one's)."""
-        away = torch.as_tensor(timestep).float() - self.timesteps[self.index]
-        return bool((away.abs() < 0.01).all())
-
-    def noise(self, z: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The latent from which the run started, in the scale and with as many rows as a latent of this step.
-
-        Schedulers that keep z / alpha instead of the variance-preserving z scale it from step to step.
-        """
-        first, now = self._scales
-        start = self._start * (first / now)
-        return start[: len(z)] if len(start) >= len(z) else start.repeat(len(z) // len(start), *[1] * (z.ndim - 1))
-
-    def find(self, timestep: Tensor | float) -> bool:
-        """Move to the next step with this timestep; whether there is one."""
-        later = [i for i, t in enumerate(self.timesteps) if i >= self.index and t == float(timestep)]
-        self.index = later[0] if later else self.index
-        return bool(later)
-
-    def see(self, z: Tensor, scale: Tensor) -> None:
-        """Note the latent of this step, and by how much its scheduler scales the network's input."""
-        if self._start is None:
-            self._start, self._scales = z.detach().clone(), (scale, scale)
-        self._scales = (self._scales[0], scale)
 
 
 class Interceptor:
@@ -126,26 +67,47 @@ _active: WeakKeyDictionary[nn.Module, Steering] = WeakKeyDictionary()
 
 
 class Steering:
-    """All that acts on one network at the moment: patches, interceptors, and the runs in progress."""
+    """All that acts on one network at the moment: patches, interceptors, and the runs in progress.
+
+    Attributes:
+        holders: how many need it; the last to go closes it.
+        asked: for each time that the pipeline has encoded prompts since the last run began, whether it asked for both
+            halves of guidance; None where it cannot ask.
+    """
 
     def __init__(self, owner: Text2Image):
         self.owner = owner
+        self.anatomy = owner.anatomy
         self.patches: list[Any] = []
         self.interceptors: list[tuple[Place, Interceptor]] = []
         self.current: Run | None = None
-        self._followers: list[_Follower] = []
+        self.holders = 0
+        self.asked: list[bool | None] = []
+        self._followers: list[Follower] = []
         network = self.network = owner.network
-        self._signature = inspect.signature(network.forward)
         self._overrides = [Override(network, forward_name(network), self._call)]
         if (control := owner.control) is not None:
             self._overrides.append(Override(control, forward_name(control), self._control))
+        if not hasattr(type(owner.pipe), "do_classifier_free_guidance") and hasattr(owner.pipe, "encode_prompt"):
+            self._overrides.append(Override(owner.pipe, "encode_prompt", self._encode_prompt))
         self.follow_pipeline()
 
     def follow_pipeline(self) -> None:
         """Follow the scheduler that the pipeline has now; it may be exchanged inside a block."""
         scheduler = self.owner.pipe.scheduler
         if not any(f.scheduler is scheduler for f in self._followers):
-            self._followers.append(_Follower(self, scheduler))
+            self._followers.append(Follower(self, scheduler))
+
+    @contextmanager
+    def following(self, scheduler: Any) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+        """Follow a scheduler of ours in a block; gives what `following` gives."""
+        follower = Follower(self, scheduler, attended=True)
+        self._followers.append(follower)
+        try:
+            yield follower.attend
+        finally:
+            follower.remove()
+            self._followers.remove(follower)
 
     def close(self) -> None:
         for override in self._overrides:
@@ -158,100 +120,73 @@ class Steering:
         ordered = sorted(self.interceptors, key=lambda pair: PLACES.index(pair[0]))
         return [getattr(interceptor, method) for _, interceptor in ordered]
 
-    def _control(self, original: Callable, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        forward = partial(original, sample, *args, **kwargs)
+    def halves(self, run: Run) -> Literal["together", "apart"] | None:
+        """How the pipeline's own call guides in this run: both halves in one batch, one after the other, or not."""
+        known = getattr(self.owner.pipe, "do_classifier_free_guidance", None)
+        if known is None and run.asked:
+            known = run.asked[-1]
+            if known is None:  # it encodes what to steer away from by itself, and only if it guides
+                return "apart" if len(run.asked) > 1 else None
+        return "together" if known else None
+
+    def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(original).bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.asked.append(bound.arguments.get("do_classifier_free_guidance"))
+        return original(*args, **kwargs)
+
+    def _control(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        z = args[0] if args else kwargs[next(iter(inspect.signature(original).parameters))]
+        forward = partial(original, *args, **kwargs)
         for control in self.chain("control"):
-            forward = partial(control, forward, sample, self.current)
+            forward = partial(control, forward, z, self.current)
         return forward()
 
     def _call(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        given = dict(self._signature.bind(*args, **kwargs).arguments)
-        as_dict = given.pop("return_dict", True)
-        call = Call(self.network, given.pop("sample"), given.pop("timestep"), given)
-        forward: Forward = lambda c: original(c.z, c.timestep, **c.inputs, return_dict=False)[0]
-        run = self.current
         self.follow_pipeline()
+        call = self._placed(self.anatomy.read(args, kwargs))
+        run, latest = self.current, None
+
+        def network(c: Call) -> Tensor:
+            nonlocal latest
+            given, named = self.anatomy.arguments(c.z, c.timestep, c.inputs)
+            with c.told():
+                latest = original(*given, **named, return_dict=False)[0]
+            return self.anatomy.prediction(latest, c.z)
+
+        forward: Forward = network
         for predict in self.chain("predict"):
             forward = lambda c, predict=predict, inner=forward: predict(inner, c, run)
         try:
-            out = forward(call)
+            with call.told():
+                out = self.anatomy.result(forward(call), latest)
         except BaseException:
             self.current = None  # this step will not end
             raise
-        return UNet2DConditionOutput(sample=out) if as_dict else (out,)
+        return self.anatomy.output(sample=out) if self.anatomy.asks_for_dict(args, kwargs) else (out,)
 
+    def _placed(self, call: Call) -> Call:
+        """The call with what the run and its maker say of it: step, and which rows are conditional."""
+        context = self.anatomy.context
+        call = replace(call, rows=context.rows if context.own else None)
+        for follower in self._followers:
+            call = follower.arrive(call, context.own)
+        run = self.current
+        if run is None:
+            return call
+        rows = call.rows if context.own else self._rows(len(call.z), run, call.z.device)
+        run.calls += not context.own
+        return replace(call, rows=rows, step=run.index)
 
-class _Follower:
-    """Tells a `Steering` about the runs of one scheduler."""
-
-    def __init__(self, steering: Steering, scheduler: Any, attended: bool = False):
-        self.steering, self.scheduler, self.attended = steering, scheduler, attended
-        self.run: Run | None = None
-        self.scale = scheduler.scale_model_input
-        methods = (self.set_timesteps, self.scale_model_input, self.step)
-        self.overrides = [Override(scheduler, m.__name__, m) for m in methods]
-
-    def remove(self) -> None:
-        for override in self.overrides:
-            override.remove()
-        self._end()
-
-    @contextmanager
-    def attend(self) -> Iterator[None]:
-        """The network's calls inside the block belong to this scheduler's step."""
-        self.steering.current = self.run
-        try:
-            yield
-        finally:
-            self.steering.current = None
-
-    def set_timesteps(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        self._end()
-        self._begin()
-        return result
-
-    def scale_model_input(self, original: Callable, sample: Tensor, timestep: Any = None) -> Tensor:
-        sample = self._before("before_network", sample, timestep)
-        guided = not self.attended and getattr(self.steering.owner.pipe, "do_classifier_free_guidance", False)
-        if self.run is not None:
-            self.run.pictures = len(sample) // (2 if guided else 1)
-            if not self.attended:
-                self.steering.current = self.run
-        return original(sample) if timestep is None else original(sample, timestep)
-
-    def step(
-        self, original: Callable, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        sample = self._before("before_update", sample, timestep)
-        result = original(model_output, timestep, sample, *args, **kwargs)
-        if not self.attended:
-            self.steering.current = None
-        if self.run is not None:
-            self.run.index += 1
-            if self.run.index == len(self.run.timesteps):
-                self._end()
-        return result
-
-    def _before(self, method: str, z: Tensor, timestep: Any) -> Tensor:
-        if self.run is None and getattr(self.scheduler, "timesteps", None) is not None:
-            self._begin()  # the scheduler came in after its timesteps were set
-        if self.run is None or timestep is None or not self.run.find(timestep):
-            return z
-        self.run.see(z, self.scale(z.new_ones(()), timestep))
-        for function in self.steering.chain(method):
-            z = function(self.run, z)
-        return z
-
-    def _begin(self) -> None:
-        self.run = Run(self.scheduler)
-        for start in self.steering.chain("start"):
-            start(self.run)
-
-    def _end(self) -> None:
-        if self.steering.current is self.run:
-            self.steering.current = None
-        self.run = None
+    def _rows(self, n: int, run: Run, device: torch.device) -> Bool[Tensor, "batch"] | None:
+        """Which of the rows that diffusers' own call makes are conditional: where both halves are in one batch the
+        second one, and where there are two calls the first."""
+        halves = self.halves(run)
+        if halves == "apart":
+            return torch.full((n,), run.calls == 0, device=device)
+        if halves == "together" and n == 2 * run.pictures:
+            return torch.arange(n, device=device) >= run.pictures
+        return None
 
 
 def of(network: nn.Module) -> Steering | None:
@@ -260,15 +195,17 @@ def of(network: nn.Module) -> Steering | None:
 
 
 @contextmanager
-def _steering(p: Text2Image) -> Iterator[Steering]:
+def held(p: Text2Image) -> Iterator[Steering]:
     """The steering of a pipeline's network, begun by the first who needs it and closed by the last."""
     steering = _active.get(p.network)
     if steering is None:
         steering = _active[p.network] = Steering(p)
+    steering.holders += 1
     try:
         yield steering
     finally:
-        if not steering.patches and not steering.interceptors:
+        steering.holders -= 1
+        if not steering.holders:
             steering.close()
             _active.pop(p.network, None)
 
@@ -276,7 +213,7 @@ def _steering(p: Text2Image) -> Iterator[Steering]:
 @contextmanager
 def intercept(p: Text2Image, interceptor: Interceptor, place: Place) -> Iterator[None]:
     """See `Text2Image.intercept`."""
-    with _steering(p) as steering:
+    with held(p) as steering:
         if place == "features" and any(other == place for other, _ in steering.interceptors):
             raise BadInput("two methods that run the halves of the network apart cannot act together: use one of them")
         entry = (place, interceptor)
@@ -294,7 +231,7 @@ def patched(p: Text2Image, patch: Any) -> Iterator[Text2Image]:
     Raises:
         BadInput: a patch of that class acts already.
     """
-    with _steering(p) as steering:
+    with held(p) as steering:
         if any(type(other) is type(patch) for other in steering.patches):
             raise BadInput(f"{type(patch).__name__} acts on this pipeline already: leave its block first")
         steering.patches.append(patch)
@@ -314,8 +251,5 @@ def following(p: Text2Image, scheduler: Any) -> Iterator[Callable[[], AbstractCo
     if steering is None:
         yield nullcontext
         return
-    follower = _Follower(steering, scheduler, attended=True)
-    try:
-        yield follower.attend
-    finally:
-        follower.remove()
+    with steering.following(scheduler) as attend:
+        yield attend

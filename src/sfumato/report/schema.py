@@ -123,21 +123,24 @@ class Attack:
     ``recovered``: on the edited model.  ``control``: the same budget without the attack's knowledge.
     ``original``: the same attack on the unedited model, which must succeed for the rest to mean anything.
     ``budget``: what the attacker was given, for example steps, learning rate, tokens, training pictures.
+    ``seconds``: wall time of all three searches, without the pictures drawn before and after.
     """
 
     recovered: Interval | None
     control: Interval | None = None
     original: Interval | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         rates = {k: getattr(self, k) for k in ("recovered", "control", "original")}
-        return {k: v and v.to_json() for k, v in rates.items()} | {"budget": dict(self.budget)}
+        told = {"budget": dict(self.budget), "seconds": _finite(self.seconds)}
+        return {k: v and v.to_json() for k, v in rates.items()} | told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Attack:
         recovered, control, original = (Interval.from_json(data[k]) for k in ("recovered", "control", "original"))
-        return cls(recovered, control, original, data["budget"])
+        return cls(recovered, control, original, budget=data["budget"], seconds=data.get("seconds"))
 
 
 @dataclass(frozen=True)

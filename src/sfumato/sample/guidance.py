@@ -62,12 +62,14 @@ class Guided:
     def both(self, z: Tensor, t: Time, cond: Any) -> tuple[Tensor, Tensor]:
         """The conditional and the unconditional prediction, from one network call where that is possible."""
         join = torch.cat if torch.is_tensor(cond) else getattr(type(cond), "cat", None)
-        alike = join is not None and type(cond) is type(self.uncond)
-        if not alike or not len(cond) == len(self.uncond) == len(z):
-            return self.denoiser(z, t, cond), self.denoiser(z, t, self.uncond)
+        alike, uncond = join is not None and type(cond) is type(self.uncond), self.uncond
+        if alike and hasattr(cond, "half"):  # so that who looks inside the network can tell them apart
+            cond, uncond = cond.half(True), uncond.half(False)
+        if not alike or not len(cond) == len(uncond) == len(z):
+            return self.denoiser(z, t, cond), self.denoiser(z, t, uncond)
         if torch.is_tensor(t) and t.ndim and t.shape[0] == len(z):
             t = torch.cat([t, t])
-        return self.denoiser(torch.cat([z, z]), t, join([cond, self.uncond])).chunk(2)
+        return self.denoiser(torch.cat([z, z]), t, join([cond, uncond])).chunk(2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -34,6 +35,13 @@ class S2N(Tuned, Rule):
     never does, so ``gamma_w`` is a knob of ours that does (its useful values are as small as the paper's). A widely
     copied summary prints 1 / (1 + rho^2) for the weight of the score, where (1 + rho^2) / 2 keeps the marginals.
     """
+
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {}, {"rho": 0.0}, {"rho": 0.0, "order": 2}, {"rho": 1.0, "freeze": 0.5}, {"delta": 0.3},
+    )  # fmt: skip
+    """Settings that the tests which all samplers share are run with."""
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
+    """With these it is DDIM."""
 
     def __call__(
         self,

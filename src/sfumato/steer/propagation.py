@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.pipeline.anatomy import Call
 from sfumato.pipeline.split import ENCODER_ONLY, Features, decode, encode
-from sfumato.pipeline.steering import Call, Forward, Interceptor, Run
+from sfumato.pipeline.steering import Forward, Interceptor, Run
 
 
 def tile(x: Float[Tensor, "rows ..."], n: int, halves: int) -> Float[Tensor, "rows*n ..."]:
@@ -183,4 +184,6 @@ def _decode_ahead(
     times = torch.tensor(run.timesteps[run.index : run.index + n], dtype=torch.float32, device=call.z.device)
     steps = times.repeat_interleave(rows // halves).repeat(halves)
     tiled = features.map(lambda x: tile(x, n, halves))
-    return untile(decode(call.network, tiled, steps, **tile_inputs(inputs, rows, n, halves)), n, halves)
+    with replace(call, rows=None if call.rows is None else tile(call.rows, n, halves)).told():
+        out = decode(call.network, tiled, steps, **tile_inputs(inputs, rows, n, halves))
+    return untile(out, n, halves)

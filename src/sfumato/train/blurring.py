@@ -29,6 +29,7 @@ class Blurring(PixelRecipe):
     (unconfirmed).
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {**PixelRecipe.EXAMPLE, "channels": (8, 8), "layers": 1, "attention": (4,)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {},
         "cifar10": {

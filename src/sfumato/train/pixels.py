@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,13 +28,21 @@ from sfumato.settings import Tuned
 
 from . import draw
 from .loop import Run
+from .outputs import is_there, ours
 from .recipe import Recipe
 from .schedule import Schedule
+from .state import configuration, goes_on
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelRecipe(Tuned, Schedule, ABC):
     """Fields and run of every pixel-space recipe; not a method itself."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "pictures": 6, "size": 8, "updates": 4, "batch": 2, "warmup": 1, "checkpoint_every": 1, "grid_every": 2,
+        "track": "none",
+    }  # fmt: skip
+    """Settings that take a second, for the tests that all recipes share; with a network as small as those."""
 
     data: str = "sketch"
     """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
@@ -157,24 +166,41 @@ class PixelRecipe(Tuned, Schedule, ABC):
         """The catalogue's name: the module's."""
         return cls.__module__.rpartition(".")[2].replace("_", "-")
 
-    def run(self, out: str | Path, progress: bool = True) -> Path:
-        """Train, or go on training, and write the model to ``out/model``; `sfumato.load` reads it.
+    def made(self) -> dict[str, Any]:
+        """How the model is made, for its record."""
+        return {"recipe": f"train {self.name()}", "config": asdict(self)}
+
+    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
+        """Whether ``out/model`` is the model of this run already, so that `run` has nothing left to do.
 
         Raises:
-            BadInput: ``out`` is a file or holds a run with other settings; the data cannot be read.
+            BadInput: something else is there.
         """
-        out = Path(out)
-        if out.exists() and not out.is_dir():
-            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+        return is_there(Path(out) / "model", self.made(), overwrite)
+
+    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
+        """Train, or go on training, and write the model to ``out/model``; `sfumato.load` reads it.
+
+        A run that is `finished` is left as it is.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
+                something else is in the model's place (without ``overwrite``); the data cannot be read.
+        """
+        with ours(Path(out)) as folder:
+            if not self.finished(folder, overwrite):
+                self._run(folder, progress, overwrite)
+        return Path(out) / "model"
+
+    def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
+        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
         torch.manual_seed(self.seed)
         model = self.model(self.labels_of(pictures))
         run = Run(PixelTraining(self, model, pictures), self, out / "training", self.beyond())
         run.fit(progress)
         model.network.eval()
-        made = {"recipe": f"train {self.name()}", "config": asdict(self)}
-        run.finish(lambda: model.save(out / "model", overwrite=True, provenance=made))
-        return out / "model"
+        run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))
 
 
 class PixelTraining(Recipe):

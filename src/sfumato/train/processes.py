@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -31,6 +31,13 @@ class Trained(nn.Module):
 
     def forward(self, work: Callable[[], Any]) -> Any:
         return work()
+
+
+def own_device() -> torch.device | None:
+    """Where this process works among several; None if it is alone, and may work anywhere."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    return PartialState(cpu=not torch.cuda.is_available()).device
 
 
 def seed_globally(seed: int) -> None:

@@ -38,6 +38,10 @@ class Rolling(PixelRecipe):
     Cost: one network call with gradients on the whole window per update.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **PixelRecipe.EXAMPLE, "window": 4, "context": 0, "channels": (8, 16), "layers": 1, "head_dim": 8,
+        "embedding": 16, "sampling_steps": 2,
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "kolmogorov": {"data": "kolmogorov", "periodic": True},
         "kolmogorov-small": {

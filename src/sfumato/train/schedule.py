@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -80,6 +80,33 @@ class Schedule:
         """The settings that are not the loop's, by name."""
         known = {f.name for f in fields(Schedule)}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in known}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Schedule):
+    """The schedule of what tunes a trained model: full precision, a constant rate, and the last weights are kept."""
+
+    warmup: int = 0
+    decay: Literal["cosine", "linear", "constant"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    """The optimiser's decays of the averaged gradient and of its square."""
+    eps: float = 1e-8
+    """The optimiser's constant in the denominator."""
+    weight_decay: float = 0.0
+    """The optimiser's weight decay."""
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    precision: str = "no"
+    """Mixed precision: "no", "bf16" or "fp16"; "auto" is bf16 on a GPU that has it. What is trained is float32."""
+    checkpoint_every: int = 100
+    grid_every: int = field(default=0, init=False)
+    """No pictures are drawn on the way."""
+    track: str = "none"
+    progress: bool = False
+    """Show a bar."""
+
+    def beyond(self) -> dict[str, Any]:
+        return {name: value for name, value in super().beyond().items() if name != "progress"}
 
 
 LEAST = {

@@ -48,6 +48,10 @@ class SiD2(CosineRecipe):
     Cost: one network call with gradients per update.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **CosineRecipe.EXAMPLE, "channels": (8, 16), "kinds": ("res", "transformer"), "blocks": (1,), "middle": 1,
+        "head_dim": 8, "embedding": 16, "sampling_steps": 2,
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-128": {**_PUBLISHED, **_INTERVAL, "size": 128, "patch": 1, "bias": 0.0},
         "imagenet-256-patch2": {**_PUBLISHED, **_INTERVAL, "size": 256, "patch": 2, "bias": -1.0},

@@ -49,6 +49,10 @@ class SimpleDiffusion(CosineRecipe):
     Cost: one network call with gradients per update.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        **CosineRecipe.EXAMPLE, "noise_size": 8, "channels": (8,), "blocks": (1,), "depth": 1, "width": 16,
+        "head_dim": 8, "embedding": 16, "sampling_steps": 2,
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-128-unet": {**_UNET, "size": 128, "updates": 1_500_000},
         "imagenet-128-uvit": {**_UVIT, "size": 128, "updates": 500_000},

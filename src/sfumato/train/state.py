@@ -151,7 +151,7 @@ class Updated:
             LookupError: moments of a parameter that it does not update.
         """
         place = {n: i for i, n in enumerate(self.weights)}
-        state: dict[int, Any] = {}
+        state: dict[int, dict[str, Tensor]] = {}
         for key, value in moments.items():
             if not key.startswith(self.prefix):
                 continue

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -20,12 +21,13 @@ from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
 from sfumato.settings import Tuned
 
-from . import draw
 from .autoencoder import AutoencoderRecipe, encode_all
+from .diffusion import DiffusionRecipe, scheduler
 from .loop import Run
+from .outputs import is_there, ours
 from .parent import Parent, open_parent
-from .recipe import Recipe
 from .schedule import Schedule, resolved_precision
+from .state import configuration, goes_on
 from .tokenizer import learn_tokenizer
 
 
@@ -48,6 +50,11 @@ class TrainT2I(Tuned, Schedule):
     network), and the text encoder is trained from scratch.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "pictures": 6, "size": 16, "autoencoder_channels": (8, 8, 8, 8), "autoencoder_updates": 2,
+        "autoencoder_batch": 2, "updates": 3, "batch": 2, "warmup": 1, "channels": (16, 16), "text_width": 16,
+        "vocabulary": 560, "checkpoint_every": 1, "track": "none",
+    }  # fmt: skip
     data: str = "sketch"
     """"sketch", a folder of pictures with captions, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
@@ -90,6 +97,8 @@ class TrainT2I(Tuned, Schedule):
     """Largest number of tokens that the tokenizer may learn."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty prompt, for guidance."""
+    grid_every: int = field(default=0, init=False)
+    """No pictures are drawn on the way."""
     cfg_scale: float = 3.0
     """Guidance that the finished pipeline samples with unless told otherwise."""
     min_snr_gamma: float = 5.0
@@ -132,21 +141,56 @@ class TrainT2I(Tuned, Schedule):
         seconds = 3 * (first * self.autoencoder_updates + second * self.updates)
         return Plan(f"train a text-to-image pipeline on {self.data}", memory=memory, seconds=seconds)
 
-    def run(self, out: str | Path, progress: bool = True) -> Path:
-        """Train, or go on training, and write the pipeline to ``out/pipeline``."""
-        out = Path(out)
-        if out.exists() and not out.is_dir():
-            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+    def made(self, parent: Parent | None) -> dict[str, Any]:
+        """How the pipeline is made, for its record."""
+        made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
+        return {**made, "parent": parent.record} if parent else made
+
+    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
+        """Whether ``out/pipeline`` is the pipeline of this run already, so that `run` has nothing left to do.
+
+        Raises:
+            BadInput: something else is there.
+        """
+        if overwrite or not (Path(out) / "pipeline").exists():
+            return False
+        parent = open_parent(self.start_from) if self.start_from else None
+        return is_there(Path(out) / "pipeline", self.made(parent))
+
+    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
+        """Train, or go on training, and write the pipeline to ``out/pipeline``; a `finished` run is left as it is.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
+                something else is in the pipeline's place (without ``overwrite``); the data or ``start_from`` cannot be
+                used.
+        """
+        with ours(Path(out)) as folder:
+            if not self.finished(folder, overwrite):
+                self._run(folder, progress, overwrite)
+        return Path(out) / "pipeline"
+
+    def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
         parent = open_parent(self.start_from) if self.start_from else None
         autoencoder, given = self._given(parent) if parent else (None, None)
+        second = replace(self.schedule(), seed=self.seed + 1)
+        keys = self._second_keys(parent, bool(given))
+        if self.autoencoder_updates:
+            goes_on(out / "autoencoder", configuration(AutoencoderRecipe.name, self._first(), self._first_keys()))
+        elif (out / "autoencoder").exists():
+            raise BadInput(
+                f"{out} holds a run that trained its autoencoder: give its --autoencoder-updates to go on, or another "
+                "folder to start anew"
+            )
+        goes_on(out / "diffusion", configuration(DiffusionRecipe.name, second, keys))
         torch.manual_seed(self.seed)
         autoencoder = autoencoder or self.autoencoder()
         pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
+        captions = [pictures.caption(i) for i in range(len(pictures))]
         latents = self._first_stage(autoencoder, pictures, out, progress)
 
-        # The first stage leaves the global state as it pleases, and none at all when it was done before a kill.
+        # Whether the first stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)
-        captions = [pictures.caption(i) for i in range(len(pictures))]
         unet, text, tokenizer = given or self._fresh(captions)
         unet = unet.to(memory_format=torch.channels_last)
         recipe = DiffusionRecipe(
@@ -159,24 +203,6 @@ class TrainT2I(Tuned, Schedule):
             self.caption_dropout,
             self.min_snr_gamma,
         )
-        second = replace(self.schedule(), seed=self.seed + 1)
-        keys = {
-            **self._shared(),
-            "channels": self.channels,
-            "layers": self.layers,
-            "text_layers": self.text_layers,
-            "text_width": self.text_width,
-        }
-        keys |= {
-            "context": self.context,
-            "vocabulary": self.vocabulary,
-            "dropout": self.caption_dropout,
-            "gamma": self.min_snr_gamma,
-            # None, as in a run from scratch, where they do not matter to this stage.
-            "start_with": "all" if given else None,
-            "autoencoder_updates": None if self.autoencoder_updates else 0,
-            "parent": parent.record["sha256"] if given or not self.autoencoder_updates else None,
-        }
         run = Run(recipe, second, out / "diffusion", keys)
         run.fit(progress)
         pipe = StableDiffusionPipeline(
@@ -189,12 +215,22 @@ class TrainT2I(Tuned, Schedule):
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
-        if parent:
-            made["parent"] = parent.record
         trained = wrap(pipe, {"cfg_scale": self.cfg_scale})
-        run.finish(lambda: trained.save(out / "pipeline", overwrite=True, provenance=made))
-        return out / "pipeline"
+        run.finish(lambda: trained.save(out / "pipeline", overwrite=overwrite, provenance=self.made(parent)))
+
+    def _second_keys(self, parent: Parent | None, given: bool) -> dict[str, Any]:
+        """What shapes the second stage, apart from its schedule; ``given`` says whether it starts from ``parent``."""
+        names = ("channels", "layers", "text_layers", "text_width", "context", "vocabulary")
+        return {
+            **self._shared(),
+            **{name: getattr(self, name) for name in names},
+            "dropout": self.caption_dropout,
+            "gamma": self.min_snr_gamma,
+            # None, as in a run from scratch, where they do not matter to this stage.
+            "start_with": "all" if given else None,
+            "autoencoder_updates": None if self.autoencoder_updates else 0,
+            "parent": parent.record["sha256"] if parent and (given or not self.autoencoder_updates) else None,
+        }
 
     def _shared(self) -> dict[str, Any]:
         """The settings that neither stage may change on the way."""
@@ -226,29 +262,26 @@ class TrainT2I(Tuned, Schedule):
         unet = self.unet()
         return unet, self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id), tokenizer
 
+    def _first(self) -> Schedule:
+        """The first stage's schedule."""
+        return Schedule(
+            updates=self.autoencoder_updates,
+            batch=self.autoencoder_batch,
+            lr=self.autoencoder_lr,
+            ema=0.995,
+            **{name: getattr(self, name) for name in ("precision", "seed", "checkpoint_every", "compile", "track")},
+        )
+
+    def _first_keys(self) -> dict[str, Any]:
+        """What shapes the first stage, apart from its schedule."""
+        names = ("autoencoder_channels", "latent_channels", "start_from")
+        return {**self._shared(), **{name: getattr(self, name) for name in names}}
+
     def _first_stage(self, autoencoder: AutoencoderKL, pictures: Pictures, out: Path, progress: bool) -> Tensor:
         """Train the autoencoder, or leave it as it is; the latents of all pictures, unscaled."""
-        folder = out / "autoencoder"
         if self.autoencoder_updates:
-            schedule = Schedule(
-                updates=self.autoencoder_updates,
-                batch=self.autoencoder_batch,
-                lr=self.autoencoder_lr,
-                ema=0.995,
-                **{name: getattr(self, name) for name in ("precision", "seed", "checkpoint_every", "compile", "track")},
-            )
-            keys = {
-                **self._shared(),
-                "autoencoder_channels": self.autoencoder_channels,
-                "latent_channels": self.latent_channels,
-                "start_from": self.start_from,
-            }
-            Run(AutoencoderRecipe(autoencoder, pictures), schedule, folder, keys).fit(progress)
-        elif folder.exists():
-            raise BadInput(
-                f"{out} holds a run that trained its autoencoder: give its --autoencoder-steps to go on, or another "
-                "folder to start anew"
-            )
+            recipe = AutoencoderRecipe(autoencoder, pictures)
+            Run(recipe, self._first(), out / "autoencoder", self._first_keys()).fit(progress)
         autoencoder.eval().requires_grad_(False)
         of = {**self._shared(), "seed": self.seed, "autoencoder": weights_sha256({"vae": autoencoder})}
         cache = out / "latents.safetensors"
@@ -307,70 +340,3 @@ class TrainT2I(Tuned, Schedule):
                 pad_token_id=eos,
             )
         )
-
-
-def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas with v-prediction; trailing steps, so that sampling starts from the noisiest level."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-    )
-
-
-class DiffusionRecipe(Recipe):
-    """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights."""
-
-    name = "diffusion"
-
-    def __init__(
-        self,
-        unet,
-        text,
-        tokenizer,
-        scheduler,
-        latents: Tensor,
-        captions: list[str],
-        dropout: float,
-        gamma: float,
-    ):
-        self.unet, self.text, self.scheduler, self.latents = unet, text, scheduler, latents
-        self.dropout, self.gamma = dropout, gamma
-        encode = lambda texts: (
-            tokenizer(
-                texts,
-                padding="max_length",
-                truncation=True,
-                max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids
-        )
-        self.ids, self.empty = encode(captions).to(torch.int32), encode([""])
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.text}
-
-    def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
-        rows = draw.integers(len(self.latents), size, rng)
-        ids = self.ids[rows].long()
-        drop = draw.uniform(size, rng) < self.dropout
-        return {"x": self.latents[rows], "ids": torch.where(drop[:, None], self.empty, ids)}
-
-    def loss(self, batch: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        device = self.unet.device
-        x, ids = batch["x"].to(device), batch["ids"].to(device)
-        eps = draw.normal(x.shape, rng).to(device)
-        t = draw.integers(len(self.scheduler.alphas_cumprod), len(x), rng).to(device)
-        alpha2 = self.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
-        alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
-        v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()
-        snr = alpha2 / (1 - alpha2)
-        weight = snr.clamp(max=self.gamma) / (snr + 1)
-        error = (v - (alpha * eps - sigma * x)).square()
-        return (weight * error).mean(), {"v_error": error.mean().detach()}

@@ -1,0 +1,12 @@
+"""What denoising networks are made of and how they are called: one `Anatomy` for each kind of network."""
+
+from .base import Anatomy
+from .dit import PixArtAnatomy, SanaAnatomy
+from .mmdit import FluxAnatomy, SD3Anatomy
+from .parts import KINDS, SUBSETS, Call, Context, Projection, Site
+from .unet import UNetAnatomy
+
+__all__ = [
+    "KINDS", "SUBSETS", "Anatomy", "Call", "Context", "FluxAnatomy", "PixArtAnatomy", "Projection", "SD3Anatomy",
+    "SanaAnatomy", "Site", "UNetAnatomy",
+]  # fmt: skip

@@ -1,0 +1,147 @@
+"""Diffusion transformers with joint attention, of text and picture in one softmax: Stable Diffusion 3 and Flux."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.errors import BadInput
+
+from ..conditioning import Conditioning
+from .base import foreign
+from .dit import Transformer
+from .explicit import JointAttention, Listener
+from .parts import Projection, Site
+
+_TEXT_SIDE = re.compile(r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.")
+_TEXT_KEYS = re.compile(r"\.attn\.add_[kv]_proj\.")
+_TIME_AND_OUTPUT = ("time_text_embed.", "norm_out.", "proj_out.")
+
+
+class SD3Anatomy(Transformer):
+    """``SD3Transformer2DModel``: joint attention (``attn``); in some blocks of SD 3.5 the picture's own (``attn2``)."""
+
+    subsets: ClassVar = {
+        "xattn": lambda name: bool(_TEXT_SIDE.search(name)),
+        "xattn-strict": lambda name: bool(_TEXT_KEYS.search(name)),
+        "noxattn": lambda name: not _TEXT_SIDE.search(name) and not name.startswith(_TIME_AND_OUTPUT),
+        "selfattn": lambda name: ".attn2." in name,
+    }
+
+    def sites(self) -> list[Site]:
+        where = {"attn": "joint", "attn2": "self"}
+        found = []
+        for block in self.blocks():
+            for name, kind in where.items():
+                module = getattr(self.network.get_submodule(block), name, None)
+                if module is not None:
+                    found.append(Site(f"{block}.{name}", kind, self.resolution, module, self.context))
+        return found
+
+    def every_projection(self) -> list[Projection]:
+        embedder = self.network.time_text_embed.text_embedder
+        found = [
+            Projection("context_embedder", "text.in", self.network.context_embedder, 0),
+            Projection("time_text_embed.text_embedder.linear_1", "pooled.in", embedder.linear_1, 0),
+        ]
+        for site in self.sites():
+            names = {f"{site.kind}.{what}": f"to_{what}" for what in ("q", "k", "v")}
+            names |= {f"{site.kind}.out": "to_out.0"}
+            names |= {f"text.{what}": f"add_{what}_proj" for what in ("q", "k", "v")}
+            names |= {"text.out": "to_add_out"}
+            for kind, name in names.items():
+                if (module := _part(site.module, name)) is not None:
+                    found.append(Projection(f"{site.name}.{name}", kind, module, site.resolution))
+        return found
+
+    def explicit(self, site: Site, listeners: list[Listener], original: Any) -> JointAttention:
+        return JointAttention(site, listeners, original)
+
+    def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
+        dtype = self.network.dtype
+        return {"encoder_hidden_states": cond.tokens.to(dtype), "pooled_projections": cond.pooled.to(dtype)}
+
+    def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
+        return foreign(inputs["encoder_hidden_states"], pooled=inputs.get("pooled_projections"))
+
+
+class FluxAnatomy(SD3Anatomy):
+    """``FluxTransformer2DModel``: blocks of two streams, then of one; rotary positions; packed latents.
+
+    Args:
+        side: of the latent at the default picture size, which the network's configuration does not say.
+    """
+
+    trunks = ("transformer_blocks", "single_transformer_blocks")
+    default_guidance = 3.5
+
+    def __init__(self, network: nn.Module, side: int = 128):
+        super().__init__(network)
+        self._side = side
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels // 4
+
+    @property
+    def side(self) -> int:
+        return self._side
+
+    @property
+    def resolution(self) -> int:
+        return self.side // 2
+
+    def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
+        given = super().inputs(z, cond)
+        height, width = (side // 2 for side in z.shape[-2:])
+        kind = {"device": z.device, "dtype": self.network.dtype}
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        given["img_ids"] = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).to(**kind)
+        given["txt_ids"] = torch.zeros(cond.tokens.shape[1], 3, **kind)
+        if self.network.config.guidance_embeds:
+            given["guidance"] = self.guidance(z, cond, guidance)
+        return given
+
+    def number(self, timestep: Tensor | float) -> Tensor | float:
+        return timestep / 1000
+
+    def timestep(self, number: Tensor | float) -> Tensor | float:
+        return number * 1000
+
+    def packed(self, z: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch four_channels"]:
+        """Every 2x2 patch as one row, channels outermost in it.
+
+        Raises:
+            BadInput: an odd side.
+        """
+        if z.shape[-1] % 2 or z.shape[-2] % 2:
+            raise BadInput(f"a latent of {z.shape[-2]}x{z.shape[-1]} cannot be packed: both sides must be even")
+        return z.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def unpacked(self, z: Tensor, inputs: dict[str, Any]) -> Float[Tensor, "batch channel height width"]:
+        ids = inputs["img_ids"]
+        height, width = (int(ids[..., axis].max()) + 1 for axis in (1, 2))
+        return _unpacked(z, height, width)
+
+    def prediction(self, out: Tensor, z: Tensor) -> Float[Tensor, "batch channel height width"]:
+        return _unpacked(out, z.shape[-2] // 2, z.shape[-1] // 2)
+
+    def result(self, prediction: Tensor, out: Tensor | None) -> Tensor:
+        return self.packed(prediction)
+
+
+def _unpacked(z: Tensor, height: int, width: int) -> Float[Tensor, "batch channel height2 width2"]:
+    """The inverse of packing, for so many patches."""
+    return z.unflatten(2, (-1, 2, 2)).unflatten(1, (height, width)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def _part(module: nn.Module, name: str) -> nn.Module | None:
+    """A submodule, or None where the layer does without it."""
+    found: Any = module
+    for step in name.split("."):
+        found = None if found is None else (found[0] if step == "0" else getattr(found, step, None))
+    return found
