@@ -100,4 +100,5 @@ def latent(anatomy, rows: int = 2, dtype: torch.dtype = torch.float32, shape=(8,
 
 def number(anatomy, timestep: float = 500.0, rows: int = 2) -> torch.Tensor:
     """The network's own number for a scheduler's timestep."""
-    return anatomy.number(torch.full((rows,), timestep))
+    scale = {"SanaTransformer2DModel": 0.001, "FluxTransformer2DModel": 0.001}.get(anatomy.name, 1.0)
+    return torch.full((rows,), timestep) * scale

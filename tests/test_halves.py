@@ -21,6 +21,7 @@ from anatomy_cases import latent, make, told
 from conftest import tiny_scheduler, tiny_vae
 from sfumato.pipeline import attention
 from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.clock import FlowClock, TableClock
 from sfumato.pipeline.steering import Interceptor, following, intercept, of
 from sfumato.sample.guidance import Guided
 
@@ -50,7 +51,12 @@ def pipeline(name: str):
             cls, none = StableDiffusion3Pipeline, {**none, "text_encoder_3": None, "tokenizer_3": None}
         pipe = cls(transformer=anatomy.network, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **none)
     pipe.set_progress_bar_config(disable=True)
-    return SimpleNamespace(pipe=pipe, anatomy=anatomy, network=anatomy.network, listeners=[], control=None)
+    clock = TableClock.of(pipe.scheduler) if name in ("unet", "pixart") else FlowClock.of(
+        pipe.scheduler, scale={"sd3": 1000.0, "flux": 1.0, "sana": 1.0}[name], even=name == "flux"
+    )
+    return SimpleNamespace(
+        pipe=pipe, anatomy=anatomy, network=anatomy.network, listeners=[], control=None, clock=clock
+    )
 
 
 def conditionings():
@@ -88,21 +94,16 @@ def drawn(p, scale: float = SCALE) -> torch.Tensor:
     (cond, negative), z = conditionings(), latent(p.anatomy, PICTURES)
 
     def denoise(z, t, cond):
-        return p.anatomy.call(z, p.anatomy.number(t.float()).expand(len(z)), cond)
+        return p.anatomy.call(z, p.clock.number(t).expand(len(z)), cond)
 
     guided = Guided(denoise, cond, negative, scale)
     solver = type(p.pipe.scheduler).from_config(p.pipe.scheduler.config)
     with following(p, solver) as attend:
-        if type(p.pipe) is FluxPipeline:
-            from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-            solver.set_timesteps(sigmas=torch.linspace(1, 1 / STEPS, STEPS).tolist(), mu=calculate_shift(16))
-        else:
-            solver.set_timesteps(STEPS)
+        p.clock.begin(solver, STEPS, z.shape)
         for t in solver.timesteps:
-            x = solver.scale_model_input(z, t) if hasattr(solver, "scale_model_input") else z
+            x = p.clock.scaled(solver, z, t)
             with attend():
-                pred = guided(x, t)
+                pred = guided(x, p.clock.time(t))
             z = solver.step(pred, t, z, return_dict=False)[0]
     return z
 
@@ -266,3 +267,44 @@ class Double(Interceptor):
     def predict(self, forward, call, run):
         assert run is None and call.step is None
         return 2 * forward(replace(call))
+
+
+# The families
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_pixart", "tiny_sd3", "tiny_flux"])
+def test_draw_and_the_diffusers_pipeline_are_edited_alike(request, family):
+    """What guidance steers away from keeps its attention; the prompt's half loses it, whoever draws."""
+    p = request.getfixturevalue(family).copy()
+    p.pipe.set_progress_bar_config(disable=True)
+    prompts, seeds, against = ["a red star", "art"], [3, 11], "a blue square"
+    options = {"guidance_scale": SCALE, "negative_prompt": [against] * 2}
+    if p.family == "flux":
+        options |= {"guidance_scale": 3.5, "true_cfg_scale": SCALE}
+    if p.family == "pixart":
+        options |= {"use_resolution_binning": False}
+
+    def draw():
+        return p.draw(prompts, seeds, sampling_steps=STEPS, cfg_scale=SCALE, negative=against)
+
+    def call():
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        size = {"height": 16, "width": 16, "num_inference_steps": STEPS, "output_type": "pt"}
+        return p(prompts, generator=generators, **size, **options).images
+
+    def first_key(site, probs):
+        seen.append(site.step)
+        changed = torch.zeros_like(probs)
+        changed[..., 0] = 1
+        return torch.where(site.rows[:, None, None, None], changed, probs)
+
+    plain, pictures = draw(), []
+    for way in (draw, call):
+        seen: list[int] = []
+        with p.edit_attention(first_key, kind=None):
+            pictures.append(way())
+        assert set(seen) == set(range(STEPS))
+    torch.testing.assert_close(*pictures, rtol=0, atol=1e-4)
+    assert (pictures[0] - plain).abs().max() > 1e-3
+    assert torch.equal(draw(), plain)

@@ -1,8 +1,8 @@
 """What every classifier promises. The verb has no method yet: a toy keeps the promise, and these tests, from rotting.
 
 ``run(out, progress) -> folder``: trains on a folder of pictures whose folders are classes, as a recipe does: killed,
-the same call goes on to the same bits. ``read(folder) -> network`` gives it back, from pictures [n, 3, h, w] in [-1, 1]
-to logits [n, classes].
+the same call goes on to the same bits. ``read(folder) -> network`` gives it back, from pictures [n, 3, h, w] in
+[-1, 1] to logits [n, classes].
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Flag:
         return tyro.conf.arg(
             name=self.option[2:] if self.aliases else None,
             aliases=self.aliases or None,
-            help=self.doc or None,
+            help=" ".join(self.doc.split()) or None,
             metavar=plain[0].__name__.upper() if optional else None,
             help_behavior_hint="" if self.default is None or self.default == () else None,
         )

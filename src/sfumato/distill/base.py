@@ -21,6 +21,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load, read_record
@@ -49,24 +50,19 @@ class Distiller(Tuned, Schedule, ABC):
 
     teacher: str | Text2Image | ImageModel = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
-    sampling_steps: int = 4
+    sampling_steps: Count = 4
     """Steps in which the student will sample."""
-    updates: int = 200_000
-    batch: int = 2048
+    updates: Count = 200_000
+    batch: Count = 2048
     """Pictures in an update."""
-    lr: float = 1e-4
-    warmup: int = 1000
-    weight_decay: float = 0.0
-    ema: float = 0.9999
-    checkpoint_every: int = 500
+    lr: Positive = 1e-4
+    warmup: Natural = 1000
+    weight_decay: NotNegative = 0.0
+    ema: Decay = 0.9999
+    checkpoint_every: Count = 500
 
     passes: ClassVar[float] = 3.0
     """What an update costs, in forward passes of the network; a backward pass counts as two."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.sampling_steps, self.updates) < 1:
-            raise BadInput("sampling_steps and updates must be at least 1")
 
     # What a method says
 

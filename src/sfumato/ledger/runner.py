@@ -23,6 +23,7 @@ import numpy as np
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import held, refuse_existing, sha256_of, write_json
 from sfumato.plan import Plan, human_time
+from sfumato.versions import versions
 
 from .core import Experiment, Table, effect, load, verdict
 
@@ -268,15 +269,4 @@ def spread(tables: Sequence[Table]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _versions() -> dict[str, str]:
-    import diffusers
-    import torch
-
-    import sfumato
-
-    return {
-        "sfumato": sfumato.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+    return {**versions(), "machine": platform.machine()}

@@ -97,14 +97,15 @@ class Text2Image(Prompts):
         return {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
 
     def projections(self, *kinds: str) -> list[Projection]:
-        """The attention projections of the given kinds, in network order; all of them if none is given.
+        """The projections of the given kinds, in network order; all of them if none is given.
 
         Args:
-            kinds: any of "cross.q", "cross.k", "cross.v", "cross.out", "self.q", "self.k", "self.v",
-                "self.out".
+            kinds: "cross.q", "cross.k", "cross.v", "cross.out"; the same of "self"; where attention is joint, of
+                "joint" (its picture side, and single streams) and of "text" (its text side); "text.in" and
+                "pooled.in", the linear maps that read the text encoders' embeddings.
 
         Raises:
-            BadInput: unknown kind.
+            BadInput: unknown kind, or one that this network does not have.
         """
         return self.anatomy.projections(kinds)
 
@@ -112,8 +113,9 @@ class Text2Image(Prompts):
         """The network's parameters by name, in one vocabulary for all methods.
 
         Args:
-            subset: "full"; "xattn" (all of cross-attention); "xattn-strict" (its key and value projections);
-                "noxattn" (all but cross-attention, the time embedding and the output block); "selfattn".
+            subset: "full"; "xattn" (all of cross-attention, or the text side of joint attention); "xattn-strict"
+                (its key and value projections); "noxattn" (all but these, the time embedding and the output
+                block); "selfattn".
 
         Raises:
             BadInput: unknown subset, or one that selects nothing in this network.
@@ -236,7 +238,7 @@ class Text2Image(Prompts):
 
         Args:
             where: "bottleneck" (the output of the middle block), or the name of any module of the network.
-            function: maps the module's output to what takes its place.
+            function: maps the module's output (of a block with two streams: text and picture) to what takes its place.
 
         Raises:
             BadInput: no such place (on entering).

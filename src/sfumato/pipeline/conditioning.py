@@ -73,7 +73,7 @@ class Conditioning:
         repeated = self.map(lambda x: x.repeat_interleave(n, dim=0))
         return replace(repeated, prompts=tuple(p for p in self.prompts for _ in range(n)))
 
-    def half(self, conditional: bool) -> Conditioning:
+    def as_half(self, conditional: bool) -> Conditioning:
         """These rows as one half of guidance, so that what looks inside the network can tell the halves apart."""
         return self.replace(conditional=torch.full(self.ids.shape[:1], conditional, device=self.ids.device))
 

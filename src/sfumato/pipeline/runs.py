@@ -40,7 +40,7 @@ class Run:
         self.index, self.pictures, self.calls = 0, 0, 0
         self.asked = [] if steering is None else steering.asked
         self.unpacked: Callable[[Tensor], Tensor] | None = None
-        self._anatomy = None if steering is None else steering.anatomy
+        self._clock = None if steering is None else steering.owner.clock
         self._start: Tensor | None = None
         self._scales: tuple[Tensor, Tensor] | None = None
 
@@ -48,11 +48,13 @@ class Run:
         """Whether a call with this number of the network's is at the present step's time (and not, say, a less noisy
         one's), or at that of step ``index``."""
         number = torch.as_tensor(number)
-        told = number if self._anatomy is None else self._anatomy.timestep(number.float())
         meant = self.timesteps[self.index if index is None else index]
+        away = number.float() - meant
+        if self._clock is not None:
+            away = self.T * (self._clock.time_of(number) - self._clock.time(meant))
         # Pipelines round the number to the precision of their latents.
         rounding = torch.finfo(number.dtype).eps * abs(meant) if number.is_floating_point() else 0.0
-        return bool(((told.float() - meant).abs() < 0.01 + rounding).all())
+        return bool((away.abs() < 0.01 + rounding).all())
 
     def noise(self, z: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The latent from which the run started, in the scale and with as many rows as a latent of this step.

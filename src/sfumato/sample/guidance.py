@@ -63,8 +63,8 @@ class Guided:
         """The conditional and the unconditional prediction, from one network call where that is possible."""
         join = torch.cat if torch.is_tensor(cond) else getattr(type(cond), "cat", None)
         alike, uncond = join is not None and type(cond) is type(self.uncond), self.uncond
-        if alike and hasattr(cond, "half"):  # so that who looks inside the network can tell them apart
-            cond, uncond = cond.half(True), uncond.half(False)
+        if alike and hasattr(cond, "as_half"):  # so that who looks inside the network can tell them apart
+            cond, uncond = cond.as_half(True), uncond.as_half(False)
         if not alike or not len(cond) == len(uncond) == len(z):
             return self.denoiser(z, t, cond), self.denoiser(z, t, uncond)
         if torch.is_tensor(t) and t.ndim and t.shape[0] == len(z):

@@ -28,7 +28,11 @@ def scheduler() -> DDIMScheduler:
 
 
 class DiffusionRecipe(Recipe):
-    """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights."""
+    """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights.
+
+    ``group`` neighbouring rows (a scene and its twin) stand in a batch together; ``tilt`` draws noisy times more often,
+    with a density proportional to t^tilt; ``gamma`` 0 weighs all times alike.
+    """
 
     name = "diffusion"
 
@@ -42,9 +46,11 @@ class DiffusionRecipe(Recipe):
         captions: list[str],
         dropout: float,
         gamma: float,
+        group: int = 1,
+        tilt: float = 0.0,
     ):
         self.unet, self.text, self.scheduler, self.latents = unet, text, scheduler, latents
-        self.dropout, self.gamma = dropout, gamma
+        self.dropout, self.gamma, self.group, self.tilt = dropout, gamma, group, tilt
         encode = lambda texts: (
             tokenizer(
                 texts,
@@ -60,7 +66,7 @@ class DiffusionRecipe(Recipe):
         return {"unet": self.unet, "text_encoder": self.text}
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
-        rows = draw.integers(len(self.latents), size, rng)
+        rows = draw.grouped(len(self.latents), size, self.group, rng)
         ids = self.ids[rows].long()
         drop = draw.uniform(size, rng) < self.dropout
         return {"x": self.latents[rows], "ids": torch.where(drop[:, None], self.empty, ids)}
@@ -69,11 +75,15 @@ class DiffusionRecipe(Recipe):
         device = self.unet.device
         x, ids = batch["x"].to(device), batch["ids"].to(device)
         eps = draw.normal(x.shape, rng).to(device)
-        t = draw.integers(len(self.scheduler.alphas_cumprod), len(x), rng).to(device)
+        times = len(self.scheduler.alphas_cumprod)
+        if self.tilt:
+            t = (times * draw.uniform(len(x), rng) ** (1 / (1 + self.tilt))).long().clamp(max=times - 1).to(device)
+        else:
+            t = draw.integers(times, len(x), rng).to(device)
         alpha2 = self.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
         alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
         v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()
         snr = alpha2 / (1 - alpha2)
-        weight = snr.clamp(max=self.gamma) / (snr + 1)
+        weight = snr.clamp(max=self.gamma) / (snr + 1) if self.gamma else 1.0
         error = (v - (alpha * eps - sigma * x)).square()
         return (weight * error).mean(), {"v_error": error.mean().detach()}

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
-from sfumato.errors import BadInput
+from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
@@ -46,34 +46,27 @@ class PixelRecipe(Tuned, Schedule, ABC):
 
     data: str = "sketch"
     """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
-    pictures: int = 40_000
+    pictures: Count = 40_000
     """How many pictures of the sketch world to draw."""
-    size: int = 32
+    size: Count = 32
     """Side of the pictures in pixels."""
     classes: bool = True
     """Condition on the data's classes, where it has any."""
-    label_dropout: float = 0.1
+    label_dropout: Decay = 0.1
     """Share of pictures shown without their class, for guidance."""
     flip: bool = False
     """Mirror half of the pictures."""
-    updates: int = 20_000
-    batch: int = 128
+    updates: Count = 20_000
+    batch: Count = 128
     """Pictures in an update."""
-    lr: float = 1e-4
-    warmup: int = 1000
-    weight_decay: float = 0.0
-    ema: float = 0.9999
-    checkpoint_every: int = 500
-    grid_every: int = 1000
+    lr: Positive = 1e-4
+    warmup: Natural = 1000
+    weight_decay: NotNegative = 0.0
+    ema: Decay = 0.9999
+    checkpoint_every: Count = 500
+    grid_every: Natural = 1000
 
     prediction: ClassVar[Prediction] = "v"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.size, self.updates) < 1:
-            raise BadInput("size and updates must be at least 1")
-        if not 0 <= self.label_dropout < 1:
-            raise BadInput(f"label_dropout is a share in [0, 1), got {self.label_dropout}")
 
     # What a recipe says
 

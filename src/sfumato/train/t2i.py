@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share, at_least, within
 from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
@@ -59,50 +60,53 @@ class TrainT2I(Tuned, Schedule):
     """"sketch", a folder of pictures with captions, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
-    pictures: int = 40_000
+    pictures: Count = 40_000
     """How many pictures of the sketch world to draw."""
-    size: int = 64
+    size: Annotated[int, at_least(16)] = 64
     """Side of the pictures in pixels, a multiple of 8."""
     start_from: str = ""
     """A pipeline (name or folder) whose weights training starts from; empty: from scratch."""
     start_with: Literal["all", "autoencoder"] = "all"
     """What is taken over from ``start_from``: every part, its tokenizer too, or the autoencoder alone."""
-    autoencoder_updates: int = 4500
+    autoencoder_updates: Natural = 4500
     """Updates of the first stage; 0 keeps the autoencoder of ``start_from`` as it is."""
-    autoencoder_batch: int = 8
+    autoencoder_batch: Count = 8
     """Pictures in an update of the first stage."""
-    autoencoder_lr: float = 1e-3
+    autoencoder_lr: Positive = 1e-3
     """Learning rate of the first stage."""
-    autoencoder_channels: tuple[int, ...] = (32, 32, 64, 128)
+    autoencoder_channels: tuple[Count, ...] = (32, 32, 64, 128)
     """Channels of the autoencoder's four levels; each but the last halves the side."""
-    latent_channels: int = 8
+    latent_channels: Count = 8
     """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
-    updates: int = 3000
+    updates: Count = 3000
     """Updates of the second stage."""
-    batch: int = 64
+    batch: Count = 64
     """Latents in an update of the second stage."""
-    lr: float = 7e-4
+    lr: Positive = 7e-4
     """Highest learning rate of the second stage."""
-    channels: tuple[int, ...] = (96, 128)
+    channels: tuple[Count, ...] = (96, 128)
     """Channels of the U-Net's levels."""
-    text_width: int = 128
+    text_width: Annotated[int, at_least(4)] = 128
     """Width of the text embedding."""
-    layers: int = 1
+    layers: Count = 1
     """Residual blocks a level."""
-    text_layers: int = 2
+    text_layers: Count = 2
     """Layers of the text encoder."""
-    context: int = 32
+    context: Annotated[int, within(3, 4096)] = 32
     """Longest prompt in tokens."""
-    vocabulary: int = 4096
+    vocabulary: Annotated[int, within(1, 1_000_000)] = 4096
     """Largest number of tokens that the tokenizer may learn."""
-    caption_dropout: float = 0.1
+    caption_dropout: Share = 0.1
     """Share of captions replaced by the empty prompt, for guidance."""
-    grid_every: int = field(default=0, init=False)
+    grid_every: Natural = field(default=0, init=False)
     """No pictures are drawn on the way."""
     cfg_scale: float = 3.0
     """Guidance that the finished pipeline samples with unless told otherwise."""
-    min_snr_gamma: float = 5.0
-    """Signal-to-noise ratio from which on the loss weight no longer grows."""
+    min_snr_gamma: NotNegative = 5.0
+    """Signal-to-noise ratio from which on the loss weight no longer grows; 0: every time weighs the same, so that
+    the noisiest, where it is decided what stands where, weigh more."""
+    tilt: NotNegative = 0.0
+    """How much more often noisy times are drawn: their density grows with this power of time; 0: all are alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,8 +114,6 @@ class TrainT2I(Tuned, Schedule):
             raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
         if self.autoencoder_updates == 0 and not self.start_from:
             raise BadInput("autoencoder_updates can only be 0 with start_from: there is no trained autoencoder to keep")
-        if min(self.autoencoder_updates or 1, self.updates, self.autoencoder_batch) < 1:
-            raise BadInput("updates and batches of both stages must be at least 1")
         # What the networks' normalisation and attention heads divide by; four levels make the factor 8.
         if len(self.autoencoder_channels) != 4 or not all(c > 0 and c % 8 == 0 for c in self.autoencoder_channels):
             raise BadInput(f"autoencoder_channels must be four multiples of 8: got {self.autoencoder_channels}")
@@ -121,8 +123,8 @@ class TrainT2I(Tuned, Schedule):
             raise BadInput(f"text_width must be a multiple of 4: got {self.text_width}")
         if min(self.latent_channels, self.layers, self.text_layers, self.pictures) < 1 or self.context < 3:
             raise BadInput("latent_channels, layers, text_layers and pictures must be at least 1, context at least 3")
-        if not 0 <= self.caption_dropout <= 1 or self.autoencoder_lr < 0:
-            raise BadInput("caption_dropout lies between 0 and 1, and learning rates are not negative")
+        if not 0 <= self.caption_dropout <= 1 or min(self.autoencoder_lr, self.min_snr_gamma, self.tilt) < 0:
+            raise BadInput("caption_dropout lies between 0 and 1; rates, min_snr_gamma and tilt are not negative")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision fp16 needs a GPU: use bf16 or no")
 
@@ -202,6 +204,8 @@ class TrainT2I(Tuned, Schedule):
             captions,
             self.caption_dropout,
             self.min_snr_gamma,
+            pictures.group,
+            self.tilt,
         )
         run = Run(recipe, second, out / "diffusion", keys)
         run.fit(progress)
@@ -226,6 +230,7 @@ class TrainT2I(Tuned, Schedule):
             **{name: getattr(self, name) for name in names},
             "dropout": self.caption_dropout,
             "gamma": self.min_snr_gamma,
+            "tilt": self.tilt,
             # None, as in a run from scratch, where they do not matter to this stage.
             "start_with": "all" if given else None,
             "autoencoder_updates": None if self.autoencoder_updates else 0,

@@ -238,14 +238,6 @@ class Anatomy(ABC):
         """Whether a call wants the result in diffusers' own type, and not as a tuple."""
         return self._signature.bind(self.network, *args, **kwargs).arguments.get("return_dict", True)
 
-    def number(self, timestep: Tensor | float) -> Tensor | float:
-        """What the network is told at a scheduler's timestep."""
-        return timestep
-
-    def timestep(self, number: Tensor | float) -> Tensor | float:
-        """The inverse of `number`."""
-        return number
-
     def packed(self, z: Float[Tensor, "batch channel height width"]) -> Tensor:
         """The form in which the network takes latents."""
         return z

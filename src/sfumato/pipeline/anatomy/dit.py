@@ -98,12 +98,6 @@ class SanaAnatomy(PixArtAnatomy):
         scale = self.guidance(z, cond, guidance) * config.guidance_embeds_scale
         return {**given, "guidance": scale.to(self.network.dtype)}
 
-    def number(self, timestep: Tensor | float) -> Tensor | float:
-        return timestep * self.network.config.timestep_scale
-
-    def timestep(self, number: Tensor | float) -> Tensor | float:
-        return number / self.network.config.timestep_scale
-
     def explicit(self, site: Site, listeners: list[Listener], original: Any) -> ExplicitAttention:
         if site.kind == "cross":
             return SanaAttention(site, listeners, original)

@@ -106,12 +106,6 @@ class FluxAnatomy(SD3Anatomy):
             given["guidance"] = self.guidance(z, cond, guidance)
         return given
 
-    def number(self, timestep: Tensor | float) -> Tensor | float:
-        return timestep / 1000
-
-    def timestep(self, number: Tensor | float) -> Tensor | float:
-        return number * 1000
-
     def packed(self, z: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch four_channels"]:
         """Every 2x2 patch as one row, channels outermost in it.
 
