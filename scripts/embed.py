@@ -16,7 +16,7 @@ from sfumato.pipeline import load
 from sfumato.train.parent import chain
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 25e6
+LIMIT = 20e6
 
 
 def main(source: Path, name: str = "sketch") -> None:

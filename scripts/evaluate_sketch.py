@@ -1,6 +1,9 @@
-"""How well the embedded pipeline draws, by the oracle: writes docs/model.md and its picture.
+"""How well the embedded pipeline draws, by the oracles: writes docs/model.md and its picture.
 
-    python scripts/evaluate_sketch.py --model sketch --n 2048
+    python scripts/evaluate_sketch.py --model sketch --n 1024
+
+Prompts: one object with colour, background and style; two objects in a relation; two objects and no relation; a bare
+object. The oracle (docs/oracle.md) reads pictures of one object, the scene oracle (docs/scenes.md) those of two.
 """
 
 from __future__ import annotations
@@ -9,23 +12,41 @@ import argparse
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import fields
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sfumato.data import oracle as oracles
-from sfumato.data import sketch
+from sfumato.data import scenes, sketch
 from sfumato.data.cases import balanced
+from sfumato.data.sketch.scene import CONTAINERS
 from sfumato.data.world import WORDS
 from sfumato.metrics.bootstrap import wilson
 from sfumato.pipeline import load, read_record
 from sfumato.train.parent import chain
 from sfumato.train.t2i import TrainT2I
 
-BARS = {"object": 0.985, "colour": 0.985, "background": 0.985, "style": 0.97}
+BARS = {
+    ("one object", "object"): 0.988,
+    ("one object", "colour"): 0.985,
+    ("one object", "background"): 0.99,
+    ("one object", "style"): 0.988,
+    ("two objects with a relation", "both objects"): 0.85,
+    ("two objects with a relation", "both colours"): 0.90,
+    ("two objects with a relation", "relation"): 0.90,
+    ("two objects, no relation", "both objects"): 0.85,
+    ("a bare object", "object"): 0.97,
+}
+"""What is aimed at. Colours and relations of two objects are counted where both objects are there."""
+RENAMED = {"steps": "updates", "autoencoder_steps": "autoencoder_updates"}
+"""Settings of older records, as they are called now."""
 
 
 def commands(made: dict[str, Any]) -> list[str]:
@@ -37,12 +58,16 @@ def commands(made: dict[str, Any]) -> list[str]:
     standard = {f.name: f.default for f in fields(TrainT2I)}
     lines = []
     for number, step in enumerate(chain(made), start=1):
-        words = ["sfumato", "train", "t2i", "--data", step["config"]["data"], "--out", f"run{number}/"]
+        if step.get("recipe") == "read captions":
+            words = ["python", "scripts/read_captions.py", "--out", f"run{number}/"]
+        else:
+            words = ["sfumato", "train", "t2i", "--data", step["config"]["data"], "--out", f"run{number}/"]
         for name, value in step["config"].items():
-            value = tuple(value) if isinstance(value, list) else value
+            name, value = RENAMED.get(name, name), tuple(value) if isinstance(value, list) else value
             if name == "data" or value == standard.get(name, value):
                 continue
             if name == "start_from" and number > 1:
+                name = "model" if words[0] == "python" else name
                 value = f"run{number - 1}/pipeline"
             words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
         note = f"  # {step['note']}" if step.get("note") else ""
@@ -50,39 +75,114 @@ def commands(made: dict[str, Any]) -> list[str]:
     return lines
 
 
+Result = dict[str, dict[str, list[bool]]]
+"""Kind of prompt -> what is read off -> whether it is right, one for each picture."""
+
+
+def single(n: int, rng: torch.Generator) -> tuple[list[str], list[dict[str, str]]]:
+    """Prompts that name all four attributes, each word as often as every other, and the words."""
+    asked = {a: balanced(words, n, rng) for a, words in WORDS.items()}
+    told = [{a: asked[a][i] for a in WORDS} for i in range(n)]
+    return [sketch.prompt(**t) for t in told], told
+
+
+def double(n: int, related: bool, seed: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """Prompts for two objects of different kind and colour; every other one names background and style too."""
+    rng, prompts, told = np.random.default_rng(seed), [], []
+    for i in range(n):
+        kinds, colours = rng.permutation(sketch.OBJECTS)[:2].tolist(), rng.permutation(sketch.COLOURS)[:2].tolist()
+        relation = sketch.RELATIONS[i % len(sketch.RELATIONS)] if related else None
+        if relation == "inside":  # in what has room
+            kinds[1] = str(rng.choice([c for c in CONTAINERS if c != kinds[0]]))
+        first, second = (sketch.prompt(k, c) for k, c in zip(kinds, colours, strict=True))
+        prompt = f"{first} {relation or 'and'} {second}"
+        if i // len(sketch.RELATIONS) % 2:
+            ground = sketch.prompt(background=str(rng.choice(sketch.BACKGROUNDS))).removeprefix("an empty ")
+            style = str(rng.choice(sketch.STYLES))
+            prompt += f" on {'an' if ground[0] in 'aeiou' else 'a'} {ground}, {style} style"
+        prompts.append(prompt)
+        told.append({"objects": kinds, "colours": colours, "relation": relation})
+    return prompts, told
+
+
+def read_single(pictures: Tensor, told: Sequence[dict[str, str]]) -> dict[str, list[bool]]:
+    """Attribute -> whether it is as told, by the oracle."""
+    read = oracles.load()(pictures)
+    words = {a: [oracles.WORDS[a][i] for i in read[a].argmax(dim=1)] for a in told[0]}
+    return {a: [w == t[a] for w, t in zip(words[a], told, strict=True)] for a in told[0]}
+
+
+def read_double(
+    pictures: Tensor, told: Sequence[dict[str, Any]], oracle: scenes.SceneOracle
+) -> dict[str, list[bool]]:
+    """Whether both objects are there; where they are, whether in their colours and in their relation; and all."""
+    result: dict[str, list[bool]] = {"both objects": [], "both colours": [], "relation": [], "all of it": []}
+    found = [seen for part in pictures.split(64) for seen in oracle.read(part)]
+    for seen, t in zip(found, told, strict=True):
+        pairs = [p for p in permutations(seen, 2) if [f.object for f in p] == t["objects"]]
+        result["both objects"].append(bool(pairs))
+        right = [[f.colour for f in p] == t["colours"] for p in pairs]
+        related = [t["relation"] is None or scenes.holds(p[0], t["relation"], p[1]) for p in pairs]
+        if pairs:
+            result["both colours"].append(any(right))
+            if t["relation"]:
+                result["relation"].append(any(related))
+        result["all of it"].append(any(a and b for a, b in zip(right, related, strict=True)))
+    return {k: v for k, v in result.items() if v}
+
+
+def measure(draw: Any, n: int, seed: int, oracle: scenes.SceneOracle) -> tuple[Result, Tensor]:
+    """What is right, by kind of prompt and by what is read off; and some of the pictures.
+
+    ``draw``: prompts and seeds -> pictures in [0, 1].
+    """
+    result, shown = {}, []
+    prompts, told = single(n, torch.Generator().manual_seed(seed))
+    pictures = draw(prompts, range(n))
+    result["one object"] = read_single(pictures, told)
+    shown.append(pictures[:6])
+    for name, related in (("two objects with a relation", True), ("two objects, no relation", False)):
+        prompts, pairs = double(n, related, seed)
+        pictures = draw(prompts, range(n))
+        result[name] = read_double(pictures, pairs, oracle)
+        shown.append(pictures[: 12 if related else 6])
+    bare = balanced(sketch.OBJECTS, n, torch.Generator().manual_seed(seed + 1))
+    pictures = draw([sketch.prompt(o) for o in bare], range(n))
+    result["a bare object"] = read_single(pictures, [{"object": o} for o in bare])
+    return result, torch.cat([*shown, pictures[:6]])
+
+
+def table(result: Result) -> list[str]:
+    """Markdown, with 95 % intervals (Wilson) and what was aimed at."""
+    rows = ["| asked for | read off | right [95 %] | of | aim |", "| --- | --- | --- | ---: | --- |"]
+    for kind, read in result.items():
+        for what, right in read.items():
+            low, high = wilson(sum(right), len(right))
+            aim = f"{BARS[kind, what]:.1%}" if (kind, what) in BARS else ""
+            share = sum(right) / len(right)
+            rows.append(f"| {kind} | {what} | {share:.1%} [{low:.1%}, {high:.1%}] | {len(right)} | {aim} |")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sketch")
-    parser.add_argument("--n", type=int, default=2048)
+    parser.add_argument("--n", type=int, default=1024, help="prompts of each kind")
     parser.add_argument("--sampling-steps", "--steps", type=int, default=25)
     parser.add_argument("--cfg-scale", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=Path, help="a folder with another scene oracle than the shipped one")
     parser.add_argument("--docs", type=Path, help="write model.md and model.png there; without it, only print")
     args = parser.parse_args()
 
-    pipe, rng = load(args.model), torch.Generator().manual_seed(args.seed)
-    asked = {a: balanced(words, args.n, rng) for a, words in WORDS.items()}
-    prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(args.n)]
-    began = time.perf_counter()
-    pictures = pipe.draw(
-        prompts, range(args.n), sampling_steps=args.sampling_steps, cfg_scale=args.cfg_scale, batch=64, progress=True
+    pipe = load(args.model)
+    draw = lambda prompts, seeds: pipe.draw(
+        prompts, seeds, sampling_steps=args.sampling_steps, cfg_scale=args.cfg_scale, batch=64, progress=True
     )
+    began = time.perf_counter()
+    result, pictures = measure(draw, args.n, args.seed, scenes.load(args.scenes))
     seconds = time.perf_counter() - began
-    read = oracles.load()(pictures)
-    rows, right = [], {}
-    for a in WORDS:
-        words = oracles.WORDS[a]
-        found = [words[i] for i in read[a].argmax(dim=1)]
-        right[a] = torch.tensor([f == w for f, w in zip(found, asked[a], strict=True)])
-        by_word = {w: right[a][[x == w for x in asked[a]]].float().mean().item() for w in WORDS[a]}
-        worst = min(by_word, key=by_word.get)
-        hits = int(right[a].sum())
-        low, high = wilson(hits, args.n)
-        rows.append(
-            f"| {a} | {hits / args.n:.2%} [{low:.2%}, {high:.2%}] | {BARS[a]:.1%} | {worst}: {by_word[worst]:.1%} |"
-        )
-    table = ["| read off | right [95 %] | aim | least right |", "| --- | --- | --- | --- |", *rows]
-    print("\n".join(table))
+    print("\n".join(table(result)))
     if not args.docs:
         return
     folder = Path(pipe.pipe.config._name_or_path)
@@ -99,15 +199,17 @@ def main() -> None:
         *commands(made),
         "```",
         "",
-        f"Read by the [oracle](oracle.md) on {args.n} balanced prompts, {args.sampling_steps} steps, guidance "
-        f"{args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each ({seconds:.0f} s of sampling; "
-        f"`python scripts/evaluate_sketch.py --n {args.n} --docs docs`):",
+        f"Read by the [oracle](oracle.md) and the [scene oracle](scenes.md) on {args.n} prompts of each kind, "
+        f"{args.sampling_steps} steps, guidance {args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each "
+        f"({seconds:.0f} s; `python scripts/evaluate_sketch.py --n {args.n} --docs docs`). Colours and relations of "
+        "two objects are counted where both objects are there:",
         "",
-        *table,
+        *table(result),
         "",
         "![Samples at four times their size](model.png)",
         "",
-        "The first pictures of the same run, in order, not selected.",
+        "The first pictures of each kind of prompt, in order, not selected: one object; two in a relation (two rows); "
+        "two without one; a bare object.",
         "",
         "```json",
         json.dumps({"recipe": made["config"], "describe": about}, indent=1, default=str),
@@ -115,8 +217,8 @@ def main() -> None:
         "",
     ]
     (args.docs / "model.md").write_text("\n".join(text))
-    rows = [torch.cat(list(pictures[i : i + 6]), dim=2) for i in range(0, 18, 6)]
-    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
+    lines = [torch.cat(list(pictures[i : i + 6]), dim=2) for i in range(0, len(pictures), 6)]
+    sheet = (torch.cat(lines, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(sheet).resize((sheet.shape[1] * 4, sheet.shape[0] * 4), Image.Resampling.NEAREST).save(
         args.docs / "model.png", optimize=True
     )

@@ -8,7 +8,7 @@ import torch
 from sfumato import cli
 from sfumato.files import read_png_metadata
 
-QUICK = ["--steps", "1", "--batch", "2", "--n-images", "2", "--init-word", "art", "--templates", "a {}"]
+QUICK = ["--updates", "1", "--batch", "2", "--n-images", "2", "--init-word", "art", "--templates", "a {}"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_pictures_of_the_cases_are_drawn_judged_and_kept(model, classifier, tmp_
     assert [p["prompt"] for p in record["pictures"]] == ["a star", "a red star", "a star"]
     seen = sum(p["shows it"] for p in record["pictures"])
     assert f"'star' is seen in {seen} of 3 pictures" in capsys.readouterr().out
-    assert record["budget"]["steps"] == 1 and record["seconds"] > 0 and record["word"] == "<v0>"
+    assert record["budget"]["updates"] == 1 and record["seconds"] > 0 and record["word"] == "<v0>"
     assert sorted(f.name for f in out.glob("*.png")) == ["000.png", "001.png", "002.png"]
     assert read_png_metadata(out / "000.png")["concept"] == "star"
 

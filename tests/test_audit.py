@@ -4,12 +4,13 @@ known."""
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from sfumato.attack.base import Attack, Found
+from sfumato.attack.base import Attack, Box, Found
 from sfumato.attack.concept_inversion import ConceptInversion
 from sfumato.audit import Audit, Detection, Detector, audit
 from sfumato.audit.drawing import to_float
@@ -227,7 +228,7 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         (["star"], {"attacks": ("concept-invasion",)}, "unknown"),
         (["star"], {"detector": None}, "say how to see the concept"),
         (["star"], {"detector": "./nothing-here"}, "not a model of transformers"),
-        (["star"], {"n": 0}, "at least one picture"),
+        (["star"], {"n": 0}, "n must be at least 1"),
     ):
         with pytest.raises(BadInput, match=words):
             audit(never, never, concepts, **{"detector": Fixed(always), **SMALL} | settings)
@@ -252,7 +253,7 @@ def test_an_attack_that_does_not_fit_is_refused_before_the_first_picture(tiny_sd
 
 
 def test_adapters_are_audited_as_they_act(tiny_sd, tmp_path, recwarn):
-    erased = SPM(concepts=("star",), steps=2, warmup=1, sampling_steps=2, n_anchors=1, lr=0.1).apply(tiny_sd)
+    erased = SPM(concepts=("star",), updates=2, warmup=1, sampling_steps=2, n_anchors=1, lr=0.1).apply(tiny_sd)
     method = {"method": {"name": "spm"}, "configuration": {"steps": 2}}
     tiny_sd.save(tmp_path / "original")
     erased.save(tmp_path / "erased", provenance=method)
@@ -356,7 +357,7 @@ class Reworded(Found):
 class Rewording(Attack):
     """As a paraphrase attack would: other words, one prompt after the other, until the judge sees the concept."""
 
-    box = "black"
+    box: ClassVar[Box] = "black"
     words: tuple[str, ...] = ("circle", "square", "art")
 
     def rows(self, cases, sampling_steps):

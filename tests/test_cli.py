@@ -28,9 +28,9 @@ from sfumato.plan import Plan, human_bytes, human_time
 SOURCE = str(Path(sfumato.__file__).parents[1])
 
 
-def run(*args: str, **options) -> subprocess.CompletedProcess:
+def run(*args: str, columns: str = "120", **options) -> subprocess.CompletedProcess:
     """The command in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": SOURCE, "COLUMNS": "120"}
+    env = {**os.environ, "PYTHONPATH": SOURCE, "COLUMNS": columns}
     command = [sys.executable, "-m", "sfumato", *args]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, **options)
 
@@ -71,9 +71,13 @@ def test_methods_as_json(capsys):
 
 
 def test_methods_as_a_table_is_one_line_a_method_in_a_pipe():
-    lines = run("methods").stdout.splitlines()
+    lines = run("methods", columns="").stdout.splitlines()
     for method in catalog.METHODS:
         assert any(method.name in line and method.summary in line for line in lines)
+
+
+def test_tables_are_as_wide_as_columns_says():
+    assert max(map(len, run("methods", columns="90").stdout.splitlines())) <= 90
 
 
 def test_cite_prints_what_runs(capsys):
@@ -236,7 +240,7 @@ class Gentle(Base):
     """Steps; by default as many as it takes."""
     hidden: list = field(default_factory=list, init=False)
 
-    def run(self, pipe):
+    def run(self, pipe, folder=None):
         return pipe.erased(self), {"condition_number": 3.0}
 
 
@@ -384,7 +388,7 @@ def test_a_catalogue_entry_is_all_that_a_method_needs(gentle_in_catalog, tmp_pat
 
 
 def test_a_failing_method_leaves_nothing(gentle_in_catalog, tmp_path, capsys, monkeypatch):
-    def fail(self, pipe):
+    def fail(self, pipe, folder=None):
         raise SfumatoError("it diverged")
 
     monkeypatch.setattr(Gentle, "run", fail)

@@ -75,7 +75,7 @@ def test_classes(folder, tmp_path):
 def test_bad_input(folder, tmp_path):
     with pytest.raises(BadInput, match="knows the classes bird, cat; these pictures have cat, dog"):
         FromPictures(data=str(folder)).open_data(model(("bird", "cat")), tmp_path, seed=0)
-    with pytest.raises(BadInput, match="share"):
+    with pytest.raises(BadInput, match="unconditional must be at least 0 and at most 1"):
         FromPictures(data=str(folder), unconditional=2).open_data(model(), tmp_path, seed=0)
     with pytest.raises(BadInput, match="no pictures"):
         FromPictures(data=str(tmp_path / "nothing")).open_data(model(), tmp_path, seed=0)

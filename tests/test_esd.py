@@ -199,9 +199,9 @@ def test_each_variant_has_its_own_settings_for_the_embedded_model():
     [
         ({"variant": "xattn"}, "x, u, full"),
         ({"pool": 4}, "teacher"),
-        ({"updates": 0}, "positive"),
-        ({"lr": 0.0}, "positive"),
-        ({"sampler": "nobody"}, "student or teacher"),
+        ({"updates": 0}, "updates must be at least 1"),
+        ({"lr": 0.0}, "lr must be more than 0"),
+        ({"sampler": "nobody"}, "unknown sampler 'nobody': choose one of student, teacher"),
         ({"erase_from": ("a", "b")}, "erase_from"),
         ({"concepts": " "}, "concept"),
     ],

@@ -1,15 +1,27 @@
-"""Full-size SD 1.x and SDXL shapes with random weights: what the tiny pipelines cannot show."""
+"""Full-size shapes, with random weights or none: what the tiny pipelines cannot show."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from conftest import tiny_scheduler
-from sfumato.pipeline import load, wrap
+from conftest import clip_tokenizer, t5_tokenizer, tiny_scheduler, word_merges
+from sfumato.pipeline import Conditioning, load, wrap
 from sfumato.pipeline.anatomy import UNetAnatomy
 
 SD = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
@@ -75,6 +87,60 @@ def test_projections_of_sdxl():
     assert sorted((q.resolution, q.shape[0]) for q in found) == sorted(
         2 * ([(64, 640)] * 10 + [(32, 1280)] * 60)
     )
+
+
+def clip(config, projection=True):
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(CLIPTextConfig(**config))
+
+
+def t5_xxl():
+    sizes = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128}
+    return T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
+
+
+def published(family, tmp_path):
+    """A pipeline with the published configuration, none of whose weights has storage."""
+    tokenizer = clip_tokenizer(tmp_path, word_merges(), 77)
+    flow, table = FlowMatchEulerDiscreteScheduler(shift=3.0), tiny_scheduler("epsilon")
+    with torch.device("meta"):
+        if family == "pixart":
+            network = PixArtTransformer2DModel(caption_channels=4096, use_additional_conditions=False)
+            vae = AutoencoderKL(**VAE, scaling_factor=0.13025)
+            return PixArtSigmaPipeline(t5_tokenizer(), t5_xxl(), vae, network, table)
+        vae = AutoencoderKL(**{**VAE, "latent_channels": 16}, shift_factor=0.0609, use_quant_conv=False)
+        if family == "flux":
+            network = FluxTransformer2DModel(guidance_embeds=True)
+            return FluxPipeline(flow, vae, clip(CLIP_L, False), tokenizer, t5_xxl(), t5_tokenizer(), network)
+        network = SD3Transformer2DModel(
+            num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
+        )
+        encoders = (clip(CLIP_L), tokenizer, clip(CLIP_G), tokenizer, t5_xxl(), t5_tokenizer())
+        return StableDiffusion3Pipeline(network, flow, vae, *encoders)
+
+
+@pytest.mark.parametrize(
+    ("family", "parameters", "latent", "lengths", "read", "pooled"),
+    [
+        ("pixart", 610_856_096, (4, 128, 128), [300], (1152, 4096), None),
+        ("sd3", 2_028_328_000, (16, 128, 128), [77, 77, 256], (1536, 4096), 2048),
+        pytest.param(
+            "flux", 11_901_408_320, (16, 128, 128), [77, 512], (3072, 4096), 768, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_families_with_published_configurations(family, parameters, latent, lengths, read, pooled, tmp_path):
+    p = wrap(published(family, tmp_path))
+    assert (p.size, p.latent_shape(), p.text_lengths()) == (1024, latent, lengths)
+    assert sum(x.numel() for x in p.parameters("full").values()) == parameters
+    (projection,) = p.projections("text.in")
+    assert projection.shape == read
+    rows = lengths[-1] + (77 if family == "sd3" else 0)
+    ids = torch.zeros(2, rows, dtype=torch.long, device="meta")
+    cond = Conditioning(torch.zeros(2, rows, 4096, device="meta"), ids, ids.bool())
+    cond = cond.replace(pooled=torch.zeros(2, pooled, device="meta") if pooled else None)
+    z = torch.zeros(2, *latent, device="meta")
+    with torch.no_grad():
+        assert p.denoiser(z, 0.5, cond).shape == z.shape
 
 
 @pytest.mark.slow

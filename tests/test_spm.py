@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.erase.esd import negative_guidance_target
 from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
-from sfumato.errors import BadInput
+from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import load
 from sfumato.pipeline.membrane import (
     Membrane,
@@ -100,6 +100,14 @@ def test_anchors_that_resemble_the_concept_are_drawn_less():
     mean, square = -math.pi / 2 / (2 * math.pi - 2), (math.pi - 4 / 3) / (2 * math.pi - 2)
     error = math.sqrt((square - mean**2) / 2000)
     assert float(drawn[:, 0].mean()) == pytest.approx(mean, abs=4 * error)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_anchors_of_an_embedding_that_is_not_finite_are_not_waited_for(number):
+    concept = normal(3, 4)
+    concept[0, 0] = number
+    with pytest.raises(SfumatoError, match="not finite"):
+        draw_anchors(concept, 2, generator())
 
 
 def test_anchor_rejection_is_inert_in_the_width_of_real_encoders():
@@ -472,6 +480,42 @@ def test_files_that_are_no_membranes(pipe, two, tmp_path):
     save_file(stray, tmp_path / "stray.safetensors", metadata=header)
     with pytest.raises(BadInput, match="nowhere"):
         attach(pipe, load_membranes(tmp_path / "stray.safetensors", pipe))
+
+
+@pytest.fixture(scope="module")
+def apart(pipe, two):
+    """Two membranes that share some layers and have others of their own."""
+    layers = two[0].layers
+    return [
+        Membrane(m.concepts, m.rank, m.alpha, {k: x for k, x in m.weights.items() if k.rsplit(".", 1)[0] in some})
+        for m, some in zip(two, (layers[:-3], layers[3:]), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("composition", ["paper", "official"])
+def test_membranes_on_different_layers_combine(pipe, apart, composition):
+    """On a layer of one alone, it acts as if alone; on a shared one, as the composition says."""
+    made = attach(pipe, apart, "none", composition)
+    layers = [apart[0].layers[0], apart[0].layers[-1], apart[1].layers[-1]]
+    assert layers[0] not in apart[1].layers and layers[1] in apart[1].layers and layers[2] not in apart[0].layers
+    for layer in layers:
+        weight = pipe.network.get_submodule(layer).weight
+        here = [m.weights for m in apart if layer in m.layers]
+        ups, downs = ([w[f"{layer}.{which}"].flatten(1) for w in here] for which in ("up", "down"))
+        each = sum(u @ d for u, d in zip(ups, downs, strict=True))
+        expected = sum(ups) @ sum(downs) if composition == "official" else each
+        added = made.merged().network.get_submodule(layer).weight - weight
+        torch.testing.assert_close(added, expected.view_as(weight).to(added), rtol=1e-6, atol=1e-7)
+
+
+def test_membranes_on_different_layers_are_saved(pipe, apart, tmp_path):
+    made = attach(pipe, apart, "none")
+    made.save(tmp_path / "erased")
+    again = attach(pipe, load_membranes(tmp_path / "erased", pipe), "none")
+    assert torch.equal(predict(again, ["star"]), predict(made, ["star"]))
+    loaded = pipe.copy()
+    loaded.load_adapter("lora", tmp_path / "erased" / "lora" / "pytorch_lora_weights.safetensors")
+    torch.testing.assert_close(predict(loaded, ["star"]), predict(made, ["star"]), rtol=1e-9, atol=1e-9)
 
 
 def test_attach_refuses_what_it_cannot_do(pipe, two):

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.errors import BadInput
+from sfumato.train.diffusion import DiffusionRecipe, scheduler
 from sfumato.train.parent import chain
-from sfumato.train.t2i import DiffusionRecipe, TrainT2I, scheduler
+from sfumato.train.t2i import TrainT2I
 from sfumato.train.tokenizer import learn_tokenizer
 
 
@@ -48,6 +49,46 @@ def test_v_loss_vanishes_for_the_true_velocity():
     rng = torch.Generator().manual_seed(0)
     loss, _ = recipe.loss(recipe.batch(0, rng, 16), rng)
     assert loss < 1e-9
+
+
+def loss_and_times(gamma: float, tilt: float, n: int = 4000) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """The loss of a network that predicts nothing, the times that it was asked at, and the squared error of each."""
+    asked = {}
+
+    class Nought(nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, z, t, tokens):
+            asked["t"] = t
+            return type("Output", (), {"sample": torch.zeros_like(z)})
+
+    text = lambda ids: type("Output", (), {"last_hidden_state": ids})
+    latents = torch.zeros(6, 4, 1, 1)  # so that the error is alpha eps
+    recipe = DiffusionRecipe(
+        Nought(), text, learn_tokenizer(["a"], 4, 600), scheduler(), latents, ["a"] * 6, 0.1, gamma, 2, tilt
+    )
+    rng = torch.Generator().manual_seed(0)
+    batch = recipe.batch(0, rng, n)
+    return float(recipe.loss(batch, rng)[0]), asked["t"], scheduler().alphas_cumprod[asked["t"]]
+
+
+def test_without_gamma_every_time_weighs_the_same():
+    plain, _, alpha2 = loss_and_times(0.0, 0.0)
+    # The mean of alpha^2 eps^2; its deviation is at most sqrt(3 - 1) for each of 16,000 numbers.
+    assert abs(plain - float(alpha2.mean())) < 5 * (2 / 16_000) ** 0.5
+    weighed, _, _ = loss_and_times(5.0, 0.0)
+    snr = alpha2 / (1 - alpha2)
+    assert abs(weighed - float((alpha2 * snr.clamp(max=5) / (snr + 1)).mean())) < 5 * (2 / 16_000) ** 0.5
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1.0, 3.0])
+def test_tilt_draws_noisy_times_more_often(tilt):
+    _, t, _ = loss_and_times(0.0, tilt)
+    # The distribution function is time^(1 + tilt).
+    for quantile in (0.25, 0.5, 0.75):
+        share = float((t < 1000 * quantile).float().mean())
+        assert abs(share - quantile ** (1 + tilt)) < 5 * 0.5 / len(t) ** 0.5
+    assert t.max() <= 999
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +174,7 @@ def test_an_untrained_autoencoder_cannot_be_kept(tiny, trained, tmp_path):
         replace(tiny, autoencoder_updates=0)
     run = trained.parent
     with pytest.raises(BadInput, match="trained its autoencoder"):
-        replace(tiny, start_from=str(trained), autoencoder_updates=0).run(run, progress=False)
+        replace(tiny, start_from=str(trained), autoencoder_updates=0).run(run, progress=False, overwrite=True)
 
 
 def test_latents_of_another_autoencoder_are_made_again(tiny, trained, tmp_path):

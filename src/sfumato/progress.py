@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+
+
+def alone() -> bool:
+    """Whether this process speaks and writes; the others of a parallel training work in silence."""
+    return os.environ.get("RANK", "0") == "0"
 Out = TypeVar("Out", covariant=True)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from sfumato.fields import check
 
 EMBEDDED = ("sketch",)
 """Models inside the package."""
@@ -29,6 +32,14 @@ class Tuned:
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings by name: published ones other than the defaults, and those for embedded models."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that are not what their types say."""
+        if dataclasses.is_dataclass(self):
+            check(self)
+        beyond = getattr(super(), "__post_init__", None)
+        if beyond is not None:
+            beyond()
 
     @classmethod
     def settings_for(cls, model: Any) -> dict[str, Any]:

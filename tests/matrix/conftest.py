@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,6 @@ from sfumato.pipeline import Text2Image, VideoModel
 from .families import FAMILIES
 
 CAPTIONS = ("a red star", "a blue circle", "a photo of a square")
-EXTRA: dict[str, list[catalog.Method]] = {}
-"""Methods that a test file brings along, by verb."""
 
 
 def pytest_generate_tests(metafunc) -> None:
@@ -28,8 +29,6 @@ def pytest_generate_tests(metafunc) -> None:
     if "method" in names:
         found = [(m.name, m.load()) for m in catalog.methods(metafunc.module.VERB)]
         found += [(cls.__name__, cls) for cls in getattr(metafunc.module, "TOYS", ())]
-        fitting = getattr(metafunc.module, "belongs", lambda cls: True)
-        found = [(name, cls) for name, cls in found if fitting(cls)]
         metafunc.parametrize("method", [cls for _, cls in found], ids=[name for name, _ in found])
     if "family" in names:
         metafunc.parametrize("family", FAMILIES)
@@ -72,6 +71,15 @@ def draw(model: Any, asked: Any = None, seeds: Any = (3, 4)) -> Tensor:
     return model.draw(asked, list(seeds), **steps)
 
 
+def call(pipe: Text2Image, prompts: list[str], seeds: list[int], sampling_steps: int = 2, **options: Any) -> Tensor:
+    """Pictures of the size that `draw` has, through diffusers' own pipeline."""
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    # PixArt draws at the nearest of its own sizes unless told otherwise.
+    binning = {"use_resolution_binning"} & inspect.signature(type(pipe.pipe).__call__).parameters.keys()
+    options = {"num_inference_steps": sampling_steps, "height": pipe.size, "width": pipe.size, **options}
+    return pipe(prompts, generator=generators, output_type="pt", **dict.fromkeys(binning, False), **options).images
+
+
 def state(model: Any) -> dict[str, Any]:
     """All that a method could leave behind in a model: weights, flags, hooks, processors, adapters, settings."""
     seen: dict[str, Any] = {"adapters": sorted(getattr(model, "adapters", {})), "defaults": dict(model.defaults)}
@@ -95,6 +103,17 @@ def bits_of(model: Any) -> dict[tuple[str, str], str]:
 
 def _bytes(x: Tensor) -> bytes:
     return x.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+@contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """The model is after the block what it was before, in weights, flags and hooks."""
+    if isinstance(model, Text2Image):
+        model.encode("star")  # transformers puts hooks of its own on its models when they are first called
+    before = state(model)
+    yield
+    after = state(model)
+    assert [key for key in before if before[key] != after.get(key)] == [] and before.keys() == after.keys()
 
 
 def frozen(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from sfumato.erase.base import Eraser
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import Text2Image, load
 from sfumato.plan import Plan
+from sfumato.train.loop import Run
 
 from .conftest import bits_of, draw, frozen, in_half, state, with_number
 from .families import FAMILIES
@@ -118,6 +120,27 @@ def test_half_precision_stays_half_and_finite(first, method):
     assert bits_of(erased) != before
     assert draw(erased).isfinite().all()
     json.dumps(log, allow_nan=False)
+
+
+def test_in_a_folder_it_is_the_same_and_a_killed_run_goes_on_to_the_same_bits(first, method, tmp_path, monkeypatch):
+    """Methods that train are killed before their second update; others keep nothing there."""
+    teacher, _, _, erased, log = first
+    original, made = Run.one_step, []
+
+    class Killed(BaseException):
+        pass
+
+    def one_step(run):
+        if len(made) == 1:
+            raise Killed
+        made.append(run.step)
+        return original(run)
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(Run, "one_step", one_step)
+        eraser(method).run(teacher, tmp_path / "run")
+    again, told = eraser(method).run(teacher, tmp_path / "run")
+    assert bits_of(again) == bits_of(erased) and told == log
 
 
 def test_the_plan_is_told_first(first, method):

@@ -13,12 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.cases import AttackCases
+from sfumato.fields import Seed
 from sfumato.files import atomic_folder, save_png, write_json
 from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.plan import Plan
 from sfumato.settings import Tuned
+from sfumato.train.schedule import NEUTRAL
 
 Box = Literal["white", "grey", "black"]
 
@@ -90,11 +92,13 @@ class Attack(Tuned, ABC):
     what it found.
     """
 
-    box: ClassVar[Box] = "white"
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which it takes about a second on a tiny pipeline, for the tests that all attacks share."""
+    box: ClassVar[Box]
     """What the attacker sees of the erased model: its weights and gradients ("white"), those of its text encoder or
     those of other models only ("grey"), or nothing but the pictures that it draws ("black")."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all randomness in the attack."""
 
     @property
@@ -104,7 +108,8 @@ class Attack(Tuned, ABC):
 
     def budget(self) -> dict[str, Any]:
         """What the attacker is given: everything that decides the attack's strength."""
-        return {"name": type(self).__name__, "box": self.box, **dataclasses.asdict(self)}
+        given = {k: v for k, v in dataclasses.asdict(self).items() if k not in NEUTRAL | {"progress"}}
+        return {"name": type(self).__name__, "box": self.box, **given}
 
     def check(self, pipe: Text2Image, cases: AttackCases) -> None:
         """Raise `BadInput` if the attack cannot run on ``pipe``, or not ask for these cases.

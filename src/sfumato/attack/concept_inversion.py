@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.files import tensors_sha256
 from sfumato.metrics.detectors import Detector
 from sfumato.noise.process import compose
@@ -25,7 +26,7 @@ from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
 
-from .base import Attack, Found
+from .base import Attack, Box, Found
 
 TEMPLATES = (
     "a photo of {}",
@@ -58,24 +59,29 @@ class ConceptInversion(Tuning, Attack):
     helped by a name; ``captions`` is ours.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "n_images": 2, "updates": 3, "lr": 0.05, "batch": 2, "checkpoint_every": 1,
+        "init_word": "circle", "templates": ("a photo of {}", "{}"),
+    }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {"updates": 120, "lr": 0.02, "batch": 8, "captions": True},
     }
     """Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
+    box: ClassVar[Box] = "white"
 
-    n_images: int = 25
+    n_images: Count = 25
     """Pictures of the concept that the original pipeline draws, when none are given."""
-    updates: int = 5000
+    updates: Natural = 5000
     """Updates: 5,000 against fine-tuned pipelines, 1,000 against guidance-based erasure."""
-    lr: float = 0.08
+    lr: Positive = 0.08
     """Learning rate of AdamW: the paper's 5e-3, scaled by batch (4) and accumulation (4)."""
-    batch: int = 16
+    batch: Count = 16
     """Pictures (each with its noise, time and template) in an update."""
-    weight_decay: float = 1e-2
+    weight_decay: NotNegative = 1e-2
     """Decoupled weight decay of AdamW, on the new rows only."""
-    checkpoint_every: int = 250
-    tokens: int = 1
+    checkpoint_every: Count = 250
+    tokens: Natural = 1
     """New tokens that together stand for the concept; 0 attacks nothing and asks by the concept's name."""
     init_word: str = ""
     """A text whose mean token embedding the new ones start from; empty: object, shape, art, ..., whatever is
@@ -88,9 +94,6 @@ class ConceptInversion(Tuning, Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("n_images", 1), ("tokens", 0)):
-            if getattr(self, name) < least:
-                raise BadInput(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.templates or any("{}" not in t for t in self.templates):
             raise BadInput('every template needs {} where the new word stands, for example "a photo of {}"')
 

@@ -30,6 +30,7 @@ from sfumato.pipeline import ImageModel, Text2Image
 from sfumato.progress import track
 from sfumato.report.cost import CostReport, Point
 from sfumato.report.schema import Interval
+from sfumato.settings import settings_for
 from sfumato.versions import versions
 
 from .gallery import SHOWN, arrays
@@ -87,7 +88,7 @@ def ways(
         entry, n = catalog.get(method, "steer"), max(sampling_steps)
         if preset and preset not in entry.presets:
             raise unknown(f"preset of {method}", preset, entry.presets)
-        patch = entry.load()(**entry.presets.get(preset, {}))
+        patch = entry.load()(**(entry.presets[preset] if preset else settings_for(entry.load(), teacher)))
         label = f"{preset or 'its defaults'}, {_steps(n)}"
         around = lambda patch=patch: patch.patch(teacher)
         found.append(Way(f"teacher, {method}", label, teacher, {"sampling_steps": n, "scheduler": "ddim"}, around))

@@ -14,6 +14,7 @@ from sfumato import __version__
 from sfumato.attack.base import Attack
 from sfumato.data.cases import AttackCases, check_concepts
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Seed, check
 from sfumato.metrics.detectors import Detector
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
@@ -58,22 +59,23 @@ class Audit:
     """What must have been kept; by default, in the sketch world, all its other words."""
     prompts: Sequence[str] | None = None
     """Prompts with {concept} in them; by default four plain ones, or the sketch world's own."""
-    n: int = 64
+    n: Count = 64
     """Pictures for each erased concept."""
-    n_retain: int = 8
+    n_retain: Count = 8
     """Pictures for each retained concept, at least."""
-    n_attack: int = 32
+    n_attack: Count = 32
     """Pictures drawn under attack for each erased concept."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice of prompts, of the pictures' noise, of the intervals."""
-    sampling_steps: int = 25
+    sampling_steps: Count = 25
     """Denoising steps."""
     cfg_scale: float | None = None
     """Guidance; by default the pipeline's."""
     scheduler: str | None = None
     """ddim or dpm++; by default the pipeline's."""
     detector: str | Detector | None = None
-    """"oracle" (sketch world), or a folder or hub id of a transformers image classifier or CLIP."""
+    """"oracle" (sketch world), or a folder or hub id of a transformers image classifier or CLIP; KIND:MODEL, as in
+    "classifier:FOLDER" or "zero-shot:FOLDER", where several kinds of detector could look with the same model."""
     attacks: Sequence[str | Attack] = ("concept-inversion",)
     """Names of attacks; empty for none."""
     distance: str | Distance | None = None
@@ -85,7 +87,7 @@ class Audit:
     clip: str | None = None
     """Folder or hub id of a CLIP for the alignment of prompts and pictures; by default the oracle in the sketch world,
     and no alignment elsewhere."""
-    batch: int | None = None
+    batch: Count | None = None
     """Pictures drawn together; by default 64 up to 128 pixels a side, 8 above."""
     edit: Any = None
     """The eraser, or its record; by default read from the folder of the edited model."""
@@ -93,11 +95,8 @@ class Audit:
     """Show bars."""
 
     def __post_init__(self) -> None:
+        check(self)
         object.__setattr__(self, "concepts", check_concepts(self.concepts, self.retain))
-        if min(self.n, self.n_retain, self.n_attack) < 1:
-            raise BadInput("an audit needs at least one picture of each kind: n, n_retain and n_attack from 1 on")
-        if self.batch is not None and self.batch < 1:
-            raise BadInput(f"batch must be at least 1, got {self.batch}")
 
     def run(self, announce: Callable[[Plan], None] | None = None) -> AuditReport:
         """Measure; ``announce`` is called with the plan before the first picture is drawn.

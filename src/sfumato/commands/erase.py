@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato import catalog
-from sfumato.commands.verb import Where, alone, beside, load, origin, provenance, read
+from sfumato.commands.verb import Where, beside, load, origin, provenance, read
 from sfumato.errors import unknown
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
+from sfumato.progress import alone
 
 if TYPE_CHECKING:
     from sfumato.erase.base import Eraser
@@ -42,7 +42,7 @@ def main(args: list[str]) -> None:
     with beside(options.out, method) as folder:
         writes = [f"{options.out}/ (a diffusers folder)", *([f"{folder}/ (until then: checkpoints)"] if folder else [])]
         if alone():
-            plan(entry, method, pipe, method.concepts, writes).show()
+            plan(entry, method, pipe, writes).show()
         erased, told = erase(method, pipe, folder)
         record = record_of(entry, method, pipe, options.model, told)
         if not alone():
@@ -82,15 +82,10 @@ def record_of(
     return {**record, "configuration": {**record["configuration"], **chosen}}
 
 
-def plan(
-    entry: catalog.Method, method: Any, pipe: Text2Image, concepts: Sequence[str], writes: list[str]
-) -> Plan:
-    """The method's own plan where it makes one, otherwise the weights and the catalogue's words."""
-    if hasattr(method, "plan"):
-        return replace(method.plan(pipe), writes=writes)
-    weights = sum(pipe.describe(weights=False)["parameters"].values()) * pipe.dtype.itemsize
-    title = f"{entry.verb} {entry.name}: {', '.join(concepts)}"
-    return Plan(title, memory={"weights": weights}, time=entry.cost, writes=writes)
+def plan(entry: catalog.Method, method: Eraser, pipe: Text2Image, writes: list[str]) -> Plan:
+    """The method's own plan; where that cannot tell the time, with the catalogue's words."""
+    made = method.plan(pipe)
+    return replace(made, writes=writes, time=made.time or ("" if made.seconds else entry.cost))
 
 
 def check_words(model: str, concepts: tuple[str, ...]) -> None:

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import inspect
 import io
-import math
 import operator
 import textwrap
 import types
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from sfumato.errors import BadInput, unknown
+from sfumato.fields import check_values, plain
 
 STEPS = {"sampling_steps": "--steps"}
 """What commands that draw call the number of denoising steps too, since they have no other steps."""
@@ -41,6 +41,8 @@ class Flag:
     doc: str
     option: str = ""
     aliases: tuple[str, ...] = ()
+    bounded: Any = None
+    """Its type with the bounds of numbers."""
 
     def __post_init__(self) -> None:
         self.option = "--" + self.name.replace("_", "-")
@@ -72,7 +74,7 @@ class Flag:
         return tyro.conf.arg(
             name=self.option[2:] if self.aliases else None,
             aliases=self.aliases or None,
-            help=self.doc or None,
+            help=" ".join(self.doc.split()) or None,
             metavar=plain[0].__name__.upper() if optional else None,
             help_behavior_hint="" if self.default is None or self.default == () else None,
         )
@@ -121,9 +123,7 @@ def parse(
             raise BadInput(_sentence(complaint.getvalue(), command)) from None
         raise
     for flag in flags.values():
-        value = getattr(values, flag.name)
-        if any(isinstance(x, float) and not math.isfinite(x) for x in (value if isinstance(value, tuple) else [value])):
-            raise BadInput(f"{flag.option} must be a finite number, got {value}")
+        check_values({flag.option: flag.bounded}, {flag.option: getattr(values, flag.name)})
     return [{flag.name: getattr(values, flag.name) for flag in source} for source in described]
 
 
@@ -140,7 +140,11 @@ def flags_of(source: Any) -> list[Flag]:
         docs = _argument_docs(source)
         parameters = inspect.signature(source).parameters.values()
         defaults = {p.name: dataclasses.MISSING if p.default is p.empty else p.default for p in parameters}
-    flags = [Flag(name, sayable(hints[name]), default, docs.get(name, "")) for name, default in defaults.items()]
+    flags = []
+    for name, default in defaults.items():
+        kind, bounds = plain(hints[name])
+        doc = docs.get(name, "")
+        flags.append(Flag(name, sayable(kind), default, f"{doc} ({bounds})" if bounds else doc, bounded=hints[name]))
     return [flag for flag in flags if flag.type is not None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEDULERS = ("ddim", "addim", "dpm++")
 PIXEL_SCHEDULERS = (*SCHEDULERS, "ddpm", "heun")
-EXAMPLE = 'sfumato sample "a red star" "a blue boat" --seeds 0-3 --out pictures/'
+EXAMPLE = 'sfumato sample "a red star" "a blue fish" --seeds 0-3 --out pictures/'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,11 @@ def draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any = None) -
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     if options.scheduler in set(PIXEL_SCHEDULERS) - set(SCHEDULERS):
         raise BadInput(f"--scheduler {options.scheduler} is for models of classes: use one of {', '.join(SCHEDULERS)}")
+    from sfumato.data.world import strangers
+
+    if unheard := strangers(pipe.tokenizers[0], [prompt for prompt, _ in jobs]):
+        names = ", ".join(map(repr, unheard))
+        warnings.warn(f"{options.model} has no word for {names}: what it draws for that is chance", stacklevel=2)
     steps = pipe.defaults.get("sampling_steps", 25) if options.sampling_steps is None else options.sampling_steps
     _plan(jobs, steps, options)
     pictures = pipe.draw(

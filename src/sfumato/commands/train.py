@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfumato.commands.verb import alone, read
+from sfumato.commands.verb import read
 from sfumato.plan import Plan
+from sfumato.progress import alone
 
 EXAMPLE = "sfumato train {name} --data sketch --out run/"
 
@@ -16,15 +17,21 @@ class Train:
     """Options of the verb."""
 
     out: Path
-    """Folder of the run: checkpoints while it lasts, the trained pipeline at the end."""
+    """Folder of the run: checkpoints while it lasts, the trained model at the end."""
+    overwrite: bool = False
+    """Replace what is in the trained model's place."""
 
 
 def main(args: list[str]) -> None:
     entry, recipe, options = read("train", args, Train, EXAMPLE)
-    writes = [f"{options.out}/ (checkpoints, and the pipeline at the end)"]
+    if recipe.finished(options.out, options.overwrite):
+        if alone():
+            print(f"finished already, with these settings: {options.out} is left as it is")
+        return
+    writes = [f"{options.out}/ (checkpoints, and the model at the end)"]
     if alone():
         plan = recipe.plan() if hasattr(recipe, "plan") else Plan(f"train {entry.name}", time=entry.cost)
         replace(plan, writes=writes).show()
-    folder = recipe.run(options.out)
+    folder = recipe.run(options.out, overwrite=options.overwrite)
     if alone():
         print(f"trained: {folder}")

@@ -16,6 +16,7 @@ from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
+from sfumato.progress import alone
 from sfumato.settings import EMBEDDED, settings_for
 from sfumato.versions import versions
 
@@ -118,11 +119,6 @@ def origin(model: str) -> str | None:
     from sfumato.pipeline import origin_of
 
     return origin_of(model)
-
-
-def alone() -> bool:
-    """Whether this process speaks and writes: the others of a parallel training work in silence."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ class Pictures(Protocol):
     """The names of the classes; empty when there are none."""
     conditions: bool = False
     """Whether every row has a second picture that goes with it, such as an edge map of it."""
+    group: int = 1
+    """How many rows next to one another belong together, such as a scene and its twin: a batch holds all or none."""
     origin: str = ""
     """Where the captions come from, with counts, in words."""
     left_out: Mapping[str, int] = MappingProxyType({})

@@ -27,7 +27,8 @@ def open_pictures(
 
     Args:
         source:
-            "sketch": the sketch world; classes are its objects.
+            "sketch": the sketch world, three pictures in four with one object; classes are its objects.
+            "sketch-scenes": the same world, most pictures with two or three objects, each scene beside a twin of it.
             "digits": scikit-learn's 1797 handwritten digits, 8x8, classes "0" to "9".
             A folder: its pictures, also in subfolders. Captions stand beside a picture or in ``metadata.jsonl`` or
             ``metadata.csv`` (see `sfumato.data.captions`); classes are the subfolders, when all pictures lie in
@@ -54,6 +55,10 @@ def open_pictures(
         from .toys import SketchPictures
 
         return SketchPictures(size, seed, count)
+    if source == "sketch-scenes":
+        from .toys import ScenePictures
+
+        return ScenePictures(size, seed, count)
     if source == "digits":
         from .toys import DigitPictures
 
@@ -66,7 +71,8 @@ def open_pictures(
             warnings.warn(f"left out of {source}: {told}", stacklevel=2)
         return Sound(found, source, bad_share)
     raise BadInput(
-        f"no pictures at {source!r}: give 'sketch', 'digits', a folder, a .parquet or .tar file, or hub:OWNER/NAME"
+        f"no pictures at {source!r}: give 'sketch', 'sketch-scenes', 'digits', a folder, a .parquet or .tar file, or "
+        "hub:OWNER/NAME"
     )
 
 

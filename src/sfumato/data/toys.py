@@ -41,6 +41,31 @@ class SketchPictures(Pictures):
         return sketch.render(self._scene(index)[0], self.size)
 
 
+class ScenePictures(SketchPictures):
+    """``count`` pictures of the sketch world for a model that is to draw what prompts ask: most show two objects.
+
+    Pictures 2i and 2i + 1 are a scene and its twin, with colours or places exchanged (`sketch.twin`), and captions
+    come in all phrasings of `sketch.training_caption`.
+    """
+
+    group = 2
+
+    def _scene(self, index: int):
+        rng = np.random.default_rng((self.seed, index // 2))
+        scene = sketch.training_scene(rng)
+        return sketch.twin(scene, rng) if index % 2 else scene, np.random.default_rng((self.seed, index, 1))
+
+    def caption(self, index: int) -> str:
+        return sketch.training_caption(*self._scene(index))
+
+    def scene(self, index: int) -> sketch.Scene:
+        """What picture ``index`` shows."""
+        return self._scene(index)[0]
+
+    def label(self, index: int) -> int:
+        return super().label(index) if self.scene(index).objects else 0
+
+
 class DigitPictures(Pictures):
     """The 1797 handwritten digits of the UCI Optical Recognition set, as scikit-learn ships them: white on black."""
 

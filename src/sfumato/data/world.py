@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import sketch
@@ -14,6 +15,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "style": sketch.STYLES,
 }
 """Attribute -> the sketch world's words, in the order of a prompt's arguments."""
+SMALL = 10_000
+"""A vocabulary below this size knows whole words or nothing."""
 
 
 def vocabulary(tokenizer: Any) -> Mapping[str, tuple[str, ...]]:
@@ -21,7 +24,19 @@ def vocabulary(tokenizer: Any) -> Mapping[str, tuple[str, ...]]:
 
     A small vocabulary in which each of the sketch world's words is one token is that of a model trained on it.
     """
-    if len(tokenizer) > 10_000:
+    if len(tokenizer) > SMALL:
         return {}
     words = [w for known in WORDS.values() for w in known]
     return WORDS if all(len(ids) == 3 for ids in tokenizer(words).input_ids) else {}
+
+
+def strangers(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Words of the prompts that a small tokenizer can only spell, each once; a large vocabulary knows any word.
+
+    What a model draws for them is chance: it has never seen them. Names in angle brackets are learned words.
+    """
+    if len(tokenizer) > SMALL:
+        return []
+    plain = [re.sub(r"<[^>]*>", " ", prompt.lower()) for prompt in prompts]
+    words = dict.fromkeys(w for prompt in plain for w in re.findall(r"[^\W\d_]+", prompt))
+    return [w for w in words if len(tokenizer(w).input_ids) > 3]

@@ -21,16 +21,20 @@ from accelerate import PartialState
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load, read_record
+from sfumato.pipeline.distilled import check_few_steps
 from sfumato.plan import Plan
 from sfumato.sample import ddim
 from sfumato.sample.times import uniform
 from sfumato.settings import Tuned
 from sfumato.train.loop import Run
+from sfumato.train.outputs import is_there, ours
 from sfumato.train.recipe import Recipe
 from sfumato.train.schedule import Schedule
+from sfumato.train.state import configuration, goes_on
 
 Model = Text2Image | ImageModel
 
@@ -47,24 +51,19 @@ class Distiller(Tuned, Schedule, ABC):
 
     teacher: str | Text2Image | ImageModel = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
-    sampling_steps: int = 4
+    sampling_steps: Count = 4
     """Steps in which the student will sample."""
-    updates: int = 200_000
-    batch: int = 2048
+    updates: Count = 200_000
+    batch: Count = 2048
     """Pictures in an update."""
-    lr: float = 1e-4
-    warmup: int = 1000
-    weight_decay: float = 0.0
-    ema: float = 0.9999
-    checkpoint_every: int = 500
+    lr: Positive = 1e-4
+    warmup: Natural = 1000
+    weight_decay: NotNegative = 0.0
+    ema: Decay = 0.9999
+    checkpoint_every: Count = 500
 
     passes: ClassVar[float] = 3.0
     """What an update costs, in forward passes of the network; a backward pass counts as two."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.sampling_steps, self.updates) < 1:
-            raise BadInput("sampling_steps and updates must be at least 1")
 
     # What a method says
 
@@ -94,7 +93,8 @@ class Distiller(Tuned, Schedule, ABC):
         """The teacher, frozen, over the weights of what the user gave.
 
         Raises:
-            BadInput: as `sfumato.load`; a teacher whose prediction or noise process is unknown.
+            BadInput: as `sfumato.load`; a teacher whose prediction or noise process is unknown, or whose student could
+                not be told how it draws.
         """
         model = _load(self.teacher) if isinstance(self.teacher, str) else self.teacher
         if not isinstance(model, Model):
@@ -107,6 +107,7 @@ class Distiller(Tuned, Schedule, ABC):
                 f"this teacher predicts {denoiser.prediction!r} under {type(denoiser.process).__name__}; a teacher "
                 f"must predict one of {', '.join(get_args(Prediction))} under a Gaussian process"
             )
+        check_few_steps(model)
         return model.frozen_copy()
 
     def settings(self) -> dict[str, Any]:
@@ -135,38 +136,57 @@ class Distiller(Tuned, Schedule, ABC):
         memory |= {"gradients": 4 * weights, "optimiser": 8 * weights}
         return Plan(f"distill {self.name()} to {self.sampling_steps} steps", memory=memory, seconds=seconds)
 
-    def run(self, out: str | Path, progress: bool = True) -> Path:
-        """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.
+    def made(self, parent: dict[str, Any]) -> dict[str, Any]:
+        """How the student is made, for its record."""
+        return {"recipe": f"distill {self.name()}", "config": self.settings(), "parent": parent}
+
+    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
+        """Whether ``out/model`` is the student of this run already, so that `run` has nothing left to do.
 
         Raises:
-            BadInput: ``out`` is a file or holds a run with other settings; the teacher or the data cannot be used.
+            BadInput: something else is there; the teacher cannot be used.
         """
-        out = Path(out)
-        if out.exists() and not out.is_dir():
-            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+        if overwrite or not (Path(out) / "model").exists():
+            return False
+        return is_there(Path(out) / "model", self.made(self.parent(self.open_teacher())))
+
+    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
+        """Distill, or go on distilling, and write the student to ``out/model``; `sfumato.load` reads ``out`` too.
+
+        A run that is `finished` is left as it is.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
+                something else is in the student's place (without ``overwrite``); the teacher or the data cannot be
+                used.
+        """
         try:
-            teacher = self.open_teacher()
-            process = PartialState(cpu=not torch.cuda.is_available())
-            # Where the loop will train; a teacher given as an object may be elsewhere.
-            device = process.device
-            for part in teacher.parts().values():
-                part.to(device)
-            torch.manual_seed(self.seed)
-            student = teacher.copy(own="full")
-            parent = self.parent(teacher)
-            own = {**self.beyond(), "teacher": parent["sha256"]}
-            with process.main_process_first():  # the others find what it has prepared
-                recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
-            Run(recipe, self, out / "training", own).fit(progress)
+            with ours(Path(out)) as folder:
+                if not self.finished(folder, overwrite):
+                    self._run(folder, progress, overwrite)
         finally:
             _load.cache_clear()
+        return Path(out) / "model"
+
+    def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
+        teacher = self.open_teacher()
+        process = PartialState(cpu=not torch.cuda.is_available())
+        # Where the loop will train; a teacher given as an object may be elsewhere.
+        device = process.device
+        for part in teacher.parts().values():
+            part.to(device)
+        torch.manual_seed(self.seed)
+        student = teacher.copy(own="full")
+        parent = self.parent(teacher)
+        own = {**self.beyond(), "teacher": parent["sha256"]}
+        goes_on(out / "training", configuration(self.name(), self, own))
+        with process.main_process_first():  # the others find what it has prepared
+            recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
+        run = Run(recipe, self, out / "training", own)
+        run.fit(progress)
         student.network.requires_grad_(False).eval()
         self.finish(student)
-        made = {"recipe": f"distill {self.name()}", "config": self.settings(), "parent": parent}
-        if process.is_main_process:
-            student.save(out / "model", overwrite=True, provenance=made)
-        process.wait_for_everyone()
-        return out / "model"
+        run.finish(lambda: student.save(out / "model", overwrite=overwrite, provenance=self.made(parent)))
 
 
 @lru_cache(maxsize=1)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Share
 from sfumato.pipeline import Conditioning, ImageModel
 from sfumato.pipeline.saving import weights_sha256
+from sfumato.settings import Tuned
 from sfumato.train.autoencoder import encode_all
 from sfumato.train.draw import integers, uniform
 
@@ -22,16 +24,16 @@ from .base import Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromPictures:
+class FromPictures(Tuned):
     """The fields of a method that needs clean pictures; inherit it beside `Distiller`."""
 
     data: str = "sketch"
     """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
-    pictures: int = 40_000
+    pictures: Count = 40_000
     """How many pictures of the sketch world to draw."""
-    unconditional: float = 0.0
+    unconditional: Share = 0.0
     """Share of pictures shown without caption or class, for a student that is to draw without them too."""
 
     def open_data(self, model: Model, folder: Path, seed: int, progress: bool = False) -> CleanData:
@@ -40,8 +42,6 @@ class FromPictures:
         Raises:
             BadInput: nothing is found there; classes that are not the model's.
         """
-        if not 0 <= self.unconditional <= 1:
-            raise BadInput(f"unconditional is a share in [0, 1], got {self.unconditional}")
         found = open_pictures(self.data, model.size, self.caption, seed, self.pictures)
         if isinstance(model, ImageModel):
             if model.labels and found.label_names != model.labels:
@@ -62,7 +62,7 @@ class CleanData:
     model: Model
     pictures: Pictures
     latents: Float[Tensor, "n channel height width"] | None
-    unconditional: float
+    unconditional: Share
 
     def batch(self, rng: torch.Generator, size: int) -> dict[str, Tensor]:
         """``size`` rows, drawn with ``rng`` only: clean data ``x``, their numbers, which go without conditioning."""

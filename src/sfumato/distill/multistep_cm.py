@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput
+from sfumato.fields import Decay, Natural, NotNegative, Positive, at_least
 from sfumato.noise.addim import addim_step
 from sfumato.sample import Guided, predict
 from sfumato.train.draw import normal
@@ -55,36 +56,34 @@ class MultistepCM(FromPictures, Distiller):
 
     mode: Literal["cd", "ct"] = "cd"
     """Distillation from the teacher, or training from the data alone (the teacher gives the first weights)."""
-    first_teacher_steps: float = 64
+    first_teacher_steps: Annotated[float, at_least(1)] = 64
     """T at first: teacher steps over the whole of [0, 1]."""
-    last_teacher_steps: float = 1280
+    last_teacher_steps: Annotated[float, at_least(1)] = 1280
     """T at the end of its growth."""
-    anneal: int = 100_000
+    anneal: Natural = 100_000
     """Updates over which T (log-linearly) and eta (linearly) reach their last values."""
-    eta: float = 0.75
+    eta: NotNegative = 0.75
     """Share of the squared error of the teacher's prediction that aDDIM puts back as variance; 0 is a DDIM teacher,
     which suits one and two steps better."""
-    first_eta: float | None = None
+    first_eta: NotNegative | None = None
     """Its value at first, when it too is to change; by default the same."""
     cfg_scale: float | None = None
     """Guidance of the teacher that goes into the student; 1 is none, by default the teacher's own."""
-    huber: float = 1e-4
+    huber: Positive = 1e-4
     """Epsilon of the pseudo-Huber distance: small is the norm, large the squared norm."""
     huber_per: Per = "picture"
     """Over the whole vector of a picture, or of each element and averaged."""
-    dropout: float | None = None
+    dropout: Decay | None = None
     """Dropout in the student's network, with the same mask in both passes; by default as the network has it."""
 
     passes: ClassVar[float] = 6.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.first_teacher_steps <= self.last_teacher_steps:
+        if not self.first_teacher_steps <= self.last_teacher_steps:
             raise BadInput(
                 f"teacher steps grow from at least 1: not from {self.first_teacher_steps} to {self.last_teacher_steps}"
             )
-        if min(self.eta, self.first_eta or 0.0) < 0 or self.huber <= 0:
-            raise BadInput(f"eta must not be negative, huber be positive: got {self.eta} and {self.huber}")
 
     def recipe(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> MultistepTraining:
         return MultistepTraining(self, teacher, student, self.open_data(teacher, folder, self.seed, progress))

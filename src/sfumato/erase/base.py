@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 
 from sfumato import catalog
 from sfumato.errors import BadInput, SfumatoError
+from sfumato.fields import Seed
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.lent import finite, lent, require_finite, tensors
 from sfumato.settings import Tuned
@@ -51,10 +52,11 @@ class Eraser(Tuned, ABC):
     preserve: tuple[str, ...] | None = None
     """Prompts whose pictures must not change. By default closed-form erasers preserve all other words of a model that
     says which words it knows, as the embedded one does, and the others none."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all randomness in the edit."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("concepts", "anchors", "preserve"):
             value = getattr(self, name)
             if value is not None:

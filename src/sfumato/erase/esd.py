@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
 
 from .finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
@@ -89,35 +90,29 @@ class ESD(ByGradient):
     """Strength of the negative guidance, in the paper's convention (see `negative_guidance_target`)."""
     erase_from: tuple[str, ...] = ()
     """Prompts from which the concepts are removed as attributes: none, one for all, or one per concept."""
-    updates: int = 1000
-    lr: float = 1e-5
+    updates: Count = 1000
+    lr: Positive = 1e-5
     """Learning rate of Adam."""
-    batch: int = 1
+    batch: Count = 1
     """Latents in an update; they share the time."""
-    checkpoint_every: int = 50
+    checkpoint_every: Count = 50
     start_guidance: float = 3.0
     """Guidance under which the latents are sampled."""
-    sampling_steps: int = 50
+    sampling_steps: Count = 50
     """S: DDIM steps of a whole trajectory."""
     sampler: Literal["student", "teacher"] = "student"
     """Who samples the latents: the network being trained (the paper), or the original (the diffusers rewrite)."""
-    pool: int = 0
+    pool: Natural = 0
     """Sample that many whole trajectories beforehand and draw latents from them; 0 samples at every step."""
-    preserve_weight: float = 1.0
+    preserve_weight: NotNegative = 1.0
     """Weight of the term for ``preserve``; without such prompts there is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         hosts = (self.erase_from,) if isinstance(self.erase_from, str) else tuple(self.erase_from)
         object.__setattr__(self, "erase_from", hosts)
-        if self.variant not in SUBSETS:
-            raise BadInput(f"unknown variant {self.variant!r} of ESD: choose from {', '.join(SUBSETS)}")
         if len(hosts) not in (0, 1, len(self.concepts)):
             raise BadInput(f"give no, one, or one erase_from per concept: got {len(hosts)} for {len(self.concepts)}")
-        if min(self.updates, self.batch, self.sampling_steps) < 1 or self.lr <= 0 or self.pool < 0:
-            raise BadInput("updates, batch, sampling_steps and lr must be positive, and pool not negative")
-        if self.sampler not in ("student", "teacher"):
-            raise BadInput(f"unknown sampler {self.sampler!r}: choose student or teacher")
         if self.pool and self.sampler == "student":
             raise BadInput("a pool of trajectories needs sampler='teacher': the student changes as it learns")
 

@@ -6,12 +6,12 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sfumato.errors import BadInput, unknown
+from sfumato.fields import Natural, NotNegative
 from sfumato.pipeline import Text2Image
 
 from .edit import Edit
@@ -56,32 +56,22 @@ class RECE(UCE):
     """The published settings by kind of concept: ``RECE(concepts=..., **RECE.presets["style"])``. "sketch" is for the
     embedded model, chosen on 'star': a large ridge finds short embeddings there, whose edit undoes much of UCE's."""
 
-    ridge: float = 0.1
+    ridge: NotNegative = 0.1
     """Weight of the norm of the embeddings searched for; without it they grow huge and erasing them damages all."""
-    epochs: int = 3
+    epochs: Natural = 3
     """Rounds of search and edit; 0 is plain UCE. See `presets`."""
     regulariser: Regulariser = "zero"
     """What ``ridge`` holds the embeddings to; see `adversarial_embeddings` ("standard" pulls to the anchor)."""
-    round_erase_scale: float = 1.0
+    round_erase_scale: NotNegative = 1.0
     """es of the edits in the rounds."""
-    round_preserve_scale: float = 0.1
+    round_preserve_scale: NotNegative = 0.1
     """ps of the edits in the rounds."""
-    round_lam: float = 0.1
+    round_lam: NotNegative = 0.1
     """lam of the edits in the rounds."""
     skip_start_token: bool = False
     """Leave the start token, which all prompts share, out of the rounds: in a small model it can dominate them."""
-    stop_residual: float | None = None
+    stop_residual: NotNegative | None = None
     """Stop once the search leaves this share of the concept's response unexplained: there is nothing left to revive."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.regulariser not in get_args(Regulariser):
-            raise unknown("regulariser", self.regulariser, get_args(Regulariser))
-        if self.epochs < 0:
-            raise BadInput(f"epochs must be at least 0, got {self.epochs}")
-        for name in ("ridge", "round_erase_scale", "round_preserve_scale", "round_lam"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def solve(self, pipe: Text2Image, score: Callable[[Text2Image], float] | None = None) -> Edit:
         """The edit, the adversarial embeddings of every round, and the log.

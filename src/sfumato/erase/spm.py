@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from sfumato.errors import BadInput, SfumatoError
+from sfumato.errors import SfumatoError
+from sfumato.fields import Count, Natural, NotNegative, Positive, at_least
 from sfumato.pipeline import Conditioning, Text2Image
-from sfumato.pipeline.adapter import Adapter, refuse_adapters
+from sfumato.pipeline.adapter import Adapter
 from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
 from sfumato.train.recipe import Loose
 
@@ -120,47 +121,38 @@ class SPM(ByGradient):
 
     eta: float = 1.0
     """Strength of the negative guidance."""
-    anchor_weight: float = 1000.0
+    anchor_weight: NotNegative = 1000.0
     """lambda: weight of latent anchoring; 0 leaves it out. It multiplies a very small mean square."""
-    n_anchors: int = 4
+    n_anchors: Natural = 4
     """Random anchors per update."""
     anchor_empty: bool = False
     """Take the empty prompt as one more anchor."""
-    rank: int = 1
+    rank: Count = 1
     """Rank of each adapter."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """An adapter adds alpha / rank times the product of its factors."""
-    updates: int = 3000
+    updates: Count = 3000
     """Updates for each concept."""
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """Highest learning rate: linear warm-up, then a cosine with hard restarts."""
-    warmup: int = 500
+    warmup: Natural = 500
     decay: Literal["constant"] = field(default="constant", init=False)
     """See ``restarts``."""
     final_lr: float = field(default=0.0, init=False)
     """See ``restarts``."""
-    weight_decay: float = 0.01
-    restarts: int = 3
+    weight_decay: NotNegative = 0.01
+    restarts: Count = 3
     """Cycles of the cosine."""
     start_guidance: float = 3.0
     """Guidance under which the latents are sampled."""
-    sampling_steps: int = 30
+    sampling_steps: Annotated[int, at_least(2)] = 30
     """M: DDIM steps of a whole trajectory."""
-    batch: int = 1
+    batch: Count = 1
     """Latents in an update; they share the time."""
     transport: Transport = "facilitated"
     """Strength of an adapter for a prompt: the larger of embedding and token match, one of them, or always 1."""
     composition: Composition = "paper"
     """Several adapters: the sum of their products (the paper), or the product of their sums (the official code)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.updates, self.batch, self.rank, self.restarts) < 1 or self.lr <= 0 or self.alpha <= 0:
-            raise BadInput("updates, batch, rank, restarts, lr and alpha must be positive")
-        if self.sampling_steps < 2:
-            raise BadInput(f"sampling_steps must be at least 2, got {self.sampling_steps}")
-        if self.n_anchors < 0 or self.anchor_weight < 0:
-            raise BadInput("n_anchors and anchor_weight must not be negative")
 
     def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
         """The pipeline with the adapters attached; its own weights are those of ``pipe``.
@@ -175,7 +167,6 @@ class SPM(ByGradient):
 
     def train(self, pipe: Text2Image, folder: Path | None = None) -> tuple[list[Membrane], dict[str, list[float]]]:
         """One membrane per concept, and the loss of each step by concept."""
-        refuse_adapters(pipe)
         base, membranes, losses = pipe.describe()["sha256"], [], {}
         for index, concept in enumerate(self.concepts):
             adapter, losses[concept] = self.train_one(pipe, index, folder)

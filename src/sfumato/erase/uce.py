@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.errors import BadInput, unknown
+from sfumato.fields import NotNegative
 from sfumato.pipeline import Conditioning, Text2Image
 
 from .closed_form import gram, ridge_edit
@@ -53,12 +53,12 @@ class UCE(ClosedForm):
         BadInput: a concept or anchor that the tokenizer cannot read; a singular system (``lam=0``).
     """
 
-    erase_scale: float = 1.0
+    erase_scale: NotNegative = 1.0
     """Weight of the redirected tokens (es)."""
-    preserve_scale: float | None = None
+    preserve_scale: NotNegative | None = None
     """Weight of the preserved tokens (ps). None: as the released code, round(max(0.1, 1 / |P|), 3) where |P| counts
     the empty prompt, so 1.0 without a list; always 1.0 with ``tokens="last-word"``."""
-    lam: float = 0.5
+    lam: NotNegative = 0.5
     """Weight of staying at the weights as they are."""
     tokens: Tokens = "from-last-word"
     """Which token rows are edited and preserved."""
@@ -66,15 +66,6 @@ class UCE(ClosedForm):
     """"replace": the anchor's response; "tensor": the anchor's response less its part along the concept's."""
     expand_prompts: Expansion = "none"
     """Also edit five phrases around each concept, for a style ("painting by ...") or an object ("photo of ...")."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, options in (("tokens", Tokens), ("variant", Variant), ("expand_prompts", Expansion)):
-            if getattr(self, name) not in get_args(options):
-                raise unknown(name, getattr(self, name), get_args(options))
-        for name in ("erase_scale", "preserve_scale", "lam"):
-            if (getattr(self, name) or 0.0) < 0:
-                raise BadInput(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def solve(self, pipe: Text2Image) -> Edit:
         projections = pipe.projections("cross.v", "cross.k")

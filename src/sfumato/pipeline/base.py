@@ -1,34 +1,35 @@
 """`Text2Image`: the one adapter through which every method sees a text-to-image model.
 
-M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. One subclass
-per family of pipelines (`sd.py`: SD 1.x/2.x; `sdxl.py`: SDXL) says how prompts are encoded and what else the
-network is told; everything else is here and in the modules beside it.
+M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. It rests on three
+organs: an `Anatomy` (the network's parts and how it is called), a `Clock` (the noise process and its times) and a
+`Codec` (pictures to latents and back). One subclass per family of pipelines (`sd.py`, `sdxl.py`, `sd3.py`, ...) chooses
+them and says how what its text encoders give is joined; all else is here and in the modules beside it.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.data import world
 from sfumato.errors import BadInput
 
-from . import adapter, attention, lora, sampling, saving, sharing, steering, text, tokens
+from . import adapter, attention, lora, sampling, saving, sharing, steering, tokens
 from .anatomy import Anatomy, Projection, Site, UNetAnatomy
 from .clock import Clock, TableClock
 from .codec import Codec
-from .conditioning import Conditioning, Role
 from .denoise import NetworkDenoiser
+from .prompts import Prompts
 
 
-class Text2Image(ABC):
+class Text2Image(Prompts):
     """A diffusers text-to-image pipeline as methods see it. Make one with `load` or `wrap`.
 
     The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy`
@@ -40,8 +41,6 @@ class Text2Image(ABC):
     """The family's name in sentences."""
     default_cfg_scale: ClassVar[float]
     anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
-    text_keys: ClassVar[tuple[str, ...]] = ()
-    """What files of learned words call the text encoders, where there are several."""
 
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         self.pipe = pipe
@@ -97,15 +96,6 @@ class Text2Image(ABC):
         """The pipeline's neural networks by component name: unet, vae, text_encoder, ..."""
         return {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
 
-    @abstractmethod
-    def text_parts(self) -> list[tuple[str, str]]:
-        """(tokenizer, text encoder) as component names, in the order in which their embeddings are joined."""
-
-    @property
-    def tokenizers(self) -> list:
-        """The tokenizers, one for each text encoder, in the order of `text_parts`."""
-        return [getattr(self.pipe, name) for name, _ in self.text_parts()]
-
     def projections(self, *kinds: str) -> list[Projection]:
         """The projections of the given kinds, in network order; all of them if none is given.
 
@@ -132,122 +122,12 @@ class Text2Image(ABC):
         """
         return self.anatomy.parameters(subset)
 
-    # Text
-
-    def text_lengths(self) -> list[int]:
-        """How many tokens each text encoder reads, start and end tokens included, in the order of `text_parts`."""
-        parts = [(getattr(self.pipe, tok), getattr(self.pipe, enc)) for tok, enc in self.text_parts()]
-        least = min(min(tok.model_max_length, enc.config.max_position_embeddings) for tok, enc in parts)
-        return [least] * len(parts)
+    # Text (and `Prompts`)
 
     @property
     def vocabulary(self) -> Mapping[str, tuple[str, ...]]:
         """The words of the world that it was trained on, by attribute; empty for models of the world at large."""
         return world.vocabulary(self.tokenizers[0])
-
-    @property
-    def context_length(self) -> int:
-        """How many tokens a prompt may have, start and end tokens included, before a text encoder cuts it off."""
-        return min(self.text_lengths())
-
-    def encode(
-        self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None
-    ) -> Conditioning:
-        """Encode prompts as the pipeline itself would.
-
-        Args:
-            prompts: one or several texts; "" is the empty prompt.
-            grad: keep the graph (for learned tokens and attacks on the text side).
-            size: side in pixels told to networks with size conditioning (SDXL); default `size`.
-
-        Warns:
-            UserWarning: a prompt is longer than what a text encoder reads; the warning names what is cut off.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
-        texts, reads = self._texts(prompts), []
-        for tokenizer, length in zip(self.tokenizers, self.text_lengths(), strict=True):
-            reads.append(text.tokenize(tokenizer, texts, length, self.device))
-        with torch.set_grad_enabled(grad):
-            encoded = self._encode(reads, size or self.size)
-        return encoded.replace(prompts=tuple(prompts))
-
-    def encode_ids(
-        self,
-        ids: Int[Tensor, "batch length"] | Sequence[Int[Tensor, "batch length"]],
-        mask: Tensor | Sequence[Tensor] | None = None,
-        embeddings: Float[Tensor, "batch length width"] | Sequence[Tensor | None] | None = None,
-        grad: bool = False,
-        size: int | None = None,
-    ) -> Conditioning:
-        """Encode token ids, or what stands in for their embeddings, as `encode` does those of a text.
-
-        Args:
-            ids: padded token ids, start and end tokens included; one tensor for all text encoders, or one each.
-            mask: 1 for tokens, 0 for padding, in the same form; None: all up to the first end token.
-            embeddings: in the same form (None for an encoder that reads ids): instead of each token's embedding
-                another, or weights of all the words (one-hot rows, or mixtures), told by their width. They are
-                differentiated through with ``grad``.
-            grad, size: as in `encode`.
-
-        Raises:
-            BadInput: numbers of tensors or shapes that do not fit.
-        """
-        parts = self.text_parts()
-
-        def each(value: Any, what: str) -> list[Any]:
-            values = [value] * len(parts) if value is None or torch.is_tensor(value) else list(value)
-            if len(values) != len(parts):
-                raise BadInput(f"{len(values)} tensors of {what} for {len(parts)} text encoders: give one, or one each")
-            return values
-
-        fields = zip(each(ids, "token ids"), each(mask, "masks"), each(embeddings, "embeddings"), strict=True)
-        with torch.set_grad_enabled(grad):
-            reads = []
-            for (tokenizer, encoder), row in zip(parts, fields, strict=True):
-                table = getattr(self.pipe, encoder).get_input_embeddings()
-                reads.append(text.given(getattr(self.pipe, tokenizer), table, *row))
-            encoded = self._encode(reads, size or self.size)
-        return encoded.replace(prompts=("",) * len(encoded))
-
-    @abstractmethod
-    def _encode(self, reads: list[text.Read], size: int) -> Conditioning:
-        """The conditioning for what each text encoder reads."""
-
-    def _texts(self, prompts: list[str]) -> list[str]:
-        """The prompts as the pipeline hands them to its tokenizers."""
-        return prompts
-
-    def last_word_token(self, cond: Conditioning) -> Tensor:
-        """Index of the last word's last token in each row; 0 (the start token, if there is one) for the empty prompt.
-
-        Where several encoders' rows stand one after the other, it is the first one's.
-        """
-        if cond.roles is None:
-            return cond.mask.sum(dim=1) - 2
-        return ((cond.roles == Role.END).long().argmax(dim=1) - 1).clamp(min=0)
-
-    def find(self, cond: Conditioning, phrase: str) -> Bool[Tensor, "batch length"]:
-        """Which rows of a conditioning's tokens stand for a phrase; every occurrence, none where it does not occur."""
-        found, start = torch.zeros_like(cond.mask), 0
-        for tokenizer, length in self._sections():
-            words = tokenizer(self._texts([phrase])[0], add_special_tokens=False).input_ids
-            section = slice(start, start + length)
-            found[:, section] = text.find(cond.ids[:, section], words) & cond.mask[:, section]
-            start += length
-        return found
-
-    def _sections(self) -> list[tuple[Any, int]]:
-        """The tokenizers whose tokens are the rows of a conditioning, one after the other, and how many each."""
-        return [(self.tokenizers[0], self.text_lengths()[0])]
-
-    def unconditional(
-        self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
-    ) -> Conditioning:
-        """What guidance steers away from: ``negative``, or what the pipeline takes when none is given."""
-        cond = negative if isinstance(negative, Conditioning) else self.encode(negative or "", size=size)
-        return cond.repeat(n) if len(cond) == 1 else cond
 
     def add_token(self, word: str, init_word: str, vectors: int = 1) -> tokens.LearnedToken:
         """A new word to be learned: ``with p.add_token("<x>", "star") as token: ...``.

@@ -92,7 +92,9 @@ class Follower:
         self.run: Run | None = None
         self.scale = getattr(scheduler, "scale_model_input", None)
         self.scales = False  # until somebody asks it to
-        methods = [self.set_timesteps, self.step, *([self.scale_model_input] if self.scale is not None else [])]
+        methods: list[Callable[..., Any]] = [self.set_timesteps, self.step]
+        if self.scale is not None:
+            methods.append(self.scale_model_input)
         self.overrides = [Override(scheduler, m.__name__, m) for m in methods]
 
     def remove(self) -> None:

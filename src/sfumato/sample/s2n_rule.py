@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BadInput
+from sfumato.fields import NotNegative, Share, check
+
 from ..noise.process import GaussianProcess
 from ..noise.schedule import Time
 
@@ -68,28 +69,19 @@ def _phi(x: Tensor) -> Tensor:
 class Rule:
     """What `S2N` and its scheduler share: how much noise a step draws, and what it holds fixed."""
 
-    rho: float = 0.5
+    rho: NotNegative = 0.5
     """Fresh noise: 0 none (few steps), 1 as much as DDPM, more is allowed; 0.3 to 1 for 50 steps and more."""
     freeze: float | None = None
     """What is held fixed along a step: 0 the predicted noise, 1 + rho^2 (the default) the predicted picture."""
     gamma_w: float = 0.0
     """Longer (below 0) or shorter (above 0) deterministic steps; useful values are of order 0.01 to 0.1."""
-    delta: float | None = None
+    delta: Share | None = None
     """Share of each step's noise that is fresh, in [0, 1], whatever the step size; takes the place of rho."""
     order: Literal[1, 2] = 1
     """2 extrapolates the predicted picture from the last two steps."""
 
     def __post_init__(self) -> None:
-        for name in ("rho", "freeze", "gamma_w", "delta"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise BadInput(f"{name} must be a finite number, got {value}")
-        if self.rho < 0:
-            raise BadInput(f"rho must be at least 0, got {self.rho}")
-        if self.delta is not None and not 0 <= self.delta <= 1:
-            raise BadInput(f"delta is a share in [0, 1], got {self.delta}")
-        if self.order not in (1, 2):
-            raise BadInput(f"order must be 1 or 2, got {self.order}")
+        check(self)
 
     @property
     def noisy(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from sfumato.errors import BadInput
+from sfumato.fields import Natural
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.split import has_halves
 from sfumato.pipeline.steering import Place
@@ -79,11 +80,11 @@ class FasterDiffusion(Patch):
 
     keys: tuple[int, ...] = ()
     """Key steps, from 0; none is the paper's list for Stable Diffusion, cut to the steps of the run."""
-    every: int = 0
+    every: Natural = 0
     """Make every that-many-th step a key step instead; 1 is all of them."""
     mode: Literal["parallel", "serial"] = "parallel"
     """Decode the steps between two key steps in one batch, or one after the other."""
-    chunk: int = 0
+    chunk: Natural = 0
     """In parallel mode, steps decoded in one batch at most; 0 is no limit."""
     alpha: float = 0.003
     """Strength of the injected noise; 0 is none."""
@@ -95,16 +96,13 @@ class FasterDiffusion(Patch):
     def __post_init__(self) -> None:
         keys = (self.keys,) if isinstance(self.keys, int) else tuple(int(k) for k in self.keys)
         object.__setattr__(self, "keys", keys)
+        super().__post_init__()
         if keys and self.every:
             raise BadInput("give key steps or every, not both")
         if keys and (min(keys) < 0 or 0 not in keys):
             raise BadInput(f"key steps count from 0 and must include it: got {', '.join(map(str, keys))}")
         if len(set(keys)) < len(keys):
             raise BadInput(f"a key step is named twice: {', '.join(map(str, keys))}")
-        if self.every < 0 or self.chunk < 0:
-            raise BadInput("every and chunk must not be negative")
-        if self.mode not in ("parallel", "serial") or self.inject not in ("update", "network"):
-            raise BadInput("mode is 'parallel' or 'serial', and inject is 'update' or 'network'")
 
     @classmethod
     def fits(cls, network: nn.Module | None) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from sfumato.fields import Count, Decay, NotNegative, Positive
 from sfumato.nets import UNet
 from sfumato.noise import BlurringProcess, Cosine
 
@@ -45,9 +46,9 @@ class Blurring(PixelRecipe):
         },
     }
 
-    sigma_blur_max: float = 20.0
+    sigma_blur_max: NotNegative = 20.0
     """Standard deviation of the largest blur in pixels; 0 is no blur."""
-    d_min: float = 0.001
+    d_min: Positive = 0.001
     """What blurring leaves of the highest frequencies."""
     logsnr_min: float = -10.0
     """Log-SNR of the noisiest pictures (of their mean intensity, which does not blur)."""
@@ -55,15 +56,15 @@ class Blurring(PixelRecipe):
     """Log-SNR of the cleanest pictures."""
     prediction: Literal["eps", "x0"] = "eps"
     """What the network predicts, and whose plain squared error is the loss; by the paper the noise is better."""
-    channels: tuple[int, ...] = (64, 128, 128)
+    channels: tuple[Count, ...] = (64, 128, 128)
     """Channels of the U-Net's levels, each at half the side of the one before."""
-    layers: int = 2
+    layers: Count = 2
     """Residual blocks of a level."""
-    attention: tuple[int, ...] = (16, 8)
+    attention: tuple[Count, ...] = (16, 8)
     """Sides at which there is self-attention."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Dropout in all residual blocks."""
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Learning rate."""
 
     def process(self) -> BlurringProcess:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sfumato.errors import BadInput
+from sfumato.fields import Count, Positive, Share
 from sfumato.noise import Cosine, GaussianProcess, Interpolated, Shifted
 
 from .pixels import PixelRecipe
@@ -18,29 +18,25 @@ class CosineRecipe(PixelRecipe):
     noise: Literal["cosine", "shifted", "interpolated"] = "shifted"
     """How log-SNR follows time: plain cosine; moved to suit ``noise_size``; or, from noisy to clean times, moved to
     suit ``noise_size``, then ``clean_size``."""
-    noise_size: int = 32
+    noise_size: Count = 32
     """Side whose pictures the plain cosine suits; larger pictures get as much more noise."""
-    clean_size: int | None = None
+    clean_size: Count | None = None
     """The same at the clean end of "interpolated"; by default the side of the pictures."""
     keep_bounds: bool = False
     """Keep the ends at plus and minus ``logsnr_limit``, instead of moving them with the schedule."""
-    logsnr_limit: float = 15.0
+    logsnr_limit: Positive = 15.0
     """Log-SNR at the clean end; minus this at the noisy one."""
-    sampling_steps: int = 512
+    sampling_steps: Count = 512
     """Steps that the finished model samples in unless told otherwise."""
     cfg_scale: float = 1.0
     """Guidance that it samples with; 1 is none."""
     cfg_interval: tuple[float, float] | None = None
     """Log-SNRs between which it is guided, as in -1 3; everywhere by default."""
-    variance: float = 0.0
+    variance: Share = 0.0
     """Where a sampling step's log-variance lies between the posterior's (0) and the forward step's (1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampling_steps < 1 or not 0 <= self.variance <= 1:
-            raise BadInput("sampling_steps must be at least 1, and variance lie in [0, 1]")
-        if self.logsnr_limit <= 0:
-            raise BadInput(f"logsnr_limit must be positive, got {self.logsnr_limit}")
         self.process()
 
     def process(self) -> GaussianProcess:

@@ -68,6 +68,16 @@ def integers(high: int, n: int, rng: torch.Generator) -> Int[Tensor, "n"]:
     return torch.randint(high, (total,), generator=whole)[rows]
 
 
+def grouped(high: int, n: int, group: int, rng: torch.Generator) -> Int[Tensor, "n"]:
+    """``n`` whole numbers in [0, high) that come in runs: ``group`` neighbours, the first a multiple of ``group``.
+
+    A run at the end of the whole batch, or of ``high``, may be cut short or wrap around.
+    """
+    whole, rows, total = _whole(n, rng)
+    first = torch.randint(-(-high // group), (-(-total // group),), generator=whole) * group
+    return ((first[:, None] + torch.arange(group)).flatten()[:total] % high)[rows]
+
+
 def uniform(n: int, rng: torch.Generator) -> Float[Tensor, "n"]:
     """``n`` numbers, uniform in [0, 1)."""
     whole, rows, total = _whole(n, rng)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
-from sfumato.errors import BadInput
+from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel
@@ -28,8 +28,10 @@ from sfumato.settings import Tuned
 
 from . import draw
 from .loop import Run
+from .outputs import is_there, ours
 from .recipe import Recipe
 from .schedule import Schedule
+from .state import configuration, goes_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,34 +46,27 @@ class PixelRecipe(Tuned, Schedule, ABC):
 
     data: str = "sketch"
     """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
-    pictures: int = 40_000
+    pictures: Count = 40_000
     """How many pictures of the sketch world to draw."""
-    size: int = 32
+    size: Count = 32
     """Side of the pictures in pixels."""
     classes: bool = True
     """Condition on the data's classes, where it has any."""
-    label_dropout: float = 0.1
+    label_dropout: Decay = 0.1
     """Share of pictures shown without their class, for guidance."""
     flip: bool = False
     """Mirror half of the pictures."""
-    updates: int = 20_000
-    batch: int = 128
+    updates: Count = 20_000
+    batch: Count = 128
     """Pictures in an update."""
-    lr: float = 1e-4
-    warmup: int = 1000
-    weight_decay: float = 0.0
-    ema: float = 0.9999
-    checkpoint_every: int = 500
-    grid_every: int = 1000
+    lr: Positive = 1e-4
+    warmup: Natural = 1000
+    weight_decay: NotNegative = 0.0
+    ema: Decay = 0.9999
+    checkpoint_every: Count = 500
+    grid_every: Natural = 1000
 
     prediction: ClassVar[Prediction] = "v"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.size, self.updates) < 1:
-            raise BadInput("size and updates must be at least 1")
-        if not 0 <= self.label_dropout < 1:
-            raise BadInput(f"label_dropout is a share in [0, 1), got {self.label_dropout}")
 
     # What a recipe says
 
@@ -164,24 +159,41 @@ class PixelRecipe(Tuned, Schedule, ABC):
         """The catalogue's name: the module's."""
         return cls.__module__.rpartition(".")[2].replace("_", "-")
 
-    def run(self, out: str | Path, progress: bool = True) -> Path:
-        """Train, or go on training, and write the model to ``out/model``; `sfumato.load` reads it.
+    def made(self) -> dict[str, Any]:
+        """How the model is made, for its record."""
+        return {"recipe": f"train {self.name()}", "config": asdict(self)}
+
+    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
+        """Whether ``out/model`` is the model of this run already, so that `run` has nothing left to do.
 
         Raises:
-            BadInput: ``out`` is a file or holds a run with other settings; the data cannot be read.
+            BadInput: something else is there.
         """
-        out = Path(out)
-        if out.exists() and not out.is_dir():
-            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+        return is_there(Path(out) / "model", self.made(), overwrite)
+
+    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
+        """Train, or go on training, and write the model to ``out/model``; `sfumato.load` reads it.
+
+        A run that is `finished` is left as it is.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
+                something else is in the model's place (without ``overwrite``); the data cannot be read.
+        """
+        with ours(Path(out)) as folder:
+            if not self.finished(folder, overwrite):
+                self._run(folder, progress, overwrite)
+        return Path(out) / "model"
+
+    def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
+        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
         torch.manual_seed(self.seed)
         model = self.model(self.labels_of(pictures))
         run = Run(PixelTraining(self, model, pictures), self, out / "training", self.beyond())
         run.fit(progress)
         model.network.eval()
-        made = {"recipe": f"train {self.name()}", "config": asdict(self)}
-        run.finish(lambda: model.save(out / "model", overwrite=True, provenance=made))
-        return out / "model"
+        run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))
 
 
 class PixelTraining(Recipe):

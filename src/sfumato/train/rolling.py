@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.data.frames import Frames, open_frames, stack
-from sfumato.errors import BadInput
+from sfumato.fields import Count, Decay, Natural, Share
 from sfumato.nets import VideoUNet
 from sfumato.noise import Cosine, Denoiser, GaussianProcess, Shifted, Window
 from sfumato.noise.process import compose
@@ -54,47 +54,43 @@ class Rolling(PixelRecipe):
 
     data: str = "sketch"
     """"sketch", "kolmogorov" (a chaotic fluid), or a folder with a subfolder of frames for each sequence."""
-    pictures: int = 10_000
+    pictures: Count = 10_000
     """How many clips of the sketch world to draw."""
-    batch: int = 32
+    batch: Count = 32
     """Windows in an update."""
-    window: int = 8
+    window: Count = 8
     """Frames of the window, W."""
-    context: int = 2
+    context: Natural = 2
     """Clean frames that the window begins with, n."""
     frame_times: Literal["rolling", "standard"] = "rolling"
     """How noise grows along the window: frame by frame, or not at all (ordinary video diffusion)."""
-    init_share: float = 0.1
+    init_share: Share = 0.1
     """Share of the updates spent on the init phase, beta; without it the first window is new to the network."""
     mask_waiting: bool = True
     """Leave frames that wait at time 1 in the init phase out of the loss, as the bound on the likelihood does."""
     weighting: Literal["v", "eps"] = "v"
     """Whose plain error is minimised."""
-    noise_size: int | None = None
+    noise_size: Count | None = None
     """Side of the frames that the cosine schedule suits as it is; larger frames get more noise. None: any side."""
-    channels: tuple[int, ...] = (64, 128, 256)
+    channels: tuple[Count, ...] = (64, 128, 256)
     """Channels of the network's levels, each at half the side of the one before."""
-    layers: int = 2
+    layers: Count = 2
     """Residual blocks a level, down and again up."""
-    patch: int = 1
+    patch: Count = 1
     """Side of the squares of pixels that become one place of the network."""
-    head_dim: int = 32
+    head_dim: Count = 32
     """Channels of an attention head."""
-    embedding: int = 256
+    embedding: Count = 256
     """Width of the embedding of log-SNR and place in the window."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout at the network's last level."""
     periodic: bool = False
     """Frames wrap around at their borders, as the fluid's do."""
-    sampling_steps: int = 16
+    sampling_steps: Count = 16
     """Network calls for each frame that the finished model samples with."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.init_share <= 1:
-            raise BadInput(f"init_share is a share in [0, 1], got {self.init_share}")
-        if self.sampling_steps < 1:
-            raise BadInput("sampling_steps must be at least 1")
         self.places  # noqa: B018  (raises what is wrong with it)
 
     @property

@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.fields import Count, Decay, Natural
 from sfumato.nets import ResidualUViT
 from sfumato.noise import Denoiser
 
@@ -82,21 +83,21 @@ class SiD2(CosineRecipe):
     """"sigmoid"; "elbo": no weight (the limit of a large bias); "eps": plain error of the noise, to compare with."""
     prediction: Literal["v", "eps"] = "v"
     """What the network predicts."""
-    patch: int = 1
+    patch: Count = 1
     """Side of the squares of pixels that become one vector: 1, 2 or 4; half of it is four times the work."""
-    channels: tuple[int, ...] = (64, 128, 256)
+    channels: tuple[Count, ...] = (64, 128, 256)
     """Channels of the levels, the last one is the middle."""
     kinds: tuple[Literal["res", "transformer"], ...] = ("res", "transformer", "transformer")
     """Blocks of each level."""
-    blocks: tuple[int, ...] = (2, 2)
+    blocks: tuple[Natural, ...] = (2, 2)
     """Blocks on the way down and again on the way up, of each level but the middle."""
-    middle: int = 4
+    middle: Natural = 4
     """Blocks of the middle."""
-    head_dim: int = 64
+    head_dim: Count = 64
     """Channels of an attention head."""
-    embedding: int = 256
+    embedding: Count = 256
     """Width of the embedding of log-SNR and class."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Dropout in the transformer blocks."""
     conditioned: bool = True
     """Modulate every block by log-SNR and class; otherwise they enter once."""

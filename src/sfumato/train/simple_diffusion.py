@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Decay, Natural
 from sfumato.nets import SimpleUNet, SimpleUViT
 from sfumato.noise import Denoiser
 
@@ -77,31 +78,31 @@ class SimpleDiffusion(CosineRecipe):
 
     backbone: Literal["uvit", "unet"] = "uvit"
     """"uvit": convolutions, then a transformer; "unet": convolutions on all levels."""
-    channels: tuple[int, ...] = (64,)
+    channels: tuple[Count, ...] = (64,)
     """Channels of the convolutional levels, the finest first."""
-    blocks: tuple[int, ...] = (2,)
+    blocks: tuple[Natural, ...] = (2,)
     """Residual blocks of each, on the way down and again on the way up."""
-    depth: int = 6
+    depth: Natural = 6
     """Transformer blocks of the U-ViT."""
-    width: int = 256
+    width: Count = 256
     """Width of the transformer."""
-    head_dim: int = 64
+    head_dim: Count = 64
     """Channels of an attention head."""
-    embedding: int = 256
+    embedding: Count = 256
     """Width of the embedding of log-SNR and class."""
-    attention: tuple[int, ...] = (16, 8)
+    attention: tuple[Count, ...] = (16, 8)
     """Sides of feature maps at which the U-Net has self-attention."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Dropout where a feature map's side is at most ``dropout_from``."""
-    dropout_from: int = 16
+    dropout_from: Natural = 16
     """Largest side with dropout."""
-    factor: int = 1
+    factor: Count = 1
     """1, 2 or 4: how many times smaller than the picture the first feature map is."""
     front: Literal["5/3", "haar", "conv"] = "5/3"
     """How it gets smaller: wavelets (5/3 or Haar), or patches by convolution."""
     multiscale: bool = False
     """Repeat the loss on averaged pictures; the paper found it to help from 512 pixels on."""
-    multiscale_from: int = 32
+    multiscale_from: Count = 32
     """Side of the smallest averaged picture."""
     save_memory: bool = False
     """Compute activations twice instead of keeping them."""

@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share, at_least, within
 from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
 from sfumato.settings import Tuned
 
-from . import draw
 from .autoencoder import AutoencoderRecipe, encode_all
+from .diffusion import DiffusionRecipe, scheduler
 from .loop import Run
+from .outputs import is_there, ours
 from .parent import Parent, open_parent
-from .recipe import Recipe
 from .schedule import Schedule, resolved_precision
+from .state import configuration, goes_on
 from .tokenizer import learn_tokenizer
 
 
@@ -58,48 +60,53 @@ class TrainT2I(Tuned, Schedule):
     """"sketch", a folder of pictures with captions, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
-    pictures: int = 40_000
+    pictures: Count = 40_000
     """How many pictures of the sketch world to draw."""
-    size: int = 64
+    size: Annotated[int, at_least(16)] = 64
     """Side of the pictures in pixels, a multiple of 8."""
     start_from: str = ""
     """A pipeline (name or folder) whose weights training starts from; empty: from scratch."""
     start_with: Literal["all", "autoencoder"] = "all"
     """What is taken over from ``start_from``: every part, its tokenizer too, or the autoencoder alone."""
-    autoencoder_updates: int = 4500
+    autoencoder_updates: Natural = 4500
     """Updates of the first stage; 0 keeps the autoencoder of ``start_from`` as it is."""
-    autoencoder_batch: int = 8
+    autoencoder_batch: Count = 8
     """Pictures in an update of the first stage."""
-    autoencoder_lr: float = 1e-3
+    autoencoder_lr: Positive = 1e-3
     """Learning rate of the first stage."""
-    autoencoder_channels: tuple[int, ...] = (32, 32, 64, 128)
+    autoencoder_channels: tuple[Count, ...] = (32, 32, 64, 128)
     """Channels of the autoencoder's four levels; each but the last halves the side."""
-    latent_channels: int = 8
+    latent_channels: Count = 8
     """Channels of the latents; 4 as in Stable Diffusion blur textures of a few pixels at this size."""
-    updates: int = 3000
+    updates: Count = 3000
     """Updates of the second stage."""
-    batch: int = 64
+    batch: Count = 64
     """Latents in an update of the second stage."""
-    lr: float = 7e-4
+    lr: Positive = 7e-4
     """Highest learning rate of the second stage."""
-    channels: tuple[int, ...] = (96, 128)
+    channels: tuple[Count, ...] = (96, 128)
     """Channels of the U-Net's levels."""
-    text_width: int = 128
+    text_width: Annotated[int, at_least(4)] = 128
     """Width of the text embedding."""
-    layers: int = 1
+    layers: Count = 1
     """Residual blocks a level."""
-    text_layers: int = 2
+    text_layers: Count = 2
     """Layers of the text encoder."""
-    context: int = 32
+    context: Annotated[int, within(3, 4096)] = 32
     """Longest prompt in tokens."""
-    vocabulary: int = 4096
+    vocabulary: Annotated[int, within(1, 1_000_000)] = 4096
     """Largest number of tokens that the tokenizer may learn."""
-    caption_dropout: float = 0.1
+    caption_dropout: Share = 0.1
     """Share of captions replaced by the empty prompt, for guidance."""
+    grid_every: Natural = field(default=0, init=False)
+    """No pictures are drawn on the way."""
     cfg_scale: float = 3.0
     """Guidance that the finished pipeline samples with unless told otherwise."""
-    min_snr_gamma: float = 5.0
-    """Signal-to-noise ratio from which on the loss weight no longer grows."""
+    min_snr_gamma: NotNegative = 5.0
+    """Signal-to-noise ratio from which on the loss weight no longer grows; 0: every time weighs the same, so that
+    the noisiest, where it is decided what stands where, weigh more."""
+    tilt: NotNegative = 0.0
+    """How much more often noisy times are drawn: their density grows with this power of time; 0: all are alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,8 +114,6 @@ class TrainT2I(Tuned, Schedule):
             raise BadInput(f"size must be a multiple of 8, at least 16: got {self.size}")
         if self.autoencoder_updates == 0 and not self.start_from:
             raise BadInput("autoencoder_updates can only be 0 with start_from: there is no trained autoencoder to keep")
-        if min(self.autoencoder_updates or 1, self.updates, self.autoencoder_batch) < 1:
-            raise BadInput("updates and batches of both stages must be at least 1")
         # What the networks' normalisation and attention heads divide by; four levels make the factor 8.
         if len(self.autoencoder_channels) != 4 or not all(c > 0 and c % 8 == 0 for c in self.autoencoder_channels):
             raise BadInput(f"autoencoder_channels must be four multiples of 8: got {self.autoencoder_channels}")
@@ -118,8 +123,8 @@ class TrainT2I(Tuned, Schedule):
             raise BadInput(f"text_width must be a multiple of 4: got {self.text_width}")
         if min(self.latent_channels, self.layers, self.text_layers, self.pictures) < 1 or self.context < 3:
             raise BadInput("latent_channels, layers, text_layers and pictures must be at least 1, context at least 3")
-        if not 0 <= self.caption_dropout <= 1 or self.autoencoder_lr < 0:
-            raise BadInput("caption_dropout lies between 0 and 1, and learning rates are not negative")
+        if not 0 <= self.caption_dropout <= 1 or min(self.autoencoder_lr, self.min_snr_gamma, self.tilt) < 0:
+            raise BadInput("caption_dropout lies between 0 and 1; rates, min_snr_gamma and tilt are not negative")
         if self.precision == "fp16" and not torch.cuda.is_available():
             raise BadInput("precision fp16 needs a GPU: use bf16 or no")
 
@@ -138,21 +143,56 @@ class TrainT2I(Tuned, Schedule):
         seconds = 3 * (first * self.autoencoder_updates + second * self.updates)
         return Plan(f"train a text-to-image pipeline on {self.data}", memory=memory, seconds=seconds)
 
-    def run(self, out: str | Path, progress: bool = True) -> Path:
-        """Train, or go on training, and write the pipeline to ``out/pipeline``."""
-        out = Path(out)
-        if out.exists() and not out.is_dir():
-            raise BadInput(f"{out} is a file where a folder is to be written: choose another name")
+    def made(self, parent: Parent | None) -> dict[str, Any]:
+        """How the pipeline is made, for its record."""
+        made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
+        return {**made, "parent": parent.record} if parent else made
+
+    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
+        """Whether ``out/pipeline`` is the pipeline of this run already, so that `run` has nothing left to do.
+
+        Raises:
+            BadInput: something else is there.
+        """
+        if overwrite or not (Path(out) / "pipeline").exists():
+            return False
+        parent = open_parent(self.start_from) if self.start_from else None
+        return is_there(Path(out) / "pipeline", self.made(parent))
+
+    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
+        """Train, or go on training, and write the pipeline to ``out/pipeline``; a `finished` run is left as it is.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
+                something else is in the pipeline's place (without ``overwrite``); the data or ``start_from`` cannot be
+                used.
+        """
+        with ours(Path(out)) as folder:
+            if not self.finished(folder, overwrite):
+                self._run(folder, progress, overwrite)
+        return Path(out) / "pipeline"
+
+    def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
         parent = open_parent(self.start_from) if self.start_from else None
         autoencoder, given = self._given(parent) if parent else (None, None)
+        second = replace(self.schedule(), seed=self.seed + 1)
+        keys = self._second_keys(parent, bool(given))
+        if self.autoencoder_updates:
+            goes_on(out / "autoencoder", configuration(AutoencoderRecipe.name, self._first(), self._first_keys()))
+        elif (out / "autoencoder").exists():
+            raise BadInput(
+                f"{out} holds a run that trained its autoencoder: give its --autoencoder-updates to go on, or another "
+                "folder to start anew"
+            )
+        goes_on(out / "diffusion", configuration(DiffusionRecipe.name, second, keys))
         torch.manual_seed(self.seed)
         autoencoder = autoencoder or self.autoencoder()
         pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
+        captions = [pictures.caption(i) for i in range(len(pictures))]
         latents = self._first_stage(autoencoder, pictures, out, progress)
 
-        # The first stage leaves the global state as it pleases, and none at all when it was done before a kill.
+        # Whether the first stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)
-        captions = [pictures.caption(i) for i in range(len(pictures))]
         unet, text, tokenizer = given or self._fresh(captions)
         unet = unet.to(memory_format=torch.channels_last)
         recipe = DiffusionRecipe(
@@ -164,25 +204,9 @@ class TrainT2I(Tuned, Schedule):
             captions,
             self.caption_dropout,
             self.min_snr_gamma,
+            pictures.group,
+            self.tilt,
         )
-        second = replace(self.schedule(), seed=self.seed + 1)
-        keys = {
-            **self._shared(),
-            "channels": self.channels,
-            "layers": self.layers,
-            "text_layers": self.text_layers,
-            "text_width": self.text_width,
-        }
-        keys |= {
-            "context": self.context,
-            "vocabulary": self.vocabulary,
-            "dropout": self.caption_dropout,
-            "gamma": self.min_snr_gamma,
-            # None, as in a run from scratch, where they do not matter to this stage.
-            "start_with": "all" if given else None,
-            "autoencoder_updates": None if self.autoencoder_updates else 0,
-            "parent": parent.record["sha256"] if given or not self.autoencoder_updates else None,
-        }
         run = Run(recipe, second, out / "diffusion", keys)
         run.fit(progress)
         pipe = StableDiffusionPipeline(
@@ -195,12 +219,23 @@ class TrainT2I(Tuned, Schedule):
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        made = {"title": "A pipeline of sfumato train t2i", "recipe": "train t2i", "config": asdict(self)}
-        if parent:
-            made["parent"] = parent.record
         trained = wrap(pipe, {"cfg_scale": self.cfg_scale})
-        run.finish(lambda: trained.save(out / "pipeline", overwrite=True, provenance=made))
-        return out / "pipeline"
+        run.finish(lambda: trained.save(out / "pipeline", overwrite=overwrite, provenance=self.made(parent)))
+
+    def _second_keys(self, parent: Parent | None, given: bool) -> dict[str, Any]:
+        """What shapes the second stage, apart from its schedule; ``given`` says whether it starts from ``parent``."""
+        names = ("channels", "layers", "text_layers", "text_width", "context", "vocabulary")
+        return {
+            **self._shared(),
+            **{name: getattr(self, name) for name in names},
+            "dropout": self.caption_dropout,
+            "gamma": self.min_snr_gamma,
+            "tilt": self.tilt,
+            # None, as in a run from scratch, where they do not matter to this stage.
+            "start_with": "all" if given else None,
+            "autoencoder_updates": None if self.autoencoder_updates else 0,
+            "parent": parent.record["sha256"] if parent and (given or not self.autoencoder_updates) else None,
+        }
 
     def _shared(self) -> dict[str, Any]:
         """The settings that neither stage may change on the way."""
@@ -232,29 +267,26 @@ class TrainT2I(Tuned, Schedule):
         unet = self.unet()
         return unet, self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id), tokenizer
 
+    def _first(self) -> Schedule:
+        """The first stage's schedule."""
+        return Schedule(
+            updates=self.autoencoder_updates,
+            batch=self.autoencoder_batch,
+            lr=self.autoencoder_lr,
+            ema=0.995,
+            **{name: getattr(self, name) for name in ("precision", "seed", "checkpoint_every", "compile", "track")},
+        )
+
+    def _first_keys(self) -> dict[str, Any]:
+        """What shapes the first stage, apart from its schedule."""
+        names = ("autoencoder_channels", "latent_channels", "start_from")
+        return {**self._shared(), **{name: getattr(self, name) for name in names}}
+
     def _first_stage(self, autoencoder: AutoencoderKL, pictures: Pictures, out: Path, progress: bool) -> Tensor:
         """Train the autoencoder, or leave it as it is; the latents of all pictures, unscaled."""
-        folder = out / "autoencoder"
         if self.autoencoder_updates:
-            schedule = Schedule(
-                updates=self.autoencoder_updates,
-                batch=self.autoencoder_batch,
-                lr=self.autoencoder_lr,
-                ema=0.995,
-                **{name: getattr(self, name) for name in ("precision", "seed", "checkpoint_every", "compile", "track")},
-            )
-            keys = {
-                **self._shared(),
-                "autoencoder_channels": self.autoencoder_channels,
-                "latent_channels": self.latent_channels,
-                "start_from": self.start_from,
-            }
-            Run(AutoencoderRecipe(autoencoder, pictures), schedule, folder, keys).fit(progress)
-        elif folder.exists():
-            raise BadInput(
-                f"{out} holds a run that trained its autoencoder: give its --autoencoder-updates to go on, or another "
-                "folder to start anew"
-            )
+            recipe = AutoencoderRecipe(autoencoder, pictures)
+            Run(recipe, self._first(), out / "autoencoder", self._first_keys()).fit(progress)
         autoencoder.eval().requires_grad_(False)
         of = {**self._shared(), "seed": self.seed, "autoencoder": weights_sha256({"vae": autoencoder})}
         cache = out / "latents.safetensors"
@@ -313,70 +345,3 @@ class TrainT2I(Tuned, Schedule):
                 pad_token_id=eos,
             )
         )
-
-
-def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas with v-prediction; trailing steps, so that sampling starts from the noisiest level."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-    )
-
-
-class DiffusionRecipe(Recipe):
-    """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights."""
-
-    name = "diffusion"
-
-    def __init__(
-        self,
-        unet,
-        text,
-        tokenizer,
-        scheduler,
-        latents: Tensor,
-        captions: list[str],
-        dropout: float,
-        gamma: float,
-    ):
-        self.unet, self.text, self.scheduler, self.latents = unet, text, scheduler, latents
-        self.dropout, self.gamma = dropout, gamma
-        encode = lambda texts: (
-            tokenizer(
-                texts,
-                padding="max_length",
-                truncation=True,
-                max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids
-        )
-        self.ids, self.empty = encode(captions).to(torch.int32), encode([""])
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.text}
-
-    def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
-        rows = draw.integers(len(self.latents), size, rng)
-        ids = self.ids[rows].long()
-        drop = draw.uniform(size, rng) < self.dropout
-        return {"x": self.latents[rows], "ids": torch.where(drop[:, None], self.empty, ids)}
-
-    def loss(self, batch: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        device = self.unet.device
-        x, ids = batch["x"].to(device), batch["ids"].to(device)
-        eps = draw.normal(x.shape, rng).to(device)
-        t = draw.integers(len(self.scheduler.alphas_cumprod), len(x), rng).to(device)
-        alpha2 = self.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
-        alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
-        v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()
-        snr = alpha2 / (1 - alpha2)
-        weight = snr.clamp(max=self.gamma) / (snr + 1)
-        error = (v - (alpha * eps - sigma * x)).square()
-        return (weight * error).mean(), {"v_error": error.mean().detach()}

@@ -39,7 +39,7 @@ WEIGHTS = "oracle.safetensors"
 CARD = "card.json"
 
 
-def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
+def conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -53,12 +53,12 @@ class Oracle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            _conv(3, 24, 2, kernel=5),
-            _conv(24, 48, 2),
-            _conv(48, 48, 1),
-            _conv(48, 96, 2),
-            _conv(96, 96, 1),
-            _conv(96, 160, 2),
+            conv(3, 24, 2, kernel=5),
+            conv(24, 48, 2),
+            conv(48, 48, 1),
+            conv(48, 96, 2),
+            conv(96, 96, 1),
+            conv(96, 160, 2),
             nn.Flatten(),
             nn.Dropout(0.1),
             nn.Linear(160 * 16, FEATURES, bias=False),

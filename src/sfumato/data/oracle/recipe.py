@@ -51,11 +51,11 @@ def _loosened(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, objects=(Item(item.object, item.colour, stray(item.x), stray(item.y), scale),))
 
 
-def _empty(scene: Scene) -> Scene:
+def empty(scene: Scene) -> Scene:
     return replace(scene, objects=(), relations=())
 
 
-def _blob(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def blob(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """A formless patch of the scene's colour on its background."""
     knots = rng.normal(size=(5, 5)).astype(np.float32)
     smooth = np.asarray(Image.fromarray(knots).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
@@ -63,11 +63,11 @@ def _blob(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     fall = 1 - 3.2 * np.sqrt(axis[None, :] ** 2 + axis[:, None] ** 2)
     cover = np.clip((smooth + 2 * fall) * rng.uniform(2, 8), 0, 1)[..., None] * rng.uniform(0.6, 1)
     paint = np.array(PALETTE[scene.objects[0].colour], dtype=np.float32)
-    ground = render(_empty(scene)).astype(np.float32)
+    ground = render(empty(scene)).astype(np.float32)
     return (ground + cover * (paint - ground)).astype(np.uint8)
 
 
-def _noise(rng: np.random.Generator) -> np.ndarray:
+def noise(rng: np.random.Generator) -> np.ndarray:
     """Random colours at a random coarseness."""
     cells = int(rng.choice([3, 5, 8, 16, 32]))
     rough = rng.normal(rng.uniform(60, 200), rng.uniform(20, 70), (cells, cells, 3))
@@ -84,23 +84,23 @@ def _example(rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
     if kind < 0.84:
         return render(_loosened(scene, rng) if rng.random() < 0.5 else scene), truth
     if kind < 0.90:
-        return render(_empty(scene)), labels(_empty(scene))
+        return render(empty(scene)), labels(empty(scene))
     if kind < 0.92:
-        ground, picture = render(_empty(scene)).astype(np.float32), render(scene).astype(np.float32)
+        ground, picture = render(empty(scene)).astype(np.float32), render(scene).astype(np.float32)
         faint = ground + rng.uniform(0, 0.10) * (picture - ground)
-        return faint.astype(np.uint8), labels(_empty(scene))
+        return faint.astype(np.uint8), labels(empty(scene))
     if kind < 0.95:
-        return _blob(scene, rng), [nothing, truth[1], truth[2], IGNORE]
+        return blob(scene, rng), [nothing, truth[1], truth[2], IGNORE]
     if kind < 0.98:
         other = sample_scene(rng, 1)
         while other.objects[0].object == scene.objects[0].object:
             other = sample_scene(rng, 1)
         mean = render(scene).astype(np.float32) * 0.5 + render(other).astype(np.float32) * 0.5
         return mean.astype(np.uint8), [nothing, IGNORE, IGNORE, IGNORE]
-    return _noise(rng), [nothing, len(COLOURS), IGNORE, len(WORDS["style"]) - 1]
+    return noise(rng), [nothing, len(COLOURS), IGNORE, len(WORDS["style"]) - 1]
 
 
-def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer))
@@ -126,7 +126,7 @@ def _warp(images: Tensor, generator: torch.Generator) -> Tensor:
     return nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _degrade(images: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+def degrade(images: Tensor, rng: np.random.Generator, generator: torch.Generator, warp: bool = True) -> Tensor:
     """What generated pictures suffer from: blur, lost detail, small warps, drifting tone, grain."""
     parts = []
     for part in images.split(16):
@@ -137,7 +137,7 @@ def _degrade(images: Tensor, rng: np.random.Generator, generator: torch.Generato
             small = int(rng.integers(28, 56))
             part = nn.functional.interpolate(part, (small, small), mode="bilinear", antialias=True)
             part = nn.functional.interpolate(part, (SIDE, SIDE), mode="bicubic")
-        if rng.random() < 0.6:
+        if warp and rng.random() < 0.6:
             part = _warp(part, generator)
         parts.append(part)
     images = torch.cat(parts)
@@ -150,9 +150,9 @@ def _degrade(images: Tensor, rng: np.random.Generator, generator: torch.Generato
 
 def _batch(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     examples = [_example(rng) for _ in range(BATCH)]
-    pictures = [_jpeg(p, int(rng.integers(25, 85))) if rng.random() < 0.15 else p for p, _ in examples]
+    pictures = [jpeg(p, int(rng.integers(25, 85))) if rng.random() < 0.15 else p for p, _ in examples]
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return _degrade(images, rng, generator), torch.tensor([truth for _, truth in examples])
+    return degrade(images, rng, generator), torch.tensor([truth for _, truth in examples])
 
 
 @torch.no_grad()

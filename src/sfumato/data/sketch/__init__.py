@@ -6,7 +6,9 @@ draws one at random.  Everything is decided by the numpy generator passed in.
 
 from .captions import caption, prompt
 from .dataset import DEFAULT_MIX, SketchDataset, batch, scenes
+from .mix import training_scene, twin
 from .motion import bounce, sequence
+from .phrases import training_caption
 from .render import PALETTE, render
 from .scene import BACKGROUNDS, COLOURS, RELATIONS, STYLES, Item, Scene, sample_scene
 from .shapes import OBJECTS
@@ -30,4 +32,7 @@ __all__ = [
     "sample_scene",
     "scenes",
     "sequence",
+    "training_caption",
+    "training_scene",
+    "twin",
 ]

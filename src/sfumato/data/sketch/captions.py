@@ -6,28 +6,28 @@ import numpy as np
 
 from .scene import Item, Scene
 
-_FULL = (
+FULL = (
     "{subject} on {a_background} background, {style} style",
     "{a_style} style picture of {subject} on {a_background} background",
     "{subject} in {style} style, {background} background",
     "{a_background} background with {subject}, {style} style",
     "a picture of {subject} in {style} style on {a_background} background",
 )
-_WITHOUT_STYLE = ("{subject} on {a_background} background", "a picture of {subject}, {background} background")
-_WITHOUT_BACKGROUND = ("{subject}, {style} style", "{a_style} style picture of {subject}")
+WITHOUT_STYLE = ("{subject} on {a_background} background", "a picture of {subject}, {background} background")
+WITHOUT_BACKGROUND = ("{subject}, {style} style", "{a_style} style picture of {subject}")
 
 
-def _article(phrase: str) -> str:
+def article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def _compose(template: str, subject: str, background: str, style: str) -> str:
+def compose(template: str, subject: str, background: str, style: str) -> str:
     return template.format(
         subject=subject,
         background=background,
         style=style,
-        a_background=_article(background),
-        a_style=_article(style),
+        a_background=article(background),
+        a_style=article(style),
     )
 
 
@@ -45,16 +45,16 @@ def prompt(
     if object is None and colour is None and style is None:
         return f"an empty {background} background" if background else ""
     words = [word for word in (colour, object or "shape") if word]
-    text = _article(" ".join(words))
+    text = article(" ".join(words))
     if background is not None:
-        text += f" on {_article(background)} background"
+        text += f" on {article(background)} background"
     if style is not None:
         text += f", {style} style"
     return text
 
 
 def _name(item: Item, colour: bool = True) -> str:
-    return _article(f"{item.colour} {item.object}" if colour else item.object)
+    return article(f"{item.colour} {item.object}" if colour else item.object)
 
 
 def _subject(scene: Scene, rng: np.random.Generator) -> str:
@@ -86,12 +86,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     draw = rng.random()
     if draw < 0.72:
         # The canonical phrasing is the one that prompts use, so it is the most frequent.
-        choice = 0 if rng.random() < 0.4 else int(rng.integers(1, len(_FULL)))
-        template = _FULL[choice]
+        choice = 0 if rng.random() < 0.4 else int(rng.integers(1, len(FULL)))
+        template = FULL[choice]
     elif draw < 0.84:
-        template = _WITHOUT_STYLE[rng.integers(len(_WITHOUT_STYLE))]
+        template = WITHOUT_STYLE[rng.integers(len(WITHOUT_STYLE))]
     elif draw < 0.95:
-        template = _WITHOUT_BACKGROUND[rng.integers(len(_WITHOUT_BACKGROUND))]
+        template = WITHOUT_BACKGROUND[rng.integers(len(WITHOUT_BACKGROUND))]
     else:
         template = "{subject}"
-    return _compose(template, subject, scene.background, scene.style)
+    return compose(template, subject, scene.background, scene.style)

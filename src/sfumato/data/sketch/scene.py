@@ -53,6 +53,13 @@ class Scene:
         ):
             if word not in known:
                 raise BadInput(f"the sketch world has no {what} {word!r}; it has {', '.join(known)}")
+        for subject, relation, reference in self.relations:
+            if relation not in RELATIONS:
+                raise BadInput(f"the sketch world has no relation {relation!r}; it has {', '.join(RELATIONS)}")
+            if not {subject, reference} <= set(range(len(self.objects))):
+                raise BadInput(f"a relation names object {max(subject, reference)} of {len(self.objects)}, from 0 on")
+            if subject == reference:
+                raise BadInput(f"object {subject} cannot be {relation} itself: a relation is between two objects")
 
     def to_json(self) -> str:
         """The scene as one line of JSON."""

@@ -13,10 +13,12 @@ from sfumato.errors import BadInput
 from .base import Detection, Detector
 from .classifier import ClassifierDetector
 from .oracle import OracleDetector
+from .scenes import SceneDetector
 from .zero_shot import ZeroShotDetector
 
 __all__ = [
-    "ClassifierDetector", "Detection", "Detector", "OracleDetector", "ZeroShotDetector", "kinds", "make_detector",
+    "ClassifierDetector", "Detection", "Detector", "OracleDetector", "SceneDetector", "ZeroShotDetector", "kinds",
+    "make_detector",
 ]  # fmt: skip
 
 

@@ -1,0 +1,152 @@
+"""The text side of a pipeline: from prompts, token ids or embeddings to a `Conditioning`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sfumato.errors import BadInput
+
+from . import text
+from .conditioning import Conditioning, Role
+
+
+class Prompts(ABC):
+    """What `Text2Image` does with prompts. A family names its text encoders and says how what they give is joined."""
+
+    pipe: Any
+    text_keys: ClassVar[tuple[str, ...]] = ()
+    """What files of learned words call the text encoders, where there are several."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def size(self) -> int: ...
+
+    @abstractmethod
+    def text_parts(self) -> list[tuple[str, str]]:
+        """(tokenizer, text encoder) as component names, in the order in which their embeddings are joined."""
+
+    @property
+    def tokenizers(self) -> list:
+        """The tokenizers, one for each text encoder, in the order of `text_parts`."""
+        return [getattr(self.pipe, name) for name, _ in self.text_parts()]
+
+    def text_lengths(self) -> list[int]:
+        """How many tokens each text encoder reads, start and end tokens included, in the order of `text_parts`."""
+        parts = [(getattr(self.pipe, tok), getattr(self.pipe, enc)) for tok, enc in self.text_parts()]
+        least = min(min(tok.model_max_length, enc.config.max_position_embeddings) for tok, enc in parts)
+        return [least] * len(parts)
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a prompt may have, start and end tokens included, before a text encoder cuts it off."""
+        return min(self.text_lengths())
+
+    def encode(
+        self, prompts: str | Sequence[str], grad: bool = False, size: int | None = None
+    ) -> Conditioning:
+        """Encode prompts as the pipeline itself would.
+
+        Args:
+            prompts: one or several texts; "" is the empty prompt.
+            grad: keep the graph (for learned tokens and attacks on the text side).
+            size: side in pixels told to networks with size conditioning (SDXL); default `size`.
+
+        Warns:
+            UserWarning: a prompt is longer than what a text encoder reads; the warning names what is cut off.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
+        texts, reads = self._texts(prompts), []
+        for tokenizer, length in zip(self.tokenizers, self.text_lengths(), strict=True):
+            reads.append(text.tokenize(tokenizer, texts, length, self.device))
+        with torch.set_grad_enabled(grad):
+            encoded = self._encode(reads, size or self.size)
+        return encoded.replace(prompts=tuple(prompts))
+
+    def encode_ids(
+        self,
+        ids: Int[Tensor, "batch length"] | Sequence[Int[Tensor, "batch length"]],
+        mask: Tensor | Sequence[Tensor] | None = None,
+        embeddings: Float[Tensor, "batch length width"] | Sequence[Tensor | None] | None = None,
+        grad: bool = False,
+        size: int | None = None,
+    ) -> Conditioning:
+        """Encode token ids, or what stands in for their embeddings, as `encode` does those of a text.
+
+        Args:
+            ids: padded token ids, start and end tokens included; one tensor for all text encoders, or one each.
+            mask: 1 for tokens, 0 for padding, in the same form; None: all up to the first end token.
+            embeddings: in the same form (None for an encoder that reads ids): instead of each token's embedding
+                another, or weights of all the words (one-hot rows, or mixtures), told by their width. They are
+                differentiated through with ``grad``.
+            grad, size: as in `encode`.
+
+        Raises:
+            BadInput: numbers of tensors or shapes that do not fit.
+        """
+        parts = self.text_parts()
+
+        def each(value: Any, what: str) -> list[Any]:
+            values = [value] * len(parts) if value is None or torch.is_tensor(value) else list(value)
+            if len(values) != len(parts):
+                raise BadInput(f"{len(values)} tensors of {what} for {len(parts)} text encoders: give one, or one each")
+            return values
+
+        fields = zip(each(ids, "token ids"), each(mask, "masks"), each(embeddings, "embeddings"), strict=True)
+        with torch.set_grad_enabled(grad):
+            reads = []
+            for (tokenizer, encoder), row in zip(parts, fields, strict=True):
+                table = getattr(self.pipe, encoder).get_input_embeddings()
+                reads.append(text.given(getattr(self.pipe, tokenizer), table, *row))
+            encoded = self._encode(reads, size or self.size)
+        return encoded.replace(prompts=("",) * len(encoded))
+
+    @abstractmethod
+    def _encode(self, reads: list[text.Read], size: int) -> Conditioning:
+        """The conditioning for what each text encoder reads."""
+
+    def _texts(self, prompts: list[str]) -> list[str]:
+        """The prompts as the pipeline hands them to its tokenizers."""
+        return prompts
+
+    def last_word_token(self, cond: Conditioning) -> Tensor:
+        """Index of the last word's last token in each row; 0 (the start token, if there is one) for the empty prompt.
+
+        Where several encoders' rows stand one after the other, it is the first one's.
+        """
+        if cond.roles is None:
+            return cond.mask.sum(dim=1) - 2
+        over = cond.roles >= Role.END
+        return (torch.where(over.any(dim=1), over.long().argmax(dim=1), over.shape[1]) - 1).clamp(min=0)
+
+    def find(self, cond: Conditioning, phrase: str) -> Bool[Tensor, "batch length"]:
+        """Which rows of a conditioning's tokens stand for a phrase; every occurrence, none where it does not occur."""
+        found, start = torch.zeros_like(cond.mask), 0
+        for tokenizer, length in self._sections():
+            words = tokenizer(self._texts([phrase])[0], add_special_tokens=False).input_ids
+            section = slice(start, start + length)
+            found[:, section] = text.find(cond.ids[:, section], words) & cond.mask[:, section]
+            start += length
+        return found
+
+    def _sections(self) -> list[tuple[Any, int]]:
+        """The tokenizers whose tokens are the rows of a conditioning, one after the other, and how many each."""
+        return [(self.tokenizers[0], self.text_lengths()[0])]
+
+    def unconditional(
+        self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
+    ) -> Conditioning:
+        """What guidance steers away from: ``negative``, or what the pipeline takes when none is given."""
+        cond = negative if isinstance(negative, Conditioning) else self.encode(negative or "", size=size)
+        return cond.repeat(n) if len(cond) == 1 else cond

@@ -1,0 +1,74 @@
+"""What every edit promises. The verb has no method yet: a toy keeps the promise, and these tests, from rotting.
+
+``run(pipe, pictures) -> strips``: pictures [n, 3, h, w] in [0, 1] to a strip of k >= 1 for each, [n, k, 3, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfumato.errors import BadInput
+
+from .conftest import unchanged
+
+VERB = "edit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nudge:
+    """The latent moved along a random direction, further from picture to picture."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"pictures": 2}
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+    strength: float = 1.0
+    pictures: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1:
+            raise BadInput(f"pictures must be at least 1, got {self.pictures}")
+
+    @torch.no_grad()
+    def run(self, pipe, pictures: Tensor) -> Tensor:
+        z = pipe.encode_image(pictures * 2 - 1)
+        way = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+        strip = [pipe.decode_latents(z + i * self.strength * way) for i in range(self.pictures)]
+        return ((torch.stack(strip, 1) + 1) / 2).clamp(0, 1)
+
+
+TOYS = (Nudge,)
+
+
+@pytest.fixture
+def given() -> Tensor:
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_strip_for_each_picture_from_a_pipeline_left_as_it_was(method, pipe, given):
+    assert is_dataclass(method)
+    before = given.clone()
+    with unchanged(pipe):
+        strips = method(**method.EXAMPLE).run(pipe, given)
+    assert torch.equal(given, before)
+    assert strips.ndim == 5 and strips.shape[0] == 2 and strips.shape[2:] == given.shape[1:]
+    assert strips.isfinite().all() and strips.min() >= 0 and strips.max() <= 1 and not strips.requires_grad
+
+
+def test_the_seed_decides_and_no_picture_depends_on_the_others(method, pipe, given):
+    strips = method(**method.EXAMPLE).run(pipe, given)
+    torch.manual_seed(999)
+    assert torch.equal(method(**method.EXAMPLE).run(pipe, given), strips)
+    assert not torch.equal(method(**method.EXAMPLE, seed=1).run(pipe, given), strips)
+    torch.testing.assert_close(method(**method.EXAMPLE).run(pipe, given[1:]), strips[1:], rtol=0, atol=1e-4)
+
+
+def test_neutral_nothing_changes_along_the_strip(method, pipe, given):
+    if getattr(method, "NEUTRAL", None):
+        strips = method(**{**method.EXAMPLE, **method.NEUTRAL}).run(pipe, given)
+        assert torch.equal(strips, strips[:, :1].expand_as(strips))

@@ -1,0 +1,82 @@
+"""What a setting may be is said in its type, once, for Python and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfumato.commands.options import parse
+from sfumato.errors import BadInput
+from sfumato.fields import Bound, Count, Decay, NotNegative, Positive, Share, at_least, check, plain, within
+
+
+@dataclass
+class Settings:
+    """Some.
+
+    Attributes:
+        batch: rows.
+    """
+
+    batch: Count = 4
+    lr: Positive = 1e-3
+    share: Share | None = None
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    sides: tuple[Annotated[int, at_least(2)], ...] = ()
+    kind: Literal["a", "b"] = "a"
+    weight: NotNegative = 0.0
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 2.5}, "batch must be a whole number, got 2.5"),
+        ({"batch": True}, "batch must be a whole number, got True"),
+        ({"lr": 0}, "lr must be more than 0, got 0"),
+        ({"lr": float("nan")}, "lr must be a finite number, got nan"),
+        ({"lr": "x"}, "lr must be a number, got 'x'"),
+        ({"share": 1.5}, "share must be at least 0 and at most 1, got 1.5"),
+        ({"betas": (0.9, 1.0)}, "betas must be at least 0 and less than 1, got 1.0"),
+        ({"betas": (0.9,)}, "betas takes 2 values, got 1"),
+        ({"sides": (2, 1)}, "sides must be at least 2, got 1"),
+        ({"kind": "c"}, "unknown kind 'c'"),
+        ({"weight": -1}, "weight must be at least 0, got -1"),
+    ],
+)
+def test_what_a_field_cannot_be(wrong, told):
+    with pytest.raises(BadInput, match=told.replace("(", r"\(")):
+        check(Settings(**wrong))
+
+
+def test_what_a_field_can_be():
+    check(Settings(batch=1, lr=1, share=0, betas=(0, 0.5), sides=(2, 9), kind="b", weight=3))
+
+
+def test_the_command_line_says_the_flag_and_the_range(capsys):
+    with pytest.raises(BadInput, match="--batch must be at least 1, got 0"):
+        parse("x", ["--batch", "0"], Settings)
+    with pytest.raises(BadInput, match=r"--betas must be at least 0 and less than 1, got 1\.0"):
+        parse("x", ["--betas", "0.5", "1"], Settings)
+    (given,) = parse("x", ["--batch", "2", "--share", "0.5"], Settings)
+    assert given["batch"] == 2 and given["share"] == 0.5
+    with pytest.raises(SystemExit):
+        parse("x", ["--help"], Settings)
+    assert "at least 1" in capsys.readouterr().out
+
+
+def test_a_type_without_its_bounds():
+    assert plain(Count | None) == (int | None, "at least 1")
+    assert plain(tuple[Share, ...]) == (tuple[float, ...], "at least 0 and at most 1")
+
+
+@given(st.floats(allow_nan=False), st.floats(-9, 9), st.floats(-9, 9))
+def test_bounds_hold_what_they_say(x, a, b):
+    low, high = sorted((a, b))
+    assert (x in within(low, high)) == (low <= x <= high)
+    assert (x in Bound(low, high, True, True)) == (low < x < high)
