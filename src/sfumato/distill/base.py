@@ -25,6 +25,7 @@ from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load, read_record
+from sfumato.pipeline.distilled import check_few_steps
 from sfumato.plan import Plan
 from sfumato.sample import ddim
 from sfumato.sample.times import uniform
@@ -92,7 +93,8 @@ class Distiller(Tuned, Schedule, ABC):
         """The teacher, frozen, over the weights of what the user gave.
 
         Raises:
-            BadInput: as `sfumato.load`; a teacher whose prediction or noise process is unknown.
+            BadInput: as `sfumato.load`; a teacher whose prediction or noise process is unknown, or whose student could
+                not be told how it draws.
         """
         model = _load(self.teacher) if isinstance(self.teacher, str) else self.teacher
         if not isinstance(model, Model):
@@ -105,6 +107,7 @@ class Distiller(Tuned, Schedule, ABC):
                 f"this teacher predicts {denoiser.prediction!r} under {type(denoiser.process).__name__}; a teacher "
                 f"must predict one of {', '.join(get_args(Prediction))} under a Gaussian process"
             )
+        check_few_steps(model)
         return model.frozen_copy()
 
     def settings(self) -> dict[str, Any]:
