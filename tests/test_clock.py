@@ -92,6 +92,12 @@ def test_named_solvers_keep_the_pipelines_shift():
     for config in (sana.config, FlowMatchEulerDiscreteScheduler(shift=3.0).config):
         assert FlowClock.solvers["ddim"](config).config.shift == 3.0
         assert FlowClock.solvers["dpm++"](config).config.flow_shift == 3.0
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.3, max_shift=0.9)
+    for kind in ("ddim", "dpm++"):
+        solver = FlowClock.solvers[kind](dynamic.config)
+        assert dynamic_shift(1234, solver.config) == dynamic_shift(1234, dynamic.config)
+        flow().begin(solver, 4, (16, 64, 32))
+        assert solver.timesteps[0] == pytest.approx(1000, abs=1.0)
 
 
 def test_a_scheduler_of_the_other_kind_is_refused():

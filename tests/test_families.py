@@ -256,6 +256,13 @@ def test_a_weight_missing_from_t5_is_refused(tiny_sd3, tmp_path):
         sf.load(tmp_path, device="cpu")
 
 
+def test_a_student_that_could_not_be_told_how_it_draws_is_refused_before_it_is_trained(p):
+    from sfumato.distill import MultistepCM
+
+    with pytest.raises(BadInput, match="cannot be marked as distilled"):
+        MultistepCM(teacher=p).open_teacher()
+
+
 def test_copies_share_what_they_do_not_own(p):
     copy = p.copy(own="xattn")
     assert copy.defaults == p.defaults

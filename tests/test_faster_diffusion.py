@@ -498,6 +498,33 @@ def test_several_calls_a_step_are_told_apart_by_their_order(sd):
             torch.testing.assert_close(latent(sd), expected, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["draw", "call"])
+def test_steps_decoded_ahead_know_which_rows_are_conditional(tiny_sd, way):
+    """An edit of the conditional rows is the same in a batch of many steps, tiled half by half."""
+
+    def first_key(site, probs):
+        assert len(site.rows) == len(probs) and site.rows.sum() == len(probs) // 2
+        changed = torch.zeros_like(probs)
+        changed[..., 0] = 1
+        return torch.where(site.rows[:, None, None, None], changed, probs)
+
+    def draw():
+        if way == "draw":
+            return latent(sd)
+        options = {"guidance_scale": 3.0, "num_inference_steps": 8, "output_type": "latent"}
+        generators = [torch.Generator().manual_seed(s) for s in SEEDS[:2]]
+        return sd(PROMPTS[:2], generator=generators, **options).images
+
+    sd = tiny_sd.copy()
+    sd.pipe.set_progress_bar_config(disable=True)
+    pictures = []
+    for mode in ("serial", "parallel"):
+        with FasterDiffusion(keys=(0, 3), mode=mode).patch(sd), sd.edit_attention(first_key):
+            pictures.append(draw())
+    torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-4)
+
+
 # Key steps and bad input
 
 

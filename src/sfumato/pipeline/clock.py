@@ -150,7 +150,8 @@ def _euler(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
 
 def _dpm(config: Mapping[str, Any]) -> DPMSolverMultistepScheduler:
     settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": _shift(config)}
-    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2, **settings)
+    known = {k: v for k, v in config.items() if k != "shift"}  # under this name it would be warned of
+    return DPMSolverMultistepScheduler.from_config(known, algorithm_type="dpmsolver++", solver_order=2, **settings)
 
 
 @dataclass(frozen=True)

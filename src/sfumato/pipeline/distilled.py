@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from sfumato.errors import BadInput
 from sfumato.sample.schedulers import FewStepScheduler
 
 from .base import Text2Image
@@ -27,6 +28,7 @@ def few_steps(model: Text2Image | ImageModel, sampling_steps: int) -> None:
             "scheduler": "ddim", "sampling_steps": sampling_steps, "distilled_steps": sampling_steps, "cfg_scale": 1.0,
         }  # fmt: skip
         return
+    check_few_steps(model)
     pipe, network = model.pipe, model.network
     config = pipe.scheduler.config
     clip = config.get("clip_sample", False)
@@ -39,6 +41,19 @@ def few_steps(model: Text2Image | ImageModel, sampling_steps: int) -> None:
         nn.init.zeros_(project.weight)
         embedding.cond_proj = project.requires_grad_(False)
         network.register_to_config(time_cond_proj_dim=_WIDTH)
+
+
+def check_few_steps(model: Text2Image | ImageModel) -> None:
+    """Refuse a model that `few_steps` cannot tell how it draws.
+
+    Raises:
+        BadInput: names those that it can.
+    """
+    if isinstance(model, Text2Image) and not hasattr(model.network, "time_embedding"):
+        raise BadInput(
+            f"a {type(model.network).__name__} cannot be marked as distilled to few steps: distil pipelines of "
+            "Stable Diffusion 1.x/2.x or SDXL, or an ImageModel"
+        )
 
 
 def listens_to_guidance(network: nn.Module) -> bool:

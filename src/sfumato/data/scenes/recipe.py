@@ -21,7 +21,7 @@ from ..sketch import COLOURS, OBJECTS, Scene, render, sample_scene, training_sce
 from ..sketch.mix import is_inside
 from . import CARD, GRID, LARGE, SIDE, SIZES, WEIGHTS, Found, SceneOracle, holds
 
-UPDATES = 2000
+UPDATES = 1800
 BATCH = 64
 RATE = 3e-3
 EVALUATION_SEED = 10**9 + 1
