@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import softplus
 
 from sfumato.train import draw, processes, state
-from sfumato.train.loop import Recipe, Run, Schedule
+from sfumato.train.loop import Recipe, Run, Schedule, Turn
 
 
 class Line(Recipe):
@@ -125,7 +127,7 @@ def together(world: int, target: Callable, *args: object, **env: str) -> None:
     ranks = [{**base, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(world)]
     processes = [start(target, *args, env=rank) for rank in ranks]
     for process in processes:
-        process.join(60)
+        process.join(120)
     assert [p.exitcode for p in processes] == [0] * world
 
 
@@ -133,3 +135,88 @@ def _run(target: Callable, args: tuple, env: dict[str, str]) -> None:
     torch.set_num_threads(1)
     os.environ.update(env)
     target(*args)
+
+
+class Game(Recipe):
+    """Two turns on one-dimensional Gaussians: a maker shifts and scales noise, a judge tells it from N(2, 0.5^2).
+
+    The judge comes twice as often, on batches of its own, and its weights are held to [-2, 2]. The maker has two
+    losses, to fool the judge and to stay near zero; what the first takes from the second is projected away, tensor by
+    tensor.
+    """
+
+    name = "game"
+
+    def __init__(self, stay: float = 0.1):
+        torch.manual_seed(1)
+        self.maker = nn.Linear(1, 1)
+        self.judge = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.slow = nn.Linear(1, 1)  # follows the maker by itself
+        self.stay, self.calls, self.dots = stay, [], []
+
+    def modules(self):
+        return {"maker": self.maker, "judge": self.judge}
+
+    def copies(self):
+        return {"slow": self.slow}
+
+    def turns(self):
+        adam, sgd = partial(torch.optim.Adam, betas=(0.0, 0.9)), partial(torch.optim.SGD, momentum=0.5)
+        return [
+            Turn(name="judge", loss=self.tell, trains=["judge"], optimizer=adam, lr=0.02, times=2, fresh=True,
+                 clip_value=0.5, clip_norm=0.0, ema=0.0),
+            Turn(name="maker", loss={"fool": self.fool, "stay": self.near}, trains=["maker"], optimizer=sgd, first=3,
+                 lr=lambda i: 0.05 / (1 + i / 100)),
+        ]  # fmt: skip
+
+    def batch(self, step, rng, size):
+        return {"step": step, "real": 2 + 0.5 * draw.normal((size, 1), rng), "noise": draw.normal((size, 1), rng)}
+
+    def tell(self, batch, rng):
+        assert not self.maker.weight.requires_grad and all(p.requires_grad for p in self.judge.parameters())
+        with torch.no_grad():
+            made = self.maker(batch["noise"])
+        real, made = self.judge(batch["real"]), self.judge(made)
+        return (softplus(-real) + softplus(made)).mean(), {"right": (real > 0).float().mean()}
+
+    def fool(self, batch, rng):
+        assert not any(p.requires_grad for p in self.judge.parameters())
+        batch["made"] = self.maker(batch["noise"]).detach()
+        return softplus(-self.judge(self.maker(batch["noise"]))).mean(), {}
+
+    def near(self, batch, rng):
+        assert torch.equal(batch["made"], self.maker(batch["noise"])), "the losses of a turn are told the same batch"
+        return self.stay * self.maker(batch["noise"]).square().mean(), {}
+
+    def combine(self, turn, gradients):
+        kept = {}
+        for name, a in gradients["fool"].items():
+            b = gradients["stay"][name]
+            dot = (a * b).sum()
+            kept[name] = a - dot / b.square().sum() * b if dot < 0 else a
+            self.dots.append((kept[name] * b).sum())
+        return kept
+
+    def after_update(self, turn, step):
+        self.calls.append((step, turn.name))
+        if turn.name == "judge":
+            for p in self.judge.parameters():
+                p.clamp_(-2, 2)
+        else:
+            for mine, theirs in zip(self.slow.parameters(), self.maker.parameters(), strict=True):
+                mine.lerp_(theirs, 0.1)
+
+
+def game_run(folder, updates=60, recipe=None, **changes) -> Run:
+    settings = {"batch": 8, "lr": 0.01, "warmup": 0, "precision": "no", "checkpoint_every": 7, "track": "none"}
+    return Run(recipe or Game(), Schedule(updates=updates, **{**settings, **changes}), folder and Path(folder))
+
+
+def play(folder: str, changes: dict) -> None:
+    """A game to be killed, or one process's part of it."""
+    run = game_run(folder, **changes)
+    step = run.one_step
+    run.one_step = lambda: (time.sleep(0.005), step())[1]
+    run.fit(progress=False)
+    state = {**run.recipe.maker.state_dict(), **{f"judge.{k}": v for k, v in run.recipe.judge.state_dict().items()}}
+    torch.save(state, Path(folder) / f"end-{run.accelerator.process_index}.pt")

@@ -37,13 +37,13 @@ def pixels():
 
 def test_evaluations_are_counted_with_both_halves_of_guidance(tiny_sd, student, pixels):
     prompts = ["a red star"] * 3
-    for way, expected in (
-        (Way("teacher", "", tiny_sd, {"sampling_steps": 4}), 8),
-        (Way("teacher", "", tiny_sd, {"sampling_steps": 4, "cfg_scale": 1.0}), 4),
-        (Way("student", "", student), 3),
-        (Way("pixels", "", pixels, {"sampling_steps": 5, "scheduler": "ddim"}), 5),
+    for way, asked, expected in (
+        (Way("teacher", "", tiny_sd, {"sampling_steps": 4}), prompts, 8),
+        (Way("teacher", "", tiny_sd, {"sampling_steps": 4, "cfg_scale": 1.0}), prompts, 4),
+        (Way("student", "", student), prompts, 3),
+        (Way("pixels", "", pixels, {"sampling_steps": 5, "scheduler": "ddim"}), None, 5),
     ):
-        images, nfe, seconds = draw(way, prompts, [1, 2, 3], batch=2)
+        images, nfe, seconds = draw(way, asked, [1, 2, 3], batch=2)
         assert (len(images), nfe) == (3, expected) and seconds > 0
     with counted(tiny_sd) as count:
         pass
@@ -91,7 +91,7 @@ def test_measured_on_the_sketch_world(tiny_sd, student, tmp_path):
     assert len(json.loads((tmp_path / "cost" / "cost.json").read_text())["points"]) == 3
 
 
-def test_real_pictures_are_good(monkeypatch):
+def test_real_pictures_are_good(monkeypatch, pixels):
     """The world's own pictures in the place of drawn ones: everything is there, and the distance is small."""
     from sfumato.data.pictures import open_pictures, to_tensor
 
@@ -104,16 +104,18 @@ def test_real_pictures_are_good(monkeypatch):
         def describe(self):
             return {"sha256": "0"}
 
+        def asked_for(self, pictures, rows):
+            return [pictures.caption(i) for i in rows]
+
     def drawn(way, words, seeds, batch):
         images = to_tensor([world.picture(by_caption[w]) for w in words])
         return (images + 1) / 2, 1.0, 0.1
 
     monkeypatch.setattr("sfumato.audit.cost.draw", drawn)
-    monkeypatch.setattr("sfumato.audit.cost.Text2Image", Perfect)
     (point,) = measure([Way("world", "itself", Perfect())], n=40, n_real=300).points
     assert point.accuracy.value > 0.97
     with pytest.raises(BadInput, match="from text"):
-        measure([Way("world", "itself", Perfect()), Way("other", "", None)])
+        measure([Way("world", "itself", Perfect()), Way("other", "", pixels)])
 
 
 def test_models_without_text_have_no_accuracy_elsewhere(pixels, tmp_path):

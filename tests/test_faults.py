@@ -26,6 +26,7 @@ from PIL import Image
 import sfumato
 from conftest import make_tiny_sd, shared_data
 from sfumato import cli
+from sfumato.files import held
 
 FORKS = """
 import json, os, sys
@@ -195,6 +196,28 @@ def test_killed_training_goes_on_to_the_same_bits(forks, pictures, tmp_path):
     assert names(killed) == names(whole)
 
 
+def learn(model: Path, out: Path) -> list[str]:
+    return (
+        f"erase esd-x --model {model} --concept star --updates 8 --sampling-steps 2 --lr 0.001 --checkpoint-every 2 "
+        f"--out {out}"
+    ).split()
+
+
+def test_killed_erasure_goes_on_to_the_same_bits(forks, model, tmp_path):
+    whole, target = tmp_path / "whole", tmp_path / "killed" / "out"
+    assert forks.run(learn(model, whole)) == 0
+    state = target.with_name("out.training") / "training"
+    moments = [(state / "checkpoint").exists, while_writing(state / "checkpoint"), while_writing(target)]
+    for moment in moments:
+        forks.run(learn(model, target), moment)
+        assert target.exists() or (state / "checkpoint" / "run.json").exists() or any(state.parent.iterdir())
+    if not target.exists():
+        assert forks.run([*learn(model, target), "--lr", "0.002"]) == 2, "another rate does not go on from there"
+        assert forks.run(learn(model, target)) == 0
+    assert contents(target) == contents(whole)
+    assert names(target.parent) == ["out"], "the state goes when the output is whole"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["erase", "audit", "train"])
 def test_many_random_kills(command, forks, model, detector, pictures, tmp_path):
@@ -356,6 +379,39 @@ def test_an_existing_output_is_left_as_it_is(model, detector, pictures, capsys, 
         complaint(args, capsys, "exists already: choose another name, or add --overwrite")
     complaint(train(pictures, tmp_path / "mine"), capsys, "is a file where a folder is to be written")
     assert names(tmp_path) == ["mine"] and (tmp_path / "mine").read_text() == "mine"
+
+
+SMALL = (
+    "--data digits --size 8 --updates 1 --batch 2 --channels 8 16 --kinds res res --blocks 1 --middle 1 --head-dim 8 "
+    "--embedding 16 --track none"
+)
+
+
+def test_what_is_in_the_way_of_a_model_is_refused_before_the_work(capsys, tmp_path):
+    args = ["train", "sid2", *SMALL.split(), "--out", str(tmp_path / "run")]
+    mine = tmp_path / "run" / "model" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    complaint(args, capsys, "is in the way and no result of this run")
+    assert names(tmp_path / "run") == ["model"] and mine.read_text() == "mine"
+    assert cli.main([*args, "--overwrite"]) == 0 and not mine.exists()
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    capsys.readouterr()
+    assert cli.main(args) == 0 and "finished already" in capsys.readouterr().out
+    complaint([*args, "--seed", "1"], capsys, "was made with seed=0, and this run has seed=1")
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()} == before
+    shutil.rmtree(tmp_path / "run" / "model")
+    complaint([*args, "--seed", "1"], capsys, "holds a run with seed=0, and this one has seed=1")
+    with held(tmp_path / "run"):
+        complaint(args, capsys, "another run is at work in")
+    assert names(tmp_path / "run") == ["training"]
+
+
+def test_two_seeds_into_one_folder_at_once(capsys, tmp_path):
+    args = ["train", "sid2", *SMALL.split(), "--out", str(tmp_path / "run")]
+    with held(tmp_path / "run"):
+        complaint([*args, "--seed", "1"], capsys, "another run is at work in")
+    assert names(tmp_path) == []
 
 
 def test_a_prompt_longer_than_the_context_is_cut_with_a_warning(model, capsys, tmp_path):

@@ -116,5 +116,5 @@ def test_bad_requests(model):
         model.draw(None, 1, scheduler="euler")
     with pytest.raises(BadInput, match="did you mean cat"):
         model.draw("cta", 1)
-    with pytest.raises(BadInput, match="2 labels for 1 seeds"):
-        model.draw(["cat", "dog"], 1)
+    with pytest.raises(BadInput, match="2 things asked for and 3 seeds"):
+        model.draw(["cat", "dog"], [1, 2, 3])

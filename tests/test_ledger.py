@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfumato.errors import BadInput
-from sfumato.ledger import core
+from sfumato.errors import BadInput, SfumatoError
+from sfumato.files import held
+from sfumato.ledger import core, runner, table
 
 
 @given(st.floats(-5, 5), st.integers(3, 6))
@@ -41,35 +47,157 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.84 <= hits / 120 <= 1
 
 
-@given(st.floats(-1, 1), st.floats(0, 1))
-def test_verdict_follows_from_the_interval(low, width):
-    high = low + width
-    expected = "reproduced" if low > 0 else "not reproduced" if high < 0 else "inconclusive"
-    assert core.verdict({"value": 0.0, "low": low, "high": high}) == expected
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.1, 0.3, "reproduced"), (-0.3, -0.1, "not reproduced"), (-0.1, 0.3, "inconclusive"), (0.0, 0.3, "inconclusive")],
+)
+def test_the_verdict_is_the_intervals(low, high, said):
+    assert core.verdict({"value": 0.2, "low": low, "high": high}) == said
 
 
-def test_run_writes_what_it_measured(tmp_path, monkeypatch):
-    claim = core.Claim("a is above b", "a", "b", "points")
-    measure = lambda seed: {"above": ([seed + 1.0, seed + 2.0], [seed, seed])}
-    experiment = core.Experiment("toy", "none", {"above": claim}, (1, 2, 3), "nothing tuned", measure)
-    monkeypatch.setattr(core, "load", lambda name: experiment)
-    record = core.run("toy", tmp_path, progress=False)
+ABOVE = core.Claim("a is above b", "a", "b", "points")
+
+
+def once(seed: int) -> dict:
+    """A toy that is measured at once."""
+    grid = {"rho 0": {"100 steps": seed}, "rho 1": {"20 steps": 2.0}}
+    return {"above": ([seed + 1.0, seed + 2.0], [seed, seed]), "grid": grid}
+
+
+def arm_by_arm(seed: int, arm: str) -> dict:
+    """A toy in two arms, with figures that no decimal fraction is equal to; what is measured is noted in a file."""
+    with open(os.environ["MEASURED"], "a") as file:
+        file.write(f"{arm} {seed}\n")
+    if os.environ.get("FAILS_AT") == f"{arm} {seed}":
+        raise RuntimeError("the power went")
+    values = np.random.default_rng([seed, len(arm)]).normal(size=5) + (arm == "method")
+    return {"values": values.astype(np.float32), "all": {"0": values.sum() / 3}}
+
+
+def compare(arms: dict) -> dict:
+    grid = {name: {"sum": arm["all"]["0"]} for name, arm in arms.items()}
+    return {"above": (arms["method"]["values"], arms["baseline"]["values"]), "sums": grid}
+
+
+ONCE = core.Experiment("toy", "none", {"above": ABOVE}, (1, 2, 3), "nothing tuned", once, cost=1)
+ARMS = core.Experiment(
+    "toy", "none", {"above": ABOVE}, (1, 2, 3), "nothing tuned", arm_by_arm, arms=("method", "baseline"),
+    compare=compare, cost={"method": 20, "baseline": 12},
+)  # fmt: skip
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """Sets the experiment that is measured; returns what has been measured so far."""
+    monkeypatch.setenv("MEASURED", str(tmp_path / "measured"))
+    set_to = lambda experiment: monkeypatch.setattr(runner, "load", lambda name: experiment)
+    set_to(ARMS)
+    done = lambda: (tmp_path / "measured").read_text().splitlines()
+    return SimpleNamespace(set=set_to, done=done, folder=tmp_path / "results")
+
+
+def figures(record: dict) -> dict:
+    return {k: v for k, v in record.items() if k not in ("seconds", "processes")}
+
+
+def test_run_writes_what_it_measured(toy):
+    toy.set(ONCE)
+    record = runner.run("toy", toy.folder, jobs=1, progress=False)
     assert record["claims"]["above"]["effect"]["value"] == pytest.approx(1.5)
     assert record["claims"]["above"]["verdict"] == "reproduced"
-    page = core.table(tmp_path)
-    assert "a is above b" in page and "+1.5" in page
-
-
-def test_tables_come_with_the_standard_error_over_seeds(tmp_path, monkeypatch):
-    claim = core.Claim("a is above b", "a", "b", "points")
-    measure = lambda seed: {"above": ([1.0], [0.0]), "grid": {"rho 0": {"100 steps": seed}, "rho 1": {"20 steps": 2.0}}}
-    experiment = core.Experiment("toy", "none", {"above": claim}, (1, 2, 3), "nothing tuned", measure)
-    monkeypatch.setattr(core, "load", lambda name: experiment)
-    record = core.run("toy", tmp_path, progress=False)
     assert record["tables"]["grid"]["rho 0"]["100 steps"] == {"mean": 2.0, "error": pytest.approx(3**-0.5)}
-    page = core.table(tmp_path)
+    page = table(toy.folder)
+    assert "a is above b" in page and "+1.5" in page
     assert "| grid | 20 steps | 100 steps |\n| --- | --- | --- |" in page
     assert "| rho 0 |  | 2 ± 0.6 |\n| rho 1 | 2 ± 0 |  |" in page
+    assert [file.name for file in toy.folder.iterdir()] == ["toy.json"]
+
+
+def test_measured_at_once_or_arm_by_arm(toy):
+    found = ARMS.at(2)
+    assert toy.done() == ["method 2", "baseline 2"]
+    assert found["above"][0].tolist() == arm_by_arm(2, "method")["values"].tolist()
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_figures(toy, monkeypatch, capfd):
+    """In two processes at first, of which one fails; then in this one."""
+    whole = runner.run("toy", toy.folder / "whole", jobs=1, progress=False)
+    assert toy.done() == [f"{arm} {seed}" for arm in ARMS.arms for seed in ARMS.seeds]
+    monkeypatch.setenv("FAILS_AT", "method 3")
+    with pytest.raises(SfumatoError, match="method, seed 3 failed"):
+        runner.run("toy", toy.folder, jobs=2, progress=False)
+    assert not (toy.folder / "toy.json").exists()
+    kept = [cell for cell in runner.cells_of(ARMS) if (toy.folder / ".toy" / cell.file).exists()]
+    assert {"method, seed 1", "method, seed 2"} <= set(map(str, kept)) and "method, seed 3" not in map(str, kept)
+    Path(os.environ["MEASURED"]).unlink()
+    monkeypatch.delenv("FAILS_AT")
+    record = runner.run("toy", toy.folder, jobs=1)
+    assert figures(record) == figures(whole)
+    assert toy.done() == [f"{cell.arm} {cell.seed}" for cell in runner.cells_of(ARMS) if cell not in kept]
+    assert f"{len(kept)} of 6 were finished before" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_change_is_named_and_starts_anew(toy, monkeypatch, capfd):
+    monkeypatch.setenv("FAILS_AT", "baseline 1")
+    with pytest.raises(RuntimeError):
+        runner.run("toy", toy.folder, jobs=1, progress=False)
+    monkeypatch.delenv("FAILS_AT")
+    Path(os.environ["MEASURED"]).unlink()
+    versions = runner._versions()
+    monkeypatch.setattr(runner, "_versions", lambda: {**versions, "torch": "0.1"})
+    runner.run("toy", toy.folder, jobs=1)
+    assert len(toy.done()) == 6
+    assert "other than then: torch" in " ".join(capfd.readouterr().err.split())
+
+
+def test_seeds_that_are_added_are_measured_beside_those_that_are_there(toy, monkeypatch):
+    monkeypatch.setenv("FAILS_AT", "baseline 1")
+    with pytest.raises(RuntimeError):
+        runner.run("toy", toy.folder, jobs=1, progress=False)
+    monkeypatch.delenv("FAILS_AT")
+    Path(os.environ["MEASURED"]).unlink()
+    toy.set(replace(ARMS, seeds=(1, 2, 3, 4)))
+    record = runner.run("toy", toy.folder, jobs=1, progress=False)
+    assert toy.done() == ["method 4", "baseline 1", "baseline 2", "baseline 3", "baseline 4"]
+    assert [s["seed"] for s in record["claims"]["above"]["per_seed"]] == [1, 2, 3, 4]
+
+
+def test_the_budget_is_said_first(toy, capfd):
+    runner.run("toy", toy.folder, jobs=1)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "3 seeds of 2 arms, 1 at a time" in said and "about 96 s" in said and "writes" in said
+    assert runner.expected(ARMS, runner.cells_of(ARMS), jobs=2) == 52
+
+
+def test_what_measures_seconds_runs_alone(toy):
+    toy.set(replace(ARMS, timed=True))
+    assert runner.run("toy", toy.folder, jobs=2, progress=False)["processes"] == 1
+
+
+def test_makespan():
+    assert runner.makespan([], 2) == 0
+    assert runner.makespan([3, 1, 1, 1], 2) == 3
+    assert runner.makespan([1, 1, 4], 2) == 5
+    assert runner.makespan([2, 2, 2], 1) == 6
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(toy):
+    toy.folder.write_text("a file")
+    with pytest.raises(BadInput, match="is no folder"):
+        runner.run("toy", toy.folder, progress=False)
+    (toy.folder.parent / "other" / "toy.json").mkdir(parents=True)
+    with pytest.raises(BadInput, match="is a folder where the result"):
+        runner.run("toy", toy.folder.parent / "other", progress=False)
+    if os.geteuid():
+        (toy.folder.parent / "locked").mkdir(mode=0o500)
+        with pytest.raises(BadInput, match="may not be written to"):
+            runner.run("toy", toy.folder.parent / "locked", progress=False)
+    assert not Path(os.environ["MEASURED"]).exists()
+
+
+def test_two_runs_of_an_entry_are_refused(toy):
+    with held(toy.folder / ".toy"), pytest.raises(BadInput, match="another run is at work"):
+        runner.run("toy", toy.folder, progress=False)
 
 
 def test_unknown_entry_lists_the_known_ones():
@@ -77,8 +205,10 @@ def test_unknown_entry_lists_the_known_ones():
         core.load("nothing")
 
 
-def test_every_entry_has_three_seeds_and_untouched_tuning():
-    for name in core.names():
-        experiment = core.load(name)
-        assert len(set(experiment.seeds)) >= 3, name
-        assert experiment.claims and experiment.tuning, name
+@pytest.mark.parametrize("name", core.names())
+def test_an_entry_has_three_seeds_and_fits_ten_minutes_on_two_cores(name):
+    experiment = core.load(name)
+    assert len(set(experiment.seeds)) >= 3 and experiment.claims and experiment.tuning
+    jobs = 1 if experiment.timed else 2
+    assert 0 < runner.expected(experiment, runner.cells_of(experiment), jobs) <= 600
+    assert bool(experiment.arms) == bool(experiment.compare)

@@ -10,7 +10,7 @@ import json
 import pytest
 import torch
 
-from loop_cases import Line, fit, fit_sharded, line_run, together, weights
+from loop_cases import Line, fit, fit_sharded, game_run, line_run, play, together, weights
 
 MODES = pytest.mark.parametrize("mode", [fit, fit_sharded], ids=["data-parallel", "sharded"])
 
@@ -56,3 +56,15 @@ def test_a_run_goes_on_with_another_number_of_processes(mode, alone, tmp_path):
     back = line_run(tmp_path, recipe=Line(dropout=0), **changes)
     back.fit(progress=False)
     assert torch.equal(weights(back), ends(tmp_path)[0])
+
+
+def test_turns_in_two_processes(tmp_path):
+    """Each turn's gradients are those of all rows, and what other turns train is left alone."""
+    alone = game_run(tmp_path / "alone", updates=12)
+    alone.fit(progress=False)
+    (tmp_path / "two").mkdir()
+    together(2, play, str(tmp_path / "two"), {"updates": 12})
+    first, second = (torch.load(tmp_path / "two" / f"end-{i}.pt", weights_only=True) for i in range(2))
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    torch.testing.assert_close(first["weight"], alone.recipe.maker.weight.detach(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(first["judge.0.weight"], alone.recipe.judge[0].weight.detach(), rtol=1e-2, atol=1e-4)

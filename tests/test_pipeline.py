@@ -46,7 +46,7 @@ def test_denoiser_is_the_network_at_the_integer_timestep_bit_for_bit(p, timestep
     if added:
         added = {"added_cond_kwargs": {k: v.expand(2, -1) for k, v in added["added_cond_kwargs"].items()}}
     expected = p.pipe.unet(z, timestep, encoder_hidden_states=tokens.expand(2, -1, -1), **added).sample
-    T = p.denoiser.timesteps
+    T = p.clock.timesteps
     for t in (
         (timestep + 1) / T,
         torch.tensor((timestep + 1) / T),
@@ -59,7 +59,7 @@ def test_denoiser_is_the_network_at_the_integer_timestep_bit_for_bit(p, timestep
 def test_predictions_agree_with_each_other_and_with_the_checkpoints_betas(p):
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(1))
     cond, timestep = p.encode(["a red star", ""]), 640
-    t = (timestep + 1) / p.denoiser.timesteps
+    t = (timestep + 1) / p.clock.timesteps
     abar = float(p.pipe.scheduler.alphas_cumprod[timestep])
     eps, x0 = p.denoiser.predict(z, t, cond, "eps"), p.denoiser.predict(z, t, cond, "x0")
     torch.testing.assert_close(abar**0.5 * x0 + (1 - abar) ** 0.5 * eps, z, rtol=1e-4, atol=1e-5)
@@ -319,7 +319,7 @@ def test_unknown_names_are_refused(p):
         p.copy(["conv_inn"])
     with pytest.raises(BadInput, match="unknown scheduler 'eular'"):
         p.draw("a", 0, scheduler="eular")
-    with pytest.raises(BadInput, match="2 prompts and 3 seeds"):
+    with pytest.raises(BadInput, match="2 things asked for and 3 seeds"):
         p.draw(["a", "b"], [0, 1, 2])
     with pytest.raises(BadInput, match="not a multiple of 2"):
         p.draw("a", 0, size=15)

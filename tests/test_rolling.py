@@ -310,7 +310,7 @@ def test_the_ledger_entry_measures_both_on_the_same_flows(tmp_path, monkeypatch)
     monkeypatch.setattr(entry, "RECIPE", replace(entry.RECIPE, **small, pictures=10))
     for name, value in (("FLOWS", 3), ("FRAMES", 8), ("LATE", 4), ("BLOCK", 2)):
         monkeypatch.setattr(entry, name, value)
-    measured = entry.measure(1)
+    measured = entry.EXPERIMENT.at(1)
     assert measured.keys() == entry.EXPERIMENT.claims.keys()
     for key, n in (("spectrum", 2), ("error", 3)):
         method, baseline = measured[key]

@@ -147,7 +147,8 @@ def test_the_score_is_that_of_the_least_sure_of_the_best_choice():
     seen = [found("star", 0.3, 0.5, score=0.9), found("star", 0.7, 0.5, score=0.8), found("fish", 0.5, 0.2, score=0.7)]
     assert best(asked("a star"), seen) == 0.9
     assert best(asked("two stars"), seen) == 0.8
-    assert best(asked("a fish above a star"), seen) == 0.0
+    assert best(asked("a fish above a star"), seen) == 0.7
+    assert best(asked("a fish below a star"), seen) == 0.0
     assert best(asked("a star left of a star"), seen) == 0.8
     assert best(asked("a star right of a fish"), seen) == 0.0
 

@@ -19,6 +19,8 @@ from sfumato.pipeline import Text2Image, wrap
 from sfumato.pipeline.steering import PLACES, Interceptor, of
 from sfumato.steer.base import Patch, fitting
 
+from .conftest import call
+
 PROMPTS, SEEDS, STEPS = ["a red star", "a blue circle", "art"], [3, 11, 5], 6
 VERB = "steer"
 
@@ -63,9 +65,7 @@ def drawn(p: Text2Image, **options) -> torch.Tensor:
 
 def called(p: Text2Image, **options) -> torch.Tensor:
     """The same through diffusers' own pipeline."""
-    generators = [torch.Generator().manual_seed(s) for s in SEEDS]
-    options = {"generator": generators, "num_inference_steps": STEPS, "guidance_scale": 3.0, **options}
-    return p(PROMPTS, output_type="pt", **options).images
+    return call(p, PROMPTS, SEEDS, STEPS, guidance_scale=3.0, **options)
 
 
 def fingerprint(pipe) -> dict:

@@ -209,7 +209,7 @@ class WordLearning(Recipe):
     def drawn(self, step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """Pictures, times, noise and texts of all rows of a step, for each of its micro-batches."""
         if self.last[0] != step:
-            rng, n, T = torch.Generator(), self.attack.batch, self.pipe.denoiser.timesteps
+            rng, n, T = torch.Generator(), self.attack.batch, self.pipe.clock.timesteps
             rng.set_state(self.rows.random.cpu())
             at = torch.randint(len(self.z0), (n,), generator=rng)
             t = (torch.randint(T, (n,), generator=rng) + 1) / T

@@ -26,7 +26,7 @@ from sfumato.metrics.extractors import Extractor, make_extractor
 from sfumato.metrics.features import Features, extract
 from sfumato.metrics.resize import to_bytes
 from sfumato.metrics.sets import FID
-from sfumato.pipeline import ImageModel, Text2Image
+from sfumato.pipeline import Model
 from sfumato.progress import track
 from sfumato.report.cost import CostReport, Point
 from sfumato.report.schema import Interval
@@ -54,14 +54,14 @@ class Way:
 
     group: str
     label: str
-    model: Text2Image | ImageModel
+    model: Model
     options: Mapping[str, Any] = field(default_factory=dict)
     around: Callable[[], AbstractContextManager] = nullcontext
 
 
 def ways(
-    teacher: Text2Image | ImageModel,
-    students: Mapping[str, Text2Image | ImageModel],
+    teacher: Model,
+    students: Mapping[str, Model],
     sampling_steps: Sequence[int] = STEPS,
     samplers: Sequence[str] = SAMPLERS,
     patches: Sequence[str] = (),
@@ -82,7 +82,7 @@ def ways(
         for n in sampling_steps
     ]
     for name, student in students.items():
-        found.append(Way("students", f"{name}, {_steps(student.defaults.get('sampling_steps', 25))}", student))
+        found.append(Way("students", f"{name}, {_steps(student.sampling_steps)}", student))
     for name in patches:
         method, _, preset = name.partition(":")
         entry, n = catalog.get(method, "steer"), max(sampling_steps)
@@ -106,6 +106,7 @@ def measure(
     extractor: str = "oracle",
     weights: str | None = None,
     progress: bool = False,
+    announce: Callable[[float], None] | None = None,
 ) -> CostReport:
     """Draw ``n`` pictures in every way, with the same prompts (or classes) and seeds, and measure them.
 
@@ -113,19 +114,22 @@ def measure(
     distance of ``extractor``'s features to ``n_real`` other pictures of ``data``, and for the sketch world how much of
     what was asked for the oracle reads off a picture. Both with 95 % intervals.
 
+    ``announce`` is called with the seconds that drawing will take, before it begins.
+
     Raises:
         BadInput: too little data; classes that are not the models'; models with and without text together.
     """
-    text = isinstance(ways[0].model, Text2Image)
-    if any(isinstance(way.model, Text2Image) != text for way in ways):
-        raise BadInput("models that draw from text and models that do not cannot be compared: they get other prompts")
-    size = ways[0].model.size if text else ways[0].model.shape[-1]
+    size = ways[0].model.size
     pictures = open_pictures(data, size, seed=50_000 + seed, count=4 * (n + n_real))
     rows = [i for i in range(len(pictures)) if data != "sketch" or _one_object(pictures.caption(i))][: n + n_real]
     if len(rows) < n + 2:
         raise BadInput(f"{data} has {len(rows)} pictures, too few to draw {n} and to compare with others")
     asked, others = rows[:n], rows[n:]
-    words = [pictures.caption(i) if text else _class(pictures, i, ways[0].model) for i in asked]
+    words = ways[0].model.asked_for(pictures, asked)
+    if any(way.model.asked_for(pictures, asked) != words for way in ways[1:]):
+        raise BadInput("models that draw from text and models that do not cannot be compared: they get other prompts")
+    if announce:
+        announce(_seconds(ways, words, n, batch))
     made = make_extractor(extractor, weights)
     real = Features(extract(_Rows(pictures, others), made, progress=progress), **_about(made))
     points = []
@@ -137,7 +141,7 @@ def measure(
     models = {id(w.model): (w.label if w.group == "students" else "teacher", w.model) for w in ways}
     protocol = {
         "data": data, "pictures": n, "real pictures": len(others), "seed": seed, "batch": batch, "size": size,
-        "shown": [word or "" for word in words[:SHOWN]],
+        "shown": list(words[:SHOWN]) if words else [""] * min(n, SHOWN),
         "extractor": made.name, "weights": made.hash, "device": str(ways[0].model.device),
         "threads": torch.get_num_threads(), "versions": versions(),
         "models": {name: model.describe()["sha256"] for name, model in models.values()},
@@ -146,39 +150,39 @@ def measure(
 
 
 def draw(
-    way: Way, words: Sequence[Any], seeds: Sequence[int], batch: int
+    way: Way, asked: Sequence[Any] | None, seeds: Sequence[int], batch: int
 ) -> tuple[Float[Tensor, "n 3 height width"], float, float]:
     """Pictures in [0, 1], and for each of them the network evaluations and the seconds that it took."""
     parts, times, model = [], [], way.model
-
-    def drawn(words: Sequence[Any], seeds: Sequence[int], **options: Any) -> Tensor:
-        if isinstance(model, Text2Image):
-            return model.draw(list(words), seeds, **options)
-        return model.draw(list(words) if model.labels else None, seeds, **options)
-
     options = {"batch": batch, **way.options}
     with way.around():
-        drawn(words[:1], seeds[:1], **options)  # what only the first call pays for
+        model.draw(asked and asked[:1], seeds[:1], **options)  # what only the first call pays for
         with counted(model) as count:
             for start in range(0, len(seeds), batch):
                 chunk = slice(start, start + batch)
                 began = time.perf_counter()
-                parts.append(drawn(words[chunk], seeds[chunk], **options))
+                parts.append(model.draw(asked and asked[chunk], seeds[chunk], **options))
                 times.append((time.perf_counter() - began) / len(parts[-1]))
     return torch.cat(parts), count["rows"] / len(seeds), median(times)
 
 
+def _seconds(ways: Sequence[Way], asked: Sequence[Any] | None, n: int, batch: int) -> float:
+    """How long ``n`` pictures in every way will take, from one batch in the first."""
+    some = min(n, batch)
+    _, _, seconds = draw(ways[0], asked and asked[:some], range(some), batch)
+    steps = [way.options.get("sampling_steps", way.model.sampling_steps) for way in ways]
+    return seconds / steps[0] * sum(steps) * n
+
+
 @contextmanager
-def counted(model: Text2Image | ImageModel) -> Iterator[dict[str, int]]:
+def counted(model: Model) -> Iterator[dict[str, int]]:
     """Counts the pictures that leave the network in the block, the two halves of guidance as two."""
     count = {"rows": 0}
-    # A patch may run parts of a network by themselves; what all of them run is its last layer.
-    last = model.anatomy.last if isinstance(model, Text2Image) else model.network
 
     def hook(module: Any, args: tuple, output: Any) -> None:
         count["rows"] += len(output)
 
-    handle = last.register_forward_hook(hook)
+    handle = model.last.register_forward_hook(hook)
     try:
         yield count
     finally:
@@ -186,7 +190,7 @@ def counted(model: Text2Image | ImageModel) -> Iterator[dict[str, int]]:
 
 
 def _quality(
-    images: Tensor, words: Sequence[Any], real: Features, extractor: Extractor, data: str, seed: int
+    images: Tensor, words: Sequence[Any] | None, real: Features, extractor: Extractor, data: str, seed: int
 ) -> tuple[Interval | None, Interval]:
     """(accuracy, Fréchet distance)."""
     made = Features(torch.cat([extractor(to_bytes(part)) for part in images.split(64)]), **_about(extractor))
@@ -197,7 +201,7 @@ def _quality(
     with torch.no_grad():
         logits = [oracles.load()(part) for part in images.split(64)]
     read = {a: torch.cat([x[a] for x in logits]) for a in oracles.WORDS}
-    shares = oracle_alignment(read, oracles.WORDS, [word or "" for word in words])
+    shares = oracle_alignment(read, oracles.WORDS, words or [""] * len(images))
     rng = torch.Generator().manual_seed(seed)
     return interval(mean_interval(shares[shares.isfinite()], rng, method="percentile")), distance
 
@@ -224,14 +228,6 @@ def _about(extractor: Extractor) -> dict[str, str]:
 def _one_object(caption: str) -> bool:
     """Whether a caption of the sketch world asks for one object, which is what the oracle can read."""
     return sum(word in sketch.OBJECTS for word in re.findall(r"[\w-]+", caption)) == 1
-
-
-def _class(pictures: Pictures, row: int, model: ImageModel) -> str | None:
-    if not model.labels:
-        return None
-    if pictures.label_names != model.labels:
-        raise BadInput("the classes of the data are not those of the models")
-    return model.labels[pictures.label(row)]
 
 
 def _steps(n: int) -> str:

@@ -91,7 +91,7 @@ def edit_record(after: str | os.PathLike | Text2Image, edit: Any) -> dict[str, A
         return {"method": {"name": type(edit).__name__}, "configuration": dataclasses.asdict(edit)}
     if edit is not None:
         return dict(edit)
-    if isinstance(after, Text2Image):
+    if not isinstance(after, (str, os.PathLike)):
         return {}
     try:
         provenance = json.loads((Path(after) / RECORD).read_text(encoding="utf-8"))["provenance"]

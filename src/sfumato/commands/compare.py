@@ -95,9 +95,12 @@ def cost(options: Compare) -> None:
     students = {name: load_any(name, options) for name in options.students}
     chosen = ways(teacher, students, options.sampling_steps, options.samplers, options.patches)
     writes = [f"{options.out}/ (index.html, cost.json)"]
-    Plan(f"{options.n} pictures in each of {len(chosen)} ways", time=_time(options, chosen), writes=writes).show()
+
+    def announce(seconds: float) -> None:
+        Plan(f"{options.n} pictures in each of {len(chosen)} ways", seconds=seconds, writes=writes).show()
+
     names = ("data", "n", "n_real", "seed", "batch", "extractor", "weights")
-    report = measure(chosen, **{name: getattr(options, name) for name in names}, progress=True)
+    report = measure(chosen, **{name: getattr(options, name) for name in names}, progress=True, announce=announce)
     report = dataclasses.replace(report, reproduce=shlex.join(["sfumato", *sys.argv[1:]]))
     report.save(options.out, options.overwrite)
     rows = [
@@ -105,16 +108,3 @@ def cost(options: Compare) -> None:
         for p in report.points
     ]
     show_table(("way", "evaluations", "seconds", "asked for and there", "Fréchet distance"), rows)
-
-
-def _time(options: Compare, chosen: list) -> str:
-    """From the seconds of one batch in the first way."""
-    from sfumato.audit.cost import draw
-    from sfumato.pipeline import Text2Image
-    from sfumato.plan import human_time
-
-    one, n = chosen[0], min(options.n, options.batch)
-    words = [""] * n if isinstance(one.model, Text2Image) else [next(iter(one.model.labels), None)] * n
-    _, _, seconds = draw(one, words, range(n), options.batch)
-    calls = sum(way.options.get("sampling_steps", way.model.defaults.get("sampling_steps", 25)) for way in chosen)
-    return f"about {human_time(seconds / one.options['sampling_steps'] * calls * options.n)}"

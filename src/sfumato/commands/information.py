@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.metrics.bootstrap import Estimate
-    from sfumato.noise import Denoiser, Schedule
+    from sfumato.noise import Schedule
+    from sfumato.pipeline import Model
 
 EXAMPLE = "sfumato information --model sketch --data sketch --out information/"
 
@@ -58,9 +59,9 @@ def main(args: list[str]) -> None:
     from sfumato.sample import times
 
     model = load_any(options.model, options)
-    denoiser, x, cond, end = _material(model, options)
+    denoiser, (x, cond) = model.denoiser, _material(model, options)
     schedule = denoiser.process.schedule
-    grid = _grid(schedule, options.points, end)
+    grid = _grid(schedule, options.points, model.cleanest)
     work = f"information in {options.model}: {len(x)} pictures at {len(grid)} noise levels"
     Plan(work, writes=[f"{options.out}/ (information.json, information.png)"]).show()
     rng = torch.Generator().manual_seed(options.seed)
@@ -90,32 +91,30 @@ def main(args: list[str]) -> None:
         print("no plot: matplotlib is not installed (pip install 'sfumato[plots]')")
 
 
-def _material(model: Any, options: Information) -> tuple[Denoiser, Tensor, Any, float]:
-    """The denoiser, clean data as it knows them, their conditioning, and the cleanest time that it was trained on."""
+def _material(model: Model, options: Information) -> tuple[Tensor, Any]:
+    """Clean data as the model knows them, and what it is told of them; nothing where it does not know their classes."""
     import torch
 
     from sfumato.data.pictures import open_pictures, to_tensor
-    from sfumato.pipeline import ImageModel
 
-    text = not isinstance(model, ImageModel)
-    size = model.size if text else model.shape[-1]
-    pictures = open_pictures(options.data, size, options.caption, options.seed, options.n)
+    pictures = open_pictures(options.data, model.size, options.caption, options.seed, options.n)
     rng = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(pictures), generator=rng)[: options.n].tolist()
     if len(rows) < 2:
         raise BadInput(f"{options.data} holds {len(rows)} picture: two are the least to measure an interval")
     x = to_tensor([pictures.picture(i) for i in rows])
-    if text:
-        parts = x.to(model.device, model.pipe.vae.dtype).split(options.batch)
-        with torch.no_grad():
-            latents = torch.cat([model.encode_image(part) for part in parts]).float()
-            cond = model.encode([pictures.caption(i) for i in rows])
-        return model.denoiser, latents, cond, 1 / model.denoiser.timesteps
-    if x.shape[1:] != model.shape:
-        raise BadInput(f"{options.model} knows samples of shape {model.shape}, not pictures of {tuple(x.shape[1:])}")
-    labelled = model.labels and tuple(getattr(pictures, "label_names", ())) == model.labels
-    labels = model.label_ids([pictures.label(i) for i in rows]) if labelled else None
-    return model.denoiser, x.to(model.device), labels, 0.0
+    parts = x.to(model.device).split(options.batch)
+    with torch.no_grad():
+        z = torch.cat([model.encode_image(part) for part in parts]).float()
+    if z.shape[1:] != model.latent_shape():
+        raise BadInput(
+            f"{options.model} knows samples of shape {model.latent_shape()}, not pictures of {tuple(x.shape[1:])}"
+        )
+    try:
+        asked = model.asked_for(pictures, rows)
+    except BadInput:
+        asked = None
+    return z, None if asked is None else model.told(asked)
 
 
 def _grid(schedule: Schedule, points: int, end: float) -> Tensor:

@@ -12,7 +12,7 @@ from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
-from sfumato.plan import Plan, human_time
+from sfumato.plan import human_time
 
 EXAMPLE = "sfumato ledger rece"
 
@@ -27,11 +27,16 @@ class Ledger:
     """Print the page of all results, in Markdown, and measure nothing."""
     folder: Path = Path("docs/ledger")
     """Where the results are kept; measuring again replaces an entry's."""
+    jobs: int = 2
+    """How many seeds or arms are measured at a time, in processes of one thread each; figures do not depend on it."""
 
 
 def main(args: list[str]) -> None:
     names = list(dict.fromkeys(m.ledger for m in catalog.METHODS if m.ledger))
-    about = f"Example: {EXAMPLE}\n\nEntries: {', '.join(names)}. Each takes minutes and says so first."
+    about = (
+        f"Example: {EXAMPLE}\n\nEntries: {', '.join(names)}. Each takes minutes and says so first. Killed? The same "
+        "command goes on where it stopped."
+    )
     options = Ledger(**parse("sfumato ledger", args, Ledger, about=about)[0])
     if options.name is None and not options.table:
         raise BadInput(f"name an entry ({', '.join(names)}), or add --table to see all results")
@@ -42,13 +47,10 @@ def main(args: list[str]) -> None:
     if options.table:
         print(ledger.table(options.folder))
         return
-    seeds = len(ledger.load(options.name).seeds)
-    written = options.folder / f"{options.name}.json"
-    Plan(f"ledger {options.name}: {seeds} seeds", time="at most 15 min on two CPU cores", writes=[str(written)]).show()
-    record = ledger.run(options.name, options.folder)
+    record = ledger.run(options.name, options.folder, options.jobs)
     rows = []
     for claim in record["claims"].values():
         effect = "{value:+.3g} [{low:+.3g}, {high:+.3g}]".format(**claim["effect"])
         rows.append((claim["verdict"], effect, claim["sentence"]))
     show_table(("verdict", "effect, 95 % interval", "claim"), rows)
-    print(f"{human_time(record['seconds'])}; written to {written}")
+    print(f"{human_time(record['seconds'])}; written to {options.folder / options.name}.json")

@@ -59,10 +59,10 @@ def main(args: list[str]) -> None:
 
     from safetensors.torch import save_file
 
-    from sfumato.pipeline import VideoModel, load, read_record
+    from sfumato.pipeline import load, read_record
 
     model = load(str(options.model), device=options.device)
-    if not isinstance(model, VideoModel):
+    if not hasattr(model, "rollout"):
         raise BadInput(f"{options.model} is no model of frames: `sfumato train rolling` makes one")
     trained = read_record(options.model).get("provenance", {}).get("config", {})
     source = options.data or trained.get("data")

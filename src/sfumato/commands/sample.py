@@ -24,7 +24,7 @@ from sfumato.settings import EMBEDDED
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.pipeline import ImageModel, Text2Image
+    from sfumato.pipeline import Model
 
 SCHEDULERS = ("ddim", "addim", "dpm++")
 PIXEL_SCHEDULERS = (*SCHEDULERS, "ddpm", "heun")
@@ -48,7 +48,7 @@ class Sample(Equipped):
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
     negative: str | None = None
-    """What guidance steers away from."""
+    """What guidance steers away from, as for the prompts."""
     scheduler: str | None = None
     """The sampler: ddim, addim, dpm++, for models of classes also ddpm and heun, or a method of the verb (`sfumato
     choose sample`), which brings its own options (see --scheduler NAME --help); by default the model's own."""
@@ -62,7 +62,6 @@ def main(args: list[str]) -> None:
     options, rule = _read(seed_alias(args))
     jobs = jobs_of(options, EXAMPLE)
     model = equipped(load_any(options.model, options), options.model, options)
-    drawn = draw_text if hasattr(model, "pipe") else _draw_classes
     pictures, settings = drawn(model, jobs, options, rule)
     settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
     write(options, model, jobs, pictures, settings)
@@ -81,7 +80,7 @@ def jobs_of(options: Sample, example: str) -> list[tuple[str | None, int]]:
 
 def write(
     options: Sample,
-    model: Text2Image | ImageModel,
+    model: Model,
     jobs: list[tuple[str | None, int]],
     pictures: Tensor,
     settings: Mapping[str, Any],
@@ -104,21 +103,24 @@ def write(
     print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
 
 
-def draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
-    """Pictures of a text-to-image pipeline, and the settings that made them; ``rule`` is a sampler of the catalogue."""
-    if jobs[0][0] is None:
+def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
+    """The pictures, and the settings that made them; ``rule`` is a sampler of the catalogue."""
+    asked = None if jobs[0][0] is None else [prompt for prompt, _ in jobs]
+    if asked is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
-    if options.scheduler in set(PIXEL_SCHEDULERS) - set(SCHEDULERS):
-        raise BadInput(f"--scheduler {options.scheduler} is for models of classes: use one of {', '.join(SCHEDULERS)}")
-    from sfumato.data.world import strangers
+    if len(model.latent_shape()) != 3:
+        raise BadInput(f"{options.model} is a model of frames: `sfumato rollout` draws with it")
+    if hasattr(model, "tokenizers"):
+        from sfumato.data.world import strangers
 
-    if unheard := strangers(pipe.tokenizers[0], [prompt for prompt, _ in jobs]):
-        names = ", ".join(map(repr, unheard))
-        warnings.warn(f"{options.model} has no word for {names}: what it draws for that is chance", stacklevel=2)
-    steps = pipe.defaults.get("sampling_steps", 25) if options.sampling_steps is None else options.sampling_steps
-    _plan(jobs, steps, options)
-    pictures = pipe.draw(
-        [prompt for prompt, _ in jobs],
+        if unheard := strangers(model.tokenizers[0], asked):
+            names = ", ".join(map(repr, unheard))
+            warnings.warn(f"{options.model} has no word for {names}: what it draws for that is chance", stacklevel=2)
+    steps = model.sampling_steps if options.sampling_steps is None else options.sampling_steps
+    writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
+    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
+    pictures = model.draw(
+        asked,
         [seed for _, seed in jobs],
         sampling_steps=steps,
         cfg_scale=options.cfg_scale,
@@ -127,43 +129,12 @@ def draw_text(pipe: Text2Image, jobs: list, options: Sample, rule: Any = None) -
         size=options.size,
         progress=True,
     )
-    cfg_scale = pipe.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
-    scheduler = options.scheduler or type(pipe.pipe.scheduler).__name__
-    return pictures, {
-        "sampling_steps": steps, "cfg_scale": cfg_scale, "scheduler": scheduler, "negative": options.negative,
-    }  # fmt: skip
-
-
-def _draw_classes(model: ImageModel, jobs: list, options: Sample, rule: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Pictures of a model of classes, or of none, and the settings that made them."""
-    if options.negative is not None or options.size is not None:
-        raise BadInput(f"{options.model} takes no text and has one size: leave --negative and --size out")
-    if len(model.shape) != 3:
-        raise BadInput(f"{options.model} is a model of frames: `sfumato.load(...).rollout(...)` draws with it")
-    labels = [prompt for prompt, _ in jobs]
-    if labels[0] is not None:
-        model.label_ids(labels)
-    steps = model.defaults["sampling_steps"] if options.sampling_steps is None else options.sampling_steps
-    _plan(jobs, steps, options)
-    pictures = model.draw(
-        None if labels[0] is None else labels,
-        [seed for _, seed in jobs],
-        sampling_steps=steps,
-        scheduler=rule or options.scheduler,
-        cfg_scale=options.cfg_scale,
-        progress=True,
-    )
-    scheduler = options.scheduler or model.defaults["scheduler"]
-    settings = {"sampling_steps": steps, "scheduler": scheduler}
-    if labels[0] is not None:  # without a class there is nothing to guide towards
+    settings = {"sampling_steps": steps, "scheduler": options.scheduler or model.scheduler_name}
+    if asked is not None:  # where nothing is asked for there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
-        settings |= {"cfg_scale": cfg_scale, "cfg_interval": model.defaults["cfg_interval"]}
+        settings |= {"cfg_scale": cfg_scale, "negative": options.negative}
+        settings |= {name: model.defaults[name] for name in ("cfg_interval",) if name in model.defaults}
     return pictures, settings
-
-
-def _plan(jobs: list, steps: int, options: Sample) -> None:
-    writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
 
 
 def _read(args: list[str]) -> tuple[Sample, Any]:

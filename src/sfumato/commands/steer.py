@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from sfumato.commands.options import STEPS
-from sfumato.commands.sample import Sample, draw_text, jobs_of, seed_alias, write
+from sfumato.commands.sample import Sample, drawn, jobs_of, seed_alias, write
 from sfumato.commands.verb import load_equipped, read
 from sfumato.plan import human_time
 
@@ -24,7 +24,7 @@ def main(args: list[str]) -> None:
     pipe = load_equipped(options.model, options)
     start = time.perf_counter()
     with patch.patch(pipe) as told:
-        pictures, settings = draw_text(pipe, jobs, options)
+        pictures, settings = drawn(pipe, jobs, options)
     seconds = time.perf_counter() - start
     method = {"name": entry.name, "verb": entry.verb, "paper": str(entry.paper), "configuration": asdict(patch)}
     settings |= {"method": method, "log": dict(told), "seconds": round(seconds, 3)}

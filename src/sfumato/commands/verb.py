@@ -23,7 +23,7 @@ from sfumato.versions import versions
 if TYPE_CHECKING:
     import torch
 
-    from sfumato.pipeline import ImageModel, Text2Image
+    from sfumato.pipeline import Model, Text2Image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def beside(out: Path, method: Any) -> Iterator[Path | None]:
         shutil.rmtree(folder)
 
 
-def load_any(model: str, where: Where) -> Text2Image | ImageModel:
+def load_any(model: str, where: Where) -> Model:
     """The model, on the wanted device and in the wanted precision.
 
     Raises:
@@ -181,12 +181,11 @@ def load_equipped(model: str, options: Equipped) -> Text2Image:
     return equip(load(model, options), model, options.adapters)
 
 
-def equipped(found: Text2Image | ImageModel, model: str, options: Equipped) -> Text2Image | ImageModel:
+def equipped(found: Model, model: str, options: Equipped) -> Model:
     """The model ``found`` under the name ``model``, with the adapters attached that the options ask for."""
-    from sfumato.pipeline import Text2Image
     from sfumato.pipeline.membrane import equip
 
-    if isinstance(found, Text2Image):
+    if hasattr(found, "add_adapter"):
         return equip(found, model, options.adapters)
     if options.adapters:
         raise BadInput(f"{model} draws pictures without text: leave --adapters out")

@@ -1,8 +1,7 @@
 """What a distillation recipe is: a `Recipe` of the training loop with a frozen teacher, and a student to be saved.
 
 A method is a dataclass that inherits `Distiller` and says in `recipe` what is its own: which networks it trains and
-what their losses are. Teacher and student are both either a `Text2Image` or an `ImageModel`, so a method asks both for
-`denoiser`, `network`, `unconditional` and `defaults` and need not know which it has. One that needs clean data inherits
+what their losses are. Teacher and student are a `Model` each, of whatever kind. One that needs clean data inherits
 `sfumato.distill.data.FromPictures` as well; one that needs another network makes it with ``teacher.copy(own="full")``.
 """
 
@@ -24,7 +23,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
-from sfumato.pipeline import ImageModel, Text2Image, VideoModel, few_steps, load, read_record
+from sfumato.pipeline import Model, few_steps, load, read_record
 from sfumato.pipeline.distilled import check_few_steps
 from sfumato.plan import Plan
 from sfumato.sample import ddim
@@ -35,8 +34,6 @@ from sfumato.train.outputs import is_there, ours
 from sfumato.train.recipe import Recipe
 from sfumato.train.schedule import Schedule
 from sfumato.train.state import configuration, goes_on
-
-Model = Text2Image | ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ class Distiller(Tuned, Schedule, ABC):
     }  # fmt: skip
     """Settings that take a second with a tiny teacher, for the tests that all distillations share."""
 
-    teacher: str | Text2Image | ImageModel = "sketch"
+    teacher: str | Model = "sketch"
     """An embedded model, a folder of a pipeline or of a training run, or a hub id."""
     sampling_steps: Count = 4
     """Steps in which the student will sample."""
@@ -99,7 +96,7 @@ class Distiller(Tuned, Schedule, ABC):
         model = _load(self.teacher) if isinstance(self.teacher, str) else self.teacher
         if not isinstance(model, Model):
             raise BadInput(f"a teacher is a model, not a {type(model).__name__}: wrap or load it with sfumato")
-        if isinstance(model, VideoModel):
+        if len(model.latent_shape()) != 3:
             raise BadInput("this teacher is a model of frames: only models of pictures can be distilled")
         denoiser = model.denoiser
         if denoiser.prediction not in get_args(Prediction) or not isinstance(denoiser.process, GaussianProcess):

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
-from sfumato.errors import BadInput
 from sfumato.fields import Count, Share
-from sfumato.pipeline import Conditioning, ImageModel
+from sfumato.pipeline import Condition, Model
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.settings import Tuned
 from sfumato.train.autoencoder import encode_all
 from sfumato.train.draw import integers, uniform
-
-from .base import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +39,9 @@ class FromPictures(Tuned):
             BadInput: nothing is found there; classes that are not the model's.
         """
         found = open_pictures(self.data, model.size, self.caption, seed, self.pictures)
-        if isinstance(model, ImageModel):
-            if model.labels and found.label_names != model.labels:
-                ours, theirs = (", ".join(names) or "none" for names in (model.labels, found.label_names))
-                raise BadInput(f"the teacher knows the classes {ours}; these pictures have {theirs}")
+        model.asked_for(found, [])  # refuses classes that the model does not know
+        if (autoencoder := model.autoencoder) is None:
             return CleanData(model, found, None, self.unconditional)
-        autoencoder = model.parts()["vae"]
         key = [self.data, seed, len(found), model.size, weights_sha256({"vae": autoencoder})]
         folder.mkdir(parents=True, exist_ok=True)
         latents = encode_all(autoencoder, found, folder / "latents.safetensors", json.dumps(key), progress=progress)
@@ -72,15 +65,9 @@ class CleanData:
         return {"x": x.float(), "rows": rows, "bare": bare}
 
     @torch.no_grad()
-    def conditioning(self, rows: Int[Tensor, "n"], bare: Bool[Tensor, "n"]) -> Any:
-        """What the model is told about these pictures: a `Conditioning`, class numbers, or None."""
-        without = self.model.unconditional(len(rows))
-        if without is None:
+    def conditioning(self, rows: Int[Tensor, "n"], bare: Bool[Tensor, "n"]) -> Condition | None:
+        """What the model is told about these pictures; None for a model that is never told anything."""
+        empty = self.model.unconditional(len(rows))
+        if empty is None:
             return None
-        if isinstance(self.model, ImageModel):
-            labels = torch.tensor([self.pictures.label(i) for i in rows.tolist()]).to(without.device)
-            return torch.where(bare.to(without.device), without, labels)
-        rows, bare = rows.cpu(), bare.cpu()
-        told = self.model.encode([self.pictures.caption(i) for i in rows.tolist()])
-        numbers = torch.arange(len(rows))
-        return Conditioning.cat([told, without])[torch.where(bare, numbers + len(rows), numbers)]
+        return self.model.told(self.model.asked_for(self.pictures, rows.tolist())).drop(bare, empty)

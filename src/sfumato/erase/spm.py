@@ -194,7 +194,7 @@ class SPM(ByGradient):
 
     def loss(self, base: Text2Image, student: Text2Image, index: int) -> StepLoss:
         """The loss of one step as a function of the step's generator, for concept number ``index``."""
-        M, T = self.sampling_steps, base.denoiser.timesteps
+        M, T = self.sampling_steps, base.clock.timesteps
         concept = base.encode(self.concepts[index])
         neutral = base.encode(self.anchor_for(index, ""))
         kept = base.encode(self.preserve) if self.preserve else None

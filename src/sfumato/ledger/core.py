@@ -1,31 +1,29 @@
 """The ledger: each method's central claim, measured again, with a baseline and an interval.
 
-An entry is a module ``sfumato.ledger.NAME`` with one `Experiment` called ``EXPERIMENT``. ``run`` measures it seed
-by seed, computes effect, interval and verdict, and writes ``docs/ledger/NAME.json``; ``table`` turns the results
-into ``docs/ledger.md``. No verdict is written by hand.
+An entry is a module ``sfumato.ledger.NAME`` with one `Experiment` called ``EXPERIMENT``. `sfumato.ledger.runner`
+measures it cell by cell and writes ``docs/ledger/NAME.json``, with effect, interval and verdict computed here;
+`sfumato.ledger.page` turns the results into ``docs/ledger.md``. No verdict is written by hand.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import platform
-import re
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from sfumato.errors import BadInput
-from sfumato.files import write_json
-from sfumato.versions import versions
 
 Pair = tuple[Sequence[float], Sequence[float]]
 Table = dict[str, dict[str, float]]
 """Row -> column -> figure."""
+Found = Mapping[str, Any]
+"""A `Pair` for each claim; under other names, `Table`s."""
+Figures = Mapping[str, Any]
+"""What one arm found at one seed: numbers, and lists and mappings of numbers, by name."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,21 @@ class Claim:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A method's claims and the function that measures them all at one seed.
+    """A method's claims and the function that measures them at one seed, whole or arm by arm.
 
     ``measure(seed)`` returns, for every claim, the paired per-item values (method, baseline): the same prompts and
     seeds in both. What else it returns, under names that are no claims, are `Table`s of figures: they are written with
-    their standard error over the seeds, and decide nothing. ``tuning`` says how settings were chosen, and on which
-    seeds, none of which is in ``seeds``.
+    their standard error over the seeds, and decide nothing.
+
+    An experiment whose parts are long has ``arms``: ``measure(seed, arm)`` returns the arm's `Figures`, and
+    ``compare`` makes of all arms' figures what the other kind measures at once. A seed of an arm, a cell, is what runs
+    in one process on one thread, and what is kept when a run is killed.
+
+    Attributes:
+        seeds: at least three.
+        tuning: how settings were chosen, and on which seeds, none of which is in ``seeds``.
+        cost: seconds that a cell takes one core, by arm where they differ.
+        timed: it measures seconds, so that no two cells may run at once.
     """
 
     name: str
@@ -61,8 +68,20 @@ class Experiment:
     claims: dict[str, Claim]
     seeds: tuple[int, ...]
     tuning: str
-    measure: Callable[[int], dict[str, Pair | Table]]
+    measure: Callable[..., Any]
+    cost: float | Mapping[str, float]
     notes: str = ""
+    arms: tuple[str, ...] = ()
+    compare: Callable[[dict[str, Figures]], Found] | None = None
+    timed: bool = False
+
+    def found(self, figures: dict[str, Figures]) -> Found:
+        """What the figures of each arm at one seed say of the claims."""
+        return self.compare(figures) if self.compare else figures[""]
+
+    def at(self, seed: int) -> Found:
+        """All arms measured at one seed, here and now."""
+        return self.found({arm: self.measure(seed, arm) for arm in self.arms} or {"": self.measure(seed)})
 
 
 def effect(pairs: Sequence[Pair], better: str, draws: int = 4000) -> dict[str, float]:
@@ -107,105 +126,3 @@ def names() -> list[str]:
     """Ledger entries, in the order of their files."""
     here = Path(__file__).parent
     return sorted(p.stem.replace("_", "-") for p in here.glob("*.py") if "\nEXPERIMENT = " in p.read_text())
-
-
-def run(name: str, folder: Path | str = "docs/ledger", progress: bool = True) -> dict:
-    """Measure entry ``name`` at each of its seeds and write ``folder/NAME.json``; returns what was written."""
-    experiment = load(name)
-    began, per_seed = time.perf_counter(), []
-    for i, seed in enumerate(experiment.seeds):
-        per_seed.append(experiment.measure(seed))
-        if progress:
-            seconds = time.perf_counter() - began
-            print(f"{name}: seed {seed} done ({i + 1} of {len(experiment.seeds)}, {seconds:.0f} s)", flush=True)
-    results = {}
-    for key, claim in experiment.claims.items():
-        pairs = [result[key] for result in per_seed]
-        interval = effect(pairs, claim.better)
-        results[key] = {
-            **asdict(claim),
-            "method_mean": float(np.mean([np.mean(m) for m, _ in pairs])),
-            "baseline_mean": float(np.mean([np.mean(b) for _, b in pairs])),
-            "effect": interval,
-            "interval": "95 %, bootstrap over seeds and items together",
-            "verdict": verdict(interval),
-            "per_seed": [
-                {"seed": s, "method": float(np.mean(m)), "baseline": float(np.mean(b)), "n": len(m)}
-                for s, (m, b) in zip(experiment.seeds, pairs, strict=True)
-            ],
-        }
-    record = {
-        "name": name,
-        "paper": experiment.paper,
-        "claims": results,
-        "tuning": experiment.tuning,
-        "notes": experiment.notes,
-        "tables": {key: spread([r[key] for r in per_seed]) for key in per_seed[0] if key not in experiment.claims},
-        "seconds": round(time.perf_counter() - began, 1),
-        "versions": {**versions(), "machine": _machine()},
-    }
-    write_json(Path(folder) / f"{name}.json", record, overwrite=True)
-    return record
-
-
-def spread(tables: Sequence[Table]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and standard error, over seeds, of each figure of the same table."""
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    for row, columns in tables[0].items():
-        for column in columns:
-            values = np.array([table[row][column] for table in tables], float)
-            error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
-            result.setdefault(row, {})[column] = {"mean": float(values.mean()), "error": error}
-    return result
-
-
-def table(folder: Path | str = "docs/ledger") -> str:
-    """The Markdown page of all results under ``folder``."""
-    lines = [
-        "# The ledger",
-        "",
-        "Each method's central claim, measured again by `sfumato ledger NAME`. The effect is the paired difference",
-        "between method and baseline, positive where the claim says so; the verdict is computed from its interval.",
-        "",
-        "| entry | claim | method | baseline | effect [95 %] | verdict | time |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    details: list[str] = []
-    for path in sorted(Path(folder).glob("*.json")):
-        record = json.loads(path.read_text())
-        details += [f"## {record['name']} ({record['paper']})", ""]
-        for claim in record["claims"].values():
-            e = claim["effect"]
-            lines.append(
-                f"| {record['name']} | {claim['sentence']} | {claim['method']}: {claim['method_mean']:.3g} "
-                f"| {claim['baseline']}: {claim['baseline_mean']:.3g} "
-                f"| {e['value']:+.3g} [{e['low']:+.3g}, {e['high']:+.3g}] | {claim['verdict']} "
-                f"| {record['seconds']:.0f} s |"
-            )
-            seeds = ", ".join(f"{s['seed']}: {s['method']:.3g} / {s['baseline']:.3g}" for s in claim["per_seed"])
-            n = claim["per_seed"][0]["n"]
-            details += [
-                f"- **{claim['sentence']}** {claim['quantity'].rstrip('.')}; n = {n} for each seed. "
-                f"Seed: method / baseline: {seeds}. Interval: {claim['interval']}.",
-            ]
-        details += [f"- Settings: {record['tuning']}"]
-        details += [f"- {record['notes']}"] if record["notes"] else []
-        for name, rows in record.get("tables", {}).items():
-            columns = sorted({column for row in rows.values() for column in row}, key=_by_number)
-            details += ["", f"| {name} | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
-            for row, cells in rows.items():
-                shown = ["{mean:.3g} ± {error:.1g}".format(**cells[c]) if c in cells else "" for c in columns]
-                details.append(f"| {row} | {' | '.join(shown)} |")
-        details += [""]
-    return "\n".join([*lines, "", *details])
-
-
-def _by_number(text: str) -> list[tuple[int, str]]:
-    """Sorts "25" before "100": files keep their keys in alphabetical order."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def _machine() -> str:
-    import torch
-
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"

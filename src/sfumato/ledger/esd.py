@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sfumato.erase import ESDu, ESDx
 
-from .core import Claim, Experiment, Pair
+from .core import Claim, Experiment, Figures, Found
 from .erasure import STEPS, concepts_of, sketch, survey
 
 
-def measure(seed: int) -> dict[str, Pair]:
-    """Erase one object with both variants; survey, and draw from the empty prompt."""
+def measure(seed: int, arm: str) -> Figures:
+    """Erase one object with one variant, or not; survey, and draw from the empty prompt."""
     concepts, pipe = concepts_of(seed), sketch()
-    pipes = {
-        "original": pipe,
-        "x": ESDx(concepts=concepts, seed=seed, **ESDx.settings_for(pipe)).apply(pipe),
-        "u": ESDu(concepts=concepts, seed=seed, **ESDu.settings_for(pipe)).apply(pipe),
-    }
-    seen = survey({k: pipes[k] for k in ("original", "x")}, concepts, seed=seed)
-    free = {k: p.draw("", list(range(32)), sampling_steps=STEPS, cfg_scale=1.0) for k, p in pipes.items()}
-    moved = {k: (free[k] - free["original"]).square().mean(dim=(1, 2, 3)).tolist() for k in ("x", "u")}
-    erased, kept = seen["x"]["gone"], 1 - seen["x"]["kept"]
+    kinds = {"x": ESDx, "u": ESDu}
+    it = kinds[arm](concepts=concepts, seed=seed, **kinds[arm].settings_for(pipe)).apply(pipe) if arm in kinds else pipe
+    found: dict[str, Any] = {} if arm == "u" else survey({"it": it}, concepts, seed=seed)["it"]
+    if arm in kinds:
+        free = [p.draw("", list(range(32)), sampling_steps=STEPS, cfg_scale=1.0) for p in (it, pipe)]
+        found["moved"] = (free[0] - free[1]).square().mean(dim=(1, 2, 3))
+    return found
+
+
+def compare(arms: dict[str, Figures]) -> Found:
+    """The variants, with one another and with the original."""
+    erased, kept = arms["x"]["gone"], [1 - share for share in arms["x"]["kept"]]
     n = min(len(erased), len(kept))
     return {
-        "erasure": (erased, seen["original"]["gone"]),
+        "erasure": (erased, arms["original"]["gone"]),
         "selective": (erased[:n], kept[:n]),
-        "unprompted": (moved["u"], moved["x"]),
+        "unprompted": (arms["u"]["moved"], arms["x"]["moved"]),
     }
 
 
@@ -55,4 +60,7 @@ EXPERIMENT = Experiment(
     tuning="the presets 'sketch' of ESD-x and of ESD-u, each by what goes and what stays at seed 0 on "
     "'star' (scripts/tune_sketch.py; ESD-x's on an earlier training of the model, ESD-u's from two points of the grid)",
     measure=measure,
+    arms=("x", "u", "original"),
+    compare=compare,
+    cost={"x": 136, "u": 52, "original": 21},
 )

@@ -21,7 +21,7 @@ from sfumato.sample import ddim
 from sfumato.sample.times import uniform
 from sfumato.train.loop import Schedule, learning_rate
 
-from .core import Claim, Experiment, Pair
+from .core import Claim, Experiment, Found, Pair
 from .erasure import sketch
 
 STEPS = (1, 2, 4, 8)
@@ -136,7 +136,7 @@ def variances(seed: int, steps: int, groups: int = 8, size: int = 16) -> Pair:
     return found[0], found[1]
 
 
-def measure(seed: int, teacher_updates: int = 3000, updates: int = 2000) -> dict[str, Pair]:
+def measure(seed: int, teacher_updates: int = 3000, updates: int = 2000) -> Found:
     """One teacher, students of 1, 2, 4 and 8 segments, and one trained from the data alone."""
     given = teacher(seed, teacher_updates)
     made = {s: distances(student(given, "cd", s, updates, seed), s, seed) for s in STEPS}
@@ -182,4 +182,5 @@ EXPERIMENT = Experiment(
     seeds=(1, 2, 3),
     tuning="learning rates and teacher steps on seed 0; a DDIM teacher for the students, the paper's eta for aDDIM",
     measure=measure,
+    cost=200,
 )  # fmt: skip

@@ -12,11 +12,11 @@ from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import RECE, UCE, ESDx
 from sfumato.metrics.detectors import OracleDetector
 
-from .core import Claim, Experiment, Pair
+from .core import Claim, Experiment, Found
 from .erasure import STEPS, concepts_of, sketch
 
 
-def measure(seed: int) -> dict[str, Pair]:
+def measure(seed: int) -> Found:
     """Erase one object with UCE and with RECE, attack both with the same budget and pictures; time the edits."""
     (concept,), pipe = concepts_of(seed), sketch()
     words = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != concept)
@@ -65,4 +65,6 @@ EXPERIMENT = Experiment(
     tuning="UCE: the paper's defaults; RECE: ridge and rounds by what goes and what stays at seed 0 on 'star' "
     "(scripts/tune_sketch.py); the attack: not tuned",
     measure=measure,
+    cost=120,
+    timed=True,
 )

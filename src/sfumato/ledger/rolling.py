@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from sfumato.data.kolmogorov import KolmogorovFrames
 from sfumato.metrics.spectral import spectral_distance
-from sfumato.pipeline import load
 from sfumato.train.rolling import Rolling
 
-from .core import Claim, Experiment, Pair
+from .core import Claim, Experiment, Figures, Found
+from .pixels import trained
 
-RECIPE = Rolling(**{**Rolling.presets["kolmogorov-small"], "updates": 800}, pictures=4000)
+Way = Literal["rolling", "standard"]
+
+RECIPE = Rolling(**{**Rolling.presets["kolmogorov-small"], "updates": 400}, pictures=4000)
 FRAMES, LATE, BLOCK = 48, 32, 4
 """Frames of a roll-out, those that come before what is measured, and how many go into one distance."""
 FLOWS = 32
@@ -24,22 +24,25 @@ HELD_OUT = 1000
 """Added to the seed: flows that no network was trained on."""
 
 
-def measure(seed: int) -> dict[str, Pair]:
-    """Train both on the same clips, let both go on from the same frames, and compare with how the flows went on."""
+def measure(seed: int, arm: Way) -> Figures:
+    """Train on the same clips, go on from the same frames, and compare with how the flows went on."""
     recipe, context = replace(RECIPE, seed=seed), RECIPE.context
     length = context + FRAMES
     truth = KolmogorovFrames(recipe.size, length, seed + HELD_OUT, flows=FLOWS, length=length)
     flows = torch.stack([truth.clip(i) for i in range(FLOWS)])
-    late = slice(context + LATE, None)
-    error, distance = {}, {}
-    for way in ("rolling", "standard"):
-        with TemporaryDirectory() as folder:
-            model = load(replace(recipe, frame_times=way).run(Path(folder), progress=False), device="cpu")
-        drawn = model.rollout(range(FLOWS), flows[:, :context], FRAMES)[:, LATE:, 0]
-        error[way] = (drawn - flows[:, late, 0]).square().mean((1, 2, 3)).numpy()
-        pairs = zip(flows[:, late, 0].split(BLOCK, dim=1), drawn.split(BLOCK, dim=1), strict=True)
-        distance[way] = np.array([spectral_distance(a.flatten(0, 1), b.flatten(0, 1)) for a, b in pairs])
-    return {key: (value["rolling"], value["standard"]) for key, value in (("spectrum", distance), ("error", error))}
+    late = flows[:, context + LATE :, 0]
+    model: Any = trained(replace(recipe, frame_times=arm))
+    drawn = model.rollout(range(FLOWS), flows[:, :context], FRAMES)[:, LATE:, 0]
+    pairs = zip(late.split(BLOCK, dim=1), drawn.split(BLOCK, dim=1), strict=True)
+    return {
+        "error": (drawn - late).square().mean((1, 2, 3)),
+        "spectrum": [spectral_distance(a.flatten(0, 1), b.flatten(0, 1)) for a, b in pairs],
+    }
+
+
+def compare(arms: dict[str, Figures]) -> Found:
+    """Rolling against standard, by either measure."""
+    return {key: (arms["rolling"][key], arms["standard"][key]) for key in ("spectrum", "error")}
 
 
 _METHOD = "Rolling Diffusion, 4 network calls a frame"
@@ -64,11 +67,14 @@ EXPERIMENT = Experiment(
             better="lower",
         ),
     },
-    seeds=(1, 2, 3),
+    seeds=(1, 2, 3, 4, 5),
     tuning="nothing was tuned for either: window, network and number of updates are what the budget allows (seed 0). "
     "Measured anew after the networks had been mended, which lost the channels' means; before that, the claim about "
-    "spectra was reproduced.",
+    "spectra was reproduced. Then the updates were cut from 800 and two seeds added to three, which had told little.",
     measure=measure,
+    arms=("rolling", "standard"),
+    compare=compare,
+    cost=112,
     notes="Kolmogorov flow on 16 x 16 points, frames 0.4 units of time apart. By frame 33 the flow has forgotten most "
     "of where it began, so the squared error is mostly that of two independent draws, and favours what is blurred.",
 )

@@ -19,7 +19,7 @@ from sfumato.noise.analytic import GaussianMixture
 from sfumato.sample import S2N
 from sfumato.sample.times import karras, logsnr, uniform
 
-from .core import Claim, Experiment, Pair, Table
+from .core import Claim, Experiment, Found
 from .erasure import sketch
 
 PROCESS = GaussianProcess(Cosine(-10, 10))
@@ -126,7 +126,7 @@ def aligned(seed: int, rule: S2N) -> list[float]:
     return oracle_alignment(oracle.load()(pictures), oracle.WORDS, prompts).tolist()
 
 
-def measure(seed: int) -> dict[str, Pair | Table]:
+def measure(seed: int) -> Found:
     """Train a score, sample the whole grid, and draw the same prompts from the embedded pipeline."""
     model = train(seed)
     grid = rules().items()
@@ -194,6 +194,7 @@ EXPERIMENT = Experiment(
     tuning=f"the rho of each number of steps by `choose` on the seeds {TUNING}, whose models, data and noise are their "
     f"own: {CHOSEN}; on the embedded pipeline rho is the default, untuned",
     measure=measure,
+    cost=200,
     notes="Every seed trains its own network (64 wide, 4,000 updates on 20,000 points). freeze is what is held fixed "
     "along a step (1 + rho^2, the picture, unless it says otherwise), gamma_w lengthens or shortens deterministic "
     "steps, delta is the share of fresh noise in each step; times are even in log-SNR unless it says otherwise.",

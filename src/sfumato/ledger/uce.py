@@ -5,11 +5,11 @@ from __future__ import annotations
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import UCE
 
-from .core import Claim, Experiment, Pair
+from .core import Claim, Experiment, Found
 from .erasure import concepts_of, sketch, survey
 
 
-def measure(seed: int) -> dict[str, Pair]:
+def measure(seed: int) -> Found:
     """Erase one object with and without regularisation, and look at its pictures and at all others."""
     concepts = concepts_of(seed)
     words = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w not in concepts)
@@ -46,4 +46,5 @@ EXPERIMENT = Experiment(
     seeds=(1, 2, 3, 4),
     tuning="the paper's defaults, nothing tuned",
     measure=measure,
+    cost=70,
 )

@@ -1,7 +1,7 @@
-"""How data is destroyed: schedules in log-SNR, the Gaussian process, and what a denoiser is."""
+"""How data is destroyed: schedules in log-SNR, the Gaussian process, and what denoisers are."""
 
 from .blurring import BlurringProcess, Constant
-from .denoiser import Denoiser
+from .denoiser import Denoiser, DiscreteDenoiser, DiscretePrediction, DiscreteProcess
 from .process import GaussianProcess, Prediction
 from .rolling import Window
 from .schedule import (
@@ -21,6 +21,9 @@ __all__ = [
     "Constant",
     "Cosine",
     "Denoiser",
+    "DiscreteDenoiser",
+    "DiscretePrediction",
+    "DiscreteProcess",
     "DiscreteSchedule",
     "GaussianProcess",
     "Interpolated",

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,16 +20,23 @@ from torch import Tensor, nn
 
 from sfumato.data import world
 from sfumato.errors import BadInput
+from sfumato.noise import GaussianProcess
+from sfumato.noise.process import Prediction
 
 from . import adapter, attention, lora, sampling, saving, sharing, steering, tokens
 from .anatomy import Anatomy, Projection, Site, UNetAnatomy
 from .clock import Clock, TableClock
 from .codec import Codec
+from .conditioning import Conditioning
+from .contract import Model
 from .denoise import NetworkDenoiser
 from .prompts import Prompts
 
+if TYPE_CHECKING:
+    pass
 
-class Text2Image(Prompts):
+
+class Text2Image(Prompts, Model):
     """A diffusers text-to-image pipeline as methods see it. Make one with `load` or `wrap`.
 
     The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy`
@@ -78,6 +85,31 @@ class Text2Image(Prompts):
     def network(self) -> nn.Module:
         """The denoising network."""
         return self.anatomy.network
+
+    @property
+    def last(self) -> nn.Module:
+        return self.anatomy.last
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.clock.process
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.clock.prediction
+
+    @property
+    def autoencoder(self) -> nn.Module:
+        """The autoencoder whose latents the network denoises."""
+        return self.codec.vae
+
+    @property
+    def scheduler_name(self) -> str:
+        return type(self.pipe.scheduler).__name__
+
+    @property
+    def cleanest(self) -> float:
+        return self.clock.time(0)
 
     @property
     def control(self) -> nn.Module | None:
@@ -145,6 +177,16 @@ class Text2Image(Prompts):
             BadInput: a word that cannot be one or exists already; more tokens than the context holds.
         """
         return tokens.new_token(self, word, init_word, vectors)
+
+    def call(
+        self, z: Float[Tensor, "batch channel height width"], t: Float[Tensor, "..."] | float, cond: Conditioning
+    ) -> Float[Tensor, "batch channel height width"]:
+        n, step = len(z), self.clock.number(t).reshape(-1).to(z.device)
+        if step.numel() not in (1, n):
+            raise ValueError(f"{step.numel()} times for {n} pictures: this network takes one time per picture")
+        if len(cond) < n:
+            cond = cond.map(lambda x: x.expand(n, *x.shape[1:]))
+        return self.clock.native(self.anatomy.call(z, step.expand(n), cond))
 
     # Adapters
 
@@ -306,6 +348,7 @@ class Text2Image(Prompts):
         return self.codec.decode(z)
 
     draw = sampling.draw
+    invert = sampling.invert
     trajectory = sampling.trajectory
     states = sampling.states
 
@@ -326,10 +369,6 @@ class Text2Image(Prompts):
             BadInput: unknown subset or name.
         """
         return sharing.copy(self, own)
-
-    def frozen_copy(self) -> Text2Image:
-        """``copy(own=None)``: the same weights, for losses that compare with the original."""
-        return self.copy()
 
     def merged(self) -> Text2Image:
         """A new pipeline, without adapters, that owns the weights with all attached ones added in.

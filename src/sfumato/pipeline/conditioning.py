@@ -1,14 +1,15 @@
-"""What a text-to-image denoiser is told besides the noisy latent and the time."""
+"""Kinds of `Condition`: encoded text, class numbers, given frames."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .contract import Condition
 
 
 class Role(IntEnum):
@@ -20,11 +21,8 @@ class Role(IntEnum):
     PADDING = 3
 
 
-_TENSORS = ("tokens", "ids", "mask", "pooled", "size_ids", "guidance", "roles", "conditional")
-
-
 @dataclass(frozen=True)
-class Conditioning:
+class Conditioning(Condition):
     """A batch of encoded prompts: sliceable, joinable, editable. Methods that work on embeddings change only this.
 
     Attributes:
@@ -50,39 +48,28 @@ class Conditioning:
     prompts: tuple[str, ...] = ()
     conditional: Bool[Tensor, "batch"] | None = None
 
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def __getitem__(self, index: slice | int | list[int] | Tensor) -> Conditioning:
-        """Rows ``index`` (an int keeps the batch dimension)."""
-        rows = torch.arange(len(self))[index if not isinstance(index, int) else [index]]
-        picked = self.map(lambda x: x[rows.to(x.device)])
-        return replace(picked, prompts=tuple(self.prompts[int(i)] for i in rows))
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Conditioning:
-        """The same conditioning with ``fn`` applied to every tensor."""
-        values = {n: getattr(self, n) for n in _TENSORS}
-        return replace(self, **{n: fn(x) for n, x in values.items() if x is not None})
-
-    def replace(self, **changes) -> Conditioning:
-        """A copy with some fields replaced, e.g. ``cond.replace(tokens=edited)``."""
-        return replace(self, **changes)
-
-    def repeat(self, n: int) -> Conditioning:
-        """Every row ``n`` times, rows of one prompt adjacent."""
-        repeated = self.map(lambda x: x.repeat_interleave(n, dim=0))
-        return replace(repeated, prompts=tuple(p for p in self.prompts for _ in range(n)))
-
     def as_half(self, conditional: bool) -> Conditioning:
         """These rows as one half of guidance, so that what looks inside the network can tell the halves apart."""
         return self.replace(conditional=torch.full(self.ids.shape[:1], conditional, device=self.ids.device))
 
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """The rows of all parts, in order; the parts must have the same optional fields."""
-        first = parts[0]
 
-        def join(name: str) -> Tensor | None:
-            return None if getattr(first, name) is None else torch.cat([getattr(p, name) for p in parts])
+@dataclass(frozen=True)
+class Labels(Condition):
+    """A batch of class numbers.
 
-        return replace(first, **{n: join(n) for n in _TENSORS}, prompts=tuple(q for p in parts for q in p.prompts))
+    Attributes:
+        numbers: from 0; the number of classes itself stands for "no class".
+    """
+
+    numbers: Int[Tensor, "batch"]
+
+
+@dataclass(frozen=True)
+class Frames(Condition):
+    """A batch of given frames, after which others come.
+
+    Attributes:
+        frames: in the scale of the data; the last ones are used.
+    """
+
+    frames: Float[Tensor, "batch frame channel height width"]

@@ -13,26 +13,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import ModelMixin
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
 from sfumato import catalog
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_folder, write_json
-from sfumato.noise import GaussianProcess
+from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.config import from_config, to_config
 from sfumato.noise.process import Prediction
 from sfumato.progress import track
-from sfumato.sample import Clipped, Guided, addim, ddim, ddpm, dpmpp_2m, heun
+from sfumato.sample import Clipped, addim, ddim, ddpm, dpmpp_2m, heun
+from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 from sfumato.sample.times import uniform
 
+from .conditioning import Labels
+from .contract import Condition, Gradient, Guide, Model, Noised, Start, Told
+from .denoise import NetworkDenoiser
+from .drawing import Rows, ToldDenoiser, check_guidance, finished, first_step, noise, right_kind
 from .saving import RECORD, quiet, weights_sha256
+
+if TYPE_CHECKING:
+    from sfumato.data.base import Pictures
 
 # The last step ends in the picture itself, without noise on it.
 SAMPLERS = {
@@ -56,48 +64,8 @@ Loads with `sfumato.load("this folder")`.
 """
 
 
-class NetworkDenoiser:
-    """An `ImageModel`'s network as a `Denoiser`; the conditioning is class numbers [batch], or None."""
-
-    def __init__(self, owner: ImageModel):
-        self._owner = owner
-
-    @property
-    def process(self) -> GaussianProcess:
-        return self._owner.process
-
-    @property
-    def prediction(self) -> Prediction:
-        return self._owner.prediction
-
-    def __call__(
-        self, z: Float[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, cond: Int[Tensor, "batch"] | None = None
-    ) -> Float[Tensor, "batch *dims"]:
-        """The network's own prediction, in the dtype of ``z``.
-
-        Args:
-            z: noisy pictures, or frames [batch, frame, channel, height, width].
-            t: time in [0, 1], 1 = noise: one for all, one per picture, or for frames [batch or 1, frame].
-            cond: class numbers; None is "no class".
-        """
-        network, times = self._owner.network, z.shape[: z.ndim - 3]
-        logsnr = self.process.schedule.level(t)
-        if logsnr.ndim:
-            # A time per picture may come padded with ones, ready to broadcast against z.
-            logsnr = logsnr.reshape(logsnr.shape + (1,) * (len(times) - logsnr.ndim))
-            if logsnr[(..., *[0] * (logsnr.ndim - len(times)))].numel() != logsnr.numel():
-                raise ValueError(f"a time of shape {tuple(logsnr.shape)}: this network takes one per picture or frame")
-            logsnr = logsnr.reshape(logsnr.shape[: len(times)])
-        # Clean data have infinite log-SNR; networks are trained on finite ones.
-        logsnr = logsnr.clamp(-20.0, 20.0).expand(times).to(z.device, network.dtype)
-        if self._owner.labels and cond is None:
-            cond = self._owner.no_label(len(z))
-        out = network(z.to(network.dtype), logsnr, None if cond is None else cond.to(z.device))
-        return out.to(z.dtype)
-
-
 @dataclass(eq=False)
-class ImageModel:
+class ImageModel(Model):
     """A trained network of pictures with the process it was trained under; `sf.load` reads what `save` writes.
 
     Attributes:
@@ -109,6 +77,9 @@ class ImageModel:
         defaults: how `draw` draws unless told otherwise: ``scheduler`` and its ``options`` (arguments by name),
             ``sampling_steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is held to [-1, 1]) and
             ``distilled_steps`` (the only number of steps that it can take, if it was distilled).
+
+    Raises:
+        BadInput: a default of another name.
     """
 
     network: ModelMixin
@@ -118,12 +89,18 @@ class ImageModel:
     labels: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
 
+    own_defaults: ClassVar[tuple[str, ...]] = ()
+    """The names of defaults that a kind of model adds."""
+
     def __post_init__(self) -> None:
         self.shape, self.labels = tuple(self.shape), tuple(self.labels)
         base = {
             "scheduler": "ddpm", "options": {}, "sampling_steps": 256, "distilled_steps": None, "cfg_scale": 1.0,
             "cfg_interval": None, "clip": True,
         }  # fmt: skip
+        for name in self.defaults:
+            if name not in (*base, *self.own_defaults):
+                raise unknown("default of a model", name, (*base, *self.own_defaults))
         self.defaults = {**base, **self.defaults}
         self.denoiser = NetworkDenoiser(self)
 
@@ -136,27 +113,80 @@ class ImageModel:
         """Side of a picture in pixels."""
         return self.shape[-1]
 
+    @property
+    def scheduler_name(self) -> str:
+        return str(self.defaults["scheduler"])
+
     def parts(self) -> dict[str, torch.nn.Module]:
         """The model's neural networks by name, as `Text2Image.parts`."""
         return {"network": self.network}
 
-    def latent_shape(self) -> tuple[int, ...]:
+    def call(
+        self, z: Float[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, cond: Labels | None
+    ) -> Float[Tensor, "batch *dims"]:
+        network, times = self.network, z.shape[: z.ndim - 3]
+        logsnr = self.process.schedule.level(t)
+        if logsnr.ndim:
+            # A time per picture may come padded with ones, ready to broadcast against z.
+            logsnr = logsnr.reshape(logsnr.shape + (1,) * (len(times) - logsnr.ndim))
+            if logsnr[(..., *[0] * (logsnr.ndim - len(times)))].numel() != logsnr.numel():
+                raise ValueError(f"a time of shape {tuple(logsnr.shape)}: this network takes one per picture or frame")
+            logsnr = logsnr.reshape(logsnr.shape[: len(times)])
+        # Clean data have infinite log-SNR; networks are trained on finite ones.
+        logsnr = logsnr.clamp(-20.0, 20.0).expand(times).to(z.device, network.dtype)
+        cond = self.unconditional() if cond is None else cond
+        numbers = None if cond is None else cond.numbers.to(z.device).expand(len(z))
+        return network(z.to(network.dtype), logsnr, numbers).to(z.dtype)
+
+    def latent_shape(self, size: int | None = None) -> tuple[int, ...]:
         """The shape of what the denoiser works on, without the batch: here the pictures themselves."""
+        if size not in (None, self.size):
+            raise BadInput(f"this model has one size: {self.size} pixels a side, not {size}")
         return self.shape
 
+    def encode_image(
+        self, x: Float[Tensor, "n *shape"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n *shape"]:
+        """``x`` as it is, for this model has no autoencoder."""
+        return x
+
     def decode_latents(self, z: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
-        """The pictures of what the denoiser works on: ``z`` as it is, for this model has no autoencoder."""
+        """``z`` as it is, for this model has no autoencoder."""
         return z
 
-    def no_label(self, n: int) -> Int[Tensor, "n"]:
-        """The class number that means "no class", ``n`` times."""
-        return torch.full((n,), len(self.labels), device=self.device)
+    def told(self, asked: str | int | Sequence[str | int] | Tensor | Condition | None) -> Labels | None:
+        """Classes by name or number; None as `unconditional`.
 
-    def unconditional(self, n: int = 1) -> Int[Tensor, "n"] | None:
-        """The conditioning of `denoiser` that tells it nothing; None for a model without classes."""
-        return self.no_label(n) if self.labels else None
+        Raises:
+            BadInput: no such class, a model without classes, a condition of another kind.
+        """
+        if asked is None:
+            return self.unconditional()
+        if (told := right_kind(asked, Labels, "classes")) is not None:
+            return told
+        if not self.labels:
+            raise BadInput("this model was trained without classes: leave the labels out")
+        given = [asked] if isinstance(asked, str | int) else asked.tolist() if torch.is_tensor(asked) else list(asked)
+        for label in given:
+            if label not in self.labels if isinstance(label, str) else not 0 <= label < len(self.labels):
+                raise unknown("class", str(label), self.labels)
+        ids = [self.labels.index(x) if isinstance(x, str) else int(x) for x in given]
+        return Labels(torch.tensor(ids, device=self.device))
 
-    def copy(self, own: str | None = None) -> ImageModel:
+    def asked_for(self, pictures: Pictures, rows: Sequence[int]) -> list[str] | None:
+        """The names of these pictures' classes; None for a model without classes."""
+        if not self.labels:
+            return None
+        if tuple(pictures.label_names) != self.labels:
+            ours, theirs = (", ".join(names) or "none" for names in (self.labels, pictures.label_names))
+            raise BadInput(f"the model knows the classes {ours}; these pictures have {theirs}")
+        return [self.labels[pictures.label(i)] for i in rows]
+
+    def unconditional(self, n: int = 1) -> Labels | None:
+        """"No class", ``n`` times; None for a model without classes."""
+        return Labels(torch.full((n,), len(self.labels), device=self.device)) if self.labels else None
+
+    def copy(self, own: str | None = None) -> Self:
         """A new model that shares this one's weights (frozen), or with ``own`` = "full" has its own, to be trained.
 
         Raises:
@@ -171,84 +201,94 @@ class ImageModel:
         network = copying.deepcopy(self.network, memo).eval()
         return type(self)(network, self.process, self.prediction, self.shape, self.labels, dict(self.defaults))
 
-    def frozen_copy(self) -> ImageModel:
-        """``copy()``: the same weights, frozen."""
-        return self.copy()
-
-    def label_ids(self, labels: Sequence[str | int]) -> Int[Tensor, "n"]:
-        """Class numbers of names (or of numbers).
-
-        Raises:
-            BadInput: no such class, or a model without classes.
-        """
-        if not self.labels:
-            raise BadInput("this model was trained without classes: leave the labels out")
-        for label in labels:
-            if label not in self.labels if isinstance(label, str) else not 0 <= label < len(self.labels):
-                raise unknown("class", str(label), self.labels)
-        ids = [self.labels.index(x) if isinstance(x, str) else int(x) for x in labels]
-        return torch.tensor(ids, device=self.device)
-
-    @torch.no_grad()
     def draw(
         self,
-        asked: str | int | Sequence[str | int] | None,
+        asked: str | int | Sequence[str | int] | Condition | None,
         seeds: int | Sequence[int],
         *,
         sampling_steps: int | None = None,
-        scheduler: str | Callable[..., Tensor] | None = None,
         cfg_scale: float | None = None,
         cfg_interval: tuple[float, float] | None = None,
+        negative: str | int | Condition | None = None,
+        scheduler: str | Callable[..., Tensor] | None = None,
+        size: int | None = None,
         batch: int = 64,
+        start: Start | None = None,
+        cond: Told | None = None,
+        guide: Guide | None = None,
+        grad: Gradient = False,
         progress: bool = False,
     ) -> Float[Tensor, "n *shape"]:
-        """One sample in [0, 1] per seed, on the CPU, in float32; it never depends on the batch it was computed in.
+        """One picture in [0, 1] per (class, seed), on the CPU, in float32; see `Model.draw`.
 
         Args:
-            asked: class names or numbers: one for all or one per seed. None: drawn without a class.
-            seeds: one per picture, or one number.
-            sampling_steps, scheduler, cfg_scale, cfg_interval: default: the model's ``defaults``; schedulers are
-                "ddpm", "ddim", "addim", "heun", "dpm++", one of the catalogue by its name ("s2n") or any of
-                `sfumato.sample` itself (``S2N(rho=0.3)``); guidance 1 is none, the interval is in log-SNR.
-            batch: pictures computed together.
-            progress: show a bar.
-
-        Raises:
-            BadInput: an unknown scheduler or class, steps that a distilled model cannot take, or numbers of seeds and
-                labels that do not match.
+            cfg_interval: (low, high): guide only at log-SNRs in it.
+            scheduler: "ddpm", "ddim", "addim", "heun", "dpm++", one of the catalogue by its name ("s2n") or any of
+                `sfumato.sample` itself (``S2N(rho=0.3)``); None for the model's.
         """
-        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+        rows = Rows.make(self, asked, seeds, cond, start, negative, size)
         solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
         if scheduler in (None, self.defaults["scheduler"]):
             solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
-        cond = None
-        if asked is not None:
-            names = [asked] * len(seeds) if isinstance(asked, str | int) else list(asked)
-            if len(names) != len(seeds):
-                raise BadInput(f"{len(names)} labels for {len(seeds)} seeds: give one label for all, or one each")
-            cond = self.label_ids(names)
-        denoiser = self.guided(cfg_scale, cfg_interval)
-        sampling_steps = self.defaults["sampling_steps"] if sampling_steps is None else sampling_steps
-        check_steps(sampling_steps, self.defaults["distilled_steps"])
-        times = uniform(sampling_steps)
+        steps = self.sampling_steps if sampling_steps is None else sampling_steps
+        check_steps(steps, self.defaults["distilled_steps"])
+        times = uniform(steps)
         parts = []
-        for start in track(range(0, len(seeds), batch), "sampling", progress):
-            generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + batch]]
-            z = torch.stack([torch.randn(self.shape, generator=g) for g in generators]).to(self.device)
-            rows = None if cond is None else cond[start : start + batch]
-            z = self.process.diffuse(torch.zeros_like(z), times[0], z)  # noise of this process, in its scale
-            x = solver(denoiser, z, times, rows, generator=generators)
-            parts.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
+        with torch.set_grad_enabled(bool(grad)):
+            for some in track(rows.chunks(batch), "drawing", progress):
+                generators = some.generators()
+                denoiser = self.guided(
+                    some.told(self.told), cfg_scale, cfg_interval, len(some), some.negative, guide, grad
+                )
+                way, z = self._begin(some.start, times, generators)
+                parts.append(finished(solver(denoiser, z, way, generator=generators), grad))
         return torch.cat(parts)
 
-    def guided(self, cfg_scale: float | None = None, cfg_interval: tuple[float, float] | None = None):
-        """The denoiser that `draw` uses: guided and clipped as asked for, else as the ``defaults`` say."""
-        scale = self.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
+    def _begin(
+        self, start: Start | None, times: Float[Tensor, "steps+1"], generators: list[torch.Generator]
+    ) -> tuple[Float[Tensor, "left"], Float[Tensor, "n *shape"]]:
+        """The times that are left to walk, and z at the first of them."""
+        if isinstance(start, tuple):
+            later = times[times < start[1] - 1e-9]
+            if not len(later) or start[1] > 1:
+                raise BadInput(f"a start lies at a time in (0, 1], not at {start[1]}")
+            same = times[(times - start[1]).abs() <= 1e-9]
+            return torch.cat([same if len(same) else times.new_tensor(start[1:]), later]), start[0].to(self.device)
+        if isinstance(start, Noised):
+            times = times[first_step(start.strength, len(times) - 1) :]
+            x0, eps = start.pictures.to(self.device) * 2 - 1, noise(generators, self.shape).to(self.device)
+        else:
+            eps = (noise(generators, self.shape) if start is None else start).to(self.device)
+            x0 = torch.zeros_like(eps)  # noise of this process, in its scale
+        return times, self.process.diffuse(x0, times[0], eps)
+
+    def guided(
+        self,
+        cond: Told | None = None,
+        cfg_scale: float | None = None,
+        cfg_interval: tuple[float, float] | None = None,
+        n: int = 1,
+        negative: str | int | Condition | None = None,
+        guide: Guide | None = None,
+        grad: Gradient = False,
+    ) -> Denoiser:
+        """The denoiser that `draw` uses for ``n`` pictures: told, guided and clipped as asked for, else by default."""
+        scale = check_guidance(self.defaults["cfg_scale"] if cfg_scale is None else cfg_scale)
         interval = self.defaults["cfg_interval"] if cfg_interval is None else cfg_interval
-        denoiser: Any = self.denoiser
-        if scale != 1 and self.labels:
-            denoiser = _LabelGuided(self, scale, tuple(interval) if interval else None)
+        empty = self.unconditional(n) if negative is None else self.told(negative)
+        denoiser = ToldDenoiser(
+            self.denoiser, cond, empty, scale, tuple(interval) if interval else None, "logsnr", guide,
+            again=grad == "checkpoint",
+        )  # fmt: skip
         return Clipped(denoiser) if self.defaults["clip"] else denoiser
+
+    def invert(
+        self, z: Float[Tensor, "n *shape"], cond: Labels | None, sampling_steps: int
+    ) -> Float[Tensor, "n *shape"]:
+        """See `Model.invert`; nothing is clipped on the way, so what clipping changed comes back less exactly."""
+        check_steps(sampling_steps, self.defaults["distilled_steps"])
+        z, process = inverted(self.denoiser, z, uniform(sampling_steps, 0.0, 1.0), cond), self.process
+        return process.from_basis(process.to_basis(z) / process.alpha_sigma(1.0, z)[1])
 
     def describe(self) -> dict[str, Any]:
         """What the model is: network, process, prediction, size, hash of its weights."""
@@ -297,29 +337,6 @@ def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     if chosen not in SAMPLERS:
         raise unknown("scheduler", str(chosen), (*SAMPLERS, *methods))
     return known[chosen]
-
-
-@dataclass(eq=False)
-class _LabelGuided:
-    """`Guided` for class numbers: "no class" in as many rows as the batch has."""
-
-    model: ImageModel
-    scale: float
-    interval: tuple[float, float] | None
-
-    @property
-    def process(self) -> GaussianProcess:
-        return self.model.process
-
-    @property
-    def prediction(self) -> Prediction:
-        return self.model.prediction
-
-    def __call__(self, z: Tensor, t: Any, cond: Tensor | None = None) -> Tensor:
-        if cond is None:
-            return self.model.denoiser(z, t)
-        nothing = self.model.no_label(len(z))
-        return Guided(self.model.denoiser, cond, nothing, self.scale, self.interval, measure="logsnr")(z, t)
 
 
 def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any], device: torch.device) -> ImageModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,10 @@ from sfumato.errors import BadInput
 
 from . import text
 from .conditioning import Conditioning, Role
+from .drawing import right_kind
+
+if TYPE_CHECKING:
+    from sfumato.data.base import Pictures
 
 
 class Prompts(ABC):
@@ -143,6 +147,17 @@ class Prompts(ABC):
     def _sections(self) -> list[tuple[Any, int]]:
         """The tokenizers whose tokens are the rows of a conditioning, one after the other, and how many each."""
         return [(self.tokenizers[0], self.text_lengths()[0])]
+
+    def told(self, asked: str | Sequence[str] | Conditioning | None) -> Conditioning:
+        """`encode` for prompts, a conditioning as it is, None as `unconditional`."""
+        if asked is None:
+            return self.unconditional()
+        told = right_kind(asked, Conditioning, "prompts")
+        return self.encode(asked) if told is None else told
+
+    def asked_for(self, pictures: Pictures, rows: Sequence[int]) -> list[str]:
+        """The captions of these pictures."""
+        return [pictures.caption(i) for i in rows]
 
     def unconditional(
         self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None

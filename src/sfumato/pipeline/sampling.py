@@ -1,16 +1,11 @@
-"""Sampling from a text-to-image pipeline: one loop over a fresh diffusers scheduler, one seed a picture.
-
-A picture depends on its prompt, its seed and the settings; never on the batch it was computed in, because all
-its randomness comes from a CPU generator of its own.
-"""
+"""Drawing from a text-to-image pipeline: one walk over a fresh diffusers scheduler, from noise to picture and back."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -21,12 +16,13 @@ from torch import Tensor
 
 from sfumato import catalog
 from sfumato.errors import BadInput
-from sfumato.progress import console
-from sfumato.sample.guidance import Guided
+from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 
 from .conditioning import Conditioning
-from .steering import following
+from .contract import Condition, Gradient, Guide, Noised, Start, Told
+from .drawing import Rows, ToldDenoiser, bar, check_guidance, finished, first_step, noise
+from .steering import following, of
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -71,200 +67,223 @@ def _make_scheduler(p: Text2Image, scheduler: Scheduler):
     return type(chosen).from_config(chosen.config)
 
 
-@torch.no_grad()
 def draw(
     p: Text2Image,
-    prompts: str | Sequence[str] | None,
+    asked: str | Sequence[str] | Conditioning | None,
     seeds: int | Sequence[int],
     *,
     sampling_steps: int | None = None,
     cfg_scale: float | None = None,
+    cfg_interval: tuple[float, float] | None = None,
     negative: str | Conditioning | None = None,
     scheduler: Scheduler = None,
     eta: float = 0.0,
     size: int | None = None,
     batch: int = 32,
-    cond: Conditioning | None = None,
-    cfg_interval: tuple[float, float] | None = None,
+    start: Start | None = None,
+    cond: Told | None = None,
+    guide: Guide | None = None,
+    grad: Gradient = False,
     progress: bool = False,
 ) -> Float[Tensor, "n 3 height width"]:
-    """One picture in [0, 1] per (prompt, seed), on the CPU, in float32.
+    """One picture in [0, 1] per (prompt, seed), on the CPU, in float32; see `Model.draw`.
 
     Args:
-        prompts: texts; one text goes with every seed. None if ``cond`` is given.
-        seeds: one per picture; one seed goes with every text.
-        sampling_steps: denoising steps. Default: the number that the pipeline was distilled for, else 25.
-        cfg_scale: guidance, u + cfg_scale (c - u); 1 is none. Default: the pipeline's.
-        negative: what guidance steers away from; None is what the pipeline itself takes when none is given.
+        cfg_interval: (low, high): guide only at times in it.
         scheduler: "ddim", "addim", "dpm++", a sampler of the catalogue ("s2n", or ``S2N(rho=0.3)``), a diffusers
             scheduler (its class and settings), or None for the pipeline's.
         eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
-        size: side in pixels; default the model's.
-        batch: pictures computed together; changes memory and speed only.
-        cond: encoded prompts instead of ``prompts``; one row goes with every seed.
-        cfg_interval: (low, high): guide only at times in it.
-        progress: show a bar.
-
-    Raises:
-        BadInput: numbers of prompts and seeds that do not match, a size, scheduler or step count that cannot
-            be.
     """
-    if batch < 1:
-        raise BadInput(f"batch must be at least 1, got {batch}")
-    jobs = _Jobs.make(p, prompts if cond is None else cond, seeds, negative, size)
-    sampling_steps = p.defaults.get("sampling_steps", 25) if sampling_steps is None else sampling_steps
-    starts = range(0, len(jobs.seeds), batch)
+    rows = Rows.make(p, asked, seeds, cond, start, negative, size)
+    walk = _Walk(p, sampling_steps, cfg_scale, cfg_interval, scheduler, eta, size, guide, grad)
+    chunks = rows.chunks(batch)
     pictures = []
-    with _bar(progress, len(starts) * sampling_steps) as advance:
-        for start in starts:
-            chunk = slice(start, start + batch)
-            z, _ = _last(_states(p, jobs, chunk, sampling_steps, cfg_scale, scheduler, eta, cfg_interval, advance))
-            x = p.decode_latents(z)
-            pictures.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
+    with torch.set_grad_enabled(bool(grad)), bar(progress, len(chunks) * walk.steps) as advance:
+        for chunk in chunks:
+            z, _ = _last(walk.states(chunk, advance))
+            pictures.append(finished(p.decode_latents(z), grad))
     return torch.cat(pictures)
 
 
 @torch.no_grad()
 def trajectory(
     p: Text2Image,
-    prompts: str | Sequence[str] | Conditioning,
+    asked: str | Sequence[str] | Conditioning | None,
     seeds: int | Sequence[int],
     *,
     sampling_steps: int,
     stop_after: int,
-    cfg_scale: float | None = None,
-    negative: str | Conditioning | None = None,
-    scheduler: Scheduler = "ddim",
-    eta: float = 0.0,
-    size: int | None = None,
-    cfg_interval: tuple[float, float] | None = None,
+    **settings: Any,
 ) -> tuple[Float[Tensor, "n channel h w"], float]:
     """The noisy latent (alpha x + sigma eps) after ``stop_after`` of ``sampling_steps`` steps, and its time in [0, 1].
 
-    ``stop_after`` 0 gives pure noise at the first timestep; ``sampling_steps`` gives the clean latent at time 0. All
-    pictures are computed in one batch. Other arguments as in `draw`.
+    ``stop_after`` 0 gives pure noise at the first timestep; ``sampling_steps`` gives the clean latent at time 0. What
+    it gives may be the ``start`` of a draw. All pictures are computed in one batch, with DDIM unless another
+    ``scheduler`` is named. Other arguments as in `draw`.
 
     Raises:
         BadInput: as `draw`; ``stop_after`` outside [0, sampling_steps].
     """
     if not 0 <= stop_after <= sampling_steps:
         raise BadInput(f"stop_after must lie between 0 and sampling_steps = {sampling_steps}, got {stop_after}")
-    jobs = _Jobs.make(p, prompts, seeds, negative, size)
-    states = _states(p, jobs, slice(None), sampling_steps, cfg_scale, scheduler, eta, cfg_interval)
+    passed = _states(p, asked, seeds, sampling_steps=sampling_steps, **settings)
     # Some schedulers evaluate the network more than once a step: the end is the last state, however numbered.
-    return _last(states) if stop_after == sampling_steps else _last(islice(states, stop_after + 1))
+    return _last(passed) if stop_after == sampling_steps else _last(islice(passed, stop_after + 1))
 
 
 @torch.no_grad()
 def states(
     p: Text2Image,
-    prompts: str | Sequence[str] | Conditioning,
+    asked: str | Sequence[str] | Conditioning | None,
     seeds: int | Sequence[int],
     *,
     sampling_steps: int,
-    cfg_scale: float | None = None,
-    negative: str | Conditioning | None = None,
-    scheduler: Scheduler = "ddim",
-    eta: float = 0.0,
-    size: int | None = None,
-    cfg_interval: tuple[float, float] | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
     """All that `trajectory` passes through: (latent, time) from pure noise to clean, ``sampling_steps`` + 1 of them."""
-    jobs = _Jobs.make(p, prompts, seeds, negative, size)
-    yield from _states(p, jobs, slice(None), sampling_steps, cfg_scale, scheduler, eta, cfg_interval)
+    yield from _states(p, asked, seeds, sampling_steps=sampling_steps, **settings)
+
+
+def invert(
+    p: Text2Image, z: Float[Tensor, "n channel h w"], cond: Condition, sampling_steps: int
+) -> Float[Tensor, "n channel h w"]:
+    """See `Model.invert`: back along the times of the pipeline's deterministic scheduler, "ddim"."""
+    solver = make_scheduler(p, "ddim")
+    _check(p, sampling_steps)
+    p.clock.begin(solver, sampling_steps, tuple(z.shape))
+    # Where the last step of a draw ends: some tables keep their least noise.
+    end = 0.0 if solver.config.get("set_alpha_to_one", True) else p.cleanest
+    times = torch.tensor([end, *(p.clock.time(t) for t in solver.timesteps.flip(0))], dtype=torch.float64)
+    cond = cond.repeat(len(z)) if len(cond) == 1 else cond
+    with gated(p, cond):
+        return inverted(p.denoiser, z, times, cond)
+
+
+def _states(
+    p: Text2Image,
+    asked: Any,
+    seeds: int | Sequence[int],
+    *,
+    cond: Told | None = None,
+    start: Start | None = None,
+    negative: str | Conditioning | None = None,
+    size: int | None = None,
+    scheduler: Scheduler = "ddim",
+    **settings: Any,
+) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+    rows = Rows.make(p, asked, seeds, cond, start, negative, size)
+    return _Walk(p, scheduler=scheduler, size=size, **settings).states(rows)
 
 
 def _last(states: Iterator) -> tuple[Tensor, float]:
     return deque(states, maxlen=1).pop()
 
 
-@dataclass(frozen=True)
-class _Jobs:
-    """What to draw: one prompt (or row of a conditioning) and one seed per picture."""
-
-    prompts: list[str] | Conditioning
-    seeds: list[int]
-    negative: str | Conditioning | None
-    size: int | None
-
-    @classmethod
-    def make(cls, p, prompts, seeds, negative, size) -> _Jobs:
-        p.latent_shape(size)
-        if prompts is None:
-            raise BadInput("nothing to draw: give prompts, or an encoded conditioning")
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        seeds = [int(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
-        n = max(len(prompts), len(seeds))
-        if n == 0 or {len(prompts), len(seeds)} - {1, n}:
-            raise BadInput(
-                f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, or one of either"
-            )
-        if len(prompts) < n:
-            prompts = prompts.repeat(n) if isinstance(prompts, Conditioning) else list(prompts) * n
-        if isinstance(negative, Conditioning) and len(negative) not in (1, n):
-            raise BadInput(
-                f"{len(negative)} negative conditionings for {n} pictures: give one, or one for each"
-            )
-        return cls(prompts, seeds * n if len(seeds) < n else seeds, negative, size)
-
-    def conditioning(
-        self, p: Text2Image, chunk: slice, guided: bool
-    ) -> tuple[Conditioning, Conditioning | None]:
-        """The conditioning and, if guided, what guidance steers away from, for some of the pictures."""
-        rows = self.prompts[chunk]
-        if not isinstance(rows, Conditioning):
-            distinct = list(dict.fromkeys(rows))
-            rows = p.encode(distinct, size=self.size)[[distinct.index(r) for r in rows]]
-        if not guided:
-            return rows, None
-        if isinstance(self.negative, Conditioning) and len(self.negative) > 1:
-            return rows, self.negative[chunk]
-        return rows, p.unconditional(len(rows), self.negative, self.size)
+def _check(p: Text2Image, steps: int) -> None:
+    T = p.clock.timesteps
+    if not 1 <= steps <= T:
+        raise BadInput(f"sampling_steps must lie between 1 and {T}, this model's timesteps: got {steps}")
+    check_steps(steps, p.pipe.scheduler.config.get("distilled_steps"))
 
 
-def _states(
-    p: Text2Image,
-    jobs: _Jobs,
-    chunk: slice,
-    sampling_steps: int,
-    cfg_scale: float | None,
-    scheduler: Scheduler,
-    eta: float,
-    cfg_interval: tuple[float, float] | None,
-    advance=lambda: None,
-) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
-    """The latents from pure noise to clean, each with its time: sampling_steps + 1 states."""
-    T = p.denoiser.timesteps
-    if not 1 <= sampling_steps <= T:
-        raise BadInput(f"sampling_steps must lie between 1 and {T}, this model's timesteps: got {sampling_steps}")
-    check_steps(sampling_steps, p.pipe.scheduler.config.get("distilled_steps"))
-    cfg_scale = p.defaults["cfg_scale"] if cfg_scale is None else cfg_scale
-    if not math.isfinite(cfg_scale):
-        raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
-    cond, negative = jobs.conditioning(p, chunk, guided=cfg_scale != 1.0)
-    generators = [torch.Generator().manual_seed(seed) for seed in jobs.seeds[chunk]]
-    solver = make_scheduler(p, scheduler)
-    options = _step_options(solver, eta, generators)
-    shape = p.latent_shape(jobs.size)
-    noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-    denoiser = Guided(p.denoiser, cond, negative, cfg_scale, cfg_interval)
-    scales = [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
-    with following(p, solver) as attend:
-        p.clock.begin(solver, sampling_steps, shape, p.device)
-        z = p.clock.start(solver, noise.to(p.device))
-        for timestep in solver.timesteps:
-            x, t = p.clock.scaled(solver, z, timestep), p.clock.time(timestep)
-            yield x, t
-            with _scaled(scales), attend():
-                pred = denoiser(x, t)
-            z = solver.step(pred, timestep, z, **options, return_dict=False)[0]
-            advance()
-    yield z, 0.0
+@dataclass
+class _Walk:
+    """The way from noise to clean latents, with settings as for `draw`."""
+
+    p: Text2Image
+    sampling_steps: int | None = None
+    cfg_scale: float | None = None
+    cfg_interval: tuple[float, float] | None = None
+    scheduler: Scheduler = None
+    eta: float = 0.0
+    size: int | None = None
+    guide: Guide | None = None
+    grad: Gradient = False
+
+    def __post_init__(self) -> None:
+        self.steps = self.p.sampling_steps if self.sampling_steps is None else self.sampling_steps
+        _check(self.p, self.steps)
+        self.scale = check_guidance(self.p.defaults["cfg_scale"] if self.cfg_scale is None else self.cfg_scale)
+        if self.grad == "checkpoint" and of(self.p.network) is not None:
+            raise BadInput("patches cannot follow a step that is computed again in the backward pass: use grad=True")
+
+    def states(self, rows: Rows, advance=lambda: None) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+        """The latents from the start to clean, each with its time."""
+        p, clock = self.p, self.p.clock
+        solver, generators = make_scheduler(p, self.scheduler), rows.generators()
+        options = _step_options(solver, self.eta, generators)
+        denoiser, gates = self.told(rows), _Gates(p)
+        with following(p, solver) as attend:
+            denoiser = replace(denoiser, around=lambda cond: gates(cond, attend))
+            clock.begin(solver, self.steps, p.latent_shape(self.size), p.device)
+            first, z = self.begin(solver, rows, generators)
+            for timestep in solver.timesteps[first:]:
+                x, t = clock.scaled(solver, z, timestep), clock.time(timestep)
+                yield x, t
+                z = solver.step(denoiser(x, t), timestep, z, **options, return_dict=False)[0]
+                advance()
+        yield z, 0.0
+
+    def told(self, rows: Rows) -> ToldDenoiser:
+        """The denoiser with what guidance and caller make of it."""
+        p = self.p
+        cond = rows.told(lambda prompts: p.encode(prompts, grad=bool(self.grad), size=self.size))
+        guided = self.scale != 1.0 or cond is None
+        return ToldDenoiser(
+            p.denoiser, cond, p.unconditional(len(rows), rows.negative, self.size) if guided else None, self.scale,
+            self.cfg_interval, guide=self.guide, again=self.grad == "checkpoint",
+        )  # fmt: skip
+
+    def begin(self, solver: Any, rows: Rows, generators: list[torch.Generator]) -> tuple[int, Tensor]:
+        """The number of the first timestep, and the latent there in the scheduler's own scale."""
+        p, start = self.p, rows.start
+        if start is None or torch.is_tensor(start):
+            start = noise(generators, p.latent_shape(self.size)) if start is None else start
+            return 0, p.clock.start(solver, start.to(p.device))
+        if isinstance(start, Noised):
+            order = getattr(solver, "order", 1)
+            first = first_step(start.strength, self.steps) * order
+            time = p.clock.time(solver.timesteps[first])
+            x0 = p.encode_image(start.pictures.to(p.device) * 2 - 1)
+            z = p.denoiser.process.diffuse(x0, time, noise(generators, x0.shape[1:]).to(x0))
+        else:
+            z, time = start[0].to(p.device), start[1]
+            times = [p.clock.time(t) for t in solver.timesteps]
+            first = max(range(len(times)), key=lambda i: (-abs(times[i] - time), i))
+            if abs(times[first] - time) > 0.5 / p.clock.timesteps:
+                near = f"{times[first]:.4f}"
+                raise BadInput(f"this walk of {self.steps} steps has none at time {time:.4f}: the nearest is at {near}")
+        if hasattr(solver, "set_begin_index"):
+            solver.set_begin_index(first)
+        # Past whoever follows the scheduler: the step has not begun.
+        scaled = getattr(type(solver), "scale_model_input", None)
+        return first, z if scaled is None else z / scaled(solver, z.new_ones(()), solver.timesteps[first])
+
+
+class _Gates:
+    """The adapters' gates during a walk: asked anew only where the conditioning is another."""
+
+    def __init__(self, p: Text2Image):
+        self.p = p
+        self.cond: Conditioning | None = None
+        self.scales: list[tuple[Adapter, Tensor]] = []
+
+    @contextmanager
+    def __call__(self, cond: Conditioning, attend: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """In the block the adapters act as strongly as ``cond`` asks, and the network's calls are attended."""
+        if cond is not self.cond:
+            self.cond, self.scales = cond, _gates(self.p, cond)
+        with _scaled(self.scales), attend():
+            yield
 
 
 def gated(p: Text2Image, cond: Conditioning) -> AbstractContextManager[None]:
     """The adapters that have a gate, at the strength that it gives for each row of ``cond``, in a block."""
-    return _scaled([(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None])
+    return _scaled(_gates(p, cond))
+
+
+def _gates(p: Text2Image, cond: Conditioning) -> list[tuple[Adapter, Float[Tensor, "rows"]]]:
+    return [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
 
 
 @contextmanager
@@ -286,16 +305,3 @@ def _step_options(solver, eta: float, generators: list[torch.Generator]) -> dict
     if eta and "eta" not in names:
         raise BadInput(f'{type(solver).__name__} has no eta: use scheduler="ddim"')
     return {k: v for k, v in {"eta": eta, "generator": generators}.items() if k in names}
-
-
-@contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
-    """A rich progress bar, or nothing; gives the function that advances it by one."""
-    if not shown:
-        yield lambda: None
-        return
-    from rich.progress import Progress
-
-    with Progress(transient=True, console=console()) as progress:
-        task = progress.add_task("drawing", total=total)
-        yield lambda: progress.advance(task)

@@ -111,7 +111,7 @@ def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
         "family": p.family,
         "pipeline": type(p.pipe).__name__,
         "prediction": p.denoiser.prediction,
-        "schedule": {**schedule_of(p.pipe.scheduler), "timesteps": p.denoiser.timesteps},
+        "schedule": {**schedule_of(p.pipe.scheduler), "timesteps": p.clock.timesteps},
         "size": p.size,
         "latent": list(p.latent_shape()),
         "context_length": p.context_length,

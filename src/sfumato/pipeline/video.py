@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,9 @@ from sfumato.progress import track
 from sfumato.sample import ddim, ddpm, dpmpp_2m, heun, rollout
 from sfumato.sample.rolling import Schedule
 
+from .conditioning import Frames
+from .contract import Condition, Gradient, Guide
+from .drawing import right_kind
 from .image import ImageModel
 
 # Not those of pictures: a pass ends with frames that are still noise, so its last step draws noise like all others.
@@ -30,6 +33,8 @@ class VideoModel(ImageModel):
     ``schedule`` ("rolling" or "standard", as it was trained) and ``sampling_steps`` (network calls for each frame).
     """
 
+    own_defaults: ClassVar[tuple[str, ...]] = ("context", "schedule")
+
     def __post_init__(self) -> None:
         self.defaults = {"context": 0, "schedule": "rolling", "sampling_steps": 16, **self.defaults}
         super().__post_init__()
@@ -42,7 +47,18 @@ class VideoModel(ImageModel):
         """Its frames, and how many of them are context."""
         return Window(self.shape[0], self.defaults["context"])
 
-    @torch.no_grad()
+    def told(self, asked: Float[Tensor, "n clean channel height width"] | Condition | None) -> Frames | None:
+        """Given frames to go on from, in the scale of the data; None for a model without context."""
+        if asked is None or (told := right_kind(asked, Frames, "frames")) is not None:
+            return None if asked is None else told
+        if not torch.is_tensor(asked):
+            raise BadInput(f"a model of frames goes on from given frames, a tensor: it knows no {asked!r}")
+        return Frames(asked)
+
+    def asked_for(self, pictures: Any, rows: Sequence[int]) -> list[Any]:
+        """Refused: pictures do not follow one another."""
+        raise BadInput("a model of frames goes on from given frames: pictures do not follow one another")
+
     def rollout(
         self,
         seeds: int | Sequence[int],
@@ -54,6 +70,8 @@ class VideoModel(ImageModel):
         scheduler: str | Callable[..., Tensor] | None = None,
         finish: bool = False,
         batch: int = 64,
+        guide: Guide | None = None,
+        grad: Gradient = False,
         progress: bool = False,
     ) -> Float[Tensor, "n n_frames channel height width"]:
         """The frames after ``context``, one sequence per seed, on the CPU, in the scale of the data.
@@ -68,6 +86,7 @@ class VideoModel(ImageModel):
                 or any of `sfumato.sample` itself.
             finish: let the last window run out; see `sfumato.sample.rollout`.
             batch: sequences computed together.
+            guide, grad: as for `Model.draw`; the time that ``guide`` is given has an element for each frame.
             progress: show a bar.
 
         Raises:
@@ -85,21 +104,41 @@ class VideoModel(ImageModel):
         }
         sampling_steps = self.defaults["sampling_steps"] if sampling_steps is None else sampling_steps
         n_frames = self.window.noisy if n_frames is None else n_frames
-        denoiser, parts = self.guided(), []
-        for start in track(range(0, len(seeds), batch), "rolling out", progress):
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
-            given = context[start : start + batch].to(self.device)
-            frames = rollout(denoiser, given, n_frames, self.window, sampling_steps, generator=generators, **options)
-            parts.append(frames.float().cpu())
+        denoiser, parts = self.guided(guide=guide, grad=grad), []
+        with torch.set_grad_enabled(bool(grad)):
+            for start in track(range(0, len(seeds), batch), "rolling out", progress):
+                options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
+                given = context[start : start + batch].to(self.device)
+                frames = rollout(denoiser, given, n_frames, self.window, sampling_steps, **options)
+                parts.append(frames if grad else frames.float().cpu())
         return torch.cat(parts)
 
     def draw(
-        self, asked: Float[Tensor, "n clean channel height width"] | None, seeds: int | Sequence[int], **options: Any
+        self,
+        asked: Float[Tensor, "n clean channel height width"] | Frames | None,
+        seeds: int | Sequence[int],
+        *,
+        start: None = None,
+        cond: Frames | None = None,
+        grad: Gradient = False,
+        **options: Any,
     ) -> Float[Tensor, "n n_frames channel height width"]:
-        """What `rollout` returns after the frames ``asked``, as pictures in [0, 1]."""
-        if asked is not None and not torch.is_tensor(asked):
-            raise BadInput(f"a model of frames goes on from given frames, a tensor: it knows no {asked!r}")
-        return ((self.rollout(seeds, asked, **options) + 1) / 2).clamp(0, 1)
+        """What `rollout` returns after the frames ``asked``, as pictures in [0, 1]; ``options`` are those of `rollout`.
+
+        Raises:
+            BadInput: as `rollout`; a start, or frames that change with time: every frame has a time of its own.
+        """
+        if start is not None or callable(cond):
+            raise BadInput("frames begin as noise, each at a time of its own: give the frames to go on from instead")
+        given, n = self.told(cond if asked is None else asked), 1 if isinstance(seeds, int) else len(seeds)
+        if given is not None and len(given) == 1:
+            given = given.repeat(n)
+        frames = self.rollout(seeds, None if given is None else given.frames, grad=grad, **options)
+        return ((frames + 1) / 2).clamp(0, 1)
+
+    def invert(self, z: Tensor, cond: Any, sampling_steps: int) -> Tensor:
+        """Refused: there is no one noise that all frames come from."""
+        raise BadInput("a rolling window has no one noise to come back to: only models of pictures can be inverted")
 
     def _context(self, context: Tensor | None, n: int) -> Tensor:
         clean, frame = self.window.clean, self.shape[1:]

@@ -60,7 +60,6 @@ def roll(
     return (z[:, window.clean] for z in _passes(denoiser, context, window, steps, cond, generator, sampler))
 
 
-@torch.no_grad()
 def blocks(
     denoiser: Denoiser,
     context: Context,
@@ -85,7 +84,6 @@ def blocks(
         context = z[:, window.noisy :]
 
 
-@torch.no_grad()
 def rollout(
     denoiser: Denoiser,
     context: Context,
@@ -131,7 +129,6 @@ def rollout(
     return torch.stack([*done, *z[:, window.clean :].unbind(1)], dim=1)[:, :n_frames]
 
 
-@torch.no_grad()
 def _passes(
     denoiser: Denoiser,
     context: Context,

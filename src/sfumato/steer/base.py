@@ -49,12 +49,11 @@ class Patch(Tuned, ABC):
         Raises:
             BadInput: on entering: the patch does not fit this pipeline, or one of its class acts on it already.
         """
-        bare = not isinstance(pipe, Text2Image)
         found = [getattr(pipe, name, None) for name in ("network", "unet", "transformer")]
         network = next((n for n in found if n is not None), None)
         if not self.fits(network):
             raise BadInput(
-                f"{type(self).__name__} does not fit the {type(pipe if bare else pipe.pipe).__name__}, whose network "
+                f"{type(self).__name__} does not fit the {type(getattr(pipe, 'pipe', pipe)).__name__}, whose network "
                 f"is a {type(network).__name__}: {fitting(network)}"
             )
         with lent(pipe, controlled=True) as wrapped, patched(wrapped, self) as p, self.acting(p) as told:

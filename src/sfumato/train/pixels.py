@@ -22,7 +22,7 @@ from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
-from sfumato.pipeline import ImageModel
+from sfumato.pipeline import ImageModel, Labels
 from sfumato.plan import Plan
 from sfumato.settings import Tuned
 
@@ -222,7 +222,7 @@ class PixelTraining(Recipe):
         x, labels = batch["x"].to(device), batch["labels"]
         t = self.recipe.times(len(x), rng).to(device)
         eps = draw.normal(x.shape, rng).to(device)
-        cond = None if labels is None else labels.to(device)
+        cond = None if labels is None else Labels(labels.to(device))
         return self.recipe.loss(self.model.denoiser, x, t, eps, cond).mean(), {}
 
     @torch.no_grad()

@@ -1,0 +1,241 @@
+"""What every model's `draw` shares: who gets which seed and start, a denoiser that has been told, progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sfumato.errors import BadInput
+from sfumato.noise import Denoiser, GaussianProcess
+from sfumato.noise.process import Prediction
+from sfumato.progress import console
+from sfumato.sample.guidance import Guided
+
+from .contract import Condition, Gradient, Guide, Model, Noised, Start, Told
+
+Known = TypeVar("Known", bound=Condition)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The pictures to be drawn: for each what is asked, a seed, and where it starts.
+
+    Attributes:
+        asked: one thing a picture, or a condition (for every time) with one row a picture or one for all; None is
+            nothing.
+        seeds: one a picture.
+        start: as for `Model.draw`, with one row a picture.
+        negative: what guidance steers away from; a condition has one row a picture, or one for all.
+    """
+
+    asked: list[Any] | Told | None
+    seeds: list[int]
+    start: Start | None = None
+    negative: Any = None
+
+    @classmethod
+    def make(
+        cls,
+        model: Model,
+        asked: Any,
+        seeds: int | Sequence[int],
+        cond: Told | None = None,
+        start: Start | None = None,
+        negative: Any = None,
+        size: int | None = None,
+    ) -> Rows:
+        """Who gets what, with what there is one of given to all.
+
+        Raises:
+            BadInput: numbers that do not match, a start of the wrong shape, two things asked at once.
+        """
+        if asked is not None and cond is not None:
+            raise BadInput("give what is asked for or a condition, not both")
+        asked = cond if asked is None else asked
+        if isinstance(asked, str | int):
+            asked = [asked]
+        elif torch.is_tensor(asked) or isinstance(asked, Condition):
+            asked = model.told(asked)
+        seeds = [int(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
+        single = asked is None or callable(asked)
+        given = 1 if single else len(asked)
+        n = max(given, len(seeds))
+        if n == 0 or {given, len(seeds)} - {1, n}:
+            raise BadInput(f"{given} things asked for and {len(seeds)} seeds: give one seed for each, or one of either")
+        if not single and given < n:
+            asked = asked.repeat(n) if isinstance(asked, Condition) else list(asked) * n
+        if isinstance(negative, Condition) and len(negative) not in (1, n):
+            raise BadInput(f"{len(negative)} negative conditions for {n} pictures: give one, or one for each")
+        start = _spread(start, n, model.latent_shape(size), size or model.size)
+        return cls(asked, seeds * n if len(seeds) < n else seeds, start, negative)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, chunk: slice) -> Rows:
+        asked = self.asked
+        if callable(asked):
+            asked = lambda t, all_rows=self.asked: _rows(all_rows(t), chunk, len(self))
+        elif asked is not None:
+            asked = asked[chunk]
+        start = self.start
+        if isinstance(start, Noised):
+            start = replace(start, pictures=start.pictures[chunk])
+        elif start is not None:
+            start = (start[0][chunk], start[1]) if isinstance(start, tuple) else start[chunk]
+        negative = self.negative
+        if isinstance(negative, Condition) and len(negative) > 1:
+            negative = negative[chunk]
+        return Rows(asked, self.seeds[chunk], start, negative)
+
+    def chunks(self, batch: int) -> list[Rows]:
+        """The rows in batches.
+
+        Raises:
+            BadInput: a batch of less than one.
+        """
+        if batch < 1:
+            raise BadInput(f"batch must be at least 1, got {batch}")
+        return [self[slice(i, i + batch)] for i in range(0, len(self), batch)]
+
+    def told(self, tell: Callable[[list[Any]], Condition | None]) -> Told | None:
+        """What the denoiser is told, by ``tell`` where it is not yet a condition; equal things are told once."""
+        if self.asked is None or callable(self.asked) or isinstance(self.asked, Condition):
+            return self.asked
+        distinct = list(dict.fromkeys(self.asked))
+        return tell(distinct)[[distinct.index(x) for x in self.asked]]
+
+    def generators(self) -> list[torch.Generator]:
+        """A CPU generator for each picture."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+
+def right_kind(asked: Any, kind: type[Known], what: str) -> Known | None:
+    """``asked`` where it is a condition of this ``kind`` already, else None.
+
+    Raises:
+        BadInput: it is a condition of another kind.
+    """
+    if isinstance(asked, Condition) and not isinstance(asked, kind):
+        raise BadInput(f"this model is told {what}, not {type(asked).__name__}")
+    return asked if isinstance(asked, kind) else None
+
+
+def noise(generators: list[torch.Generator], shape: Sequence[int]) -> Float[Tensor, "n *shape"]:
+    """Standard normal noise, each picture's from its own generator."""
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+
+
+def _rows(cond: Condition, chunk: slice, n: int) -> Condition:
+    if len(cond) not in (1, n):
+        raise BadInput(f"{len(cond)} conditions for {n} pictures: the function must give one, or one for each")
+    return (cond.repeat(n) if len(cond) < n else cond)[chunk]
+
+
+def _spread(start: Start | None, n: int, latent: Sequence[int], size: int) -> Start | None:
+    """``start`` with one row for each of ``n`` pictures."""
+    if start is None:
+        return None
+    pictures = isinstance(start, Noised)
+    x = start.pictures if pictures else start[0] if isinstance(start, tuple) else start
+    fits = tuple(x.shape[-2:]) == (size, size) if pictures else tuple(x.shape[1:]) == tuple(latent)
+    if not fits or len(x) not in (1, n):
+        due = f"{size} x {size} pictures" if pictures else f"latents of shape {tuple(latent)}"
+        raise BadInput(f"a start of shape {tuple(x.shape)}: for {n} pictures give one or {n} {due}")
+    x = x.expand(n, *x.shape[1:])
+    if pictures:
+        return replace(start, pictures=x)
+    return (x, start[1]) if isinstance(start, tuple) else x
+
+
+@dataclass(frozen=True, eq=False)
+class ToldDenoiser:
+    """A denoiser that has been told what to draw, with guidance, and with what the caller changes in its predictions.
+
+    Attributes:
+        cond: what it is told, for every time if it is a function; None is nothing, without guidance.
+        empty: what tells it nothing; None for a model that is never told anything.
+        scale: guidance.
+        interval: the noise levels, in ``measure``, at which there is guidance; None is all.
+        guide: see `Model.draw`.
+        around: a context to be in while the denoiser is called with this condition.
+        again: compute each call once more in the backward pass instead of keeping what it needs.
+    """
+
+    denoiser: Denoiser
+    cond: Told | None
+    empty: Condition | None
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    measure: Literal["t", "logsnr"] = "t"
+    guide: Guide | None = None
+    around: Callable[[Condition | None], AbstractContextManager] = nullcontext
+    again: bool = False
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.denoiser.process
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.denoiser.prediction
+
+    def __call__(self, z: Float[Tensor, "batch *dims"], t: Tensor | float, cond: Any = None) -> Tensor:
+        """The prediction for ``z`` at ``t``; ``cond`` is not listened to."""
+        cond = self.cond(float(t)) if callable(self.cond) else self.cond
+        time = t if torch.is_tensor(t) and t.numel() > 1 else float(t)  # frames have a time each
+        pred = checkpoint(self._predict, z, t, cond, use_reentrant=False) if self.again else self._predict(z, t, cond)
+        return pred if self.guide is None else self.guide(pred, z, time, cond)
+
+    def _predict(self, z: Tensor, t: Tensor | float, cond: Condition | None) -> Tensor:
+        told = self.empty if cond is None else cond
+        with self.around(told):
+            if cond is None or self.scale == 1 or self.empty is None:
+                return self.denoiser(z, t, told)
+            empty = cond.drop(torch.ones(len(cond), dtype=torch.bool), self.empty)
+            return Guided(self.denoiser, cond, empty, self.scale, self.interval, self.measure)(z, t)
+
+
+def check_guidance(cfg_scale: float) -> float:
+    """``cfg_scale``, if it is a finite number; else `BadInput`."""
+    if not math.isfinite(cfg_scale):
+        raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
+    return cfg_scale
+
+
+def first_step(strength: float, steps: int) -> int:
+    """At which of so many steps a walk begins of which the share ``strength`` is walked.
+
+    Raises:
+        BadInput: nothing is left to walk.
+    """
+    taken = min(int(steps * strength), steps)  # as diffusers' image-to-image pipelines count
+    if taken < 1:
+        raise BadInput(f"strength {strength} of {steps} steps is less than one step: give more steps or more strength")
+    return steps - taken
+
+
+def finished(x: Float[Tensor, "n *dims"], grad: Gradient) -> Float[Tensor, "n *dims"]:
+    """Decoded pictures in [0, 1]: where a gradient is wanted as they are, else on the CPU and in float32."""
+    return ((x + 1) / 2).clamp(0, 1) if grad else ((x.float() + 1) / 2).clamp(0, 1).cpu()
+
+
+@contextmanager
+def bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
+    """A rich progress bar, or nothing; gives the function that advances it by one."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True, console=console()) as progress:
+        task = progress.add_task("drawing", total=total)
+        yield lambda: progress.advance(task)
