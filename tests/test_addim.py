@@ -250,5 +250,5 @@ def test_text_to_image_knows_it_by_name(tiny_sd):
 
 @pytest.mark.parametrize("wrong", [{"eta": -1.0}, {"prior_variance": 0.0}, {"errors": [0.1]}])
 def test_scheduler_refuses(wrong):
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=next(iter(wrong))):
         ADDIMScheduler(**wrong)

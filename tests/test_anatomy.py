@@ -305,6 +305,23 @@ def test_kinds_of_attention_that_a_network_has_not_are_refused(name):
             pass
 
 
+def test_processors_with_weights_of_their_own_are_not_put_aside():
+    """An IP-Adapter's pictures would silently no longer count."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    anatomy = make("unet")
+    site = next(site for site in anatomy.sites() if site.kind == "cross")
+    site.module.set_processor(IPAdapterAttnProcessor2_0(16, WIDTH))
+    with (
+        pytest.raises(BadInput, match="beside IPAdapterAttnProcessor2_0"),
+        attention.record(host(anatomy), "cross", lambda site: True, 1),
+    ):
+        pass
+    with attention.record(host(anatomy), "self", lambda site: True, 1) as seen:
+        assert not seen.calls
+    assert isinstance(site.module.processor, IPAdapterAttnProcessor2_0)
+
+
 def test_linear_attention_has_no_logits_and_is_left_as_it_was():
     anatomy = make("sana")
     before = {site: site.module.processor for site in anatomy.sites()}

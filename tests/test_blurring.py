@@ -383,11 +383,6 @@ def test_the_loss_is_the_plain_error_of_what_is_predicted(folder, prediction):
     assert_close(recipe.loss(Off(), x, t, eps, None), torch.full((4,), 0.25, dtype=torch.float64))
 
 
-def test_presets_are_settings_of_the_recipe():
-    recipes = {name: Blurring(**settings) for name, settings in Blurring.presets.items()}
-    assert recipes["small"] == Blurring() and recipes["cifar10"].layers == 3
-
-
 def test_unknown_predictions_are_refused_by_the_command(capsys, tmp_path):
     from sfumato import cli
 

@@ -113,12 +113,6 @@ def test_package_exports_the_class_lazily(method):
 
 
 @every_method
-def test_test_file_is_named_after_the_module(method):
-    stem = method.cls.partition(":")[0].rpartition(".")[2]
-    assert list(TESTS.rglob(f"test_{stem}.py"))
-
-
-@every_method
 def test_ledger_entry_exists_or_its_absence_is_explained(method):
     if method.ledger:
         assert (SOURCE / "ledger" / f"{method.ledger.replace('-', '_')}.py").is_file()

@@ -146,7 +146,7 @@ def test_a_control_learns_another_word_and_asks_in_place_of_the_concept(tiny_sd)
 
 def test_bad_input(tiny_sd):
     for wrong in ({"updates": -1}, {"batch": 0}, {"templates": ("a photo",)}, {"templates": ()}):
-        with pytest.raises(BadInput):
+        with pytest.raises(BadInput, match=next(iter(wrong))[:5]):
             ConceptInversion(**wrong)
     with pytest.raises(BadInput, match="name the concept"):
         AttackCases("  ")

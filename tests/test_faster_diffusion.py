@@ -498,6 +498,33 @@ def test_several_calls_a_step_are_told_apart_by_their_order(sd):
             torch.testing.assert_close(latent(sd), expected, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["draw", "call"])
+def test_steps_decoded_ahead_know_which_rows_are_conditional(tiny_sd, way):
+    """An edit of the conditional rows is the same in a batch of many steps, tiled half by half."""
+
+    def first_key(site, probs):
+        assert len(site.rows) == len(probs) and site.rows.sum() == len(probs) // 2
+        changed = torch.zeros_like(probs)
+        changed[..., 0] = 1
+        return torch.where(site.rows[:, None, None, None], changed, probs)
+
+    def draw():
+        if way == "draw":
+            return latent(sd)
+        options = {"guidance_scale": 3.0, "num_inference_steps": 8, "output_type": "latent"}
+        generators = [torch.Generator().manual_seed(s) for s in SEEDS[:2]]
+        return sd(PROMPTS[:2], generator=generators, **options).images
+
+    sd = tiny_sd.copy()
+    sd.pipe.set_progress_bar_config(disable=True)
+    pictures = []
+    for mode in ("serial", "parallel"):
+        with FasterDiffusion(keys=(0, 3), mode=mode).patch(sd), sd.edit_attention(first_key):
+            pictures.append(draw())
+    torch.testing.assert_close(*pictures, rtol=1e-4, atol=1e-4)
+
+
 # Key steps and bad input
 
 
@@ -507,7 +534,6 @@ def test_key_steps():
     assert key_steps(50, every=4) == list(range(0, 50, 4))
     assert key_steps(5, keys=(3, 0)) == [0, 3]
     assert [len(FasterDiffusion.presets[k]["keys"]) for k in ("if-1", "if-2", "if-3", "ldm-250")] == [40, 40, 11, 19]
-    assert FasterDiffusion.presets["if-3"]["keys"] == (0, 2, 5, 9, 14, 20, 27, 35, 44, 54, 65)
 
 
 def test_the_operations_saved_are_the_encoders_share_of_the_steps_that_are_no_key_steps(tiny_sd):

@@ -171,9 +171,17 @@ def test_annealing():
     assert [growing.eta_at(i) for i in (0, 5, 10, 20)] == [0.0, 0.25, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("wrong", [{"first_teacher_steps": 0}, {"last_teacher_steps": 4}, {"eta": -1}, {"huber": 0}])
-def test_bad_settings(wrong):
-    with pytest.raises(BadInput):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"first_teacher_steps": 0}, "first_teacher_steps"),
+        ({"last_teacher_steps": 4}, "not from 64 to 4"),
+        ({"eta": -1}, "eta"),
+        ({"huber": 0}, "huber"),
+    ],
+)
+def test_bad_settings(wrong, told):
+    with pytest.raises(BadInput, match=told):
         MultistepCM(**wrong)
 
 

@@ -300,17 +300,17 @@ def test_learned_positions_break_the_symmetry_between_places():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "told"),
     [
-        lambda: SimpleUViT(**{**UVIT, "size": 34}),
-        lambda: SimpleUNet(**{**UNET, "size": 30}),
-        lambda: SimpleUNet(**{**UNET, "blocks": (1, 1)}),
-        lambda: ResidualUViT(**{**RESIDUAL, "size": 34}),
-        lambda: ResidualUViT(**{**RESIDUAL, "kinds": ("res", "res")}),
+        (lambda: SimpleUViT(**{**UVIT, "size": 34}), "34 does not allow"),
+        (lambda: SimpleUNet(**{**UNET, "size": 30}), "30 does not allow"),
+        (lambda: SimpleUNet(**{**UNET, "blocks": (1, 1)}), "2 have blocks"),
+        (lambda: ResidualUViT(**{**RESIDUAL, "size": 34}), "34 does not allow"),
+        (lambda: ResidualUViT(**{**RESIDUAL, "kinds": ("res", "res")}), "one entry a level"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(make):
-    with pytest.raises(BadInput):
+def test_shapes_that_do_not_fit_are_refused(make, told):
+    with pytest.raises(BadInput, match=told):
         make()
 
 

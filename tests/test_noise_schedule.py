@@ -231,16 +231,16 @@ def test_flow_shift_is_that_of_sd3():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "told"),
     [
-        lambda: Cosine(5, -5),
-        lambda: Shifted(Cosine(), 0, 64),
-        lambda: Interpolated(Cosine(), 64, 32, 64),
-        lambda: LinearBeta(0.02, 0.01),
-        lambda: Karras(1.0, 0.5),
-        lambda: RectifiedFlow(0.0),
+        (lambda: Cosine(5, -5), "logsnr_min"),
+        (lambda: Shifted(Cosine(), 0, 64), "noise_size"),
+        (lambda: Interpolated(Cosine(), 64, 32, 64), "at most high"),
+        (lambda: LinearBeta(0.02, 0.01), "beta_start"),
+        (lambda: Karras(1.0, 0.5), "sigma_min < sigma_max"),
+        (lambda: RectifiedFlow(0.0), "shift"),
     ],
 )
-def test_impossible_settings_are_refused(make):
-    with pytest.raises(BadInput):
+def test_impossible_settings_are_refused(make, told):
+    with pytest.raises(BadInput, match=told):
         make()

@@ -117,5 +117,5 @@ def test_other_settings_do_not_go_on_from_a_run(folder, tmp_path):
 
 @pytest.mark.parametrize("change", [{"updates": 0}, {"label_dropout": 1.0}, {"size": 0}])
 def test_bad_settings(change):
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=next(iter(change))):
         Small(**change)

@@ -246,7 +246,7 @@ def test_a_last_search_without_a_solution_spoils_the_log_only(tiny_sd, monkeypat
     assert edit.log["residuals"][1] is edit.log["search_condition_numbers"][1] is None
     json.dumps(edit.log, allow_nan=False)
     calls.clear()
-    with pytest.raises(BadInput):  # two rounds need the second search
+    with pytest.raises(BadInput, match="singular"):  # two rounds need the second search
         RECE(concepts=("star",), epochs=2).solve(tiny_sd)
 
 

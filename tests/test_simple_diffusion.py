@@ -126,7 +126,7 @@ def test_presets_build():
     "change", [{"noise_size": 0}, {"variance": 2.0}, {"logsnr_limit": -1.0}, {"sampling_steps": 0}, {"noise_size": -4}]
 )
 def test_bad_settings(change):
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=next(iter(change))):
         SimpleDiffusion(**{**TINY, **change})
 
 

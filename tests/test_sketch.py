@@ -236,11 +236,11 @@ def test_unknown_words_and_counts_are_refused():
         sketch.sample_scene(rng, 1, object="dragon")
     with pytest.raises(BadInput, match="no style 'oil'"):
         sketch.sample_scene(rng, 1, style="oil")
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match="0 to 3 objects, not 4"):
         sketch.sample_scene(rng, 4)
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match="sum at most 1"):
         sketch.batch(rng, 2, 64, (0.9, 0.9))
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match="not 0 and 1"):
         sketch.sequence(rng, 0)
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match="this is not a scene"):
         Scene.from_json("{}")

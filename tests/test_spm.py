@@ -338,11 +338,6 @@ def test_number_of_parameters(tiny_sd):
     assert sum(p.numel() for p in adapter.parameters()) == expected
 
 
-def test_the_published_size_follows_from_that():
-    blocks = {320: 5, 640: 5, 1280: 6}  # transformer blocks of SD 1.x by width
-    assert sum(n * (32 * width + 2 * 768) for width, n in blocks.items()) == 423_936
-
-
 # Training
 
 
@@ -543,5 +538,5 @@ def test_the_plan_counts_what_is_trained(tiny_sd):
     "wrong", [{"updates": 0}, {"rank": 0}, {"lr": -1.0}, {"sampling_steps": 1}, {"n_anchors": -1}, {"concepts": ""}]
 )
 def test_bad_settings(wrong):
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=next(iter(wrong)).removesuffix("s")):
         SPM(**{"concepts": "star", **wrong})

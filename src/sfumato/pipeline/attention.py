@@ -124,6 +124,10 @@ def _install(anatomy: Anatomy, listeners: list[Listener]) -> None:
         current = site.module.processor
         original = current.original if isinstance(current, ExplicitAttention) else current
         wanted = [x for x in listeners if x.wanted(site)]
+        if wanted and isinstance(original, nn.Module):  # it has weights, as an IP-Adapter's, that would not act
+            raise BadInput(
+                f"attention cannot be looked into beside {type(original).__name__}: take it off the pipeline first"
+            )
         if wanted:
             site.module.set_processor(anatomy.explicit(site, wanted, original))
         elif current is not original:

@@ -235,8 +235,8 @@ class Run:
             p.requires_grad_(True)
         with torch.no_grad():
             state.hand_down(self.params, self.masters)
+            self.recipe.after_update(turn, self.step + 1)
             if type(self.recipe).after_update is not Recipe.after_update:
-                self.recipe.after_update(turn, self.step + 1)
                 state.hand_up(self.params, self.masters)
         return logs
 

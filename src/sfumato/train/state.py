@@ -54,10 +54,9 @@ def masters(params: Mapping[str, nn.Parameter]) -> Tensors:
 
 def hand_down(params: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:
     """Copy the masters into the parameters that have one."""
-    pairs = [(p, masters[n]) for n, p in params.items() if masters[n] is not p]
-    if pairs:
-        own, above = zip(*pairs, strict=True)
-        torch._foreach_copy_(_local(own), _local(above))
+    halves = [name for name, p in params.items() if masters[name] is not p]
+    if halves:
+        torch._foreach_copy_(_local([params[n] for n in halves]), _local([masters[n] for n in halves]))
 
 
 def hand_up(params: Mapping[str, Tensor], masters: Mapping[str, Tensor]) -> None:

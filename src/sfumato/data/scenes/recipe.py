@@ -58,10 +58,10 @@ def example(rng: np.random.Generator) -> tuple[np.ndarray, Scene]:
 
 def batch(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, list[Scene]]:
     """Pictures [n, 3, side, side] in [0, 1] and what they show."""
-    drawn, scenes = zip(*(example(rng) for _ in range(BATCH)), strict=True)
-    pictures = [jpeg(p, int(rng.integers(25, 85))) if rng.random() < 0.15 else p for p in drawn]
+    examples = [example(rng) for _ in range(BATCH)]
+    pictures = [jpeg(p, int(rng.integers(25, 85))) if rng.random() < 0.15 else p for p, _ in examples]
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return degrade(images, rng, generator, warp=False), list(scenes)
+    return degrade(images, rng, generator, warp=False), [scene for _, scene in examples]
 
 
 def loss(cells: dict[str, Tensor], scenes: Sequence[Scene]) -> dict[str, Tensor]:

@@ -52,10 +52,10 @@ def twin(scene: Scene, rng: np.random.Generator) -> Scene:
     if not kinds and not colours:
         items[b] = replace(second, colour=_other(COLOURS, second.colour, rng))
         return replace(scene, objects=tuple(items))
-    drawn = int(rng.integers(3))
-    if colours and (is_inside(scene) or not kinds or drawn != 1):
+    which = int(rng.integers(3))
+    if colours and (is_inside(scene) or not kinds or which != 1):
         items[a], items[b] = replace(items[a], colour=second.colour), replace(items[b], colour=first.colour)
-    if kinds and not is_inside(scene) and (not colours or drawn != 0):
+    if kinds and not is_inside(scene) and (not colours or which != 0):
         items[a], items[b] = replace(items[a], object=second.object), replace(items[b], object=first.object)
     return replace(scene, objects=tuple(items))
 

@@ -106,6 +106,9 @@ class FluxAnatomy(SD3Anatomy):
             given["guidance"] = self.guidance(z, cond, guidance)
         return given
 
+    def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
+        return super().conditioning(inputs).replace(guidance=inputs.get("guidance"))
+
     def packed(self, z: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch four_channels"]:
         """Every 2x2 patch as one row, channels outermost in it.
 
