@@ -63,7 +63,8 @@ def main(args: list[str]) -> None:
     model = load(str(options.model), device=options.device)
     if not hasattr(model, "rollout"):
         raise BadInput(f"{options.model} is no model of frames: `sfumato train rolling` makes one")
-    trained = read_record(options.model).get("provenance", {}).get("config", {})
+    made = read_record(options.model).get("provenance")
+    trained = made.get("config") if isinstance(made, dict) and isinstance(made.get("config"), dict) else {}
     source = options.data or trained.get("data")
     if source is None and model.window.clean:
         raise BadInput(f"{options.model} does not say what it was trained on: name a source of context with --data")
