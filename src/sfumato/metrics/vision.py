@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sfumato.errors import BadInput
+from sfumato.hub import require_hub
 from sfumato.files import tensors_sha256
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -118,6 +119,8 @@ def load_vision(model: str | os.PathLike, auto: Any, text: bool = False) -> Visi
 
     source = os.fspath(model)
     local = os.path.isdir(source)
+    if not local:
+        require_hub(source)
     try:
         network = auto.from_pretrained(source, use_safetensors=True, local_files_only=local)
         config, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local)

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import BadInput
+from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
@@ -185,6 +186,7 @@ def _embedded(model: str) -> Path:
 def _index(source: str, folder: Path | None) -> dict[str, Any]:
     """The pipeline's ``model_index.json``."""
     if folder is None:
+        require_hub(source, "model_index.json")
         try:
             return DiffusionPipeline.load_config(source)
         except (OSError, ValueError) as error:
