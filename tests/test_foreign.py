@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -11,8 +10,7 @@ from safetensors.torch import save_file
 
 from sfumato.data.cases import say
 from sfumato.errors import BadInput
-from sfumato.foreign import read_json, read_tensors, reading, reason
-from sfumato.pipeline import load, lora
+from sfumato.pipeline import lora
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_no_class_is_unconditional(model, tmp_path):
     ("args", "told"),
     [
         (["dgo"], "did you mean dog"),
-        (["dog", "--negative", "cta"], "did you mean cat"),
+        (["dog", "--negative-prompt", "cta"], "did you mean cat"),
         (["dog", "--size", "16"], "one size"),
         (["dog", "--steps", "0"], "at least one step"),
         (["dog", "--scheduler", "euler"], "euler"),

@@ -48,7 +48,7 @@ class Sample(Equipped):
     """Denoising steps; by default what the model was saved or distilled with, or 25."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
-    negative: str | None = None
+    negative_prompt: str | None = None
     """What guidance steers away from, as for the prompts."""
     scheduler: str | None = None
     """The sampler: ddim, addim, dpm++, for models of classes also ddpm and heun, or a method of the verb (`sfumato
@@ -125,7 +125,7 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
         [seed for _, seed in jobs],
         sampling_steps=steps,
         cfg_scale=options.cfg_scale,
-        negative=options.negative,
+        negative=options.negative_prompt,
         scheduler=rule or options.scheduler,
         size=options.size,
         progress=True,
@@ -133,7 +133,7 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
     settings = {"sampling_steps": steps, "scheduler": options.scheduler or model.scheduler_name}
     if asked is not None:  # where nothing is asked for there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
-        settings |= {"cfg_scale": cfg_scale, "negative": options.negative}
+        settings |= {"cfg_scale": cfg_scale, "negative_prompt": options.negative_prompt}
         settings |= {name: model.defaults[name] for name in ("cfg_interval",) if name in model.defaults}
     return pictures, settings
 

@@ -114,6 +114,8 @@ class Run:
         _, self.prepared = one_size(self.sources, settings.size)
         self.extractor = self._extractor(names or USUAL)
         self.names = names or (*USUAL, *(("is",) if hasattr(self.extractor, "logits") else ()))
+        self.skipped: dict[str, str] = {}
+        """Metrics that nobody asked for by name and that cannot be measured here, and why."""
         self.clip = EncoderFeatures(settings.clip) if settings.clip and "cmmd" in self.names else None
         self.prompts = self._prompts() if "clip" in self.names else []
         if set(self.names) & set(PAIRS):
@@ -183,8 +185,18 @@ class Run:
             extractor = self._extractor_of(name)
             if name == "is" and extractor is None:
                 raise BadInput("the Inception score needs an --extractor that classifies: inception or oracle")
-            metrics[name] = SETS[name](extractor, seed=self.settings.seed)
-            metrics[name].check(self.real.n if self.real else 0, self.fake.n)
+            metric = SETS[name](extractor, seed=self.settings.seed)
+            try:
+                metric.check(self.real.n if self.real else 0, self.fake.n)
+            except BadInput as error:
+                if self.settings.metrics:
+                    raise
+                self.skipped[name] = str(error)
+            else:
+                metrics[name] = metric
+        if self.skipped and not metrics:
+            raise BadInput(next(iter(self.skipped.values())))
+        self.names = tuple(name for name in self.names if name not in self.skipped)
         return metrics
 
     def _jobs(self) -> list[tuple[Source, Extractor | None]]:

@@ -348,7 +348,7 @@ def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any],
     """
     named = index["network"]
     library, name = named if len(named) == 2 and all(isinstance(word, str) for word in named) else ("", "")
-    kind = getattr(importlib.import_module(_NETS), name, None) if library == _NETS else None
+    kind: Any = getattr(importlib.import_module(_NETS), name, None) if library == _NETS else None
     if not isinstance(kind, type) or not issubclass(kind, ModelMixin):
         told = shortened(f"{library}.{name}", 100)
         raise BadInput(f"{folder} names a network {told!r}, which {_NETS} does not have")
