@@ -348,13 +348,13 @@ def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any],
     """
     named = index["network"]
     library, name = named if len(named) == 2 and all(isinstance(word, str) for word in named) else ("", "")
-    kind: Any = getattr(importlib.import_module(_NETS), name, None) if library == _NETS else None
+    kind = getattr(importlib.import_module(_NETS), name, None) if library == _NETS else None
     if not isinstance(kind, type) or not issubclass(kind, ModelMixin):
         told = shortened(f"{library}.{name}", 100)
         raise BadInput(f"{folder} names a network {told!r}, which {_NETS} does not have")
     with reading(folder, f"a {name}"):
         with quiet():
-            network = kind.from_pretrained(folder / "network", use_safetensors=True, local_files_only=True)
+            network = cast(Any, kind).from_pretrained(folder / "network", use_safetensors=True, local_files_only=True)
         states = chain(network.named_parameters(), network.named_buffers())
         if missing := [key for key, x in states if x.is_meta]:
             raise BadInput(f"the weight {missing[0]} of the network in {folder} is missing: fetch or write it again")
