@@ -224,7 +224,7 @@ def audit(
 
 
 def _open(model: str | os.PathLike | Text2Image) -> Text2Image:
-    return load_text2image(model) if isinstance(model, (str, os.PathLike)) else wrap(model)
+    return load_text2image(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else wrap(model)
 
 
 def _folder_of(adapter: str | os.PathLike) -> Path:
