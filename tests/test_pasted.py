@@ -130,7 +130,9 @@ def test_names_in_a_block_of_python_exist(page, block):
 def test_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = blocks(ROOT / "README.md", "python")
-    exec(compile(block.replace('concepts=["star"])', 'concepts=["star"], n=2, n_retain=1, attacks=())'), "README", "exec"), {})
+    small = block.replace('concepts=["star"])', 'concepts=["star"], n=2, n_retain=1, attacks=())')
+    assert small != block
+    exec(compile(small, "README", "exec"), {})
     assert (tmp_path / "erased" / "model_index.json").is_file() and (tmp_path / "report" / "index.html").is_file()
 
 
@@ -139,9 +141,9 @@ def test_readmes_lines_up_to_the_pictures_run(tmp_path, monkeypatch, capsys):
     """The first lines, small; those that train for long are read only."""
     monkeypatch.chdir(tmp_path)
     small = {
-        "audit": "--n 2 --n-retain 1 --attacks".split(),
-        "sample": "--seeds 0 --sampling-steps 2".split(),
-        "information": "--n 2 --points 2".split(),
+        "audit": ["--n", "2", "--n-retain", "1", "--attacks"],
+        "sample": ["--seeds", "0", "--sampling-steps", "2"],
+        "information": ["--n", "2", "--points", "2"],
     }
     for args in lines(blocks(ROOT / "README.md", "")[1]):
         if args[0] in ("choose", "erase", *small) and "student/" not in args:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sfumato.errors import BadInput
-from sfumato.hub import require_hub
 from sfumato.files import tensors_sha256
+from sfumato.hub import require_hub
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
