@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 from sfumato.errors import BadInput, SfumatoError, unknown
 from sfumato.text import visible
@@ -37,6 +38,11 @@ COMMANDS = {
     "doctor": "check versions, devices, embedded models and disk",
 }
 
+TALKS = ("methods", "choose", "cite", "doctor", "help", "-V", "--version", "--print-completion")
+"""What a command writes is what it prints."""
+LONGEST = 400
+"""Characters of a complaint."""
+
 HELP = """usage: sfumato COMMAND [options]
 
 Example: sfumato demo
@@ -46,9 +52,36 @@ Train, speed up, customise, edit, erase and audit image diffusion models.
 commands:
 {commands}
 
-`sfumato COMMAND --help` explains a command; `--debug` shows the traceback of an error.
+"sfumato COMMAND --help" explains a command; --debug shows the traceback of an error.
+Tab completion: sfumato --print-completion bash (or zsh) >FILE, and "source FILE" in ~/.bashrc (or ~/.zshrc).
 MODEL is the name of an embedded model ("sketch"), a folder written by save_pretrained, or a hub id.
 """
+
+
+class Tolerant:
+    """A stream whose reader may go away or whose disk may fill up: the work goes on; ``lost`` is the first failure."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (closed by who started it: there is none)
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self.stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        try:
+            return None if self.lost else action()
+        except OSError as error:
+            self.lost = error
+            with contextlib.suppress(OSError, ValueError):  # what is left in the buffer goes nowhere at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +97,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
         warnings.showwarning = lambda message, *rest: _complain(f"warning: {message}")
-        return _guarded(args, debug)
+        out, err = Tolerant(sys.stdout), Tolerant(sys.stderr)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = _guarded(args, debug)
+            return _unsaid(out.lost, args) if out.lost and not status else status
+
+
+def _unsaid(lost: OSError, args: list[str]) -> int:
+    """The status of a command that did its work, but whose words did not reach stdout."""
+    if isinstance(lost, BrokenPipeError):  # the reader, such as `head`, has seen enough
+        return 0
+    reason = f"what it prints could not be written ({lost.strerror})"
+    if not args or args[0] in TALKS or not {"-h", "--help", "--table"}.isdisjoint(args):
+        _complain(reason)
+        return 2
+    _complain(f"{reason}; the output itself is whole")
+    return 0
 
 
 def _guarded(args: list[str], debug: bool) -> int:
@@ -83,9 +131,6 @@ def _guarded(args: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; nothing half-written was left behind")
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except Exception as error:
@@ -115,6 +160,11 @@ def _dispatch(args: list[str]) -> int:
 
         print(f"sfumato {__version__}")
         return 0
+    if args[0] in ("--print-completion", "--tyro-print-completion"):
+        from sfumato.commands.completion import script
+
+        print(script(args[1:], list(COMMANDS)), end="")
+        return 0
     if args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)
     return import_module(f"sfumato.commands.{args[0]}").main(args[1:]) or 0
@@ -133,6 +183,8 @@ def _complain(sentence: str, debug: bool = False) -> None:
         import traceback
 
         traceback.print_exc()
+    elif len(sentence) > LONGEST:
+        sentence = f"{sentence[: LONGEST - 40].rstrip()} ... (--debug shows all of it)"
     sentence = "\n".join(map(visible, sentence.split("\n")))  # what a file or a model is called acts on no terminal
     print(f"sfumato: {sentence}", file=sys.stderr)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sfumato.errors import BadInput
 from sfumato.foreign import read_json
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.sampling import make_scheduler

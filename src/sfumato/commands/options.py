@@ -27,6 +27,8 @@ from typing import Annotated, Any, Literal, cast
 from sfumato.errors import BadInput, unknown
 from sfumato.fields import check_values, plain
 
+from .words import placeholder, refusal, unmarked
+
 STEPS = {"sampling_steps": "--steps"}
 """What commands that draw call the number of denoising steps too, since they have no other steps."""
 
@@ -69,14 +71,13 @@ class Flag:
         """How tyro names and explains it."""
         import tyro
 
-        plain = [t for t in typing.get_args(self.type) if t is not type(None)]
-        optional = isinstance(self.type, types.UnionType) and len(plain) == 1 and isinstance(plain[0], type)
+        empty = self.default in (None, (), "") or (self.positional and self.default is dataclasses.MISSING)
         return tyro.conf.arg(
             name=self.option[2:] if self.aliases else None,
             aliases=self.aliases or None,
-            help=" ".join(self.doc.split()) or None,
-            metavar=plain[0].__name__.upper() if optional else None,
-            help_behavior_hint="" if self.default is None or self.default == () else None,
+            help=unmarked(" ".join(self.doc.split())) or None,
+            metavar=placeholder(self.type) if isinstance(self.type, types.UnionType) else None,
+            help_behavior_hint="" if empty else None,
         )
 
 
@@ -118,10 +119,10 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            values: Any = tyro.cli(combined, args=args, prog=command, description=about)
+            values: Any = tyro.cli(combined, args=args, prog=command, description=unmarked(about))
     except SystemExit as exit:
-        if exit.code:
-            raise BadInput(_sentence(complaint.getvalue(), command)) from None
+        if exit.code and complaint.getvalue():  # and not a signal's
+            raise refusal(complaint.getvalue(), command, args, flags.values()) from None
         raise
     for flag in flags.values():
         setattr(values, flag.name, _unmasked(getattr(values, flag.name)))
@@ -271,16 +272,4 @@ def _refuse_unknown(command: str, args: list[str], flags: dict[str, Flag]) -> No
         return
     for flag in flags.values():
         if flag.default is dataclasses.MISSING and not flag.positional and not given & flag.spellings():
-            raise BadInput(f"{command} needs {flag.option}: {flag.doc or 'it has no default'}")
-
-
-def _sentence(panel: str, command: str) -> str:
-    """The words of tyro's error panel, up to its first rule, as one sentence."""
-    lines = [line.strip("│ ") for line in panel.splitlines() if not line.startswith(("╭", "╰"))]
-    told: list[str] = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        told.append(line)
-    words = " ".join(told).rstrip(".").replace("'None', ", "").replace(", 'None'", "")
-    return f"{words}: see {command} --help"
+            raise BadInput(f"{command} needs {flag.option}: {unmarked(flag.doc) or 'it has no default'}")

@@ -21,6 +21,7 @@ from sfumato.fields import Count
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 from sfumato.settings import EMBEDDED
+from sfumato.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class Sample(Equipped):
     """Denoising steps; by default what the model was saved or distilled with, or 25."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
-    negative: str | None = None
+    negative_prompt: str | None = None
     """What guidance steers away from, as for the prompts."""
     scheduler: str | None = None
     """The sampler: ddim, addim, dpm++, for models of classes also ddpm and heun, or a method of the verb (`sfumato
@@ -101,7 +102,7 @@ def write(
         about = {**settings, "prompts": options.prompts, "seeds": seeds}
         save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
         write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
-    print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
+    print(f"{counted(len(jobs), 'picture')} in {options.out}, side by side in {options.out / 'sheet.png'}")
 
 
 def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
@@ -119,13 +120,13 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
             warnings.warn(f"{options.model} has no word for {names}: what it draws for that is chance", stacklevel=2)
     steps = model.sampling_steps if options.sampling_steps is None else options.sampling_steps
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
+    Plan(f"{counted(len(jobs), 'picture')} with {counted(steps, 'step')}", writes=writes).show()
     pictures = model.draw(
         asked,
         [seed for _, seed in jobs],
         sampling_steps=steps,
         cfg_scale=options.cfg_scale,
-        negative=options.negative,
+        negative=options.negative_prompt,
         scheduler=rule or options.scheduler,
         size=options.size,
         progress=True,
@@ -133,7 +134,7 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
     settings = {"sampling_steps": steps, "scheduler": options.scheduler or model.scheduler_name}
     if asked is not None:  # where nothing is asked for there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
-        settings |= {"cfg_scale": cfg_scale, "negative": options.negative}
+        settings |= {"cfg_scale": cfg_scale, "negative_prompt": options.negative_prompt}
         settings |= {name: model.defaults[name] for name in ("cfg_interval",) if name in model.defaults}
     return pictures, settings
 

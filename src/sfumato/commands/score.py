@@ -26,8 +26,8 @@ ABOUT = f"""Example: {EXAMPLE} --out score.json
 
 Metrics: {", ".join((*SETS, *PAIRS))}; by default {", ".join(USUAL)}, and is where the extractor classifies.
 
-psnr, ssim and lpips hold each generated picture against the real one at the same place in the order of names; clip
-holds it against a line of --prompts.
+psnr, ssim and lpips hold each generated picture against the real one of its name; clip holds it against a line of
+--prompts. Of the metrics that are measured by default, those that the pictures are too few for are left out.
 
 The weights of the FID's Inception are read from safetensors only; a .pth file is converted once by:
 python -c "{CONVERT}" IN.pth OUT.safetensors"""
@@ -61,7 +61,7 @@ def main(args: list[str]) -> None:
     }
     write_json(options.out, record, options.overwrite)
     show_table(("metric", "value", "95 % interval", "spread", "better", "real", "generated"), map(row, scores))
-    for note in notes(scores):
+    for note in (*(f"left out: {why}" for why in run.skipped.values()), *notes(scores)):
         print(note)
     print(f"written: {options.out} (in {human_time(seconds)})")
 

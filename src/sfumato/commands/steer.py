@@ -10,7 +10,7 @@ from sfumato.commands.sample import Sample, drawn, jobs_of, seed_alias, write
 from sfumato.commands.verb import load_equipped, read
 from sfumato.plan import human_time
 
-EXAMPLE = 'sfumato steer {name} "a red star" --model sketch --seeds 0-3 --out pictures/'
+EXAMPLE = 'sfumato steer {name} "a red star" --model sketch --seeds 0-3 --out {name}/'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from sfumato.data.pictures import Pictures
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
+from sfumato.foreign import reading
 from sfumato.progress import track
 
 from .extractors import Extractor

@@ -19,7 +19,7 @@ from sfumato.plan import Plan
 from sfumato.progress import track
 
 from .alignment import ClipScore
-from .extractors import EncoderFeatures, Extractor, make_extractor, network_bytes
+from .extractors import EncoderFeatures, Extractor, make_extractor, move, network_bytes
 from .features import BATCH, Batches, Features, cache_name, extract, from_cache, into_cache
 from .pairs import PairMetric
 from .partners import partners
@@ -70,6 +70,8 @@ class Scoring:
     """Folder in which features are kept for the next run; by default sfumato/features in your cache folder."""
     keep_features: bool = True
     """Keep features for the next run."""
+    device: str | None = None
+    """Where networks run: cpu, cuda, cuda:1, mps ...; by default the fastest there is. Always in float32."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -114,7 +116,12 @@ class Run:
         _, self.prepared = one_size(self.sources, settings.size)
         self.extractor = self._extractor(names or USUAL)
         self.names = names or (*USUAL, *(("is",) if hasattr(self.extractor, "logits") else ()))
+        self.skipped: dict[str, str] = {}
+        """Metrics that nobody asked for by name and that cannot be measured here, and why."""
         self.clip = EncoderFeatures(settings.clip) if settings.clip and "cmmd" in self.names else None
+        if settings.device is not None:
+            for judge in filter(None, (self.extractor, self.clip)):
+                move(judge, settings.device)
         self.prompts = self._prompts() if "clip" in self.names else []
         if set(self.names) & set(PAIRS):
             self._check_pairs()
@@ -183,8 +190,18 @@ class Run:
             extractor = self._extractor_of(name)
             if name == "is" and extractor is None:
                 raise BadInput("the Inception score needs an --extractor that classifies: inception or oracle")
-            metrics[name] = SETS[name](extractor, seed=self.settings.seed)
-            metrics[name].check(self.real.n if self.real else 0, self.fake.n)
+            metric = SETS[name](extractor, seed=self.settings.seed)
+            try:
+                metric.check(self.real.n if self.real else 0, self.fake.n)
+            except BadInput as error:
+                if self.settings.metrics:
+                    raise
+                self.skipped[name] = str(error)
+            else:
+                metrics[name] = metric
+        if self.skipped and not metrics:
+            raise BadInput(next(iter(self.skipped.values())))
+        self.names = tuple(name for name in self.names if name not in self.skipped)
         return metrics
 
     def _jobs(self) -> list[tuple[Source, Extractor | None]]:
@@ -232,6 +249,8 @@ class Run:
         metrics: dict[str, PairMetric] = {}
         for name in (n for n in self.names if n in PAIRS):
             measure: Any = measures[name]()
+            if name == "clip" and s.device is not None:
+                move(measure, s.device)
             about = {"pictures": self.prepared, "real": "" if name == "clip" else self.real.content}
             metrics[name] = PairMetric(name, measure, better="lower" if name == "lpips" else "higher", seed=s.seed,
                                        convention=getattr(measure, "definition", ""), about=about)  # fmt: skip

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from sfumato.errors import BadInput
 from sfumato.files import tensors_sha256
 from sfumato.foreign import reading, refuse_pointers, shortened
+from sfumato.hub import require_hub
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -130,6 +131,8 @@ def load_vision(model: str | os.PathLike, auto: Any, text: bool = False) -> Visi
 
     source = os.fspath(model)
     local = os.path.isdir(source)
+    if not local:
+        require_hub(source)
     given: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     refuse_pointers(source)
     with reading(source, f"a model of pictures ({auto.__name__})"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from diffusers import ModelMixin
@@ -354,7 +354,7 @@ def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any],
         raise BadInput(f"{folder} names a network {told!r}, which {_NETS} does not have")
     with reading(folder, f"a {name}"):
         with quiet():
-            network = kind.from_pretrained(folder / "network", use_safetensors=True, local_files_only=True)
+            network = cast(Any, kind).from_pretrained(folder / "network", use_safetensors=True, local_files_only=True)
         states = chain(network.named_parameters(), network.named_buffers())
         if missing := [key for key, x in states if x.is_meta]:
             raise BadInput(f"the weight {missing[0]} of the network in {folder} is missing: fetch or write it again")

@@ -19,6 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, reading, refuse_pointers, shaped, shortened
+from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
@@ -196,6 +197,7 @@ def _embedded(model: str) -> Path:
 def _index(source: str, folder: Path | None) -> dict[str, Any]:
     """The pipeline's ``model_index.json``."""
     if folder is None:
+        require_hub(source, "model_index.json")
         try:
             return shaped(DiffusionPipeline.load_config(source), {"_class_name": str}, f"model_index.json of {source}")
         except BadInput:

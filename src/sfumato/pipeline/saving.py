@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,7 +152,10 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No file-by-file bars and no news of renamed arguments from diffusers and transformers inside the block."""
+    """No file-by-file bars, news of renamed arguments or advice from diffusers and transformers inside the block."""
+    levels = [(lib, lib.get_verbosity()) for lib in (diffusers_logging, transformers_logging)]
+    for lib, level in levels:
+        lib.set_verbosity(max(level, logging.ERROR))
     shown = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
     for lib in shown:
         lib.disable_progress_bar()
@@ -163,6 +167,8 @@ def quiet() -> Iterator[None]:
     finally:
         for lib in shown:
             lib.enable_progress_bar()
+        for lib, level in levels:
+            lib.set_verbosity(level)
 
 
 def prefix_clip_keys(folder: Path, encoder: nn.Module) -> None:

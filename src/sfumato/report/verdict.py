@@ -49,8 +49,10 @@ def findings(report: AuditRecord) -> list[str]:
         others = "The one other concept is" if measured == 1 else f"The {measured} other concepts are"
         text = f"{others} kept in {percent(kept.value)} of pictures {bounds(kept)}"
         if measured > 1:
-            text += f" on average; least of all {quoted(low)}, in {value(report.retention[low])} "
-            text += bounds(report.retention[low])
+            text += " on average"
+            if low is not None:
+                text += f"; least of all {quoted(low)}, in {value(report.retention[low])} "
+                text += bounds(report.retention[low])
         out.append(text + ".")
     if report.integrity is not None and report.integrity.mean.measured:
         moved = report.integrity
