@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -10,7 +12,14 @@ from safetensors.torch import save_file
 
 from sfumato.data.cases import say
 from sfumato.errors import BadInput
-from sfumato.pipeline import lora
+from sfumato.foreign import read_json, read_tensors, reading
+from sfumato.ledger.page import table
+from sfumato.metrics.alignment import ClipScore
+from sfumato.metrics.detectors import make_detector
+from sfumato.metrics.extractors import make_extractor
+from sfumato.pipeline import load, lora
+from sfumato.pipeline.membrane import load_membranes
+from sfumato.train import journal
 
 
 @pytest.mark.parametrize(
@@ -146,6 +155,195 @@ def test_strengths_that_contradict_each_other_are_refused(header, told, anatomy,
 def test_what_a_lora_holds_beyond_two_factors_is_named(key, told, anatomy, tmp_path):
     save_file(spell("diffusers", factors(anatomy)) | {key: torch.ones(2, 2)}, tmp_path / "a.safetensors")
     refused(lambda: lora.read(tmp_path / "a.safetensors", anatomy), told, "a.safetensors")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123456789\nsize 1234\n"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+class Panic(BaseException):
+    """As libraries in Rust end."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("channels"), "it lacks 'channels'"),
+        (TypeError("'NoneType' object is not subscriptable"), "it has not the form that it should have"),
+        (RecursionError("maximum recursion depth exceeded"), "it is nested too deep"),
+        (MemoryError(), "more memory than there is"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "it is not text in UTF-8"),
+        (Exception("expected value at line 1"), "expected value at line 1"),
+        (RuntimeError("Error(s) in loading state_dict for A:\n\tsize mismatch for w"), "size mismatch for w"),
+        (ValueError("set trust_remote_code=True to run it"), "it wants code of its own to be run"),
+        (ValueError("long " * 1000), " ... "),
+        (Panic("index out of bounds"), "index out of bounds"),
+    ],
+)
+def test_whatever_a_library_raises_is_a_sentence(error, told, tmp_path):
+    def work():
+        with reading(tmp_path / "a.json", "a table"):
+            raise error
+
+    refused(work, told, "a.json cannot be read as a table: ")
+
+
+def test_an_interruption_and_a_refusal_pass_as_they_are(tmp_path):
+    for error in (KeyboardInterrupt(), BadInput("as it is")):
+        with pytest.raises(type(error)) as caught, reading(tmp_path):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"[]", "holds a list, not an object"),
+        (b"3", "holds a whole number, not an object"),
+        (b"\xff\xfe{", "is not text in UTF-8"),
+        (b'{"name": ["a"], "n": 1}', "name in"),
+        (b'{"name": "a", "n": true}', "is true or false, not a whole number"),
+        (b'{"name": "a", "n": null}', "is null or absent, not a whole number"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
+        (POINTER, "is a git-lfs pointer, not the file: run git lfs pull"),
+    ],
+)
+def test_json_of_another_shape_is_refused(data, told, tmp_path):
+    (tmp_path / "a.json").write_bytes(data)
+    refused(lambda: read_json(tmp_path / "a.json", {"name": str | None, "n": int}), told, "a.json")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [(POINTER, "git-lfs pointer"), (b"", "truncated or corrupt"), (b"\xff" * 64, "truncated or corrupt")],
+)
+def test_tensors_that_cannot_be_read_are_refused(data, told, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(data)
+    refused(lambda: read_tensors(tmp_path / "a.safetensors"), told, "a.safetensors")
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    (tmp_path / "a.safetensors").symlink_to("../../blobs/0123")
+    refused(lambda: read_tensors(tmp_path / "a.safetensors"), "is a link to ../../blobs/0123, which is not there")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_sd, tmp_path_factory):
+    return tiny_sd.save(tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of a model's folder, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+DAMAGE = {
+    "class is a list": (lambda f: edit(f / "model_index.json", _class_name=["a", "B"]), "_class_name in"),
+    "no class": (lambda f: edit(f / "model_index.json", _class_name=None), "is null or absent, not text"),
+    "nested too deep": (lambda f: (f / "model_index.json").write_text("[" * 10**5 + "]" * 10**5), "nested too deep"),
+    "evil library": (lambda f: edit(f / "model_index.json", unet=["evil", "Evil"]), "names 'evil.Evil' as its unet"),
+    "evil beside": (lambda f: edit(f / "model_index.json", unet=["unet", "Evil"]), "names 'unet.Evil' as its unet"),
+    "os.system": (lambda f: edit(f / "model_index.json", unet=["os", "system"]), "never run"),
+    "a function": (lambda f: edit(f / "model_index.json", unet=["diffusers", "utils"]), "never run"),
+    "an auto class": (lambda f: edit(f / "model_index.json", text_encoder=["transformers", "AutoModel"]), "never run"),
+    "a pipeline in it": (lambda f: edit(f / "model_index.json", unet=["diffusers", "DiffusionPipeline"]), "never run"),
+    "our modules": (lambda f: edit(f / "model_index.json", unet=["sfumato.cli", "main"]), "never run"),
+    "three words": (lambda f: edit(f / "model_index.json", unet=["a", "b", "c"]), "names no library and class"),
+    "numbers": (lambda f: edit(f / "model_index.json", unet=[1, 2]), "names no library and class"),
+    "no size": (lambda f: edit(f / "unet" / "config.json", sample_size=None), "sample_size in"),
+    "quantised": (
+        lambda f: edit(f / "unet" / "config.json", quantization_config={"quant_method": "bitsandbytes"}),
+        "quantised by bitsandbytes",
+    ),
+    "channels": (lambda f: edit(f / "unet" / "config.json", block_out_channels="wide"), "StableDiffusionPipeline"),
+    "scheduler": (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule=3), "cannot be read"),
+    "pointer": (lambda f: (f / UNET).write_bytes(POINTER), "is a git-lfs pointer, not the file: run git lfs pull"),
+    "merges": (lambda f: (f / "tokenizer" / "merges.txt").write_bytes(POINTER), "is a git-lfs pointer"),
+    "link": (lambda f: ((f / UNET).unlink(), (f / UNET).symlink_to("nowhere")), "is a link to nowhere"),
+    "tokenizer": (lambda f: [x.write_text("{") for x in (f / "tokenizer").glob("*.json")], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_refused_in_a_sentence(name, folder):
+    damage, told = DAMAGE[name]
+    damage(folder)
+    refused(lambda: load(folder, device="cpu"), told)
+
+
+def test_no_code_from_a_folder_is_imported(folder, tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    evil = f"open({str(ran)!r}, 'w').close()\nclass Evil:\n    from_pretrained = print\n"
+    for place in (folder / "unet" / "evil.py", folder / "evil.py", folder / "pipeline.py", tmp_path / "evil.py"):
+        place.write_text(evil)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(folder)
+    for kind in (["evil", "Evil"], ["diffusers", "evil"], ["unet", "Evil"]):
+        edit(folder / "model_index.json", unet=kind)
+        with pytest.raises(BadInput):
+            load(folder, device="cpu")
+    edit(folder / "model_index.json", unet=["diffusers", "UNet2DConditionModel"], _class_name=["pipeline", "Evil"])
+    with pytest.raises(BadInput):
+        load(folder, device="cpu")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("opened", [make_detector, make_extractor, ClipScore])
+def test_no_code_of_a_judge_is_run(opened, tmp_path, monkeypatch):
+    ran, judge = tmp_path / "ran", tmp_path / "judge"
+    judge.mkdir()
+    (judge / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    autos = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoTokenizer")
+    (judge / "config.json").write_text(json.dumps({"model_type": "x", "auto_map": dict.fromkeys(autos, "evil.Evil")}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # where a terminal would be asked
+    refused(lambda: opened(str(judge), *([["star"]] if opened is make_detector else [])), "code of its own", "judge")
+    assert not ran.exists()
+
+
+def test_what_the_index_does_not_name_is_not_judged(folder):
+    for place in ("checkpoint-500/optimizer.bin", "logs/args.pkl", "learned_embeds/a.bin"):
+        (folder / place).parent.mkdir()
+        (folder / place).write_bytes(b"\x80\x04.")
+    assert load(folder, device="cpu").size
+
+
+def test_a_folder_of_one_variant_loads(folder, tiny_sd):
+    for name in ("unet", "vae", "text_encoder"):
+        for file in (folder / name).glob("*.safetensors"):
+            file.rename(file.with_suffix(".fp16.safetensors"))
+    assert load(folder, device="cpu").describe()["sha256"] == tiny_sd.describe()["sha256"]
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("{", "not valid JSON"),
+        ('{"a": 1}', "holds an object, not a list"),
+        ("[3]", "holds a whole number, not an object"),
+        ('[{"concepts": "star", "rank": 1, "alpha": 1.0, "base": ""}]', "concepts in"),
+        ('[{"concepts": [3], "rank": 1, "alpha": 1.0, "base": ""}]', "concepts that are no text"),
+        ('[{"concepts": ["star"], "rank": "one", "alpha": 1.0, "base": ""}]', "rank in"),
+    ],
+)
+def test_a_membranes_header_of_another_shape_is_refused(header, told, tiny_sd, tmp_path):
+    save_file({"0.x.down": torch.ones(1, 1)}, tmp_path / "a.safetensors", metadata={"sfumato.membranes": header})
+    refused(lambda: load_membranes(tmp_path / "a.safetensors", tiny_sd), told, "a.safetensors")
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"{}", b'{"name": "a", "paper": "b", "claims": [1]}', b"\xff\xfe"])
+def test_a_damaged_result_of_the_ledger_is_refused(data, tmp_path):
+    (tmp_path / "a.json").write_bytes(data)
+    refused(lambda: table(tmp_path), "measure it again" if data[:1] == b"{" and data != b"{" else "a.json", "a.json")
+
+
+@pytest.mark.parametrize("line", ["[" * 10**5, "{", "3", '{"step": "one"}', '{"step": null}', "{}"])
+def test_a_line_of_the_log_that_tells_no_step_is_later_than_all(line):
+    assert journal._step(line) == 2**63
 
 
 def refused(work, told, name=""):

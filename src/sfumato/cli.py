@@ -38,7 +38,7 @@ COMMANDS = {
     "doctor": "check versions, devices, embedded models and disk",
 }
 
-TALKS = ("methods", "choose", "cite", "doctor", "help", "-V", "--version")
+TALKS = ("methods", "choose", "cite", "doctor", "help", "-V", "--version", "--print-completion")
 """What a command writes is what it prints."""
 LONGEST = 400
 """Characters of a complaint."""
@@ -53,12 +53,13 @@ commands:
 {commands}
 
 "sfumato COMMAND --help" explains a command; --debug shows the traceback of an error.
+Tab completion: sfumato --print-completion bash (or zsh) >FILE, and "source FILE" in ~/.bashrc (or ~/.zshrc).
 MODEL is the name of an embedded model ("sketch"), a folder written by save_pretrained, or a hub id.
 """
 
 
 class Tolerant:
-    """A stream whose reader may go away or whose disk may fill up: work goes on; ``lost`` is the first failure."""
+    """A stream whose reader may go away or whose disk may fill up: the work goes on; ``lost`` is the first failure."""
 
     def __init__(self, stream: Any):
         self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (closed by who started it: there is none)
@@ -158,6 +159,11 @@ def _dispatch(args: list[str]) -> int:
         from sfumato import __version__
 
         print(f"sfumato {__version__}")
+        return 0
+    if args[0] in ("--print-completion", "--tyro-print-completion"):
+        from sfumato.commands.completion import script
+
+        print(script(args[1:], list(COMMANDS)), end="")
         return 0
     if args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)

@@ -60,7 +60,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, (RecursionError, MemoryError)):
         return "it is nested too deep" if isinstance(error, RecursionError) else "it asks for more memory than there is"
     if type(error).__name__ == "SafetensorError":
-        return f"it is truncated or corrupt ({shortened(text, 100)})"
+        return f"it is truncated or corrupt ({shortened(text.removeprefix('Error while deserializing header: '), 100)})"
     if isinstance(error, json.JSONDecodeError):
         return f"it is not valid JSON (line {error.lineno})"
     if isinstance(error, UnicodeError):
@@ -74,7 +74,7 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].endswith(":"):  # torch names the weights that do not fit below its first line
         lines[0] = f"{lines[0]} {lines[1]}"
-    line = lines[0].rstrip(".:") if lines else ""
+    line = re.sub(r"^Error\(s\) in loading state_dict for \w+: ", "", lines[0]).rstrip(".:") if lines else ""
     ours = isinstance(error, (TypeError, AttributeError, LookupError, AssertionError, NameError))
     if not line or ours or _INTERNAL.search(line):
         missing = isinstance(error, KeyError) and error.args and isinstance(error.args[0], str)

@@ -20,6 +20,11 @@ def visible(text: str) -> str:
     return "".join(_escape(c) if _acts(c) else c for c in text)
 
 
+def counted(n: int, noun: str) -> str:
+    """``n`` of what ``noun`` names: "1 picture", "3 pictures"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def isolated(text: str) -> str:
     """`visible`, and where it is written from right to left, kept from turning around what stands beside it."""
     text = visible(text)

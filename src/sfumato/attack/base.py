@@ -20,6 +20,7 @@ from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.plan import Plan
 from sfumato.settings import Tuned
+from sfumato.text import counted
 from sfumato.train.schedule import NEUTRAL
 
 Box = Literal["white", "grey", "black"]
@@ -133,7 +134,7 @@ class Attack(Tuned, ABC):
         pictures = len(cases.cases) + (self.learns_from if cases.pictures is None else 0)
         rows = self.rows(len(cases.cases), steps)
         title = f"{type(self).__name__} against {cases.concept!r}: {rows:,.0f} rows through the network, "
-        title += f"and {pictures} pictures with {steps} steps"
+        title += f"and {counted(pictures, 'picture')} with {counted(steps, 'step')}"
         weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
         seconds = (rows + 2 * steps * pictures) * seconds_per_row(pipe, 8)
         return Plan(title, memory={"weights": weights}, seconds=seconds)

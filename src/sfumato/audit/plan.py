@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.plan import Plan
+from sfumato.text import counted
 
 from .drawing import CEILING, FLOOR, Setup
 
@@ -23,7 +24,7 @@ def plan(setup: Setup) -> Plan:
     rows = pictures * steps * (1 if scale == 1 else 2) + searching
     parts = [part for pipe in (setup.old, setup.new) for part in pipe.parts().values()]
     weights = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-    title = f"audit {', '.join(setup.cases.targets)}: {pictures} pictures with {steps} steps"
+    title = f"audit {', '.join(setup.cases.targets)}: {counted(pictures, 'picture')} with {counted(steps, 'step')}"
     if setup.attacks:
         title += f", attacks: {len(setup.attacks)}"
     seconds = rows * seconds_per_row(setup.old, min(8, setup.sampling["batch"]))

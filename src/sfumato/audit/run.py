@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from sfumato import __version__
 from sfumato.attack.base import Attack
@@ -91,6 +93,10 @@ class Audit:
     """Pictures drawn together; by default 64 up to 128 pixels a side, 8 above."""
     edit: Any = None
     """The eraser, or its record; by default read from the folder of the edited model."""
+    device: str | None = None
+    """Where the models run: cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Precision of the models' weights; by default float32. Pipelines that are given keep theirs."""
     progress: bool = True
     """Show bars."""
 
@@ -174,7 +180,7 @@ class Audit:
     def _models(self) -> tuple[Text2Image, Text2Image]:
         """Both, if they are a sound pair."""
         before, after = _name(self.before), _name(self.after)
-        old, new = _open(self.before), equip(_open(self.after), self.after, self.adapters)
+        old, new = self._open(self.before), equip(self._open(self.after), self.after, self.adapters)
         if holds_membranes(self.after):
             warnings.warn(
                 f"{after} is audited as other tools load it, its adapters merged in at full strength; to audit them as "
@@ -191,6 +197,11 @@ class Audit:
             except BadInput as error:
                 raise BadInput(f"{who} is broken: {error}") from error
         return old, new
+
+    def _open(self, model: str | os.PathLike | Text2Image) -> Text2Image:
+        if not isinstance(model, (str, os.PathLike)):
+            return wrap(model)
+        return load_text2image(model, self.device, getattr(torch, self.dtype) if self.dtype else None)
 
     def _changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults and that a command line can say."""
@@ -221,10 +232,6 @@ def audit(
         BadInput: as `Audit.run`.
     """
     return Audit(before=before, after=after, concepts=concepts, **settings).run(announce)
-
-
-def _open(model: str | os.PathLike | Text2Image) -> Text2Image:
-    return load_text2image(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else wrap(model)
 
 
 def _folder_of(adapter: str | os.PathLike) -> Path:

@@ -13,6 +13,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count
 from sfumato.files import refuse_existing
 from sfumato.plan import human_time
+from sfumato.text import counted
 
 if TYPE_CHECKING:
     from sfumato.data.cases import AttackCases
@@ -76,7 +77,7 @@ def main(args: list[str]) -> None:
             for i, case in enumerate(cases.cases)
         ]
         found.save(options.out, pictures, {"pictures": told, "seconds": seconds}, options.overwrite)
-    verdict = "" if seen is None else f"; {cases.concept!r} is seen in {sum(seen)} of {len(seen)} pictures"
+    verdict = "" if seen is None else f"; {cases.concept!r} is seen in {sum(seen)} of {counted(len(seen), 'picture')}"
     print(f"{entry.name} against {options.model} in {human_time(seconds)}: {options.out}{verdict}")
     print("`sfumato audit` tells how often it succeeds, against a control and the original")
 

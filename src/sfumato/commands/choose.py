@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfumato import catalog
 from sfumato.commands.tables import show_table
+from sfumato.commands.words import unmarked
 from sfumato.errors import BadInput, unknown
 
 HELP = """usage: sfumato choose VERB
@@ -23,9 +24,9 @@ def main(args: list[str]) -> int:
         raise BadInput(f"name one verb out of {', '.join(verbs)}, as in `sfumato choose erase`")
     if args[0] not in verbs:
         raise unknown("verb", args[0], verbs)
-    rows = [(m.name, m.when, m.cost, m.beware) for m in catalog.methods(args[0])]
+    rows = [(m.name, *map(unmarked, (m.when, m.cost, m.beware))) for m in catalog.methods(args[0])]
     show_table(("method", "use it for", "cost", "beware"), rows)
     ledgers = list(dict.fromkeys(m.ledger for m in catalog.methods(args[0]) if m.ledger))
     if ledgers:
-        print(f"Measured claims: `sfumato ledger NAME` for {', '.join(ledgers)}.")
+        print(f"Measured claims: sfumato ledger NAME, for {', '.join(ledgers)}.")
     return 0

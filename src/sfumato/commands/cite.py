@@ -9,7 +9,7 @@ HELP = """usage: sfumato cite METHOD
 
 Example: sfumato cite rece
 
-The BibTeX of exactly what the method runs: its own paper, and those of the methods it builds on. `sfumato cite audit`
+The BibTeX of exactly what the method runs: its own paper, and those of the methods it builds on. "sfumato cite audit"
 prints what an audit measures by.
 """
 

@@ -18,6 +18,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, at_least
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan
+from sfumato.text import counted
 
 EXAMPLE = "sfumato compare report-uce/ report-rece/ --out comparison/"
 COST = "sfumato compare --teacher sketch --students student-4/ student-2/ --out cost/"
@@ -98,7 +99,8 @@ def cost(options: Compare) -> None:
     writes = [f"{options.out}/ (index.html, cost.json)"]
 
     def announce(seconds: float) -> None:
-        Plan(f"{options.n} pictures in each of {len(chosen)} ways", seconds=seconds, writes=writes).show()
+        title = f"{counted(options.n, 'picture')} in each of {counted(len(chosen), 'way')}"
+        Plan(title, seconds=seconds, writes=writes).show()
 
     names = ("data", "n", "n_real", "seed", "batch", "extractor", "weights")
     report = measure(chosen, **{name: getattr(options, name) for name in names}, progress=True, announce=announce)

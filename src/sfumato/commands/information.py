@@ -13,6 +13,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, at_least
 from sfumato.files import atomic_folder, refuse_existing, write_json
 from sfumato.plan import Plan
+from sfumato.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ def main(args: list[str]) -> None:
     denoiser, (x, cond) = model.denoiser, _material(model, options)
     schedule = denoiser.process.schedule
     grid = _grid(schedule, options.points, model.cleanest)
-    work = f"information in {options.model}: {len(x)} pictures at {len(grid)} noise levels"
+    work = f"information in {options.model}: {counted(len(x), 'picture')} at {counted(len(grid), 'noise level')}"
     Plan(work, writes=[f"{options.out}/ (information.json, information.png)"]).show()
     rng = torch.Generator().manual_seed(options.seed)
     curve = measure(denoiser, x, grid, rng, cond, options.batch, progress=True)

@@ -71,8 +71,7 @@ class Flag:
         """How tyro names and explains it."""
         import tyro
 
-        missing = self.positional and self.default is dataclasses.MISSING
-        empty = self.default is None or self.default in ((), "") or missing
+        empty = self.default in (None, (), "") or (self.positional and self.default is dataclasses.MISSING)
         return tyro.conf.arg(
             name=self.option[2:] if self.aliases else None,
             aliases=self.aliases or None,

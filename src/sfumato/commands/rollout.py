@@ -14,6 +14,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count
 from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
+from sfumato.text import counted
 
 EXAMPLE = "sfumato rollout --model run/model --frames 64 --out frames/"
 HELD_OUT = 10**6
@@ -70,7 +71,9 @@ def main(args: list[str]) -> None:
         raise BadInput(f"{options.model} does not say what it was trained on: name a source of context with --data")
     steps = options.sampling_steps or model.defaults["sampling_steps"]
     writes = [f"{options.out}/ (rollout.gif, sheet.png, frames.safetensors, rollout.json)"]
-    Plan(f"{len(seeds)} sequences of {options.frames} frames, {steps} network calls each", writes=writes).show()
+    sequences = counted(len(seeds), "sequence")
+    title = f"{sequences} of {counted(options.frames, 'frame')}, {counted(steps, 'network call')} each"
+    Plan(title, writes=writes).show()
     clips = context(model, source, len(seeds), options.frames * options.truth, int(trained.get("seed", 0)) + HELD_OUT)
     given, follows = clips[:, : model.window.clean], clips[:, model.window.clean :]
     drawn = model.rollout(
@@ -99,7 +102,7 @@ def main(args: list[str]) -> None:
         save_png(folder / "sheet.png", sheet, {"model": str(options.model), "seeds": seeds, "frames": columns.tolist()})
         save_file({name: x.contiguous() for name, x in tensors.items()}, folder / "frames.safetensors")
         write_json(folder / "rollout.json", record)
-    print(f"{len(seeds)} sequences in {options.out / 'rollout.gif'}, side by side in {options.out / 'sheet.png'}")
+    print(f"{sequences} in {options.out / 'rollout.gif'}, side by side in {options.out / 'sheet.png'}")
 
 
 def context(model, source: str | None, n: int, more: int, seed: int):

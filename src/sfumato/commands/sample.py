@@ -21,6 +21,7 @@ from sfumato.fields import Count
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 from sfumato.settings import EMBEDDED
+from sfumato.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +102,7 @@ def write(
         about = {**settings, "prompts": options.prompts, "seeds": seeds}
         save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
         write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
-    print(f"{len(jobs)} pictures in {options.out}, side by side in {options.out / 'sheet.png'}")
+    print(f"{counted(len(jobs), 'picture')} in {options.out}, side by side in {options.out / 'sheet.png'}")
 
 
 def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
@@ -119,7 +120,7 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
             warnings.warn(f"{options.model} has no word for {names}: what it draws for that is chance", stacklevel=2)
     steps = model.sampling_steps if options.sampling_steps is None else options.sampling_steps
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    Plan(f"{len(jobs)} pictures with {steps} steps", writes=writes).show()
+    Plan(f"{counted(len(jobs), 'picture')} with {counted(steps, 'step')}", writes=writes).show()
     pictures = model.draw(
         asked,
         [seed for _, seed in jobs],

@@ -72,7 +72,7 @@ def read(
             print(f"usage: sfumato {verb} METHOD [options]\n\nExample: {first}\n")
             rows = [(m.name, m.paper.arxiv, m.summary) for m in entries]
             show_table(("method", "paper", "what it does"), rows)
-            print(f"`sfumato {verb} METHOD --help` lists a method's options.")
+            print(f"sfumato {verb} METHOD --help lists a method's options.")
             raise SystemExit(0)
         names = ", ".join(m.name for m in entries)
         raise BadInput(f"name a method right after {verb}: one of {names}, as in `{first}`")

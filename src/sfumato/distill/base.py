@@ -29,6 +29,7 @@ from sfumato.plan import Plan
 from sfumato.sample import ddim
 from sfumato.sample.times import uniform
 from sfumato.settings import Tuned
+from sfumato.text import counted
 from sfumato.train.loop import Run
 from sfumato.train.outputs import is_there, ours
 from sfumato.train.recipe import Recipe
@@ -131,7 +132,7 @@ class Distiller(Tuned, Schedule, ABC):
         seconds = self.passes * (time.perf_counter() - began) * self.batch / n * self.updates
         memory = {"teacher": weights * teacher.network.dtype.itemsize, "student, averaged too": 8 * weights}
         memory |= {"gradients": 4 * weights, "optimiser": 8 * weights}
-        return Plan(f"distill {self.name()} to {self.sampling_steps} steps", memory=memory, seconds=seconds)
+        return Plan(f"distill {self.name()} to {counted(self.sampling_steps, 'step')}", memory=memory, seconds=seconds)
 
     def made(self, parent: dict[str, Any]) -> dict[str, Any]:
         """How the student is made, for its record."""

@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.text import counted
 
 from .finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
 
@@ -156,7 +157,7 @@ class ESD(ByGradient):
         latents = self.updates * self.batch
         guided_steps = self.pool * self.sampling_steps if self.pool else latents * (self.sampling_steps - 1) / 2
         passes = 2 * guided_steps + latents * (5 + bool(self.erase_from) + 4 * bool(self.preserve))
-        title = f"ESD-{self.variant}: {', '.join(self.concepts)}, {self.updates} updates"
+        title = f"ESD-{self.variant}: {', '.join(self.concepts)}, {counted(self.updates, 'update')}"
         return make_plan(pipe, title, trained, passes)
 
     def _neutral(self) -> list[str]:

@@ -19,6 +19,7 @@ from sfumato.fields import Count, Natural, NotNegative, Positive, at_least
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.adapter import Adapter
 from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
+from sfumato.text import counted
 from sfumato.train.recipe import Loose
 
 from .esd import negative_guidance_target, predict_each
@@ -231,7 +232,8 @@ class SPM(ByGradient):
         anchors = (self.n_anchors + self.anchor_empty + bool(self.preserve)) * bool(self.anchor_weight)
         per_step = self.sampling_steps + 5 + 4 * anchors
         passes = len(self.concepts) * self.updates * self.batch * per_step
-        return make_plan(pipe, f"SPM: {', '.join(self.concepts)}, {self.updates} updates each", trained, passes)
+        title = f"SPM: {', '.join(self.concepts)}, {counted(self.updates, 'update')} each"
+        return make_plan(pipe, title, trained, passes)
 
 
 def random_conditionings(cond: Conditioning, n: int, generator: torch.Generator) -> list[Conditioning]:

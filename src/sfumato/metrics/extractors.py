@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, UInt8
@@ -95,13 +95,13 @@ class InceptionFeatures:
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n 2048"]:
         with full_float32():
-            return self.network(resize(images.to(_device()), SIDE, self.rule))
+            return self.network(resize(images.to(_place(self.network)), SIDE, self.rule))
 
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "n 2048"]) -> Float[Tensor, "n 1008"]:
         """The 1008 outputs without their bias, as published Inception scores use them."""
         with full_float32():
-            return self.network.logits(features.to(_device()))
+            return self.network.logits(features.to(_place(self.network)))
 
 
 class OracleFeatures:
@@ -249,3 +249,23 @@ def full_float32() -> Iterator[None]:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _place(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+def move(judge: Any, device: str) -> None:
+    """Bring the network of an extractor or of a measure of pairs to a device; those that follow no device stay.
+
+    Raises:
+        BadInput: there is no such device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise BadInput(f"there is no device {device!r} here: leave --device out for the fastest there is") from error
+    judge = getattr(judge, "clip", None) or judge
+    found = getattr(judge, "vision", judge)
+    if isinstance(judge, InceptionFeatures) or hasattr(found, "prepare"):
+        found.network.to(device)

@@ -19,7 +19,7 @@ from sfumato.plan import Plan
 from sfumato.progress import track
 
 from .alignment import ClipScore
-from .extractors import EncoderFeatures, Extractor, make_extractor, network_bytes
+from .extractors import EncoderFeatures, Extractor, make_extractor, move, network_bytes
 from .features import BATCH, Batches, Features, cache_name, extract, from_cache, into_cache
 from .pairs import PairMetric
 from .partners import partners
@@ -70,6 +70,8 @@ class Scoring:
     """Folder in which features are kept for the next run; by default sfumato/features in your cache folder."""
     keep_features: bool = True
     """Keep features for the next run."""
+    device: str | None = None
+    """Where networks run: cpu, cuda, cuda:1, mps ...; by default the fastest there is. Always in float32."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -117,6 +119,9 @@ class Run:
         self.skipped: dict[str, str] = {}
         """Metrics that nobody asked for by name and that cannot be measured here, and why."""
         self.clip = EncoderFeatures(settings.clip) if settings.clip and "cmmd" in self.names else None
+        if settings.device is not None:
+            for judge in filter(None, (self.extractor, self.clip)):
+                move(judge, settings.device)
         self.prompts = self._prompts() if "clip" in self.names else []
         if set(self.names) & set(PAIRS):
             self._check_pairs()
@@ -244,6 +249,8 @@ class Run:
         metrics: dict[str, PairMetric] = {}
         for name in (n for n in self.names if n in PAIRS):
             measure: Any = measures[name]()
+            if name == "clip" and s.device is not None:
+                move(measure, s.device)
             about = {"pictures": self.prepared, "real": "" if name == "clip" else self.real.content}
             metrics[name] = PairMetric(name, measure, better="lower" if name == "lpips" else "higher", seed=s.seed,
                                        convention=getattr(measure, "definition", ""), about=about)  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from sfumato.errors import BadInput
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
-from sfumato.progress import console
 from sfumato.sample.guidance import Guided
 
 from .contract import Condition, Gradient, Guide, Model, Noised, Start, Told
@@ -226,16 +225,3 @@ def first_step(strength: float, steps: int) -> int:
 def finished(x: Float[Tensor, "n *dims"], grad: Gradient) -> Float[Tensor, "n *dims"]:
     """Decoded pictures in [0, 1]: where a gradient is wanted as they are, else on the CPU and in float32."""
     return ((x + 1) / 2).clamp(0, 1) if grad else ((x.float() + 1) / 2).clamp(0, 1).cpu()
-
-
-@contextmanager
-def bar(shown: bool, total: int) -> Iterator[Callable[[], None]]:
-    """A rich progress bar, or nothing; gives the function that advances it by one."""
-    if not shown:
-        yield lambda: None
-        return
-    from rich.progress import Progress
-
-    with Progress(transient=True, console=console()) as progress:
-        task = progress.add_task("drawing", total=total)
-        yield lambda: progress.advance(task)

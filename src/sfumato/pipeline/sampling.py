@@ -16,12 +16,13 @@ from torch import Tensor
 
 from sfumato import catalog
 from sfumato.errors import BadInput
+from sfumato.progress import bar
 from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 
 from .conditioning import Conditioning
 from .contract import Condition, Gradient, Guide, Noised, Start, Told
-from .drawing import Rows, ToldDenoiser, bar, check_guidance, finished, first_step, noise
+from .drawing import Rows, ToldDenoiser, check_guidance, finished, first_step, noise
 from .steering import following, of
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def draw(
     walk = _Walk(p, sampling_steps, cfg_scale, cfg_interval, scheduler, eta, size, guide, grad)
     chunks = rows.chunks(batch)
     pictures = []
-    with torch.set_grad_enabled(bool(grad)), bar(progress, len(chunks) * walk.steps) as advance:
+    with torch.set_grad_enabled(bool(grad)), bar("drawing", len(chunks) * walk.steps, progress) as advance:
         for chunk in chunks:
             z, _ = _last(walk.states(chunk, advance))
             pictures.append(finished(p.decode_latents(z), grad))

@@ -50,9 +50,9 @@ def findings(report: AuditRecord) -> list[str]:
         text = f"{others} kept in {percent(kept.value)} of pictures {bounds(kept)}"
         if measured > 1:
             text += " on average"
-            if report.retention[low].value < 1:
-                rate = report.retention[low]
-                text += f"; least of all {quoted(low)}, in {value(rate)} {bounds(rate)}"
+            if low is not None:
+                text += f"; least of all {quoted(low)}, in {value(report.retention[low])} "
+                text += bounds(report.retention[low])
         out.append(text + ".")
     if report.integrity is not None and report.integrity.mean.measured:
         moved = report.integrity

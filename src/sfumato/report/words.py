@@ -90,9 +90,9 @@ def average(intervals: Sequence[Interval | None]) -> Interval | None:
 
 
 def worst(rows: Mapping[str, Interval | None]) -> str | None:
-    """The measured concept with the lowest rate."""
+    """The measured concept with the lowest rate; None where no other has a higher one."""
     measured = {k: i.value for k, i in rows.items() if i is not None and i.measured}
-    return min(measured, key=measured.get) if measured else None
+    return min(measured, key=measured.get) if len(set(measured.values())) > 1 else None
 
 
 def quoted(word: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from torch import Tensor
 from sfumato.errors import unknown
 from sfumato.files import atomic_file, contact_sheet, save_png
 from sfumato.plan import human_time
-from sfumato.progress import console
-from sfumato.text import visible
+from sfumato.progress import console, say
+from sfumato.text import counted, visible
+
+BETWEEN = 60.0
+"""Seconds between two lines of a run that no terminal shows."""
 
 
 class Journal:
@@ -43,15 +47,18 @@ class Journal:
         self.active, self.text, self.step, self.bar = active, "", step, None
         self.folder = folder if active else None
         self.tracker = _tracker(track, self.folder, config) if self.folder else None
-        if active and progress:
+        self.title, self.total = visible(title or config["recipe"]), config["updates"]
+        self.telling = active and progress and not console().is_terminal
+        """Whether lines are told instead of a bar."""
+        self.told = time.monotonic()
+        if active and progress and not self.telling:
             from rich.markup import escape
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
             texts = (TimeElapsedColumn(), TextColumn("{task.fields[text]}"))
             self.bar = Progress(*columns, *texts, console=console())
-            told = escape(visible(title or config["recipe"]))
-            self.task = self.bar.add_task(told, total=config["updates"], completed=step, text="")
+            self.task = self.bar.add_task(escape(self.title), total=self.total, completed=step, text="")
 
     def __enter__(self) -> Journal:
         if self.folder and (file := self.folder / "log.jsonl").exists():
@@ -62,11 +69,13 @@ class Journal:
                     new.write_text("".join(line + "\n" for line in kept))
         if self.bar:
             self.bar.start()
+        self._say()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.bar:
             self.bar.stop()
+        self._say()
         if self.tracker:
             self.tracker.finish()
 
@@ -95,8 +104,17 @@ class Journal:
 
     def advance(self, step: int) -> None:
         """Move the bar."""
+        self.step = step
         if self.bar:
             self.bar.update(self.task, completed=step, text=self.text)
+        if time.monotonic() - self.told > BETWEEN:
+            self._say()
+
+    def _say(self) -> None:
+        """A line on where it is, where no terminal shows the bar."""
+        if self.telling:
+            self.told = time.monotonic()
+            say(f"{self.title}: {self.step} of {counted(self.total, 'update')}  {self.text}".rstrip())
 
 
 def _tracker(track: str, folder: Path, config: dict[str, Any]) -> Any:
