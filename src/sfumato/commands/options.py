@@ -122,7 +122,8 @@ def parse(
             values: Any = tyro.cli(combined, args=args, prog=command, description=unmarked(about))
     except SystemExit as exit:
         if exit.code and complaint.getvalue():  # and not a signal's
-            raise refusal(complaint.getvalue(), command, args, flags.values()) from None
+            known = [(flag.spellings(), flag.type) for flag in flags.values()]
+            raise refusal(complaint.getvalue(), command, args, known) from None
         raise
     for flag in flags.values():
         setattr(values, flag.name, _unmasked(getattr(values, flag.name)))

@@ -9,12 +9,9 @@ import typing
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from sfumato.errors import BadInput, unknown
-
-if TYPE_CHECKING:
-    from .options import Flag
 
 _KINDS = {int: "whole number", float: "number", Path: "path", str: "word", bool: "yes or no"}
 LONGEST = 400
@@ -60,22 +57,23 @@ def placeholder(kind: Any) -> str | None:
     return " ".join(part.__name__.upper() for part in parts) if origin is tuple else None
 
 
-def refusal(panel: str, command: str, args: Sequence[str], flags: Iterable[Flag]) -> BadInput:
-    """The parser's complaint, a panel, as one sentence that says what would do."""
+def refusal(panel: str, command: str, args: Sequence[str], flags: Iterable[tuple[set[str], Any]]) -> BadInput:
+    """The parser's complaint, a panel, as one sentence that says what would do; ``flags`` as (spellings, type)."""
     words = " ".join(_above_the_rule(panel)).rstrip(".")
     see = f"see {command} --help"
     if match := re.match(r"Unrecognized options: (.*)", words):
         return BadInput(f"{command} has no place for {match[1]!r}: quote what belongs together, or {see}")
-    spelled = {name: flag for flag in flags for name in flag.spellings()}
+    spelled = {name: flag for flag in flags for name in flag[0]}
     option = next((name for name in re.findall(r"--[\w-]+", words) if name in spelled), None)
     if option is not None:
-        flag, given = spelled[option], _given(args, spelled[option].spellings())
+        spellings, kind = spelled[option]
+        given = _given(args, spellings)
         if not given:
-            return BadInput(f"{option} takes {takes(flag.type)}, and nothing follows it: {see}")
-        if (choices := choices_of(flag.type)) and len(given) == 1:
+            return BadInput(f"{option} takes {takes(kind)}, and nothing follows it: {see}")
+        if (choices := choices_of(kind)) and len(given) == 1:
             return unknown(option, given[0], choices)
         got = " ".join(map(repr, given)) if len(given) < 4 else f"{given[0]!r} and {len(given) - 1} more"
-        return BadInput(f"{option} takes {takes(flag.type)}, got {textwrap.shorten(got, 120)}: {see}")
+        return BadInput(f"{option} takes {takes(kind)}, got {textwrap.shorten(got, 120)}: {see}")
     return BadInput(f"{textwrap.shorten(words, LONGEST - len(see))}: {see}")
 
 
