@@ -72,15 +72,20 @@ class Broken:
     def __init__(self, number: int):
         self.number = number
 
-    def write(self, text):
+    def write(self, text=""):
         raise OSError(self.number, "no")  # OSError makes itself a BrokenPipeError where it is one
 
-    flush = write
+    flush = fileno = write
 
 
 @pytest.mark.parametrize(
     ("number", "command", "status"),
-    [(errno.EPIPE, "methods", 0), (errno.ENOSPC, "methods", 2), (errno.EPIPE, "sample", 0), (errno.ENOSPC, "sample", 0)],
+    [
+        (errno.EPIPE, "methods", 0),
+        (errno.ENOSPC, "methods", 2),
+        (errno.EPIPE, "sample", 0),
+        (errno.ENOSPC, "sample", 0),
+    ],
 )
 def test_a_stdout_that_takes_nothing(number, command, status, monkeypatch, capsys):
     done = []
@@ -134,7 +139,8 @@ def test_completion(tmp_path):
     told = script(["bash"], ["sample", "erase"])
     ask = 'source "$1"; COMP_WORDS=(sfumato %s); COMP_CWORD=%d; _sfumato; echo "${COMPREPLY[@]}"'
     (tmp_path / "c").write_text(told)
-    for words, answer in (("sam", "sample"), ("erase rec", "rece"), ("erase rece --mod", "--model"), ("sample --see", "--seeds")):
+    asked = {"sam": "sample", "erase rec": "rece", "erase rece --mod": "--model", "sample --see": "--seeds"}
+    for words, answer in asked.items():
         command = ["bash", "-c", ask % (words, len(words.split())), "bash", str(tmp_path / "c")]
         assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == answer
     with pytest.raises(BadInput, match="bash"):
