@@ -8,6 +8,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side have one thread each, and so has what they start; read when torch is first imported.
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+settings.register_profile("tests", deadline=None, max_examples=25)
+settings.load_profile("tests")
 
 WORDS = ("a", "photo", "of", "red", "blue", "star", "circle", "square", "an", "art")
 LENGTH = 12  # context length of the tiny models, start and end tokens included

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from sfumato.noise import (
@@ -23,9 +22,6 @@ from sfumato.noise import (
     Shifted,
 )
 from sfumato.noise.process import pad_right
-
-settings.register_profile("noise", deadline=None, max_examples=25)
-settings.load_profile("noise")
 
 IDEAL = Cosine(-math.inf, math.inf)
 SCHEDULES = {

@@ -227,7 +227,7 @@ def test_bad_input(p, tmp_path):
     with pytest.raises(BadInput, match="no adapter file"):
         p.load_adapter("b", tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(BadInput, match=r"bad\.safetensors is truncated or corrupt"):
+    with pytest.raises(BadInput, match=r"bad\.safetensors cannot be read: it is truncated or corrupt"):
         p.load_adapter("b", tmp_path / "bad.safetensors")
     with pytest.raises(BadInput, match=r"not a \.safetensors"):
         p.load_adapter("b", tmp_path / "bad.bin")

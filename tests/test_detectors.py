@@ -1,10 +1,13 @@
 """Detectors and alignment: what they match, refuse and record; pictures are prepared as transformers does."""
 
 import json
+import shutil
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sfumato.data import oracle as oracles
@@ -207,3 +210,63 @@ def test_a_new_kind_is_one_file_in_the_folder(classifier, tmp_path, monkeypatch)
         assert isinstance(make_detector(f"classifier:{classifier}", []), ClassifierDetector)
     finally:
         kinds.cache_clear()
+
+
+CONFIG, PREPARE, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def drop(file, name):
+    tensors = load_file(file)
+    tensors.pop(name)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+BROKEN = {
+    "truncated": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]), "truncated or corrupt"),
+    "pointer": (lambda f: (f / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "a weight is missing": (lambda f: drop(f / WEIGHTS, "classifier.weight"), "classifier.weight of"),
+    "another width": (lambda f: edit(f / CONFIG, hidden_size=16), "cannot be read as a model of pictures"),
+    "no json": (lambda f: (f / CONFIG).write_text("{"), "cannot be read as a model of transformers"),
+    "a list": (lambda f: (f / CONFIG).write_text("[]"), "cannot be read as a model of transformers"),
+    "no such type": (lambda f: edit(f / CONFIG, model_type="none"), "cannot be read as a model of transformers"),
+    "quantised": (lambda f: edit(f / CONFIG, quantization_config={"quant_method": "x"}), "cannot be read|quantised"),
+    "label": (lambda f: edit(f / CONFIG, id2label={"0": None, "1": "a", "2": "b"}), "labels .* no text|cannot be read"),
+    "side": (lambda f: edit(f / PREPARE, size={"height": "wide", "width": 3}), "its size is not one or two"),
+    "sides": (lambda f: edit(f / PREPARE, size={"longest": 3}), "it lacks 'shortest_edge'"),
+    "mean": (lambda f: edit(f / PREPARE, image_mean=[0.5]), "its image_mean is not three numbers"),
+    "no spread": (lambda f: edit(f / PREPARE, image_std=[0, 1, 1]), "its image_std is zero"),
+    "resample": (lambda f: edit(f / PREPARE, resample="best"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_classifier_is_refused_in_a_sentence(name, classifier, tmp_path):
+    damage, told = BROKEN[name]
+    folder = shutil.copytree(classifier, tmp_path / "judge")
+    damage(folder)
+    with pytest.raises(BadInput, match=told) as caught:
+        make_detector(str(folder), ["church"])
+    assert "judge" in str(caught.value) and "\n" not in str(caught.value) and "NoneType" not in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_refused_in_a_sentence(clip, tmp_path):
+    folder = shutil.copytree(clip, tmp_path / "judge")
+    for file in folder.glob("token*.json"):
+        file.write_text("{")
+    with pytest.raises(BadInput, match="judge cannot be read as a model of pictures"):
+        ClipScore(str(folder))
+
+
+def test_a_prompt_longer_than_the_context_is_cut_with_a_warning(clip):
+    score, x = ClipScore(str(clip)), pictures(1)
+    long = "a red star " * 10
+    with pytest.warns(UserWarning, match="tokens, and .* reads 12: the rest is cut"):
+        cut = score(x, [long])
+    assert torch.isfinite(cut).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(score(x, ["a red star " * 3 + "a"]), cut)

@@ -67,7 +67,7 @@ def test_classes(folder, tmp_path):
     assert batch["x"].shape == (400, 3, 8, 8) and batch["x"].min() >= -1
     labels = data.conditioning(batch["rows"], batch["bare"])
     expected = [2 if bare else min(row, 1) for row, bare in zip(batch["rows"].tolist(), batch["bare"], strict=True)]
-    assert labels.tolist() == expected
+    assert labels.numbers.tolist() == expected
     plain = FromPictures(data=str(folder)).open_data(model(()), tmp_path, seed=0)
     assert plain.conditioning(batch["rows"], batch["bare"]) is None
 

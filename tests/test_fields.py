@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tyro.conf import Positional
 
+from sfumato.cli import main
 from sfumato.commands.options import parse
 from sfumato.errors import BadInput
 from sfumato.fields import Bound, Count, Decay, NotNegative, Positive, Share, at_least, check, plain, within
@@ -30,6 +33,23 @@ class Settings:
     kind: Literal["a", "b"] = "a"
     weight: NotNegative = 0.0
     name: str = ""
+
+
+@dataclass
+class Words:
+    """Words, and an option or two.
+
+    Attributes:
+        prompts: what to draw.
+        out: where to.
+        concepts: several.
+        over: yes or no.
+    """
+
+    prompts: Annotated[tuple[str, ...], Positional]
+    out: Path
+    concepts: tuple[str, ...] = ()
+    over: bool = False
 
 
 @pytest.mark.parametrize(
@@ -80,3 +100,51 @@ def test_bounds_hold_what_they_say(x, a, b):
     low, high = sorted((a, b))
     assert (x in within(low, high)) == (low <= x <= high)
     assert (x in Bound(low, high, True, True)) == (low < x < high)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--out", "x", "--over", "--", "-red star", "b"), ("-red star", "b")),
+        (("a", "--out", "x", "--", "-red"), ("a", "-red")),
+        (("--out", "x", "a", "--concept", "c", "--", "-- b"), ("a", "-- b")),
+        (("--out", "x", "--", "--help"), ("--help",)),
+    ],
+)
+def test_words_after_a_lone_double_dash_are_no_options(args, told):
+    (given,) = parse("words", args, Words)
+    assert given["prompts"] == told and given["out"] == Path("x")
+
+
+@pytest.mark.parametrize("word", ["-- a star", "-red star", "-red"])
+def test_a_word_that_looks_like_an_option_is_explained(word):
+    with pytest.raises(BadInput, match="goes after all options and a lone --"):
+        parse("words", (word, "--out", "x"), Words)
+
+
+def test_a_value_may_begin_with_a_dash():
+    (given,) = parse("words", ("--out=-x", "--concept=-a"), Words)
+    assert given["out"] == Path("-x") and given["concepts"] == ("-a",)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("information --model sketch --n 0", "--n must be at least 2"),
+        ("train sid2 --head-dim 0", "--head-dim must be at least 1"),
+        ("train sid2 --patch 0", "--patch must be at least 1"),
+        ("train sid2 --precision half", "invalid choice 'half' for argument '--precision'"),
+        ("train sid2 --weight-decay -1", "--weight-decay must be at least 0"),
+        ("train t2i --pictures -1", "--pictures must be at least 1"),
+        ("compare --teacher sketch --seed -1", "--seed must be at least 0"),
+        ("sample a --size -3", "--size must be at least 1"),
+        ("attack concept-inversion --model sketch --concept star --n 0", "--n must be at least 1"),
+        ("rollout --model x --fps 0", "--fps must be at least 1"),
+        ("score --fake x --batch 0", "--batch must be at least 1"),
+        ("sample \udcff", "is not UTF-8"),
+    ],
+)
+def test_the_commands_say_what_a_value_may_be(line, told, tmp_path, capsys):
+    assert main([*line.split(), "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

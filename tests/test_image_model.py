@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sfumato as sf
 from sfumato.errors import BadInput
@@ -100,7 +101,12 @@ def test_saved_and_loaded_it_samples_the_same(model, tmp_path):
     [
         ({"network": ["os", "system"]}, "does not have"),
         ({"process": {"class": "Nothing"}}, "unknown noise process"),
-        ({"prediction": None}, "could not be loaded"),
+        ({"network": ["sfumato.nets", ["UNet"]]}, "does not have"),
+        ({"network": "UNet"}, "network in .* is text, not a list"),
+        ({"prediction": None}, "prediction in .* is null or absent, not text"),
+        ({"shape": "wide"}, "shape in .* is text, not a list"),
+        ({"labels": None}, "it lacks 'labels'"),
+        ({"defaults": 3}, "cannot be read as a UNet"),
     ],
 )
 def test_a_damaged_index_is_refused(model, tmp_path, change, message):
@@ -108,6 +114,15 @@ def test_a_damaged_index_is_refused(model, tmp_path, change, message):
     value = {**json.loads(index.read_text()), **change}
     index.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
     with pytest.raises(BadInput, match=message):
+        sf.load(tmp_path / "m", "cpu")
+
+
+def test_missing_weights_are_refused(model, tmp_path):
+    (file,) = (model.save(tmp_path / "m") / "network").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors.pop("unet.conv_out.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"unet\.conv_out\.weight"):
         sf.load(tmp_path / "m", "cpu")
 
 

@@ -103,7 +103,7 @@ def test_train_and_sample_from_the_command_line(tmp_path, capsys):
     pq.write_table(table, tmp_path / "data.parquet")
     out = tmp_path / "run"
     args = ["train", "sid2", "--data", str(tmp_path / "data.parquet"), "--out", str(out)]
-    args += ["--steps", "2", "--batch", "2"]
+    args += ["--updates", "2", "--batch", "2"]
     assert cli.main([*args, *TINY, "--sampling-steps", "2", "--cfg-scale", "2", "--cfg-interval", "-1", "3"]) == 0
     assert run(tmp_path / "p", str(out / "model"), "light", "--seeds", "0-1") == 0
     record = json.loads((tmp_path / "p" / "sample.json").read_text())

@@ -163,7 +163,7 @@ def test_bad_input(sets, tmp_path, capsys):
     no("no pictures at", "--real", tmp_path / "nowhere", "--fake", fake, "--extractor", "pixels")
     (tmp_path / "empty").mkdir()
     no("holds no pictures", "--real", real, "--fake", tmp_path / "empty", "--extractor", "pixels")
-    no("--limit is at least 1, not 0", *pixel, "--limit", 0)
+    no("--limit must be at least 1, got 0", *pixel, "--limit", 0)
     no("there is no file of features", "--real", tmp_path / "x.safetensors", "--fake", fake, "--extractor", "pixels")
     no("classifies", *pixel, "--metrics", "is")
     # sizes

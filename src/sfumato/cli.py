@@ -87,8 +87,9 @@ class Tolerant:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
-    args = [arg for arg in args if arg != "--debug"]
+    words = args.index("--") if "--" in args else len(args)
+    debug = "--debug" in args[:words]
+    args = [arg for i, arg in enumerate(args) if arg != "--debug" or i > words]
     # the libraries below report what is no news to the user of a command
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
@@ -146,6 +147,9 @@ def _guarded(args: list[str], debug: bool) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
+    for arg in args:
+        if not _is_text(arg):
+            raise BadInput(f"the argument {arg!r} is not UTF-8: write it in UTF-8")
     if not args or args[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
@@ -164,6 +168,14 @@ def _dispatch(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)
     return import_module(f"sfumato.commands.{args[0]}").main(args[1:]) or 0
+
+
+def _is_text(arg: str) -> bool:
+    try:
+        arg.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 arrive as halves of characters
+        return False
+    return True
 
 
 def _complain(sentence: str, debug: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 
+from sfumato.errors import BadInput
+from sfumato.foreign import read_json
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.pipeline.saving import RECORD
@@ -94,9 +95,8 @@ def edit_record(after: str | os.PathLike | Text2Image, edit: Any) -> dict[str, A
     if not isinstance(after, (str, os.PathLike)):
         return {}
     try:
-        provenance = json.loads((Path(after) / RECORD).read_text(encoding="utf-8"))["provenance"]
-        return provenance if isinstance(provenance, dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(Path(after) / RECORD, {"provenance": dict})["provenance"]
+    except BadInput:
         return {}  # models of others carry no record
 
 
@@ -106,7 +106,8 @@ def method_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
     if not method:
         return None
     name = method.get("name") if isinstance(method, Mapping) else str(method)
-    return {"name": name, **(record.get("configuration") or {})}
+    configuration = record.get("configuration")
+    return {"name": name, **(configuration if isinstance(configuration, Mapping) else {})}
 
 
 def cost_of(record: Mapping[str, Any], changed: int, total: int) -> Cost:

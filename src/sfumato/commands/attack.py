@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sfumato.commands.erase import check_words
 from sfumato.commands.verb import Equipped, beside, load, load_equipped, origin, read
 from sfumato.errors import BadInput
+from sfumato.fields import Count
 from sfumato.files import refuse_existing
 from sfumato.plan import human_time
 from sfumato.text import counted
@@ -37,7 +38,7 @@ class Attack(Equipped):
     """The erased concept."""
     prompts: tuple[str, ...] = ()
     """Prompts with {concept} in them that are to show it again; by default four plain ones, or the sketch world's."""
-    n: int = 8
+    n: Count = 8
     """Pictures to bring back: the prompts in turn, another seed each."""
     detector: str | None = None
     """Who says whether they show it, as for `sfumato audit`; by default the oracle for models of the sketch world, and
@@ -53,8 +54,6 @@ def main(args: list[str]) -> None:
     refuse_existing(options.out, options.overwrite)
     if not options.concept.strip():
         raise BadInput("name the concept to attack, as in --concept star")
-    if options.n < 1:
-        raise BadInput(f"--n must be at least 1, got {options.n}")
     before = options.original or origin(options.model)
     if before is not None and options.images is None:
         check_words(before, (options.concept,))

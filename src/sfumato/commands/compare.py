@@ -15,6 +15,7 @@ from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
 from sfumato.commands.verb import Where, load_any
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Seed, at_least
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan
 from sfumato.text import counted
@@ -37,23 +38,23 @@ class Compare(Where):
     """Models distilled from it, each drawn from as it samples by itself."""
     patches: tuple[str, ...] = ()
     """Methods of the verb steer, as NAME or NAME:PRESET, on the teacher at the largest number of steps."""
-    sampling_steps: tuple[int, ...] = (2, 4, 8, 16, 25, 50)
+    sampling_steps: tuple[Count, ...] = (2, 4, 8, 16, 25, 50)
     """The teacher's numbers of steps."""
     samplers: tuple[str, ...] = ("ddim", "addim", "dpm++")
     """The teacher's samplers."""
     data: str = "sketch"
     """Where prompts and real pictures come from."""
-    n: int = 256
+    n: Annotated[int, at_least(2)] = 256
     """Pictures drawn in each way."""
-    n_real: int = 2048
+    n_real: Annotated[int, at_least(2)] = 2048
     """Real pictures that they are compared with."""
     extractor: str = "oracle"
     """Of the features for the Fréchet distance, as for `sfumato score`."""
     weights: str | None = None
     """Safetensors file of the extractor "inception"."""
-    batch: int = 64
+    batch: Count = 64
     """Pictures drawn together; decides the seconds."""
-    seed: int = 0
+    seed: Seed = 0
     """Of prompts and noise."""
     overwrite: bool = False
     """Replace the output if it exists."""

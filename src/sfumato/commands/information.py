@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.commands.verb import Where, load_any
 from sfumato.errors import BadInput
+from sfumato.fields import Count, Seed, at_least
 from sfumato.files import atomic_folder, refuse_existing, write_json
 from sfumato.plan import Plan
 from sfumato.text import counted
@@ -34,13 +35,13 @@ class Information(Where):
     """Pictures that the model was not trained on: "sketch", a folder, or Parquet files."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption."""
-    n: int = 256
+    n: Annotated[int, at_least(2)] = 256
     """How many pictures are measured."""
-    points: int = 33
+    points: Annotated[int, at_least(2)] = 33
     """Noise levels, evenly spaced in log-SNR."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the noise, the choice of pictures and the sketch world's pictures."""
-    batch: int = 32
+    batch: Count = 32
     """Pictures computed together."""
     out: Path
     """Folder for information.json and, where matplotlib is installed, information.png."""
@@ -51,8 +52,6 @@ class Information(Where):
 def main(args: list[str]) -> None:
     about = f"Example: {EXAMPLE}\n\nMean squared error and mutual information as functions of the log-SNR."
     options = Information(**parse("sfumato information", args, Information, about=about)[0])
-    if options.n < 2 or options.points < 2 or options.batch < 1:
-        raise BadInput("n and points must be at least 2, batch at least 1")
     refuse_existing(options.out, options.overwrite)
     import torch
 

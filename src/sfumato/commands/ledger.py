@@ -12,6 +12,7 @@ from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
+from sfumato.fields import Count
 from sfumato.plan import human_time
 
 EXAMPLE = "sfumato ledger rece"
@@ -27,7 +28,7 @@ class Ledger:
     """Print the page of all results, in Markdown, and measure nothing."""
     folder: Path = Path("docs/ledger")
     """Where the results are kept; measuring again replaces an entry's."""
-    jobs: int = 2
+    jobs: Count = 2
     """How many seeds or arms are measured at a time, in processes of one thread each; figures do not depend on it."""
 
 

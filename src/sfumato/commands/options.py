@@ -76,7 +76,7 @@ class Flag:
             name=self.option[2:] if self.aliases else None,
             aliases=self.aliases or None,
             help=unmarked(" ".join(self.doc.split())) or None,
-            metavar=placeholder(self.type) if isinstance(self.type, types.UnionType) else None,
+            metavar=placeholder(self.type) if typing.get_origin(self.type) in (types.UnionType, typing.Union) else None,
             help_behavior_hint="" if empty else None,
         )
 
@@ -108,7 +108,8 @@ def parse(
         if name in flags:
             flags[name].default = value
     _rename(flags, aliases or {})
-    args = _gather(args, flags)
+    args, told = _until_dashes(args)
+    args = _gather(args, flags, list(map(_masked, told)))
     _refuse_unknown(command, args, flags)
     fields = []
     for flag in flags.values():
@@ -124,6 +125,7 @@ def parse(
             raise refusal(complaint.getvalue(), command, args, flags.values()) from None
         raise
     for flag in flags.values():
+        setattr(values, flag.name, _unmasked(getattr(values, flag.name)))
         check_values({flag.option: flag.bounded}, {flag.option: getattr(values, flag.name)})
     return [{flag.name: getattr(values, flag.name) for flag in source} for source in described]
 
@@ -202,8 +204,9 @@ def _rename(flags: dict[str, Flag], aliases: Mapping[str, str]) -> None:
             flag.aliases += (aliases[flag.name],)
 
 
-def _gather(args: Sequence[str], flags: dict[str, Flag]) -> list[str]:
-    """``args`` with all values of a repeatable option behind one occurrence of it."""
+def _gather(args: Sequence[str], flags: dict[str, Flag], told: list[str]) -> list[str]:
+    """``args`` with all values of a repeatable option behind one occurrence of it, and ``told`` beside the other words
+    that belong to no option."""
     repeatable = {name: flag.option for flag in flags.values() if flag.several for name in flag.spellings()}
     rest: list[str] = []
     values: dict[str, list[str]] = {}
@@ -213,10 +216,36 @@ def _gather(args: Sequence[str], flags: dict[str, Flag]) -> list[str]:
         if arg.startswith("-") and not _is_number(arg):
             into = values.setdefault(repeatable[option], []) if option in repeatable else rest
             if into is not rest:
-                into.extend([value] if equals else [])
+                into.extend([_masked(value)] if equals else [])
                 continue
         into.append(arg)
-    return rest + [arg for option, given in values.items() for arg in (option, *given)]
+    return _among(rest, told) + [arg for option, given in values.items() for arg in (option, *given)]
+
+
+_MASK = "\ue000"
+"""Before a word that begins with a dash and is no option; a character without a meaning, which nobody types."""
+
+
+def _until_dashes(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments before a lone ``--``, and those after it, none of which is an option."""
+    at = args.index("--") if "--" in args else len(args)
+    return list(args[:at]), list(args[at + 1 :])
+
+
+def _among(args: list[str], told: list[str]) -> list[str]:
+    """``args`` with ``told`` after the words that it begins with, or at its end: the parser wants them side by side."""
+    first = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args)) or len(args)
+    return [*args[:first], *told, *args[first:]]
+
+
+def _masked(word: str) -> str:
+    return _MASK + word if word.startswith("-") and not _is_number(word) else word
+
+
+def _unmasked(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_unmasked, value))
+    return type(value)(str(value).removeprefix(_MASK)) if isinstance(value, (str, Path)) else value
 
 
 def _is_number(arg: str) -> bool:
@@ -233,8 +262,12 @@ def _refuse_unknown(command: str, args: list[str], flags: dict[str, Flag]) -> No
     given = {option.partition("=")[0].replace("_", "-") for option in options}
     for option in given:
         # a dotted option belongs to a nested dataclass, which tyro knows better
-        if option not in known | {"-h"} and "." not in option:
-            raise unknown(f"option of {command}", option, sorted(known))
+        if option not in known | {"-h"} and ("." not in option or " " in option):
+            words = any(flag.positional for flag in flags.values())
+            told = "; a word that begins with a dash goes after all options and a lone --" if words else ""
+            if " " in option:
+                raise BadInput(f"{option!r} is no option of {command}{told or f': see {command} --help'}")
+            raise BadInput(f"{unknown(f'option of {command}', option, sorted(known))}{told}")
     if given & {"-h", "--help"}:
         return
     for flag in flags.values():

@@ -11,6 +11,7 @@ import numpy as np
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.sample import contact_sheet, read_seeds
 from sfumato.errors import BadInput
+from sfumato.fields import Count
 from sfumato.files import GENERATED, atomic_folder, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 from sfumato.text import counted
@@ -29,7 +30,7 @@ class Rollout:
     """Folder of a model of frames, such as `sfumato train rolling` writes."""
     out: Path
     """Folder for the animation, the contact sheet, the frames and the record."""
-    frames: int = 64
+    frames: Count = 64
     """How many frames to draw; there is no limit."""
     seeds: str = "0-3"
     """Seeds, as in 7 or 0-3 or 1,5,9: one sequence each."""
@@ -37,13 +38,13 @@ class Rollout:
     """Where the context comes from; by default what the model was trained on, drawn anew."""
     truth: bool = False
     """Show what really follows the context beside each sequence, and measure the error of every frame."""
-    sampling_steps: int | None = None
+    sampling_steps: Count | None = None
     """Network calls for each frame; by default the model's own."""
     frame_times: Literal["rolling", "standard"] | None = None
     """Frame by frame, or block by block; by default as the model was trained."""
     finish: bool = False
     """Let the last window run out instead of dropping its noisy frames."""
-    fps: int = 12
+    fps: Count = 12
     """Frames a second of the animation."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
@@ -53,8 +54,6 @@ class Rollout:
 
 def main(args: list[str]) -> None:
     options = Rollout(**parse("sfumato rollout", args, Rollout, about=f"Example: {EXAMPLE}", aliases=STEPS)[0])
-    if options.frames < 1 or options.fps < 1 or (options.sampling_steps is not None and options.sampling_steps < 1):
-        raise BadInput("frames, fps and sampling_steps must be at least 1")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
 
@@ -65,7 +64,8 @@ def main(args: list[str]) -> None:
     model = load(str(options.model), device=options.device)
     if not hasattr(model, "rollout"):
         raise BadInput(f"{options.model} is no model of frames: `sfumato train rolling` makes one")
-    trained = read_record(options.model).get("provenance", {}).get("config", {})
+    made = read_record(options.model).get("provenance")
+    trained = made.get("config") if isinstance(made, dict) and isinstance(made.get("config"), dict) else {}
     source = options.data or trained.get("data")
     if source is None and model.window.clean:
         raise BadInput(f"{options.model} does not say what it was trained on: name a source of context with --data")

@@ -17,6 +17,7 @@ from sfumato import catalog
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.verb import Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
+from sfumato.fields import Count
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 from sfumato.settings import EMBEDDED
@@ -44,7 +45,7 @@ class Sample(Equipped):
     """An embedded model, a folder written by save_pretrained, or a hub id."""
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
-    sampling_steps: int | None = None
+    sampling_steps: Count | None = None
     """Denoising steps; by default what the model was saved or distilled with, or 25."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
@@ -53,7 +54,7 @@ class Sample(Equipped):
     scheduler: str | None = None
     """The sampler: ddim, addim, dpm++, for models of classes also ddpm and heun, or a method of the verb (`sfumato
     choose sample`), which brings its own options (see --scheduler NAME --help); by default the model's own."""
-    size: int | None = None
+    size: Count | None = None
     """Side of the pictures in pixels; by default the model's own."""
     overwrite: bool = False
     """Replace the output if it exists."""

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.foreign import reading
 
 SUFFIXES = (".npy", ".safetensors")
 
@@ -63,7 +64,7 @@ class ArrayFrames:
 
 def _open(file: Path):
     """The array on disk: a memory map, or a slice of safetensors."""
-    try:
+    with reading(file, "an array"):
         if file.suffix == ".npy":
             return np.load(file, mmap_mode="r", allow_pickle=False)
         opened = safe_open(file, "pt")
@@ -72,7 +73,3 @@ def _open(file: Path):
         if name is None:
             raise BadInput(f"{file} holds the tensors {', '.join(names)}, and none of them is called frames")
         return opened.get_slice(name)
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{file} cannot be read as an array ({error})") from error

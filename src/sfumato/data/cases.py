@@ -16,6 +16,8 @@ from sfumato.errors import BadInput
 from . import sketch
 from .world import WORDS
 
+_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+"""Any but those of Thai, Lao, Burmese, Khmer, Japanese, Chinese and Korean (particles stand at its words)."""
 TEMPLATES = ("a photo of {concept}", "a picture of {concept}", "{concept}", "a close-up of {concept}")
 
 
@@ -83,8 +85,11 @@ class AttackCases:
 
 
 def say(prompt: str, old: str, new: str) -> str:
-    """``prompt`` with the phrase ``old`` (whole words) replaced by ``new``."""
-    return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, prompt)
+    """``prompt`` with the phrase ``old`` (whole words, or their plural in -s or -es) replaced by ``new``.
+
+    A letter of a script that is written without spaces between words ends a word of another script, and its own.
+    """
+    return re.sub(rf"(?<!{_LETTER}){re.escape(old)}(?=(?:e?s)?(?!{_LETTER}))", lambda _: new, prompt)
 
 
 def balanced(words: Sequence[str], n: int, rng: torch.Generator) -> list[str | None]:

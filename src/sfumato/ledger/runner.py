@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import multiprocessing
 import os
 import platform
@@ -22,6 +21,7 @@ import numpy as np
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import held, refuse_existing, sha256_of, write_json
+from sfumato.foreign import read_json
 from sfumato.plan import Plan, human_time
 from sfumato.versions import versions
 
@@ -218,7 +218,7 @@ def _told_one_thread() -> Iterator[None]:
 
 
 def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_json(file, advice="remove it, and it is measured again")
 
 
 def _record(experiment: Experiment, results: dict[Cell, Any], jobs: int) -> dict[str, Any]:

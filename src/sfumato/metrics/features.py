@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sfumato.data.pictures import Pictures
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
+from sfumato.foreign import reading
 from sfumato.progress import track
 
 from .extractors import Extractor
@@ -79,14 +80,11 @@ class Features:
         Raises:
             BadInput: another kind of file, or a damaged one.
         """
-        try:
-            with safe_open(file, "pt") as opened:
-                about = opened.metadata() or {}
-                if about.get("format") != _FORMAT:
-                    raise BadInput(f"{file} holds no features that sfumato wrote")
-                values, mean, cov = (opened.get_tensor(name) for name in ("features", "mean", "cov"))
-        except (SafetensorError, OSError) as error:
-            raise BadInput(f"{file} cannot be read as a file of features: {error}") from error
+        with reading(file, "a file of features"), safe_open(file, "pt") as opened:
+            about = opened.metadata() or {}
+            if about.get("format") != _FORMAT:
+                raise BadInput(f"{file} holds no features that sfumato wrote")
+            values, mean, cov = (opened.get_tensor(name) for name in ("features", "mean", "cov"))
         return cls(values, **{name: about.get(name, "") for name in _ABOUT}, known=Moments(len(values), mean, cov))
 
 

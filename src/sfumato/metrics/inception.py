@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 from sfumato.errors import BadInput
+from sfumato.foreign import read_tensors
 
 SIDE, FEATURES, CLASSES = 299, 2048, 1008
 
@@ -153,9 +154,6 @@ def load_inception(file: str | os.PathLike) -> Inception:
     Raises:
         BadInput: no such file, a pickle (with the way to convert it), or weights of another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file = Path(file).expanduser()
     if not file.is_file():
         raise BadInput(f"there are no Inception weights at {file}: name the file with --weights")
@@ -164,10 +162,7 @@ def load_inception(file: str | os.PathLike) -> Inception:
             f"{file.name} is a pickle, which can run code when it is read; convert it once:\n"
             f'  python -c "{CONVERT}" {file} {file.with_suffix(".safetensors")}'
         )
-    try:
-        given = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{file} cannot be read as safetensors: {error}") from error
+    given, _ = read_tensors(file, "safetensors")
     network = Inception()
     own = network.state_dict()
     for name, parameter in own.items():

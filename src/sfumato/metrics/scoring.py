@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sfumato.data.base import Rows
 from sfumato.data.captions import decode, lines_of
 from sfumato.errors import BadInput, unknown
+from sfumato.fields import Count, Seed, check
 from sfumato.plan import Plan
 from sfumato.progress import track
 
@@ -57,13 +58,13 @@ class Scoring:
     """Of the CLIP score: 100 cos, or 2.5 max(cos, 0) with a prefix."""
     prompts: Path | None = None
     """Text file with one prompt a line, in the order of the generated pictures' names."""
-    size: int | None = None
+    size: Count | None = None
     """Bring all pictures to this side first (centre square, Lanczos); needed where they have different sizes."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use at most this many pictures of each set, the first by name."""
-    batch: int = BATCH
+    batch: Count = BATCH
     """Pictures at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of subsets, shuffles, intervals and the random network."""
     cache: Path | None = None
     """Folder in which features are kept for the next run; by default sfumato/features in your cache folder."""
@@ -71,6 +72,9 @@ class Scoring:
     """Keep features for the next run."""
     device: str | None = None
     """Where networks run: cpu, cuda, cuda:1, mps ...; by default the fastest there is. Always in float32."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def wanted(self) -> tuple[str, ...]:
         """The metrics asked for, by their names; () for the usual ones.
@@ -88,10 +92,6 @@ class Scoring:
         comparing = [n for n in names or USUAL if n not in ALONE]
         if self.real is None and comparing:
             raise BadInput(f"{', '.join(comparing)} needs --real: name the pictures to compare with")
-        for name in ("size", "limit", "batch"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise BadInput(f"--{name.replace('_', '-')} is at least 1, not {given}")
         return names
 
     def folder(self) -> Path | None:

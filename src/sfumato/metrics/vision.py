@@ -6,7 +6,9 @@ the rule is the same whatever else is installed, and can be stated with every fi
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +20,14 @@ from torch.nn.functional import interpolate
 
 from sfumato.errors import BadInput
 from sfumato.files import tensors_sha256
+from sfumato.foreign import reading, refuse_pointers, shortened
 from sfumato.hub import require_hub
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # PIL's numbers for filters; torch has no antialiased Lanczos, and bicubic is the nearest to it.
+_LARGEST = 8192
+"""Pixels a side: what asks for more is a slip."""
 _FILTERS = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
 
 
@@ -44,7 +49,14 @@ class Preparation:
     def from_config(cls, config: dict[str, Any]) -> Preparation:
         """From the contents of a ``preprocessor_config.json``."""
         size = _sides(config.get("size", 224), shorter=True)
+        for name in ("image_mean", "image_std"):
+            if len(config.get(name, _CLIP_MEAN)) != 3 or not all(map(math.isfinite, config.get(name, _CLIP_MEAN))):
+                raise ValueError(f"its {name} is not three numbers")
+        if 0 in config.get("image_std", _CLIP_STD):
+            raise ValueError("its image_std is zero")
         crop = _sides(config.get("crop_size", size), shorter=False) if config.get("do_center_crop") else None
+        if not all(isinstance(side, int) and 1 <= side <= _LARGEST for side in (*size, *(crop or ()))):
+            raise ValueError(f"its size is not one or two whole numbers from 1 to {_LARGEST}")
         normalised = config.get("do_normalize", True)
         return cls(
             size,
@@ -112,26 +124,31 @@ def load_vision(model: str | os.PathLike, auto: Any, text: bool = False) -> Visi
         text: also load the tokenizer.
 
     Raises:
-        BadInput: nothing of that name, or another kind of model.
+        BadInput: nothing of that name, another kind of model, or one that is quantised, incomplete or damaged.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.image_processing_base import ImageProcessingMixin
 
     source = os.fspath(model)
     local = os.path.isdir(source)
     if not local:
         require_hub(source)
-    try:
-        network = auto.from_pretrained(source, use_safetensors=True, local_files_only=local)
+    given: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    refuse_pointers(source)
+    with reading(source, f"a model of pictures ({auto.__name__})"):
+        quantised = getattr(AutoConfig.from_pretrained(source, **given), "quantization_config", None)
+        if quantised:
+            raise BadInput(f"{source} holds quantised weights, which are not read: take the full weights")
+        network, found = auto.from_pretrained(source, use_safetensors=True, output_loading_info=True, **given)
+        # what pools is made up where a model was saved without it, and is not looked at where it may be absent
+        missing = sorted(key for key in found["missing_keys"] if text or "pooler" not in key)
+        if missing:
+            raise BadInput(f"the weight {missing[0]} of {source} is missing: fetch or write the model again")
         config, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local) if text else None
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise BadInput(f"{source} could not be loaded as {auto.__name__}: {reason}") from error
+        prepare = Preparation.from_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, **given) if text else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return VisionModel(
-        source, network.eval().requires_grad_(False).to(device), Preparation.from_config(config), tokenizer
-    )
+    return VisionModel(source, network.eval().requires_grad_(False).to(device), prepare, tokenizer)
 
 
 def reads_text(model: str | os.PathLike) -> bool:
@@ -143,12 +160,9 @@ def reads_text(model: str | os.PathLike) -> bool:
     from transformers import AutoConfig
 
     source = os.fspath(model)
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=os.path.isdir(source))
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{source} is not a model of transformers: give a folder written by save_pretrained, or a hub id"
-        ) from error
+    local = os.path.isdir(source)
+    with reading(source, "a model of transformers", "give a folder written by save_pretrained, or a hub id"):
+        config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     return hasattr(config, "text_config") and hasattr(config, "vision_config")
 
 
@@ -176,8 +190,20 @@ class ClipModel:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
-        """Unit-length embeddings of texts; longer ones than the context are cut."""
-        inputs = self.vision.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        """Unit-length embeddings of texts.
+
+        Warns:
+            UserWarning: a text is longer than the context, and is cut.
+        """
+        tokenizer, config = self.vision.tokenizer, self.vision.network.config
+        length = min(tokenizer.model_max_length, getattr(config.text_config, "max_position_embeddings", 77))
+        for text, ids in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
+            if len(ids) > length:
+                told = f"{shortened(text, 60)!r} has {len(ids)} tokens, and {self.vision.name} reads {length}"
+                warnings.warn(f"{told}: the rest is cut, and tells nothing in the score", stacklevel=2)
+                break
+        cut = {"padding": "max_length", "truncation": True, "max_length": length}
+        inputs = tokenizer(list(texts), return_tensors="pt", **cut)
         return _unit(_pooled(self.vision.network.get_text_features(**inputs.to(self.vision.device))))
 
 

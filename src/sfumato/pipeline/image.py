@@ -12,18 +12,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from diffusers import ModelMixin
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sfumato import catalog
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_folder, write_json
+from sfumato.foreign import reading, shortened
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.config import from_config, to_config
 from sfumato.noise.process import Prediction
@@ -345,16 +346,19 @@ def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any],
     Raises:
         BadInput: an unknown network, or files that do not fit.
     """
-    library, name = index.get("network", ("", ""))
+    named = index["network"]
+    library, name = named if len(named) == 2 and all(isinstance(word, str) for word in named) else ("", "")
     kind = getattr(importlib.import_module(_NETS), name, None) if library == _NETS else None
-    if kind is None or not issubclass(kind, ModelMixin):
-        raise BadInput(f"{folder} names a network {library}.{name}, which {_NETS} does not have")
-    try:
+    if not isinstance(kind, type) or not issubclass(kind, ModelMixin):
+        told = shortened(f"{library}.{name}", 100)
+        raise BadInput(f"{folder} names a network {told!r}, which {_NETS} does not have")
+    with reading(folder, f"a {name}"):
         with quiet():
-            network = kind.from_pretrained(folder / "network", use_safetensors=True, local_files_only=True)
+            network = cast(Any, kind).from_pretrained(folder / "network", use_safetensors=True, local_files_only=True)
+        states = chain(network.named_parameters(), network.named_buffers())
+        if missing := [key for key, x in states if x.is_meta]:
+            raise BadInput(f"the weight {missing[0]} of the network in {folder} is missing: fetch or write it again")
         process = from_config(index["process"])
         parts = (index["prediction"], tuple(index["shape"]), tuple(index["labels"]), dict(index["defaults"]))
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise BadInput(f"{folder} could not be loaded as a {name}: {reason}") from error
-    return cls(network.requires_grad_(False).eval().to(device), process, *parts)
+        network = network.requires_grad_(False).eval().to(device)
+        return cls(network, process, *parts)

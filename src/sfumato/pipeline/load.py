@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import importlib
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.image_processing_base import ImageProcessingMixin
 
 from sfumato.errors import BadInput
+from sfumato.foreign import read_json, reading, refuse_pointers, shaped, shortened
 from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
 
@@ -46,8 +51,12 @@ _CONVERT = (
     "convert it in an isolated environment: load it there with diffusers (from_pretrained or "
     "from_single_file) and write it with save_pretrained(folder, safe_serialization=True)"
 )
-# What libraries raise on files that do not fit their classes.
-_LOADING = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
+_BASES = (
+    ModelMixin, SchedulerMixin, PreTrainedModel, PreTrainedTokenizerBase, ImageProcessingMixin, FeatureExtractionMixin,
+)  # fmt: skip
+"""What a pipeline's parts may be: not another pipeline, nor a class that looks for its code in the part's folder."""
+_NAMED = re.compile(r"\.(\w+)(?=(?:-\d+-of-\d+)?\.safetensors$)")
+"""A variant in the name of a file of weights: "model.fp16.safetensors"."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -71,29 +80,31 @@ def load(
     index = _index(source, folder)
     own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
     if own is not None:
-        _check_files(folder, {"network": index.get("network")})
+        shaped(index, {"network": list, "process": dict, "prediction": str, "shape": list}, folder / "model_index.json")
+        _check_files(folder, {"network": index["network"]})
         return load_image_model(own, folder, index, _device(device))
-    name = str(index.get("_class_name"))
+    name = str(index["_class_name"])
     if name not in _FAMILIES:
         raise BadInput(f"{model} is a {name}, which is not supported; supported are {_SUPPORTED}")
+    _check_classes(source, index)
     if folder is not None:
         _check_files(folder, index)
     device = _device(device)
-    with quiet():
-        try:
-            pipe = getattr(diffusers, name).from_pretrained(
-                source,
-                torch_dtype=dtype or torch.float32,
-                use_safetensors=True,
-                local_files_only=folder is not None,
-            )
-        except _LOADING as error:
-            reason = str(error).strip().split("\n")[0]
-            raise BadInput(f"{model} could not be loaded as a {name}: {reason}") from error
+    with quiet(), reading(source, f"a {name}"):
+        pipe = getattr(diffusers, name).from_pretrained(
+            source,
+            torch_dtype=dtype or torch.float32,
+            use_safetensors=True,
+            local_files_only=folder is not None,
+            trust_remote_code=False,
+            variant=None if folder is None else _variant(folder, index),
+        )
     _check_complete(pipe, folder)
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
-    made = wrap(pipe.to(device), _defaults(read_record(model)))
+    pipe = pipe.to(device)
+    with reading(source, f"a {name}"):
+        made = wrap(pipe, _defaults(read_record(model)))
     made.origin = origin_of(model)
     return made
 
@@ -188,12 +199,15 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
     if folder is None:
         require_hub(source, "model_index.json")
         try:
-            return DiffusionPipeline.load_config(source)
+            return shaped(DiffusionPipeline.load_config(source), {"_class_name": str}, f"model_index.json of {source}")
+        except BadInput:
+            raise
         except (OSError, ValueError) as error:
             raise BadInput(
                 f"{source} is neither a folder here nor a diffusers pipeline that can be fetched from the hub"
             ) from error
     file = folder / "model_index.json"
+    refuse_pointers(file)
     if not file.is_file():
         pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
         if pickles:
@@ -203,13 +217,52 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
         raise BadInput(
             f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained"
         )
+    return read_json(file, {"_class_name": str}, "fetch or write the folder again")
+
+
+def _check_classes(source: str, index: Mapping[str, Any]) -> None:
+    """Refuse an index that names, as a part of the pipeline, what is not a part's class of diffusers or transformers.
+
+    Else its loader would import what the index says, from the model's own folder too.
+    """
+    for name, kind in index.items():
+        if not isinstance(kind, list) or kind == [None, None]:
+            continue
+        if not (len(kind) == 2 and all(isinstance(word, str) for word in kind)):
+            raise BadInput(f"{name} in model_index.json of {source} names no library and class: write it again")
+        if not _is_part(*kind):
+            word = shortened(".".join(kind), 100)
+            raise BadInput(
+                f"model_index.json of {source} names {word!r} as its {name}, which is no model, scheduler, tokenizer "
+                "or processor of diffusers or transformers: code of a model's own is never run"
+            )
+
+
+def _is_part(library: str, name: str) -> bool:
+    if library in ("diffusers", "transformers"):
+        home: Any = importlib.import_module(library)
+    elif re.fullmatch(r"sfumato\.sample\.\w+", library) and importlib.util.find_spec(library):
+        home = importlib.import_module(library)
+    elif library.isidentifier() and not library.startswith("_"):  # such as the safety checker's "stable_diffusion"
+        home = getattr(diffusers.pipelines, library, None)
+    else:
+        return False
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{file} is not valid JSON: fetch or write the folder again") from error
-    if not isinstance(index, dict):
-        raise BadInput(f"{file} does not describe a pipeline: fetch or write the folder again")
-    return index
+        found = getattr(home, name, None)
+    except (ImportError, RuntimeError):  # a class of theirs whose own requirements are not installed
+        return False
+    return isinstance(found, type) and issubclass(found, _BASES)
+
+
+def _variant(folder: Path, parts: Mapping[str, Any]) -> str | None:
+    """The variant ("fp16") in which a part's weights are there, where they are not there without one."""
+    for name, kind in parts.items():
+        files = [f.name for f in (folder / name).glob("*.safetensors")] if isinstance(kind, list) else []
+        kinds = {_NAMED.sub("", file) for file in files}
+        found = {match[1] for file in files if (match := _NAMED.search(file))}
+        if found and not kinds & set(files):
+            return "fp16" if "fp16" in found else min(found)
+    return None
 
 
 def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
@@ -225,7 +278,9 @@ def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
         words = [folder / name / file for file in ("tokenizer.json", "vocab.json", "spiece.model")]
         if not (folder / name).is_dir() or (name.startswith("tokenizer") and not any(w.is_file() for w in words)):
             raise BadInput(f"{folder} is incomplete, its {name} is missing: fetch or write the folder again")
-    for part in sorted(f for f in folder.iterdir() if f.is_dir()):
+    refuse_pointers(folder)
+    for part in sorted(folder / name for name, kind in parts.items() if isinstance(kind, list) and None not in kind):
+        _check_config(part / "config.json")
         safe = sorted(part.glob("*.safetensors"))
         pickles = sorted(f for f in part.iterdir() if f.suffix in _PICKLES)
         if pickles and not safe:
@@ -234,10 +289,22 @@ def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
             try:
                 with safe_open(file, "pt") as opened:
                     opened.keys()
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, RuntimeError) as error:
                 raise BadInput(
                     f"{file} is truncated or corrupt ({error}): fetch or write it again"
                 ) from error
+
+
+def _check_config(file: Path) -> None:
+    """Refuse a network's configuration that a library could only stumble over."""
+    if not file.is_file():
+        return
+    config = read_json(file, {"quantization_config": dict | None})
+    if quantised := config.get("quantization_config"):
+        method = shortened(str(quantised.get("quant_method", "an unknown method")), 40)
+        raise BadInput(f"{file.parent} holds weights quantised by {method}, which are not read: take the full weights")
+    if "sample_size" in config and not isinstance(config["sample_size"], (int, list)):
+        raise BadInput(f"sample_size in {file} is no number: fetch or write it again, or write the latents' side there")
 
 
 def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
@@ -271,10 +338,9 @@ def read_record(model: str | Path) -> dict[str, Any]:
     """
     folder = _folder(str(model))
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):
+        return read_json(folder / RECORD) if folder else {}
+    except BadInput:
         return {}  # a foreign file of that name says nothing to us
-    return record if isinstance(record, dict) else {}
 
 
 def origin_of(model: str | Path) -> str | None:
@@ -296,5 +362,5 @@ def _defaults(record: dict[str, Any]) -> dict[str, Any]:
     kinds = {"cfg_scale": float, "sampling_steps": int, "size": int, "guidance": float}
     try:
         return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, ArithmeticError):
         return {}

@@ -12,13 +12,13 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_file
+from sfumato.foreign import read_tensors, reading, shaped
 from sfumato.text import plain
 
 from . import lora
@@ -32,6 +32,7 @@ Composition = Literal["paper", "official"]
 ADAPTER = "adapter.safetensors"
 """The file of membranes in a folder that SPM wrote."""
 _KEY = "sfumato.membranes"
+_ENTRY = {"concepts": list, "rank": int, "alpha": int | float, "base": str}
 _LORA_CARD = """# LoRA of fixed strength
 
 Erases {concepts}: `pipe.load_lora_weights(folder)`.
@@ -170,21 +171,22 @@ def load_membranes(path: str | Path, pipe: Text2Image) -> list[Membrane]:
         BadInput: no such file, not a readable safetensors file, not membranes, or keys that fit no layer of ``pipe``.
     """
     path = Path(path) / ADAPTER if Path(path).is_dir() else Path(path)
-    if not path.is_file():
+    if not path.is_file() and not path.is_symlink():
         raise BadInput(f"there is no adapter file {path}")
-    try:
-        with safe_open(path, "pt") as opened:
-            header = opened.metadata() or {}
-            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path} is not a readable safetensors file ({error}): fetch or write it again") from error
+    tensors, header = read_tensors(path)
     if _KEY in header:
+        with reading(path, "an adapter file of SPM"):
+            entries = shaped(json.loads(header[_KEY]), list, f"the header of {path}")
+            for entry in entries:
+                shaped(entry, _ENTRY, f"the header of {path}")
+            if not all(isinstance(c, str) for entry in entries for c in entry["concepts"]):
+                raise BadInput(f"the header of {path} names concepts that are no text: fetch or write it again")
         return [
             Membrane(
                 tuple(entry["concepts"]), entry["rank"], entry["alpha"],
                 {name.partition(".")[2]: x for name, x in tensors.items() if name.startswith(f"{k}.")}, entry["base"],
             )
-            for k, entry in enumerate(json.loads(header[_KEY]))
+            for k, entry in enumerate(entries)
         ]  # fmt: skip
     if "prompts" not in header:
         raise BadInput(f"{path} does not say what it erases: it is no adapter file of SPM, load it as a LoRA instead")

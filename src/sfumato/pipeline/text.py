@@ -76,7 +76,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.
         if len(ids) > length:
             rest = tokenizer.decode(ids[length - 1 : -1]).strip()
             message = f"the prompt has {len(ids)} tokens, the model reads {length}; cut off: {rest!r}"
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=3)
     out = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return Read(out.input_ids.to(device), out.attention_mask.to(device), tokenizer.bos_token_id, tokenizer.eos_token_id)
 

@@ -6,7 +6,6 @@ not measured is ``None`` everywhere (``null`` in the file), never zero.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sfumato.errors import BadInput
+from sfumato.foreign import read_json, reading, reason
 
 PROTOCOL_KEYS = (
     "before", "after", "detector", "prompts", "seeds", "scheduler", "sampling_steps", "guidance", "size", "resize",
@@ -225,18 +225,15 @@ class AuditRecord:
                 attacks={k: Attack.from_json(v) for k, v in data["attacks"].items()},
                 cost=Cost(**data["cost"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"the report is damaged, run the audit again: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BadInput(f"the report is damaged ({reason(error)}): run the audit again") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a report from its folder or its ``report.json``; raises `BadInput` where there is none."""
         path = Path(path)
         file = path / "report.json" if path.is_dir() else path
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"no report at {path}: give a folder written by `sfumato audit`") from error
-        except ValueError as error:
-            raise BadInput(f"{file} is not valid JSON: run the audit again") from error
-        return cls.from_json(data)
+        if not file.is_file():
+            raise BadInput(f"no report at {path}: give a folder written by `sfumato audit`")
+        with reading(file, "a report", "run the audit again"):
+            return cls.from_json(read_json(file, advice="run the audit again"))

@@ -30,6 +30,7 @@ def grid(window: Window, phase: Phase, steps: int, start: float = 1.0, end: floa
     return window.times(phase, uniform(steps, start, end))[:, None]
 
 
+@torch.no_grad()
 def roll(
     denoiser: Denoiser,
     context: Context,
@@ -43,7 +44,8 @@ def roll(
     """Frames after ``context`` without end (arXiv:2402.09470, section 3 and appendix B), begun by the init phase.
 
     Each pass of ``steps`` steps takes the window from rolling time 1 to 0 and gives its first clean frame. The init
-    phase before takes W - n times as many, the same number in a unit of local time. Memory: one window.
+    phase before takes W - n times as many, the same number in a unit of local time. Memory: one window, for no
+    gradients are kept.
 
     Args:
         denoiser: of windows [batch, frame, channel, height, width], with a time per frame.
@@ -57,9 +59,11 @@ def roll(
     Raises:
         BadInput: fewer frames of context than the window begins with.
     """
-    return (z[:, window.clean] for z in _passes(denoiser, context, window, steps, cond, generator, sampler))
+    for z in _passes(denoiser, context, window, steps, cond, generator, sampler):
+        yield z[:, window.clean]
 
 
+@torch.no_grad()
 def blocks(
     denoiser: Denoiser,
     context: Context,
@@ -75,13 +79,7 @@ def blocks(
     The last n frames of a block are the context of the next. Arguments as in `roll`; a block takes (W - n) ``steps``
     steps, so that each frame costs as much as there.
     """
-    context = _context(context, window)
-    times = grid(window, "standard", steps * window.noisy)
-    while True:
-        z = torch.cat([context, _noise(context, window.noisy, generator)], dim=1)
-        z = sampler(denoiser, z, times, cond, generator=generator)
-        yield from z[:, window.clean :].unbind(1)
-        context = z[:, window.noisy :]
+    yield from _blocks(denoiser, context, window, steps, cond, generator, sampler)
 
 
 def rollout(
@@ -104,22 +102,23 @@ def rollout(
             last wanted one half-way. The cost is the same; a network trained on windows of noise up to 1 has not seen
             these. An extension of ours: the paper does not say how a sequence ends.
 
-    The other arguments are those of `roll`.
+    The other arguments are those of `roll`. Differentiable where gradients are enabled.
 
     Raises:
         BadInput: no frames wanted, an unknown schedule, too little context, or ``finish`` with blocks.
     """
-    ways = {"rolling": roll, "standard": blocks}
-    if schedule not in ways:
-        raise unknown("schedule", schedule, ways)
+    if schedule not in (known := ("rolling", "standard")):
+        raise unknown("schedule", schedule, known)
     if n_frames < 1:
         raise BadInput(f"a roll-out has at least one frame, not {n_frames}")
     if finish and schedule != "rolling":
         raise BadInput("a tail is left to finish only with the rolling schedule: blocks end whole")
+    settings = (denoiser, context, window, steps, cond, generator, sampler)
+    if schedule == "standard":
+        return torch.stack(list(islice(_blocks(*settings), n_frames)), dim=1)
+    passes = _passes(*settings)
     if not finish:
-        frames = ways[schedule](denoiser, context, window, steps, cond, generator=generator, sampler=sampler)
-        return torch.stack(list(islice(frames, n_frames)), dim=1)
-    passes = _passes(denoiser, context, window, steps, cond, generator, sampler)
+        return torch.stack([z[:, window.clean] for z in islice(passes, n_frames)], dim=1)
     windows = list(islice(passes, max(n_frames - window.noisy, 0) + 1))
     done, z = [z[:, window.clean] for z in windows[:-1]], windows[-1]
     if window.noisy > 1:
@@ -147,6 +146,25 @@ def _passes(
         yield z
         z = torch.cat([z[:, 1:], _noise(z, 1, generator)], dim=1)
         z = sampler(denoiser, z, rolling, cond, generator=generator)
+
+
+def _blocks(
+    denoiser: Denoiser,
+    context: Context,
+    window: Window,
+    steps: int,
+    cond: Any,
+    generator: Generators,
+    sampler: Callable[..., Tensor],
+) -> Iterator[Frame]:
+    """See `blocks`."""
+    context = _context(context, window)
+    times = grid(window, "standard", steps * window.noisy)
+    while True:
+        z = torch.cat([context, _noise(context, window.noisy, generator)], dim=1)
+        z = sampler(denoiser, z, times, cond, generator=generator)
+        yield from z[:, window.clean :].unbind(1)
+        context = z[:, window.noisy :]
 
 
 def _noise(like: Tensor, frames: int, generator: Generators) -> Tensor:

@@ -62,7 +62,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         if self.folder and (file := self.folder / "log.jsonl").exists():
-            lines = file.read_text().splitlines()
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step(line) <= self.step]
             if len(kept) < len(lines):
                 with atomic_file(file, overwrite=True) as new:
@@ -137,8 +137,9 @@ def _tracker(track: str, folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _step(line: str) -> int:
-    """The step of a line of the log; one that a kill cut short counts as later than all."""
+    """The step of a line of the log; one that a kill cut short, or somebody edited, counts as later than all."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, LookupError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return 2**63
+    return step if isinstance(step, int) else 2**63

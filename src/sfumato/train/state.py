@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sfumato.errors import BadInput
+from sfumato.foreign import read_json, reason
 
 from .schedule import NEUTRAL, Schedule
 
@@ -200,10 +200,10 @@ def read(folder: Path, config: dict[str, Any], free: Collection[str]) -> dict[st
         BadInput: it is of another version, or a setting that is not among ``free`` differs.
     """
     try:
-        about = json.loads((folder / "run.json").read_text())
-        saved, version = about["config"], about.get("format", 1)
-    except (ValueError, LookupError) as error:
+        about = read_json(folder / "run.json", {"config": dict}, "it is not whole")
+    except BadInput as error:
         raise _damaged(folder, error) from error
+    saved, version = about["config"], about.get("format", 1)
     for key in sorted(config.keys() | saved.keys()):
         ours, theirs = config.get(key), saved.get(key)
         if ours != theirs and key not in free:
@@ -238,7 +238,7 @@ def load(
         for one in updated:
             one.restore(moments)
         return {name: losses.tolist() for name, losses in history.items()}
-    except (SafetensorError, OSError, LookupError, RuntimeError) as error:
+    except Exception as error:  # safetensors', torch's and our own, each with classes of its own
         raise _damaged(folder, error) from error
 
 
@@ -258,4 +258,5 @@ def finish(modules: Modules, copies: Modules, final: Tensors, plain: Modules) ->
 
 
 def _damaged(folder: Path, error: Exception) -> BadInput:
-    return BadInput(f"the checkpoint in {folder} is damaged ({error}): remove {folder.parent} to start anew")
+    why = str(error) if isinstance(error, BadInput) else reason(error)
+    return BadInput(f"the checkpoint in {folder} is damaged ({why}): remove {folder.parent} to start anew")

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.errors import unknown
+from sfumato.errors import BadInput, unknown
+from sfumato.foreign import reading
 
 from ..vision import load_vision, module_sha256, reads_text
 from .base import Detection, Detector, needed
@@ -35,7 +36,11 @@ class ClassifierDetector(Detector):
         self.threshold = f"top-{top}"
         self.top, self.batch = top, batch
         self.resize = self.model.prepare.rule
-        self.labels = [self.model.network.config.id2label[i] for i in range(self.model.network.config.num_labels)]
+        config = self.model.network.config
+        with reading(model, "an image classifier"):
+            self.labels = [config.id2label[i] for i in range(config.num_labels)]
+        if not all(isinstance(label, str) for label in self.labels):
+            raise BadInput(f"{self.model.name} has labels (id2label) that are no text: write its config.json again")
 
     @classmethod
     def reads(cls, model: str) -> bool:
