@@ -42,7 +42,7 @@ class TrainT2I(Tuned, Schedule):
     and caption dropout for classifier-free guidance. The result is a ``StableDiffusionPipeline`` folder.
 
     Killed at any moment, the same command goes on where it stopped, to the same bits.
-    Cost: the plan that is printed first tells the time; ``docs/model.md`` has how the embedded model was made.
+    Cost: the plan that is printed first tells the time; ``docs/model.md`` says how the embedded model was made.
 
     With ``start_from`` a trained pipeline is trained on: new settings, the same shapes; the new record keeps its
     record. Give another ``seed`` than it had: the same one repeats the same pictures and noise.
