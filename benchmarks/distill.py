@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from sfumato.distill import MultistepCM
-from sfumato.pipeline import Text2Image, few_steps, load
+from sfumato.pipeline import Text2Image, few_steps, load_text2image
 from timing import timed
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=25)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
     args = parser.parse_args()
-    teacher = load(args.model)
+    teacher = load_text2image(args.model)
     print(f"{args.model} on {teacher.device}, {torch.get_num_threads()} threads, batch {args.batch}")
 
     with tempfile.TemporaryDirectory() as folder:

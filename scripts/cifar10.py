@@ -17,6 +17,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ def draw(args: argparse.Namespace, classes: bool) -> torch.Tensor:
 
     With ``classes``, the class of picture i is i mod classes, and guided; without, none is asked for.
     """
-    folder, model = args.out / "samples", load(str(args.out / "train" / "model"))
+    folder = args.out / "samples"
+    model: Any = load(str(args.out / "train" / "model"))
     parts = []
     for first in range(0, args.n, 256):
         seeds = range(first, min(first + 256, args.n))

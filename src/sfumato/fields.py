@@ -72,7 +72,8 @@ def check(settings: Any) -> None:
     Raises:
         BadInput: names the field, what it may be, and what it is.
     """
-    check_values(hints_of(type(settings)), {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})
+    kind: Any = type(settings)
+    check_values(hints_of(kind), {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})
 
 
 def check_values(hints: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -206,7 +206,7 @@ def _quality(
     return interval(mean_interval(shares[shares.isfinite()], rng, method="percentile")), distance
 
 
-class _Rows:
+class _Rows(Pictures):
     """Some of the pictures, as pictures."""
 
     label_names: tuple[str, ...] = ()
@@ -221,7 +221,7 @@ class _Rows:
         return self.pictures.picture(self.rows[index])
 
 
-def _about(extractor: Extractor) -> dict[str, str]:
+def _about(extractor: Extractor) -> dict[str, Any]:
     return {"extractor": extractor.name, "weights": extractor.hash, "resize": extractor.resize}
 
 

@@ -125,7 +125,8 @@ def alignment_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> schema.Ali
     name, measure = setup.alignment
     prompts = [c.prompt for c in setup.cases.retained]
     sides = [measure(to_float(x), prompts).double() for x in (drawn.kept.before, drawn.kept.after)]
-    return schema.Alignment(*(interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides), measure=name)
+    before, after = (interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides)
+    return schema.Alignment(before, after, name)
 
 
 def attacks_of(setup: Setup, attacked: Attacks, rng: torch.Generator) -> dict[str, schema.Attack]:
@@ -133,11 +134,11 @@ def attacks_of(setup: Setup, attacked: Attacks, rng: torch.Generator) -> dict[st
     rates, steps = {}, setup.sampling["sampling_steps"]
     for name, pictures in attacked.items():
         hits = {part: _present(setup.detector, pictures, part) for part in ("recovered", "control", "original")}
-        counted = [None if x is None else interval(rate_interval(x, rng)) for x in hits.values()]
+        recovered, control, original = (None if x is None else interval(rate_interval(x, rng)) for x in hits.values())
         attack, cases = setup.attacks[name], next(iter(pictures.values())).recovered
         given = {"rows": attack.rows(len(cases), steps), "control": {c: setup.control(c) for c in pictures}}
         seconds = sum(x.seconds for x in pictures.values())
-        rates[name] = schema.Attack(*counted, budget={**attack.budget(), **given}, seconds=seconds)
+        rates[name] = schema.Attack(recovered, control, original, {**attack.budget(), **given}, seconds)
     return rates
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from sfumato import catalog
 from sfumato.attack.base import Attack, Found
@@ -53,7 +54,7 @@ def assail(setup: Setup, name: str, concept: str) -> Attacked:
     """
     attack, spent = setup.attacks[name], [0.0]
     cases, other = setup.cases.targets[concept][: setup.n_attack], setup.control(concept)
-    settings = {"judge": setup.detector, "original": setup.old, "progress": setup.progress}
+    settings: dict[str, Any] = {"judge": setup.detector, "original": setup.old, "progress": setup.progress}
     given = cache(lambda word: _given(setup, attack, cases, concept, word))
 
     def pictures(pipe: Text2Image, search, who: str) -> Pictures | None:

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sfumato import catalog
 from sfumato.commands.options import parse
@@ -186,7 +186,7 @@ def equipped(found: Model, model: str, options: Equipped) -> Model:
     from sfumato.pipeline.membrane import equip
 
     if hasattr(found, "add_adapter"):
-        return equip(found, model, options.adapters)
+        return equip(cast("Text2Image", found), model, options.adapters)
     if options.adapters:
         raise BadInput(f"{model} draws pictures without text: leave --adapters out")
     return found

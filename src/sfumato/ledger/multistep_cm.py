@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def teacher(seed: int, updates: int) -> Plane:
     return network
 
 
-def student(given: Plane, mode: str, segments: int, updates: int, seed: int) -> Plane:
+def student(given: Plane, mode: Literal["cd", "ct"], segments: int, updates: int, seed: int) -> Plane:
     """A multistep consistency model of ``segments`` segments, from the weights of ``given``."""
     network = copy.deepcopy(given)
     method = MultistepCM(

@@ -16,6 +16,7 @@ from sfumato.data.world import WORDS
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.analytic import GaussianMixture
+from sfumato.noise.process import Prediction
 from sfumato.sample import S2N
 from sfumato.sample.times import karras, logsnr, uniform
 
@@ -51,7 +52,7 @@ class Learned:
 
     network: nn.Module
     process: GaussianProcess = PROCESS
-    prediction: str = "eps"
+    prediction: Prediction = "eps"
 
     def __call__(self, z: Float[Tensor, "batch 2"], t: Tensor | float, cond: None = None) -> Float[Tensor, "batch 2"]:
         level = self.process.schedule.logsnr(t).to(z).reshape(-1, 1) / 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +153,7 @@ class Adapter:
         return add
 
     def _rows(self, like: Tensor) -> Scale:
-        scale = self._scale
+        scale: Any = self._scale
         if not torch.is_tensor(scale) or scale.ndim == 0:
             return scale
         if len(like) % len(scale):

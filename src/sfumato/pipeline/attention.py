@@ -63,7 +63,8 @@ def record(
 
     def note(site: Site, probs: Tensor) -> Tensor:
         if not seen.calls or site in seen.calls[-1]:
-            for noted, value in ((seen.calls, {}), (seen.rows, site.rows), (seen.steps, site.step)):
+            told: list[tuple[list[Any], Any]] = [(seen.calls, {}), (seen.rows, site.rows), (seen.steps, site.step)]
+            for noted, value in told:
                 noted.append(value)
                 if keep is not None:
                     del noted[:-keep]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ _WIDTH = 256
 """Of the guidance embedding, as guidance-distilled checkpoints have it."""
 
 
-def few_steps(model: Text2Image | ImageModel, sampling_steps: int) -> None:
+def few_steps(model: Any, sampling_steps: int) -> None:
     """From now on ``model`` samples in S = ``sampling_steps`` DDIM steps t = 1, (S - 1) / S, ... without guidance.
 
     Changed in place, and saved with it. A text-to-image pipeline does so by itself, ``pipe(prompt)`` in diffusers too:
@@ -43,7 +45,7 @@ def few_steps(model: Text2Image | ImageModel, sampling_steps: int) -> None:
         network.register_to_config(time_cond_proj_dim=_WIDTH)
 
 
-def check_few_steps(model: Text2Image | ImageModel) -> None:
+def check_few_steps(model: Any) -> None:
     """Refuse a model that `few_steps` cannot tell how it draws.
 
     Raises:

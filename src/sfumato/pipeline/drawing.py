@@ -144,13 +144,13 @@ def _spread(start: Start | None, n: int, latent: Sequence[int], size: int) -> St
     if start is None:
         return None
     pictures = isinstance(start, Noised)
-    x = start.pictures if pictures else start[0] if isinstance(start, tuple) else start
+    x: Any = start.pictures if pictures else start[0] if isinstance(start, tuple) else start
     fits = tuple(x.shape[-2:]) == (size, size) if pictures else tuple(x.shape[1:]) == tuple(latent)
     if not fits or len(x) not in (1, n):
         due = f"{size} x {size} pictures" if pictures else f"latents of shape {tuple(latent)}"
         raise BadInput(f"a start of shape {tuple(x.shape)}: for {n} pictures give one or {n} {due}")
     x = x.expand(n, *x.shape[1:])
-    if pictures:
+    if isinstance(start, Noised):
         return replace(start, pictures=x)
     return (x, start[1]) if isinstance(start, tuple) else x
 

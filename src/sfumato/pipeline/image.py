@@ -167,7 +167,8 @@ class ImageModel(Model):
             return told
         if not self.labels:
             raise BadInput("this model was trained without classes: leave the labels out")
-        given = [asked] if isinstance(asked, str | int) else asked.tolist() if torch.is_tensor(asked) else list(asked)
+        several: Any = [asked] if isinstance(asked, str | int) else asked
+        given = several.tolist() if torch.is_tensor(several) else list(several)
         for label in given:
             if label not in self.labels if isinstance(label, str) else not 0 <= label < len(self.labels):
                 raise unknown("class", str(label), self.labels)

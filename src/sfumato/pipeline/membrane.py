@@ -161,7 +161,7 @@ def save_membranes(path: str | Path, membranes: Sequence[Membrane], overwrite: b
         save_file(tensors, temporary, metadata={"format": "pt", _KEY: json.dumps(header)})
 
 
-def load_membranes(path: str | Path, pipe: Text2Image) -> list[Membrane]:
+def load_membranes(path: str | os.PathLike, pipe: Text2Image) -> list[Membrane]:
     """The membranes in a file of ours, or the one in a file of the published code (``lora_unet_*`` keys).
 
     A folder stands for its ``adapter.safetensors``. To combine several files, join the lists:

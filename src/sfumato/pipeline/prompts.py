@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -153,7 +153,7 @@ class Prompts(ABC):
         if asked is None:
             return self.unconditional()
         told = right_kind(asked, Conditioning, "prompts")
-        return self.encode(asked) if told is None else told
+        return self.encode(cast("str | Sequence[str]", asked)) if told is None else told
 
     def asked_for(self, pictures: Pictures, rows: Sequence[int]) -> list[str]:
         """The captions of these pictures."""

@@ -266,11 +266,11 @@ class _Gates:
 
     def __init__(self, p: Text2Image):
         self.p = p
-        self.cond: Conditioning | None = None
+        self.cond: Any = None
         self.scales: list[tuple[Adapter, Tensor]] = []
 
     @contextmanager
-    def __call__(self, cond: Conditioning, attend: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    def __call__(self, cond: Any, attend: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
         """In the block the adapters act as strongly as ``cond`` asks, and the network's calls are attended."""
         if cond is not self.cond:
             self.cond, self.scales = cond, _gates(self.p, cond)
@@ -278,7 +278,7 @@ class _Gates:
             yield
 
 
-def gated(p: Text2Image, cond: Conditioning) -> AbstractContextManager[None]:
+def gated(p: Text2Image, cond: Any) -> AbstractContextManager[None]:
     """The adapters that have a gate, at the strength that it gives for each row of ``cond``, in a block."""
     return _scaled(_gates(p, cond))
 

@@ -156,7 +156,7 @@ class Steering:
 
         forward: Forward = network
         for predict in self.chain("predict"):
-            forward = lambda c, predict=predict, inner=forward: predict(inner, c, run)
+            forward = _changed(predict, forward, run)
         try:
             with call.told():
                 out = self.anatomy.result(forward(call), latest)
@@ -187,6 +187,11 @@ class Steering:
         if halves == "together" and n == 2 * run.pictures:
             return torch.arange(n, device=device) >= run.pictures
         return None
+
+
+def _changed(predict: Callable[..., Tensor], forward: Forward, run: Run | None) -> Forward:
+    """``forward`` as an interceptor's ``predict`` changes it."""
+    return lambda call: predict(forward, call, run)
 
 
 def of(network: nn.Module) -> Steering | None:

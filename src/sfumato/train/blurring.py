@@ -54,7 +54,7 @@ class Blurring(PixelRecipe):
     """Log-SNR of the noisiest pictures (of their mean intensity, which does not blur)."""
     logsnr_max: float = 10.0
     """Log-SNR of the cleanest pictures."""
-    prediction: Literal["eps", "x0"] = "eps"
+    prediction: Literal["eps", "x0"] = "eps"  # type: ignore[misc]  # a choice here, a constant elsewhere
     """What the network predicts, and whose plain squared error is the loss; by the paper the noise is better."""
     channels: tuple[Count, ...] = (64, 128, 128)
     """Channels of the U-Net's levels, each at half the side of the one before."""

@@ -81,7 +81,7 @@ class SiD2(CosineRecipe):
     """b of the loss weight sigmoid(b - logsnr); 0 at 128 px, -1 at 256, -3 at 512 in the paper."""
     loss_weight: Literal["sigmoid", "elbo", "eps"] = "sigmoid"
     """"sigmoid"; "elbo": no weight (the limit of a large bias); "eps": plain error of the noise, to compare with."""
-    prediction: Literal["v", "eps"] = "v"
+    prediction: Literal["v", "eps"] = "v"  # type: ignore[misc]  # a choice here, a constant elsewhere
     """What the network predicts."""
     patch: Count = 1
     """Side of the squares of pixels that become one vector: 1, 2 or 4; half of it is four times the work."""

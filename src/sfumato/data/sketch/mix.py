@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,8 @@ def twin(scene: Scene, rng: np.random.Generator) -> Scene:
         if change == "background":
             return replace(scene, background=_other(BACKGROUNDS, scene.background, rng))
         words = OBJECTS if change == "object" else COLOURS
-        return replace(scene, objects=(replace(items[0], **{change: _other(words, getattr(items[0], change), rng)}),))
+        other: dict[str, Any] = {change: _other(words, getattr(items[0], change), rng)}
+        return replace(scene, objects=(replace(items[0], **other),))
     a, b = sorted(rng.permutation(len(items))[:2])
     first, second = items[a], items[b]
     kinds, colours = first.object != second.object, first.colour != second.colour
