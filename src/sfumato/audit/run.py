@@ -201,7 +201,7 @@ class Audit:
     def _open(self, model: str | os.PathLike | Text2Image) -> Text2Image:
         if not isinstance(model, (str, os.PathLike)):
             return wrap(model)
-        return load_text2image(model, self.device, getattr(torch, self.dtype) if self.dtype else None)
+        return load_text2image(os.fspath(model), self.device, getattr(torch, self.dtype) if self.dtype else None)
 
     def _changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults and that a command line can say."""
