@@ -43,7 +43,7 @@ def test_the_examples_tests_pass(flatten, tiny_sd):
 
 def test_the_examples_entry_is_one(flatten):
     scope = {"Method": catalog.Method}
-    exec(compile(f"entry = {ENTRY}", "CONTRIBUTING.md", "exec"), scope)
+    exec(compile(f"(entry,) = ({ENTRY})", "CONTRIBUTING.md", "exec"), scope)
     entry = scope["entry"]
     assert entry.load() is flatten.Flatten and len(entry.summary) <= 100
     assert tuple(read(BIBTEX)) == entry.cites

@@ -133,7 +133,7 @@ def test_a_value_may_begin_with_a_dash():
         ("information --model sketch --n 0", "--n must be at least 2"),
         ("train sid2 --head-dim 0", "--head-dim must be at least 1"),
         ("train sid2 --patch 0", "--patch must be at least 1"),
-        ("train sid2 --precision half", "invalid choice 'half' for argument '--precision'"),
+        ("train sid2 --precision half", "unknown --precision 'half': choose one of"),
         ("train sid2 --weight-decay -1", "--weight-decay must be at least 0"),
         ("train t2i --pictures -1", "--pictures must be at least 1"),
         ("compare --teacher sketch --seed -1", "--seed must be at least 0"),

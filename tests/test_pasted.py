@@ -99,6 +99,19 @@ def test_no_line_of_a_page_is_refused_because_an_earlier_one_wrote_there(page):
     assert len(outs) == len(set(outs))
 
 
+def test_training_says_who_has_which_flag(capsys):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    both, pixels, pipes = (re.findall(r"`(--[a-z-]+)`", text[text.index(a) : text.index(b)]) for a, b in (
+        ("All have", "Only `train`"), ("Only `train`", "only `erase`"), ("only `erase`", "A run shows")
+    ))  # fmt: skip
+    assert len(both) > 8 and pixels and pipes
+    for command, has in {"train t2i": both, "train sid2": both + pixels, "distill multistep-cm": both + pixels,
+                         "erase esd-x": both + pipes, "attack concept-inversion": both + pipes}.items():  # fmt: skip
+        assert cli.main([*command.split(), "--help"]) == 0
+        told = capsys.readouterr().out
+        assert [flag for flag in both + pixels + pipes if f"{flag} " in told or f"{flag},"in told] == has, command
+
+
 def test_commands_named_in_passing_exist():
     for page in PAGES:
         for args in re.findall(r"`sfumato ([^`]*)`", page.read_text(encoding="utf-8")):

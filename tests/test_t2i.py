@@ -51,7 +51,9 @@ def test_v_loss_vanishes_for_the_true_velocity():
     assert loss < 1e-9
 
 
-def loss_and_times(gamma: float, tilt: float, n: int = 4000) -> tuple[float, torch.Tensor, torch.Tensor]:
+def loss_and_times(
+    gamma: float, tilt: float, power: float = 1.0, n: int = 4000
+) -> tuple[float, torch.Tensor, torch.Tensor]:
     """The loss of a network that predicts nothing, the times that it was asked at, and the squared error of each."""
     asked = {}
 
@@ -65,7 +67,7 @@ def loss_and_times(gamma: float, tilt: float, n: int = 4000) -> tuple[float, tor
     text = lambda ids: type("Output", (), {"last_hidden_state": ids})
     latents = torch.zeros(6, 4, 1, 1)  # so that the error is alpha eps
     recipe = DiffusionRecipe(
-        Nought(), text, learn_tokenizer(["a"], 4, 600), scheduler(), latents, ["a"] * 6, 0.1, gamma, 2, tilt
+        Nought(), text, learn_tokenizer(["a"], 4, 600), scheduler(), latents, ["a"] * 6, 0.1, gamma, 2, tilt, power
     )
     rng = torch.Generator().manual_seed(0)
     batch = recipe.batch(0, rng, n)
@@ -76,9 +78,10 @@ def test_without_gamma_every_time_weighs_the_same():
     plain, _, alpha2 = loss_and_times(0.0, 0.0)
     # The mean of alpha^2 eps^2; its deviation is at most sqrt(3 - 1) for each of 16,000 numbers.
     assert abs(plain - float(alpha2.mean())) < 5 * (2 / 16_000) ** 0.5
-    weighed, _, _ = loss_and_times(5.0, 0.0)
-    snr = alpha2 / (1 - alpha2)
-    assert abs(weighed - float((alpha2 * snr.clamp(max=5) / (snr + 1)).mean())) < 5 * (2 / 16_000) ** 0.5
+    weight = (snr := alpha2 / (1 - alpha2)).clamp(max=5) / (snr + 1)
+    for power in (1.0, 0.5):
+        weighed, _, _ = loss_and_times(5.0, 0.0, power)
+        assert abs(weighed - float((alpha2 * weight**power).mean())) < 5 * (2 / 16_000) ** 0.5
 
 
 @pytest.mark.parametrize("tilt", [0.0, 1.0, 3.0])

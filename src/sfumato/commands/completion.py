@@ -66,5 +66,5 @@ def _options(command: str, *method: str) -> str:
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
         import_module(f"sfumato.commands.{command}").main([*method, "--help"])
-    starts = re.findall(r"^│ +((?:-h, )?--.*)", told.getvalue(), flags=re.M)
+    starts = re.findall(r"^(?:│ |  )((?:-h, )?--.*)", told.getvalue(), flags=re.M)
     return " ".join(dict.fromkeys(x for line in starts for x in re.findall(r"--[a-z][\w-]*", line)) or ["--help"])

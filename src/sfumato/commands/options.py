@@ -76,7 +76,7 @@ class Flag:
             name=self.option[2:] if self.aliases else None,
             aliases=self.aliases or None,
             help=unmarked(" ".join(self.doc.split())) or None,
-            metavar=placeholder(self.type) if isinstance(self.type, types.UnionType) else None,
+            metavar=placeholder(self.type) if typing.get_origin(self.type) in (types.UnionType, typing.Union) else None,
             help_behavior_hint="" if empty else None,
         )
 

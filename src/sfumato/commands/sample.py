@@ -144,6 +144,8 @@ def _read(args: list[str]) -> tuple[Sample, Any]:
     words = dict(pairwise(args)) | dict(a.split("=", 1) for a in args if a.startswith("--scheduler="))
     methods = {m.name: m for m in catalog.methods("sample")}
     method = methods.get(words.get("--scheduler"))
+    if method is None and args and args[0] in methods and not {"-h", "--help"}.isdisjoint(args):
+        method = methods[args[0]]  # as one asks for the help of other verbs' methods
     about = f"Example: {EXAMPLE}"
     if method is None:
         options = Sample(**parse("sfumato sample", args, Sample, about=about, aliases=STEPS)[0])

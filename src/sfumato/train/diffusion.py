@@ -31,7 +31,7 @@ class DiffusionRecipe(Recipe):
     """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights.
 
     ``group`` neighbouring rows (a scene and its twin) stand in a batch together; ``tilt`` draws noisy times more often,
-    with a density proportional to t^tilt; ``gamma`` 0 weighs all times alike.
+    with a density proportional to t^tilt; ``gamma`` 0 weighs all times alike; ``power`` is the weights' exponent.
     """
 
     name = "diffusion"
@@ -48,9 +48,10 @@ class DiffusionRecipe(Recipe):
         gamma: float,
         group: int = 1,
         tilt: float = 0.0,
+        power: float = 1.0,
     ):
         self.unet, self.text, self.scheduler, self.latents = unet, text, scheduler, latents
-        self.dropout, self.gamma, self.group, self.tilt = dropout, gamma, group, tilt
+        self.dropout, self.gamma, self.power, self.group, self.tilt = dropout, gamma, power, group, tilt
         encode = lambda texts: (
             tokenizer(
                 texts,
@@ -84,6 +85,6 @@ class DiffusionRecipe(Recipe):
         alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
         v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()
         snr = alpha2 / (1 - alpha2)
-        weight = snr.clamp(max=self.gamma) / (snr + 1) if self.gamma else 1.0
+        weight = (snr.clamp(max=self.gamma) / (snr + 1)) ** self.power if self.gamma else 1.0
         error = (v - (alpha * eps - sigma * x)).square()
         return (weight * error).mean(), {"v_error": error.mean().detach()}

@@ -42,7 +42,7 @@ class TrainT2I(Tuned, Schedule):
     and caption dropout for classifier-free guidance. The result is a ``StableDiffusionPipeline`` folder.
 
     Killed at any moment, the same command goes on where it stopped, to the same bits.
-    Cost: the plan that is printed first tells the time; ``docs/model.md`` has how the embedded model was made.
+    Cost: the plan that is printed first tells the time; ``docs/model.md`` says how the embedded model was made.
 
     With ``start_from`` a trained pipeline is trained on: new settings, the same shapes; the new record keeps its
     record. Give another ``seed`` than it had: the same one repeats the same pictures and noise.
@@ -105,6 +105,8 @@ class TrainT2I(Tuned, Schedule):
     min_snr_gamma: NotNegative = 5.0
     """Signal-to-noise ratio from which on the loss weight no longer grows; 0: every time weighs the same, so that
     the noisiest, where it is decided what stands where, weigh more."""
+    min_snr_power: NotNegative = 1.0
+    """Exponent of the loss weights: 1 as published; 0.5 lets all times count about equally."""
     tilt: NotNegative = 0.0
     """How much more often noisy times are drawn: their density grows with this power of time; 0: all are alike."""
 
@@ -206,6 +208,7 @@ class TrainT2I(Tuned, Schedule):
             self.min_snr_gamma,
             pictures.group,
             self.tilt,
+            self.min_snr_power,
         )
         run = Run(recipe, second, out / "diffusion", keys)
         run.fit(progress)
@@ -231,6 +234,7 @@ class TrainT2I(Tuned, Schedule):
             "dropout": self.caption_dropout,
             "gamma": self.min_snr_gamma,
             "tilt": self.tilt,
+            "power": self.min_snr_power,
             # None, as in a run from scratch, where they do not matter to this stage.
             "start_with": "all" if given else None,
             "autoencoder_updates": None if self.autoencoder_updates else 0,
