@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,9 @@ from . import lora
 from .anatomy import Anatomy
 from .conditioning import Conditioning
 from .hooks import attach
+from .organs import Organs
 
-if TYPE_CHECKING:
-    from .base import Text2Image
-
+P = TypeVar("P", bound=Organs)
 Scale = float | Float[Tensor, "rows"]
 
 
@@ -47,7 +46,7 @@ class Adapter:
         alpha: float = 1.0,
         targets: str | Sequence[str] = "transformer",
         generator: torch.Generator | None = None,
-        owner: Text2Image | None = None,
+        owner: Organs | None = None,
     ):
         if rank < 1:
             raise BadInput(f"the rank of an adapter must be at least 1, got {rank}")
@@ -111,7 +110,7 @@ class Adapter:
         down, up = self.down[layer].detach().double(), self.up[layer].detach().double()
         return scale * self.alpha / self.rank * (up @ down.flatten(1)).view(-1, *down.shape[1:])
 
-    def merge(self, scale: float = 1.0) -> Text2Image:
+    def merge(self, scale: float = 1.0) -> Organs:
         """A new pipeline, without adapters, with ``scale`` times this one added into weights of its own."""
         made = self._owner.copy({f"{name}.weight" for name in self.layers})
         self.add_to(made.network, scale)
@@ -133,7 +132,9 @@ class Adapter:
         overwrite: bool = False,
     ) -> None:
         """Write a LoRA file of fixed strength ``scale``; see `sfumato.pipeline.lora.save`."""
-        lora.save(self, path, style, scale, metadata or {}, overwrite)
+        factors = {name: (self.down[name], self.up[name]) for name in self.layers}
+        component = self.anatomy.component
+        lora.save(factors, component, self.rank, self.alpha, path, style, scale, metadata or {}, overwrite)
 
     def _hook(self, name: str) -> Callable:
         layer, down, up = self.layers[name], self.down[name], self.up[name]
@@ -162,7 +163,7 @@ class Adapter:
         return tiled.view(-1, *[1] * (like.ndim - 1))
 
 
-def merged(p: Text2Image) -> Text2Image:
+def merged(p: P) -> P:
     """See `Text2Image.merged`.
 
     Raises:
@@ -176,7 +177,7 @@ def merged(p: Text2Image) -> Text2Image:
     return made
 
 
-def refuse_adapters(pipe: Text2Image) -> None:
+def refuse_adapters(pipe: Organs) -> None:
     """Raise `BadInput` if adapters act in ``pipe``: what is trained here would be trained without them."""
     if pipe.adapters:
         names = ", ".join(pipe.adapters)

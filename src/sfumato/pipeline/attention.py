@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -20,10 +20,9 @@ from sfumato.errors import BadInput
 from .anatomy import Anatomy, Site
 from .anatomy.explicit import STAGES, ExplicitAttention, Listener, Stage
 from .hooks import attach
+from .organs import Organs
 from .steering import held
 
-if TYPE_CHECKING:
-    from .base import Text2Image
 
 @dataclass
 class AttentionRecord:
@@ -56,7 +55,7 @@ class AttentionRecord:
 
 @contextmanager
 def record(
-    p: Text2Image, kind: str | None, where: Callable[[Site], bool], keep: int | None
+    p: Organs, kind: str | None, where: Callable[[Site], bool], keep: int | None
 ) -> Iterator[AttentionRecord]:
     """See `Text2Image.record_attention`."""
     seen = AttentionRecord()
@@ -77,7 +76,7 @@ def record(
 
 @contextmanager
 def edit(
-    p: Text2Image, function: Callable, kind: str | None, where: Callable[[Site], bool], stage: Stage
+    p: Organs, function: Callable, kind: str | None, where: Callable[[Site], bool], stage: Stage
 ) -> Iterator[None]:
     """See `Text2Image.edit_attention`."""
     if stage not in STAGES:
@@ -95,7 +94,7 @@ def edit(
 
 
 @contextmanager
-def tap(p: Text2Image, where: str, function: Callable[[Any], Any] | None) -> Iterator[Tap]:
+def tap(p: Organs, where: str, function: Callable[[Any], Any] | None) -> Iterator[Tap]:
     """See `Text2Image.tap`."""
     place = p.network.get_submodule(p.anatomy.place(where))
     seen = Tap()

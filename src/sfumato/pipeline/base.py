@@ -1,158 +1,41 @@
 """`Text2Image`: the one adapter through which every method sees a text-to-image model.
 
 M architectures times N methods cost M + N: methods ask this class, never diffusers' internals. It rests on three
-organs: an `Anatomy` (the network's parts and how it is called), a `Clock` (the noise process and its times) and a
-`Codec` (pictures to latents and back). One subclass per family of pipelines (`sd.py`, `sdxl.py`, `sd3.py`, ...) chooses
-them and says how what its text encoders give is joined; all else is here and in the modules beside it.
+organs (`organs.py`): an `Anatomy` (the network's parts and how it is called), a `Clock` (the noise process and its
+times) and a `Codec` (pictures to latents and back). One subclass per family of pipelines (`sd.py`, `sdxl.py`, ...)
+chooses them and says how what its text encoders give is joined; all else is here and in the modules beside it.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, Self
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from sfumato.data import world
 from sfumato.errors import BadInput
-from sfumato.noise import GaussianProcess
-from sfumato.noise.process import Prediction
 
 from . import adapter, attention, lora, sampling, saving, sharing, steering, tokens
-from .anatomy import Anatomy, Projection, Site, UNetAnatomy
-from .clock import Clock, TableClock
-from .codec import Codec
-from .conditioning import Conditioning
-from .contract import Model
-from .denoise import NetworkDenoiser
-from .prompts import Prompts
-
-if TYPE_CHECKING:
-    pass
+from .anatomy import Site
+from .organs import Organs
 
 
-class Text2Image(Prompts, Model):
+class Text2Image(Organs):
     """A diffusers text-to-image pipeline as methods see it. Make one with `load` or `wrap`.
 
     The weights are frozen (``requires_grad`` False) and in evaluation mode; what a method trains is a `copy`
     that owns the parameters in question. Calling it, ``p(prompt)``, runs the diffusers pipeline itself.
     """
 
-    family: ClassVar[str]
-    title: ClassVar[str]
-    """The family's name in sentences."""
-    default_cfg_scale: ClassVar[float]
-    anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
-
-    def __init__(self, pipe, defaults: dict[str, Any] | None = None):
-        self.pipe = pipe
-        self.defaults = {"cfg_scale": self.default_cfg_scale, **(defaults or {})}
-        self.adapters: dict[str, adapter.Adapter] = {}
-        self.learned: list[tokens.LearnedToken] = []
-        self.listeners: list[Any] = []
-        self.anatomy = self._make_anatomy()
-        self.companions: list[Callable[[Path], None]] = []
-        self.origin: str | None = None
-        """The embedded model that this pipeline is or was made from, where it is known to be."""
-        for part in self.parts().values():
-            part.requires_grad_(False).eval()
-        self.clock = self._make_clock()
-        self.denoiser = NetworkDenoiser(self)
+    adapters: dict[str, adapter.Adapter]
+    learned: list[tokens.LearnedToken]
 
     def __call__(self, *args, **kwargs):
         """Run the diffusers pipeline: ``p("a red star").images[0]``."""
         return self.pipe(*args, **kwargs)
-
-    @classmethod
-    @abstractmethod
-    def plain(cls, pipe) -> bool:
-        """Whether a pipeline of this family makes pictures from noise and a text alone, as this adapter calls it."""
-
-    def _make_anatomy(self) -> Anatomy:
-        return self.anatomy_type(getattr(self.pipe, self.anatomy_type.component))
-
-    def _make_clock(self) -> Clock:
-        return TableClock.of(self.pipe.scheduler)
-
-    # What it is made of
-
-    @property
-    def network(self) -> nn.Module:
-        """The denoising network."""
-        return self.anatomy.network
-
-    @property
-    def last(self) -> nn.Module:
-        return self.anatomy.last
-
-    @property
-    def process(self) -> GaussianProcess:
-        return self.clock.process
-
-    @property
-    def prediction(self) -> Prediction:
-        return self.clock.prediction
-
-    @property
-    def autoencoder(self) -> nn.Module:
-        """The autoencoder whose latents the network denoises."""
-        return self.codec.vae
-
-    @property
-    def scheduler_name(self) -> str:
-        return type(self.pipe.scheduler).__name__
-
-    @property
-    def cleanest(self) -> float:
-        return self.clock.time(0)
-
-    @property
-    def control(self) -> nn.Module | None:
-        """The pipeline's ControlNet, in the pipelines that `wrap` takes as ``controlled``."""
-        return getattr(self.pipe, "controlnet", None)
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.dtype
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The pipeline's neural networks by component name: unet, vae, text_encoder, ..."""
-        return {k: m for k, m in self.pipe.components.items() if isinstance(m, nn.Module)}
-
-    def projections(self, *kinds: str) -> list[Projection]:
-        """The projections of the given kinds, in network order; all of them if none is given.
-
-        Args:
-            kinds: "cross.q", "cross.k", "cross.v", "cross.out"; the same of "self"; where attention is joint, of
-                "joint" (its picture side, and single streams) and of "text" (its text side); "text.in" and
-                "pooled.in", the linear maps that read the text encoders' embeddings.
-
-        Raises:
-            BadInput: unknown kind, or one that this network does not have.
-        """
-        return self.anatomy.projections(kinds)
-
-    def parameters(self, subset: str = "full") -> dict[str, nn.Parameter]:
-        """The network's parameters by name, in one vocabulary for all methods.
-
-        Args:
-            subset: "full"; "xattn" (all of cross-attention, or the text side of joint attention); "xattn-strict"
-                (its key and value projections); "noxattn" (all but these, the time embedding and the output
-                block); "selfattn".
-
-        Raises:
-            BadInput: unknown subset, or one that selects nothing in this network.
-        """
-        return self.anatomy.parameters(subset)
 
     # Text (and `Prompts`)
 
@@ -177,16 +60,6 @@ class Text2Image(Prompts, Model):
             BadInput: a word that cannot be one or exists already; more tokens than the context holds.
         """
         return tokens.new_token(self, word, init_word, vectors)
-
-    def call(
-        self, z: Float[Tensor, "batch channel height width"], t: Float[Tensor, "..."] | float, cond: Conditioning
-    ) -> Float[Tensor, "batch channel height width"]:
-        n, step = len(z), self.clock.number(t).reshape(-1).to(z.device)
-        if step.numel() not in (1, n):
-            raise ValueError(f"{step.numel()} times for {n} pictures: this network takes one time per picture")
-        if len(cond) < n:
-            cond = cond.map(lambda x: x.expand(n, *x.shape[1:]))
-        return self.clock.native(self.anatomy.call(z, step.expand(n), cond))
 
     # Adapters
 
@@ -304,48 +177,7 @@ class Text2Image(Prompts, Model):
         steered = steering.of(self.network)
         return tuple(steered.patches) if steered else ()
 
-    # Pictures and latents
-
-    @property
-    def codec(self) -> Codec:
-        """From pictures to what the network denoises, and back."""
-        return Codec(self.pipe.vae)
-
-    @property
-    def scale_factor(self) -> int:
-        """Pixels per latent, along a side."""
-        return self.codec.factor
-
-    @property
-    def size(self) -> int:
-        """Side of a picture in pixels, unless another is asked for: the ``size`` of `defaults`, or the network's."""
-        return self.defaults.get("size") or self._size()
-
-    def _size(self) -> int:
-        latent = self.network.config.sample_size
-        return (latent if isinstance(latent, int) else latent[0]) * self.scale_factor
-
-    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
-        """(channels, height, width) of the latent of a square picture with that side in pixels.
-
-        Raises:
-            BadInput: the side is not a multiple of what this model needs.
-        """
-        return self.codec.latent_shape(size or self.size)
-
-    def encode_image(
-        self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "batch channel h w"]:
-        """Scaled latents of pictures in [-1, 1]: the posterior's mean, or a ``generator``'s draw."""
-        return self.codec.encode(x, generator)
-
-    def scale_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
-        """The autoencoder's own latents in the scale in which the network sees them."""
-        return self.codec.scale(z)
-
-    def decode_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
-        """Pictures in about [-1, 1] (not clipped) of scaled latents, differentiable."""
-        return self.codec.decode(z)
+    # Pictures
 
     draw = sampling.draw
     invert = sampling.invert
@@ -354,7 +186,7 @@ class Text2Image(Prompts, Model):
 
     # Copies and files
 
-    def copy(self, own: str | Iterable[str] | None = None) -> Text2Image:
+    def copy(self, own: str | Iterable[str] | None = None) -> Self:
         """A new pipeline that shares every weight with this one except those it owns.
 
         Training or editing the owned ones never touches this pipeline. Adapters, patches, attention edits and
@@ -370,7 +202,7 @@ class Text2Image(Prompts, Model):
         """
         return sharing.copy(self, own)
 
-    def merged(self) -> Text2Image:
+    def merged(self) -> Self:
         """A new pipeline, without adapters, that owns the weights with all attached ones added in.
 
         Each at its ``scale``; one with a gate (whose strength depends on the prompt) at strength 1.

@@ -20,21 +20,30 @@ from sfumato.foreign import read_json, read_tensors, reading, shaped, shortened
 from .anatomy.base import takes_adapter
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
     from .anatomy import Anatomy
 
 STYLES = ("diffusers", "webui")
 
 
 def save(
-    adapter: Adapter, path: str | Path, style: str, scale: float, metadata: Mapping[str, str], overwrite: bool
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    component: str,
+    rank: int,
+    alpha: float,
+    path: str | Path,
+    style: str,
+    scale: float,
+    metadata: Mapping[str, str],
+    overwrite: bool,
 ) -> None:
-    """Write an adapter as a LoRA of fixed strength, which ``pipe.load_lora_weights`` and web UIs load.
+    """Write an adapter's factors as a LoRA of fixed strength, which ``pipe.load_lora_weights`` and web UIs load.
 
     A LoRA file knows no per-prompt strength: an adapter made for facilitated transport acts on every prompt
     alike.
 
     Args:
+        factors: (down, up) by layer.
+        component: the pipeline's that has these layers, "unet" or "transformer".
         style: "diffusers" (``unet.<layer>.lora_A.weight`` / ``lora_B.weight``; such files carry no alpha, so
             scale alpha / rank is multiplied into B) or "webui" (``lora_unet_<layer>`` with alpha; ``scale``
             into up). For transformers "transformer" stands in the place of "unet".
@@ -47,17 +56,16 @@ def save(
     if style not in STYLES:
         raise BadInput(f"unknown LoRA style {style!r}: use one of {', '.join(STYLES)}")
     tensors: dict[str, Tensor] = {}
-    component = adapter.anatomy.component
-    for name in adapter.layers:
-        down, up = adapter.down[name].detach().cpu(), adapter.up[name].detach().cpu()
+    for name, factor in factors.items():
+        down, up = (x.detach().cpu() for x in factor)
         up = up.view(*up.shape, *[1] * (down.ndim - 2))
         if style == "diffusers":
-            up = up * (scale * adapter.alpha / adapter.rank)
+            up = up * (scale * alpha / rank)
             tensors |= {f"{component}.{name}.lora_{ab}.weight": x for ab, x in (("A", down), ("B", up))}
         else:
             key = f"lora_{component}_" + name.replace(".", "_")
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * scale}
-            tensors[f"{key}.alpha"] = torch.tensor(adapter.alpha)
+            tensors[f"{key}.alpha"] = torch.tensor(alpha)
     header = {"format": "pt", **metadata}
     tensors = {k: x.contiguous() for k, x in tensors.items()}
     with atomic_file(path, overwrite) as temporary:

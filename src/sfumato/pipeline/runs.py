@@ -10,17 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .anatomy import Call
+from .anatomy import Anatomy, Call
 from .hooks import Override
 
-if TYPE_CHECKING:
-    from .steering import Steering
+
+class Steered(Protocol):
+    """What a run asks of `Steering`: all that acts on one network."""
+
+    owner: Any
+    anatomy: Anatomy
+    current: Run | None
+    asked: list[bool | None]
+
+    def chain(self, method: str) -> list[Callable]: ...
+    def halves(self, run: Run) -> Literal["together", "apart"] | None: ...
 
 
 class Run:
@@ -34,7 +43,7 @@ class Run:
         calls: how often the pipeline has called the network in this step so far.
     """
 
-    def __init__(self, scheduler: Any, steering: Steering | None = None):
+    def __init__(self, scheduler: Any, steering: Steered | None = None):
         self.timesteps = [float(t) for t in scheduler.timesteps.tolist()]
         self.T = int(scheduler.config.num_train_timesteps)
         self.index, self.pictures, self.calls = 0, 0, 0
@@ -87,7 +96,7 @@ class Run:
 class Follower:
     """Tells a `Steering` about the runs of one scheduler."""
 
-    def __init__(self, steering: Steering, scheduler: Any, attended: bool = False):
+    def __init__(self, steering: Steered, scheduler: Any, attended: bool = False):
         self.steering, self.scheduler, self.attended = steering, scheduler, attended
         self.run: Run | None = None
         self.scale = getattr(scheduler, "scale_model_input", None)

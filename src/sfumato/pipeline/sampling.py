@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from diffusers import SchedulerMixin
@@ -20,14 +20,12 @@ from sfumato.progress import bar
 from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 
+from .adapter import Adapter
 from .conditioning import Conditioning
 from .contract import Condition, Gradient, Guide, Noised, Start, Told
 from .drawing import Rows, ToldDenoiser, check_guidance, finished, first_step, noise
+from .organs import Organs
 from .steering import following, of
-
-if TYPE_CHECKING:
-    from .adapter import Adapter
-    from .base import Text2Image
 
 
 class Rule(Protocol):
@@ -41,7 +39,7 @@ class Rule(Protocol):
 Scheduler: TypeAlias = str | SchedulerMixin | Rule | None
 
 
-def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
+def make_scheduler(p: Organs, scheduler: Scheduler = None):
     """A fresh scheduler with the checkpoint's noise process (by a name that its `Clock` knows, a sampler of the
     catalogue by its name or with settings), a copy of another, or its own.
 
@@ -53,7 +51,7 @@ def make_scheduler(p: Text2Image, scheduler: Scheduler = None):
     return made
 
 
-def _make_scheduler(p: Text2Image, scheduler: Scheduler):
+def _make_scheduler(p: Organs, scheduler: Scheduler):
     config, named = p.pipe.scheduler.config, p.clock.solvers
     if isinstance(scheduler, str) and scheduler in (methods := {m.name: m for m in catalog.methods("sample")}):
         scheduler = methods[scheduler].load()()
@@ -69,7 +67,7 @@ def _make_scheduler(p: Text2Image, scheduler: Scheduler):
 
 
 def draw(
-    p: Text2Image,
+    p: Organs,
     asked: str | Sequence[str] | Conditioning | None,
     seeds: int | Sequence[int],
     *,
@@ -108,7 +106,7 @@ def draw(
 
 @torch.no_grad()
 def trajectory(
-    p: Text2Image,
+    p: Organs,
     asked: str | Sequence[str] | Conditioning | None,
     seeds: int | Sequence[int],
     *,
@@ -134,7 +132,7 @@ def trajectory(
 
 @torch.no_grad()
 def states(
-    p: Text2Image,
+    p: Organs,
     asked: str | Sequence[str] | Conditioning | None,
     seeds: int | Sequence[int],
     *,
@@ -146,7 +144,7 @@ def states(
 
 
 def invert(
-    p: Text2Image, z: Float[Tensor, "n channel h w"], cond: Condition, sampling_steps: int
+    p: Organs, z: Float[Tensor, "n channel h w"], cond: Condition, sampling_steps: int
 ) -> Float[Tensor, "n channel h w"]:
     """See `Model.invert`: back along the times of the pipeline's deterministic scheduler, "ddim"."""
     solver = make_scheduler(p, "ddim")
@@ -161,7 +159,7 @@ def invert(
 
 
 def _states(
-    p: Text2Image,
+    p: Organs,
     asked: Any,
     seeds: int | Sequence[int],
     *,
@@ -180,7 +178,7 @@ def _last(states: Iterator) -> tuple[Tensor, float]:
     return deque(states, maxlen=1).pop()
 
 
-def _check(p: Text2Image, steps: int) -> None:
+def _check(p: Organs, steps: int) -> None:
     T = p.clock.timesteps
     if not 1 <= steps <= T:
         raise BadInput(f"sampling_steps must lie between 1 and {T}, this model's timesteps: got {steps}")
@@ -191,7 +189,7 @@ def _check(p: Text2Image, steps: int) -> None:
 class _Walk:
     """The way from noise to clean latents, with settings as for `draw`."""
 
-    p: Text2Image
+    p: Organs
     sampling_steps: int | None = None
     cfg_scale: float | None = None
     cfg_interval: tuple[float, float] | None = None
@@ -264,7 +262,7 @@ class _Walk:
 class _Gates:
     """The adapters' gates during a walk: asked anew only where the conditioning is another."""
 
-    def __init__(self, p: Text2Image):
+    def __init__(self, p: Organs):
         self.p = p
         self.cond: Any = None
         self.scales: list[tuple[Adapter, Tensor]] = []
@@ -278,12 +276,12 @@ class _Gates:
             yield
 
 
-def gated(p: Text2Image, cond: Any) -> AbstractContextManager[None]:
+def gated(p: Organs, cond: Any) -> AbstractContextManager[None]:
     """The adapters that have a gate, at the strength that it gives for each row of ``cond``, in a block."""
     return _scaled(_gates(p, cond))
 
 
-def _gates(p: Text2Image, cond: Conditioning) -> list[tuple[Adapter, Float[Tensor, "rows"]]]:
+def _gates(p: Organs, cond: Conditioning) -> list[tuple[Adapter, Float[Tensor, "rows"]]]:
     return [(a, a.gate(cond)) for a in p.adapters.values() if a.gate is not None]
 
 

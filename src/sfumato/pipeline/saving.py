@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
 import torch
@@ -24,10 +24,8 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_folder, tensors_sha256, write_json
 from sfumato.text import plain
 
+from .organs import Organs
 from .tokens import without_learned
-
-if TYPE_CHECKING:
-    from .base import Text2Image
 
 RECORD = "sfumato.json"
 
@@ -62,7 +60,7 @@ _BETAS = ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
 _FLOW = ("shift", "flow_shift", "use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal")
 
 
-def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
+def save(p: Organs, folder: str | Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
     """Write the pipeline as a diffusers folder in safetensors, with a model card and a record of its making.
 
     The folder is whole or absent: it is written beside its place and renamed. Attached adapters are merged into the
@@ -83,7 +81,7 @@ def save(p: Text2Image, folder: str | Path, overwrite: bool, provenance: dict[st
         return _save(p, Path(folder), overwrite, provenance)
 
 
-def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
+def _save(p: Organs, folder: Path, overwrite: bool, provenance: dict[str, Any]) -> Path:
     companions = p.companions
     p = p.merged() if p.adapters else p
     with atomic_folder(folder, overwrite=overwrite) as temporary:
@@ -106,7 +104,7 @@ def _save(p: Text2Image, folder: Path, overwrite: bool, provenance: dict[str, An
     return folder
 
 
-def describe(p: Text2Image, weights: bool) -> dict[str, Any]:
+def describe(p: Organs, weights: bool) -> dict[str, Any]:
     """See `Text2Image.describe`."""
     described = {
         "family": p.family,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy as copying
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from torch import nn
 
@@ -13,19 +13,19 @@ from sfumato.errors import BadInput
 
 from .anatomy.explicit import ExplicitAttention
 from .hooks import foreign
+from .organs import Organs
 from .tokens import without_learned
 
-if TYPE_CHECKING:
-    from .base import Text2Image
+P = TypeVar("P", bound=Organs)
 
 
-def copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
+def copy(p: P, own: str | Iterable[str] | None) -> P:
     """See `Text2Image.copy`."""
     with without_learned(p):
         return _copy(p, own)
 
 
-def _copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
+def _copy(p: P, own: str | Iterable[str] | None) -> P:
     owned = _owned(p, own)
     parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
     scheduler = copying.deepcopy(p.pipe.scheduler)
@@ -43,7 +43,7 @@ def _copy(p: Text2Image, own: str | Iterable[str] | None) -> Text2Image:
     return made
 
 
-def _owned(p: Text2Image, own: str | Iterable[str] | None) -> set[str]:
+def _owned(p: Organs, own: str | Iterable[str] | None) -> set[str]:
     """Full names ("unet. ...", "text_encoder. ...") of the parameters that the copy is to own."""
     if own is None:
         return set()

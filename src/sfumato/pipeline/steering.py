@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,10 +25,8 @@ from sfumato.errors import BadInput
 
 from .anatomy import Call
 from .hooks import Override, forward_name
+from .organs import Organs
 from .runs import Follower, Run
-
-if TYPE_CHECKING:
-    from .base import Text2Image
 
 Place = Literal["conditioning", "attention", "features", "prediction"]
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -75,7 +73,7 @@ class Steering:
             halves of guidance; None where it cannot ask.
     """
 
-    def __init__(self, owner: Text2Image):
+    def __init__(self, owner: Organs):
         self.owner = owner
         self.anatomy = owner.anatomy
         self.patches: list[Any] = []
@@ -200,7 +198,7 @@ def of(network: nn.Module) -> Steering | None:
 
 
 @contextmanager
-def held(p: Text2Image) -> Iterator[Steering]:
+def held(p: Organs) -> Iterator[Steering]:
     """The steering of a pipeline's network, begun by the first who needs it and closed by the last."""
     steering = _active.get(p.network)
     if steering is None:
@@ -216,7 +214,7 @@ def held(p: Text2Image) -> Iterator[Steering]:
 
 
 @contextmanager
-def intercept(p: Text2Image, interceptor: Interceptor, place: Place) -> Iterator[None]:
+def intercept(p: Organs, interceptor: Interceptor, place: Place) -> Iterator[None]:
     """See `Text2Image.intercept`."""
     with held(p) as steering:
         if place == "features" and any(other == place for other, _ in steering.interceptors):
@@ -230,7 +228,7 @@ def intercept(p: Text2Image, interceptor: Interceptor, place: Place) -> Iterator
 
 
 @contextmanager
-def patched(p: Text2Image, patch: Any) -> Iterator[Text2Image]:
+def patched(p: Organs, patch: Any) -> Iterator[Any]:
     """Note in a block that ``patch`` acts; gives the adapter through which earlier ones act on the same network.
 
     Raises:
@@ -247,7 +245,7 @@ def patched(p: Text2Image, patch: Any) -> Iterator[Text2Image]:
 
 
 @contextmanager
-def following(p: Text2Image, scheduler: Any) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+def following(p: Organs, scheduler: Any) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Tell who steers ``p`` about a run of this scheduler, to be entered before its timesteps are set.
 
     Gives a context manager to put around the network's calls of each step.

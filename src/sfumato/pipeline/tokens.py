@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import atomic_file
 
-if TYPE_CHECKING:
-    from .base import Text2Image
-
+from .organs import Organs
 
 # What stands where: an owner, the name of its attribute, and the tokenizer or embedding table that is there.
 _State = list[tuple[Any, str, Any]]
@@ -37,7 +35,7 @@ class LearnedToken:
         embeddings: one parameter of shape (vectors, width) per text encoder, float32.
     """
 
-    def __init__(self, p: Text2Image, word: str, rows: list[Float[Tensor, "vectors width"]]):
+    def __init__(self, p: Organs, word: str, rows: list[Float[Tensor, "vectors width"]]):
         self.word = word
         self.embeddings = tuple(nn.Parameter(r.detach().clone().float()) for r in rows)
         self._p = p
@@ -99,7 +97,7 @@ class LearnedToken:
             save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def new_token(p: Text2Image, word: str, init_word: str, vectors: int) -> LearnedToken:
+def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToken:
     """See `Text2Image.add_token`."""
     check_length(p, vectors)
     if not word or word.split() != [word]:
@@ -119,7 +117,7 @@ def new_token(p: Text2Image, word: str, init_word: str, vectors: int) -> Learned
     return LearnedToken(p, word, rows)
 
 
-def check_length(p: Text2Image, vectors: int) -> None:
+def check_length(p: Organs, vectors: int) -> None:
     """Raise `BadInput` if so many learned tokens leave no room in a prompt."""
     room = p.context_length - 2
     if not 1 <= vectors <= room:
@@ -134,7 +132,7 @@ def num_words(table: nn.Module) -> int:
 
 
 @contextmanager
-def without_learned(p: Text2Image) -> Iterator[None]:
+def without_learned(p: Organs) -> Iterator[None]:
     """The pipeline as it is without its learned words, for the duration of the block."""
     before = [_swap(token._undo) for token in reversed(p.learned)]
     try:

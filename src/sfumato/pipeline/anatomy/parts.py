@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
-
-if TYPE_CHECKING:
-    from .base import Anatomy
 
 KINDS = (
     *(f"{where}.{what}" for where in ("cross", "self", "joint", "text") for what in ("q", "k", "v", "out")),
@@ -117,6 +114,16 @@ class Projection:
         return tuple(self.module.weight.shape)
 
 
+class Called(Protocol):
+    """What a `Call` asks of the `Anatomy` that was called."""
+
+    @property
+    def network(self) -> nn.Module: ...
+    @property
+    def context(self) -> Context: ...
+    def conditioning(self, inputs: dict[str, Any]) -> Conditioning: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """One call of the network, whoever made it and in whatever form.
@@ -130,7 +137,7 @@ class Call:
         step: the number of the sampling step, from 0; None outside of sampling.
     """
 
-    anatomy: Anatomy
+    anatomy: Called
     z: Float[Tensor, "batch channel height width"]
     timestep: Tensor | float
     inputs: dict[str, Any]
