@@ -274,7 +274,7 @@ def without_index(folder: Path) -> None:
 
 
 def of_another_family(folder: Path) -> None:
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "KolorsPipeline"}))
 
 
 def without_tokenizer(folder: Path) -> None:
@@ -287,7 +287,7 @@ DAMAGE = [
     (corrupt, "text_encoder/model.safetensors is truncated or corrupt"),
     (pickled, "is a pickle, which can run code when it is read: convert it"),
     (without_index, "has no model_index.json"),
-    (of_another_family, "FluxPipeline, which is not supported; supported are Stable Diffusion"),
+    (of_another_family, "KolorsPipeline, which is not supported; supported are Stable Diffusion"),
 ]
 
 
