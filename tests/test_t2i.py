@@ -51,7 +51,9 @@ def test_v_loss_vanishes_for_the_true_velocity():
     assert loss < 1e-9
 
 
-def loss_and_times(gamma: float, tilt: float, power: float = 1.0, n: int = 4000) -> tuple[float, torch.Tensor, torch.Tensor]:
+def loss_and_times(
+    gamma: float, tilt: float, power: float = 1.0, n: int = 4000
+) -> tuple[float, torch.Tensor, torch.Tensor]:
     """The loss of a network that predicts nothing, the times that it was asked at, and the squared error of each."""
     asked = {}
 
