@@ -227,7 +227,7 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         (["star"], {"distance": "lipps"}, "unknown distance"),
         (["star"], {"attacks": ("concept-invasion",)}, "unknown"),
         (["star"], {"detector": None}, "say how to see the concept"),
-        (["star"], {"detector": "./nothing-here"}, "not a model of transformers"),
+        (["star"], {"detector": "./nothing-here"}, "cannot be read as a model of transformers"),
         (["star"], {"n": 0}, "n must be at least 1"),
     ):
         with pytest.raises(BadInput, match=words):

@@ -145,7 +145,8 @@ def test_plots_place_what_is_better_higher_and_what_costs_more_further_right():
     assert not list(alone.lines("students")), "each is another network"
 
 
-def test_command(tiny_sd, student, tmp_path, capsys):
+def test_command(tiny_sd, student, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # a narrow table breaks its heads
     tiny_sd.save(tmp_path / "teacher")
     student.save(tmp_path / "student")
     out = tmp_path / "cost"

@@ -156,7 +156,7 @@ def test_the_shipped_oracle_sees_what_was_drawn():
 
 
 def test_a_bad_name_lists_what_would_do(classifier):
-    with pytest.raises(BadInput, match="not a model of transformers"):
+    with pytest.raises(BadInput, match="cannot be read as a model of transformers"):
         make_detector("./nothing-here", [])
     with pytest.raises(BadInput, match="not a CLIP-style model"):
         ClipScore(str(classifier))

@@ -330,7 +330,7 @@ def test_a_damaged_model_is_refused_by_every_command(damage, told, damaged, mode
         ),
         (
             "attack concept-inversion --model {model} --images nowhere --templates {{}} --concept star --out out",
-            "holds no pictures",
+            "nowhere is no folder of pictures",
         ),
         ("train t2i --data nowhere --out out", "no pictures at 'nowhere'"),
         ("train t2i --data {model}/model_index.json --out out", "no pictures at"),
@@ -468,4 +468,5 @@ def test_training_on_real_parquet_files(tmp_path, capsys):
     complaint([*args, "--caption", "{caption} in {colour}"], capsys, "no column of")
     assert cli.main([*args, "--caption", "{caption}, noto style"]) == 0
     (tmp_path / "some.parquet").write_bytes(b"PAR1")
-    complaint(args, capsys, "cannot be read as Parquet files")
+    again = train(tmp_path / "some.parquet", tmp_path / "another")
+    complaint(again, capsys, "cannot be read as Parquet files")

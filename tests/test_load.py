@@ -232,5 +232,7 @@ def test_a_hub_name_that_cannot_be_fetched(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no network")
 
+    # The hub answers, but not with this.
+    monkeypatch.setattr(sys.modules["sfumato.pipeline.load"], "require_hub", lambda *args: None)
     monkeypatch.setattr(DiffusionPipeline, "load_config", offline)
     refused("somebody/something", "neither a folder here nor a diffusers pipeline that can be fetched")

@@ -241,7 +241,7 @@ def test_few_steps_want_no_noise_and_a_wrong_score_wants_some():
 def test_misuse_is_explained():
     denoiser, z = MixtureDenoiser(PROCESSES["cosine"], MIXTURE), normal(2, 2)
     for settings, told in [
-        ({"rho": -1}, "rho"), ({"delta": 1.2}, "share"), ({"order": 3}, "order"), ({"freeze": math.nan}, "finite"),
+        ({"rho": -1}, "rho"), ({"delta": 1.2}, "at most 1"), ({"order": 3}, "order"), ({"freeze": math.nan}, "finite"),
     ]:  # fmt: skip
         with pytest.raises(BadInput, match=told):
             S2N(**settings)

@@ -66,7 +66,7 @@ def test_no_class_is_unconditional(model, tmp_path):
         (["dgo"], "did you mean dog"),
         (["dog", "--negative-prompt", "cta"], "did you mean cat"),
         (["dog", "--size", "16"], "one size"),
-        (["dog", "--steps", "0"], "at least one step"),
+        (["dog", "--steps", "0"], "--sampling-steps must be at least 1"),
         (["dog", "--scheduler", "euler"], "euler"),
     ],
 )

@@ -16,23 +16,34 @@ from .load import wrap
 
 
 @contextmanager
-def lent(pipe: DiffusionPipeline | Text2Image, controlled: bool = False) -> Iterator[Text2Image]:
+def lent(
+    pipe: DiffusionPipeline | Text2Image, controlled: bool = False, frozen: bool = True
+) -> Iterator[Text2Image]:
     """`wrap` for the duration of a block: a plain diffusers pipeline, which wrapping freezes, gets its flags back.
 
     Args:
         controlled: as in `wrap`.
+        frozen: False leaves a plain pipeline's flags alone, for who draws with it: torch multiplies by weights that
+            require gradients in another way, which shows in the last bits.
     """
     bare = not isinstance(pipe, Text2Image)
     parts = [m for m in pipe.components.values() if isinstance(m, nn.Module)] if bare else []
     flags = [(x, x.requires_grad) for m in parts for x in m.parameters()]
     modes = [(m, m.training) for part in parts for m in part.modules()]
-    try:
-        yield wrap(pipe, controlled=controlled)
-    finally:
+
+    def back() -> None:
         for x, required in flags:
             x.requires_grad_(required)
         for module, training in modes:
             module.training = training
+
+    try:
+        made = wrap(pipe, controlled=controlled)
+        if not frozen:
+            back()
+        yield made
+    finally:
+        back()
 
 
 def require_finite(p: Text2Image) -> None:

@@ -32,7 +32,10 @@ def _copy(p: P, own: str | Iterable[str] | None) -> P:
     components = {**p.pipe.components, **parts, "scheduler": scheduler}
     accepted = inspect.signature(type(p.pipe).__init__).parameters
     settings = {k: v for k, v in p.pipe.config.items() if k in accepted and k not in components}
-    made = type(p)(type(p.pipe)(**components, **settings), p.defaults)
+    pipe = type(p.pipe)(**components, **settings)
+    # What users set on a pipeline without its configuration knowing: the size of Flux's pictures is such an attribute.
+    vars(pipe).update({k: v for k, v in vars(p.pipe).items() if isinstance(v, (bool, int, float, str)) and k[0] != "_"})
+    made = type(p)(pipe, p.defaults)
     # Pipelines correct settings of the scheduler that they are given (steps_offset); a copy must draw the same.
     made.pipe.scheduler = copying.deepcopy(p.pipe.scheduler)
     made.origin = p.origin

@@ -56,7 +56,7 @@ class Patch(Tuned, ABC):
                 f"{type(self).__name__} does not fit the {type(getattr(pipe, 'pipe', pipe)).__name__}, whose network "
                 f"is a {type(network).__name__}: {fitting(network)}"
             )
-        with lent(pipe, controlled=True) as wrapped, patched(wrapped, self) as p, self.acting(p) as told:
+        with lent(pipe, controlled=True, frozen=False) as wrapped, patched(wrapped, self) as p, self.acting(p) as told:
             yield told
 
     @classmethod
