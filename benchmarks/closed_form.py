@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.erase.closed_form import gram, ridge_edit
-from sfumato.erase.revival import Stack, rounds
+from sfumato.erase.parts.closed_form import gram, ridge_edit
+from sfumato.erase.parts.revival import Stack, rounds
 
 DIM, LENGTH = 768, 77
 WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # output widths of SD 1.x's cross-attention layers

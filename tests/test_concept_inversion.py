@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfumato.attack.concept_inversion import ConceptInversion, check_length, denoising_loss, neutral_word
-from sfumato.attack.files import read_pictures
+from sfumato.attack.parts.files import read_pictures
 from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sfumato.data.pictures import to_tensor
-from sfumato.distill.data import FromPictures
+from sfumato.distill.parts.data import FromPictures
 from sfumato.errors import BadInput
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess

@@ -35,7 +35,7 @@ from sfumato.pipeline.anatomy import Call
 from sfumato.pipeline.runs import Run
 from sfumato.pipeline.split import decode, encode, operations
 from sfumato.steer.faster_diffusion import FasterDiffusion, key_steps
-from sfumato.steer.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
+from sfumato.steer.parts.propagation import Propagation, _decode_ahead, same, tile, tile_inputs, untile
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "art"], [3, 11, 5]
 KINDS = [

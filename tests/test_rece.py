@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.erase.closed_form import gram, ridge_edit
+from sfumato.erase.parts.closed_form import gram, ridge_edit
+from sfumato.erase.parts.revival import Stack, adversarial_embeddings, rounds
 from sfumato.erase.rece import RECE
-from sfumato.erase.revival import Stack, adversarial_embeddings, rounds
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 
@@ -227,7 +227,7 @@ def test_an_ill_conditioned_search_is_said(tiny_sd, monkeypatch):
 
 
 def test_a_last_search_without_a_solution_spoils_the_log_only(tiny_sd, monkeypatch):
-    from sfumato.erase import revival
+    from sfumato.erase.parts import revival
 
     method = RECE(concepts=("star",), epochs=1)
     whole, calls = method.solve(tiny_sd), []

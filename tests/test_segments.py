@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from noise_cases import PROCESSES, normal, ordered_times, processes
-from sfumato.distill.segments import consistency_target, draw_times, pseudo_huber, ramp, teacher_steps, v_weight
+from sfumato.distill.parts.segments import consistency_target, draw_times, pseudo_huber, ramp, teacher_steps, v_weight
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.addim import addim_step
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.erase.closed_form import condition_number, gram, orthogonal_targets, rank_update, ridge_edit
+from sfumato.erase.parts.closed_form import condition_number, gram, orthogonal_targets, rank_update, ridge_edit
 from sfumato.erase.uce import TEMPLATES, UCE, aligned_rows
 from sfumato.errors import BadInput
 

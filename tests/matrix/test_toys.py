@@ -180,9 +180,8 @@ def joined(tmp_path, monkeypatch, tiny_sd):
 def run(plugin, files: list[str], wanted: str) -> dict[str, str]:
     """What becomes of the tests of these matrices whose names fit ``wanted``: passed or failed, by name."""
     paths = [str(Path(__file__).parent / f"test_{name}.py") for name in files]
-    off = [x for name in ("cacheprovider", "faulthandler", "xdist") for x in ("-p", f"no:{name}")]
-    plain = ("-o", "addopts=-q --strict-markers")  # in this process, without the project's own spreading
-    pytest.main([*paths, "-k", wanted, "--capture=no", "--tb=short", *plain, *off], plugins=[plugin])
+    off = ["-n0", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    pytest.main([*paths, "-k", wanted, "--capture=no", "--tb=short", *off], plugins=[plugin])
     return plugin.outcomes
 
 

@@ -84,7 +84,7 @@ def main(args: list[str]) -> None:
 
 def _given(options: Attack, pipe: Text2Image, seed: int) -> tuple[AttackCases, Detector | None]:
     """What the attack is given, and who judges it."""
-    from sfumato.attack.files import read_pictures
+    from sfumato.attack.parts.files import read_pictures
     from sfumato.audit.asked import cases_for, detector_for
     from sfumato.data.cases import AttackCases, template_cases
 

@@ -2,7 +2,8 @@
 
 A method is a dataclass that inherits `Distiller` and says in `recipe` what is its own: which networks it trains and
 what their losses are. Teacher and student are a `Model` each, of whatever kind. One that needs clean data inherits
-`sfumato.distill.data.FromPictures` as well; one that needs another network makes it with ``teacher.copy(own="full")``.
+`sfumato.distill.parts.data.FromPictures` as well; one that needs another network makes it with
+``teacher.copy(own="full")``.
 """
 
 from __future__ import annotations

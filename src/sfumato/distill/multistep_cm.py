@@ -19,8 +19,8 @@ from sfumato.train.draw import normal
 from sfumato.train.recipe import Recipe
 
 from .base import Distiller, Model, sampled
-from .data import CleanData, FromPictures
-from .segments import Per, consistency_target, draw_times, pseudo_huber, ramp, teacher_steps, v_weight
+from .parts.data import CleanData, FromPictures
+from .parts.segments import Per, consistency_target, draw_times, pseudo_huber, ramp, teacher_steps, v_weight
 
 
 @dataclass(frozen=True, kw_only=True)

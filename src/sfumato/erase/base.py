@@ -17,8 +17,8 @@ from sfumato.pipeline import Text2Image
 from sfumato.pipeline.lent import finite, lent, require_finite, tensors
 from sfumato.settings import Tuned
 
-from .beneath import beneath, put_back
-from .words import encode_words
+from .parts.beneath import beneath, put_back
+from .parts.words import encode_words
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan

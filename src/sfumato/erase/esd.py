@@ -18,7 +18,7 @@ from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.text import counted
 
-from .finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
+from .parts.finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan

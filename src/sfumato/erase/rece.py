@@ -14,8 +14,8 @@ from torch import Tensor
 from sfumato.fields import Natural, NotNegative
 from sfumato.pipeline import Text2Image
 
-from .edit import Edit
-from .revival import Regulariser, Stack, rounds
+from .parts.edit import Edit
+from .parts.revival import Regulariser, Stack, rounds
 from .uce import UCE, preserve_gram
 
 ILL_CONDITIONED = 1e10

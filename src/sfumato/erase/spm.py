@@ -23,7 +23,7 @@ from sfumato.text import counted
 from sfumato.train.recipe import Loose
 
 from .esd import negative_guidance_target, predict_each
-from .finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
+from .parts.finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan

@@ -14,9 +14,9 @@ from torch import Tensor
 from sfumato.fields import NotNegative
 from sfumato.pipeline import Conditioning, Text2Image
 
-from .closed_form import gram, ridge_edit
-from .edit import ClosedForm, Edit
-from .words import encode_words
+from .parts.closed_form import gram, ridge_edit
+from .parts.edit import ClosedForm, Edit
+from .parts.words import encode_words
 
 Tokens = Literal["from-last-word", "last-word"]
 Variant = Literal["replace", "tensor"]
@@ -35,7 +35,7 @@ class UCE(ClosedForm):
     """Rewrites the cross-attention key and value projections so that a concept's tokens act as its anchor's.
 
     Solves eq. 7 of Gandikota et al., "Unified Concept Editing in Diffusion Models" (WACV 2024, arXiv:2308.14761)
-    for every projection; `sfumato.erase.closed_form` states the problem and the shared factorisation.
+    for every projection; `sfumato.erase.parts.closed_form` states the problem and the shared factorisation.
     Cost: encoding the prompts, one Cholesky factorisation of (d, d) in float64 (d = 768 for SD 1.x, 2048 for
     SDXL), and a product of low rank per projection; under a second for SD 1.5 on a CPU.
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -163,7 +164,7 @@ def _measure_all(experiment: Experiment, cells: Sequence[Cell], kept: Path, jobs
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                process = context.Process(target=_measure, args=(experiment, cell, kept / cell.file), daemon=True)
+                process = context.Process(target=_beside, args=(experiment, cell, kept / cell.file), daemon=True)
                 with _told_one_thread():
                     process.start()
                 running[process.sentinel] = process, cell
@@ -180,6 +181,12 @@ def _measure_all(experiment: Experiment, cells: Sequence[Cell], kept: Path, jobs
         for process, _ in running.values():
             process.terminate()
             process.join()
+
+
+def _beside(experiment: Experiment, cell: Cell, file: Path) -> None:
+    """`_measure` in a process of its own, which leaves it to its parent what an interrupt from the keyboard ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _measure(experiment, cell, file)
 
 
 def _measure(experiment: Experiment, cell: Cell, file: Path) -> None:

@@ -17,7 +17,7 @@ from sfumato.pipeline.split import has_halves
 from sfumato.pipeline.steering import Place
 
 from .base import Patch
-from .propagation import Propagation
+from .parts.propagation import Propagation
 
 SD_KEYS = (0, 1, 2, 3, 5, 10, 15, 25, 35)
 """The paper's key steps for Stable Diffusion, of 50; a shorter run takes those that it has."""

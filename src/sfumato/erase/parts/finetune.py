@@ -18,7 +18,7 @@ from sfumato.train.processes import own_device
 from sfumato.train.recipe import Recipe, Turn
 from sfumato.train.schedule import Tuning
 
-from .base import Eraser
+from ..base import Eraser
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan

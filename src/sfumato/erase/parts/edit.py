@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.pipeline import Text2Image
 
-from .base import Eraser
+from ..base import Eraser
 
 
 @dataclass(frozen=True)

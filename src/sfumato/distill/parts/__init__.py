@@ -1,0 +1,1 @@
+"""What distillation is made of: its data, its segments of time."""

@@ -1,0 +1,1 @@
+"""What erasers are made of: closed forms, searches, the run of those that train."""

@@ -1,0 +1,1 @@
+"""What patches are made of."""
