@@ -185,6 +185,8 @@ def run(plugin, files: list[str], wanted: str) -> dict[str, str]:
     return plugin.outcomes
 
 
+# Slow, which means by itself: inside a process that has run the matrices before, the inner run finds no toys.
+@pytest.mark.slow
 def test_toys_join_their_matrices_and_keep_their_promises(joined):
     toys = {"toy-eraser": 15, "toy-patch": 10, "toy-recipe": 10, "toy-attack": 8}
     found = run(joined, ["erasers", "patches", "recipes", "attacks"], " or ".join((*toys, "uce-tiny_toy")))
@@ -195,6 +197,7 @@ def test_toys_join_their_matrices_and_keep_their_promises(joined):
         assert any(f"{method}-tiny_toy" in name for name in found), f"{method} is run on the new family"
 
 
+@pytest.mark.slow
 def test_a_broken_toy_is_caught(joined):
     found = run(joined, ["erasers"], "test_the_teacher_is_left_as_it_was and toy-vandal")
     assert list(found.values()) == ["failed"]
