@@ -18,7 +18,8 @@ from torch import Tensor
 from sfumato import __version__, catalog
 from sfumato.data import oracle as oracles
 from sfumato.data import sketch
-from sfumato.data.pictures import Pictures, open_pictures
+from sfumato.data.base import Rows
+from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput, unknown
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.metrics.bootstrap import mean_interval
@@ -131,7 +132,7 @@ def measure(
     if announce:
         announce(_seconds(ways, words, n, batch))
     made = make_extractor(extractor, weights)
-    real = Features(extract(_Rows(pictures, others), made, progress=progress), **_about(made))
+    real = Features(extract(Rows(pictures, others), made, progress=progress), **_about(made))
     points = []
     for way in track(ways, "drawing", progress):
         images, nfe, seconds = draw(way, words, [seed * n + i for i in range(n)], batch)
@@ -204,21 +205,6 @@ def _quality(
     shares = oracle_alignment(read, oracles.WORDS, words or [""] * len(images))
     rng = torch.Generator().manual_seed(seed)
     return interval(mean_interval(shares[shares.isfinite()], rng, method="percentile")), distance
-
-
-class _Rows(Pictures):
-    """Some of the pictures, as pictures."""
-
-    label_names: tuple[str, ...] = ()
-
-    def __init__(self, pictures: Pictures, rows: Sequence[int]):
-        self.pictures, self.rows = pictures, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def picture(self, index: int) -> Any:
-        return self.pictures.picture(self.rows[index])
 
 
 def _about(extractor: Extractor) -> dict[str, Any]:

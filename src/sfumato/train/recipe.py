@@ -130,8 +130,8 @@ class Recipe(ABC):
         """
 
     def grid(self, rng: torch.Generator) -> Float[Tensor, "n 3 height width"]:
-        """Pictures in [0, 1] to look at while training lasts, drawn with the averaged weights."""
-        raise NotImplementedError
+        """Pictures in [0, 1] to look at while training lasts, drawn with the averaged weights; see `draws`."""
+        raise NotImplementedError(f"{type(self).__name__} has no pictures to look at")
 
     @property
     def draws(self) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,7 +194,6 @@ def train_oracle(
 
     Returns the accuracy per attribute over `n_test` fresh renders, measured with the rounded weights.
     """
-    from safetensors.torch import save_file
 
     rng = np.random.default_rng((seed, 1))
     generator = torch.Generator().manual_seed(seed)
@@ -236,14 +236,20 @@ def train_oracle(
         "seconds": round(time.perf_counter() - began),
         "torch": torch.__version__.split("+")[0],
     }
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / (WEIGHTS + ".part")
-    save_file(weights, fresh)
-    card["sha256"] = sha256_of(fresh)
-    os.replace(fresh, folder / WEIGHTS)
-    fresh = folder / (CARD + ".part")
-    fresh.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(fresh, folder / CARD)
+    write(Path(out), WEIGHTS, weights, CARD, card)
     log(json.dumps(scores))
     return scores
+
+
+def write(folder: Path, weights_name: str, weights: dict[str, Tensor], card_name: str, card: dict[str, Any]) -> None:
+    """An oracle's weights and the card that has their hash: each file whole or as it was."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / (weights_name + ".part")
+    save_file(weights, fresh)
+    card["sha256"] = sha256_of(fresh)
+    os.replace(fresh, folder / weights_name)
+    fresh = folder / (card_name + ".part")
+    fresh.write_text(json.dumps(card, indent=1) + "\n")
+    os.replace(fresh, folder / card_name)

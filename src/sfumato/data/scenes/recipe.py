@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfumato.files import sha256_of
-
-from ..oracle.recipe import blob, degrade, empty, jpeg, noise
+from ..oracle.recipe import blob, degrade, empty, jpeg, noise, write
 from ..sketch import COLOURS, OBJECTS, Scene, render, sample_scene, training_scene
 from ..sketch.mix import is_inside
 from . import CARD, GRID, LARGE, SIDE, SIZES, WEIGHTS, Found, SceneOracle, holds
@@ -147,7 +143,6 @@ def train(
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a scene oracle, round its weights to float16, measure it, and write weights and card to ``out``."""
-    from safetensors.torch import save_file
 
     rng, generator = np.random.default_rng((seed, 2)), torch.Generator().manual_seed(seed)
     began = time.perf_counter()
@@ -179,14 +174,6 @@ def train(
         "seconds": round(time.perf_counter() - began),
         "torch": torch.__version__.split("+")[0],
     }
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / (WEIGHTS + ".part")
-    save_file(weights, fresh)
-    card["sha256"] = sha256_of(fresh)
-    os.replace(fresh, folder / WEIGHTS)
-    fresh = folder / (CARD + ".part")
-    fresh.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(fresh, folder / CARD)
+    write(Path(out), WEIGHTS, weights, CARD, card)
     log(f"objects right {card['objects_right'] / card['objects']:.2%}, scenes {card['scenes_right'] / n_test:.2%}")
     return card
