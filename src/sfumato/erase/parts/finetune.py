@@ -63,20 +63,53 @@ class ByGradient(Tuning, Eraser):
         return self.erased(pipe, folder)
 
     def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
-        """Train; the losses, one per update. What was trained ends up frozen."""
+        """`course` of a recipe with one loss: the losses, one per update."""
+        return self.course(recipe, folder)["loss"]
+
+    def course(self, recipe: InTurns, folder: Path | None) -> dict[str, list[float]]:
+        """Train; the losses as `Run.history` has them. What was trained ends up frozen."""
         config = self.beyond()
         if folder is not None:
             config["model"] = recipe.pipe.describe()["sha256"]
-        losses = Run(recipe, self, folder, config).fit(self.progress)
+        history = Run(recipe, self, folder, config).fit(self.progress)
         for module in recipe.modules().values():
             module.requires_grad_(False)
-        return losses["loss"]
+        return history
 
 
-class Finetuning(Recipe):
-    """Part of a pipeline, trained by one loss, as the loop sees it."""
+class InTurns(Recipe):
+    """Parts of a pipeline, and whatever is trained beside them, as the loop sees them."""
 
     partial = True
+
+    def __init__(
+        self,
+        name: str,
+        concepts: Sequence[str],
+        pipe: Text2Image,
+        modules: dict[str, nn.Module],
+        turns: Sequence[Turn],
+    ):
+        self.name, self.title, self.pipe = name, "erasing " + ", ".join(concepts), pipe
+        self.trained, self.coming = modules, turns
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipe.dtype
+
+    def modules(self) -> dict[str, nn.Module]:
+        return self.trained
+
+    def turns(self) -> Sequence[Turn]:
+        return self.coming
+
+
+class Finetuning(InTurns):
+    """Part of a pipeline, trained by one loss."""
 
     def __init__(
         self,
@@ -89,23 +122,9 @@ class Finetuning(Recipe):
         optimizer: Callable[..., torch.optim.Optimizer],
         lr: Callable[[int], float] | None = None,
     ):
-        self.name, self.title, self.pipe = name, "erasing " + ", ".join(concepts), pipe
-        self.module, self.step_loss, self.seed = module, loss, seed
-        self.turn = Turn(name="all", loss=self.loss, optimizer=optimizer, lr=lr)
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipe.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pipe.dtype
-
-    def modules(self) -> dict[str, nn.Module]:
-        return {"trained": self.module}
-
-    def turns(self) -> Sequence[Turn]:
-        return [self.turn]
+        self.step_loss, self.seed = loss, seed
+        turn = Turn(name="all", loss=self.loss, optimizer=optimizer, lr=lr)
+        super().__init__(name, concepts, pipe, {"trained": module}, [turn])
 
     def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rows = rng.rows  # the loop gives a Share
