@@ -144,8 +144,6 @@ def test_hosts_anchors_and_preserved_prompts(tiny_sd):
     # At the start the student predicts the host itself, so what is left is eta^2 |ec - e0|^2.
     assert at_start(erase_from="red star", eta=0.0) <= 1e-12
     assert at_start(erase_from="red star", eta=1.0) > 0
-    # The anchor star for the concept star: nothing to do.
-    assert at_start(anchors="star") <= 1e-12
     # Preserved prompts cost nothing before anything has moved.
     assert at_start(preserve=("blue square",)) == pytest.approx(at_start(), rel=1e-4)
 
@@ -174,6 +172,7 @@ def test_the_plan_counts_what_is_trained(tiny_sd):
         ({"sampler": "nobody"}, "unknown sampler 'nobody': choose one of student, teacher"),
         ({"erase_from": ("a", "b")}, "erase_from"),
         ({"concepts": " "}, "concept"),
+        ({"concepts": ("circle", "star"), "anchors": "Star "}, "'star' is its own anchor"),
     ],
 )
 def test_bad_settings_get_one_sentence(wrong, words):

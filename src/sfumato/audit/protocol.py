@@ -101,13 +101,18 @@ def edit_record(after: str | os.PathLike | Text2Image, edit: Any) -> dict[str, A
 
 
 def method_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report's ``method``: name and exact configuration, or None where nothing is known."""
+    """The report's ``method``: name, exact configuration, and what it ``found``; None where nothing is known.
+
+    A method that finds out something of the model which readers should know says it in its log, under "found".
+    """
     method = record.get("method")
     if not method:
         return None
     name = method.get("name") if isinstance(method, Mapping) else str(method)
     configuration = record.get("configuration")
-    return {"name": name, **(configuration if isinstance(configuration, Mapping) else {})}
+    log = record.get("log")
+    found = {"found": log["found"]} if isinstance(log, Mapping) and log.get("found") else {}
+    return {"name": name, **(configuration if isinstance(configuration, Mapping) else {}), **found}
 
 
 def cost_of(record: Mapping[str, Any], changed: int, total: int) -> Cost:

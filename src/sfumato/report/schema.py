@@ -166,7 +166,7 @@ class AuditRecord:
     the others any JSON.  It may also hold ``groups`` (group name -> retained concepts, nearest group first),
     ``detected_before`` (concept -> share of the original's pictures asked to show it in which the detector
     finds it) and ``detected_unasked`` (the same share where it was not asked for).
-    ``method`` is ``{"name": ..., **exact configuration}``.
+    ``method`` is ``{"name": ..., **exact configuration}``, with what the method found, if anything, as ``found``.
     """
 
     concepts: Sequence[str]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.train.loop import Run
@@ -51,6 +52,9 @@ class ByGradient(Tuning, Eraser):
     def __post_init__(self) -> None:
         Eraser.__post_init__(self)
         Tuning.__post_init__(self)
+        anchors = [self.anchor_for(i, "").strip().lower() for i in range(len(self.concepts))]
+        if same := [c for c, a in zip(self.concepts, anchors, strict=True) if c.strip().lower() == a]:
+            raise BadInput(f"{same[0]!r} is its own anchor: name something else for it to turn into")
 
     @abstractmethod
     def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
