@@ -53,4 +53,12 @@ METHODS: tuple[Method, ...] = (
         beware="The search takes hundreds of updates; name the concept's synonyms, or they are preserved.",
         ledger="eap",
     ),
+    Method(
+        "erase", "doco", "sfumato.erase.doco:DoCo", ("wu2025doco",),
+        "A discriminator cannot tell what the concept's prompts become from their anchor's pictures.",
+        cost="fine-tuning of keys and values; a thousand pictures drawn first",
+        when="A concept with a good anchor, asked for in ways that cannot all be listed.",
+        beware="The concept turns into the anchor, so name one; not robust to attacks.",
+        ledger="doco",
+    ),
 )  # fmt: skip
