@@ -139,7 +139,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_figures(toy, monkeypatch, capfd)
 
 def test_a_change_is_named_and_starts_anew(toy, monkeypatch, capfd):
     monkeypatch.setenv("FAILS_AT", "baseline 1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SfumatoError, match="the power went"):
         runner.run("toy", toy.folder, jobs=1, progress=False)
     monkeypatch.delenv("FAILS_AT")
     Path(os.environ["MEASURED"]).unlink()
@@ -152,7 +152,7 @@ def test_a_change_is_named_and_starts_anew(toy, monkeypatch, capfd):
 
 def test_seeds_that_are_added_are_measured_beside_those_that_are_there(toy, monkeypatch):
     monkeypatch.setenv("FAILS_AT", "baseline 1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SfumatoError, match="the power went"):
         runner.run("toy", toy.folder, jobs=1, progress=False)
     monkeypatch.delenv("FAILS_AT")
     Path(os.environ["MEASURED"]).unlink()
