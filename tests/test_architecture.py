@@ -12,6 +12,7 @@ LEVELS = (
     ("distill",),
     ("erase", "attack", "steer", "edit", "customize", "protect", "attribute", "classify", "explain"),
     ("audit", "ledger", "report"),
+    ("bench",),
     ("commands",),
     ("cli",),
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from sfumato.cells import Failed, finished
 from sfumato.errors import BadInput
@@ -20,8 +20,7 @@ def draw(cell: int) -> list[float]:
         raise BadInput("thirteen will not do")
     if cell == 99:
         os.kill(os.getpid(), signal.SIGKILL)
-    assert torch.get_num_threads() == 1
-    return torch.randn(3, generator=torch.Generator().manual_seed(cell)).tolist()
+    return draw_alone(cell)
 
 
 def loses_its_first_worker(marker: Path, cell: int) -> list[float]:
@@ -33,13 +32,22 @@ def loses_its_first_worker(marker: Path, cell: int) -> list[float]:
     return draw(cell)
 
 
+def threads(cell: int) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def test_a_cell_elsewhere_is_told_to_use_one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert dict(finished([1, 2], threads, jobs=2)) == {1: "1", 2: "1"} and os.environ["OMP_NUM_THREADS"] == "5"
+
+
 def test_one_process_or_several_find_the_same():
     here, there = (dict(finished(range(3), draw, jobs=jobs)) for jobs in (1, 2))
     assert here == there and here[1] == draw_alone(1)
 
 
 def draw_alone(cell: int) -> list[float]:
-    return torch.randn(3, generator=torch.Generator().manual_seed(cell)).tolist()
+    return [random.Random(cell).random() for _ in range(3)]
 
 
 def test_what_fails_says_why_and_the_rest_goes_on():

@@ -5,6 +5,7 @@ Whoever asks keeps each result as it comes, so that a kill loses only the cells 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from multiprocessing.connection import wait
+from typing import Any, TypeVar, cast
 
 from sfumato.errors import BadInput
 
@@ -96,7 +97,7 @@ def _in_processes(
                     process.start()
                 theirs.close()
                 running[ours] = process, cell
-            for connection in wait(list(running)):
+            for connection in cast(list[Any], wait(list(running))):
                 process, cell = running.pop(connection)
                 try:
                     result = connection.recv()
@@ -111,7 +112,7 @@ def _in_processes(
             process.join()
 
 
-def _beside(connection: Connection, measure: Callable[[Cell], Any], cell: Cell) -> None:
+def _beside(connection: Any, measure: Callable[[Cell], Any], cell: Cell) -> None:
     """One cell in a process of its own, which leaves it to its parent what an interrupt from the keyboard ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection.send(measure_or_tell(measure, cell))
@@ -128,7 +129,7 @@ def _on_a_cluster(
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(**where, log_to_driver=False, include_dashboard=False, logging_level="error")
+            ray.init(**where, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         except Exception as error:
             raise BadInput(f"no Ray cluster at {address!r}: start one with `ray start --head`") from error
     threads = {"env_vars": dict.fromkeys(THREADS, "1")}

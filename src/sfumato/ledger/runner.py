@@ -21,7 +21,7 @@ from sfumato.cells import Failed, finished
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import held, refuse_existing, sha256_of, write_json
 from sfumato.foreign import read_json
-from sfumato.plan import Plan, human_time
+from sfumato.plan import Plan, human_time, makespan
 from sfumato.versions import versions
 
 from .core import Experiment, Table, effect, load, verdict
@@ -110,14 +110,6 @@ def expected(experiment: Experiment, cells: Sequence[Cell], jobs: int) -> float:
     """Seconds that these cells take, ``jobs`` at a time."""
     cost = experiment.cost
     return makespan([cost[cell.arm] if isinstance(cost, Mapping) else cost for cell in cells], jobs)
-
-
-def makespan(seconds: Sequence[float], jobs: int) -> float:
-    """Wall time of pieces of work, each begun in order as soon as one of ``jobs`` workers is free."""
-    free = [0.0] * jobs
-    for spent in seconds:
-        free[free.index(min(free))] += spent
-    return max(free)
 
 
 def _key(experiment: Experiment) -> dict[str, str]:
