@@ -13,7 +13,7 @@ from conftest import make_tiny_sd
 from loop_cases import together
 from sfumato.attack import ConceptInversion
 from sfumato.data.cases import AttackCases
-from sfumato.erase import SPM, ESDu, ESDx
+from sfumato.erase import EAP, SPM, DoCo, ESDu, ESDx
 from sfumato.erase.spm import restarting_cosine
 from sfumato.errors import BadInput
 from sfumato.files import held
@@ -25,6 +25,8 @@ LEARNERS = {
     "esd-x": ESDx(concepts=("star", "circle"), lr=1e-3, preserve=("blue",), **FEW),
     "esd-u": ESDu(concepts="star", lr=1e-3, **FEW),
     "spm": SPM(concepts=("star",), lr=1e-2, warmup=1, n_anchors=1, **FEW),
+    "eap": EAP(concepts=("star", "circle"), lr=1e-3, searches=2, preserve=("blue",), **FEW),
+    "doco": DoCo(concepts="star", anchors="art", prompts="art", lr=1e-3, head_start=1, pictures=2, **FEW),
     "inversion": ConceptInversion(
         updates=6, batch=3, lr=0.05, init_word="square", templates=("a photo of {}", "a {}"), checkpoint_every=2
     ),

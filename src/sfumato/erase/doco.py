@@ -95,12 +95,13 @@ class DoCo(ByGradient):
         "object": {"discriminator_lr": 1e-4, "augment": True},
         "published-code": {"surgery": "official", "leak": True},
         "sketch": {
-            "updates": 300, "head_start": 60, "pictures": 96, "captions": 96, "sampling_steps": 15, "cfg_scale": 3.0,
-            "lr": 3e-4, "discriminator_lr": 5e-4,
+            "updates": 140, "head_start": 40, "pictures": 64, "captions": 64, "sampling_steps": 15, "cfg_scale": 3.0,
+            "lr": 3e-4,
         },
     }  # fmt: skip
     """Settings by name: the published commands for styles (which are the defaults otherwise) and for objects and unsafe
-    words; what the published code does differently; and some for models as small as the embedded one (untuned)."""
+    words; what the published code does differently; and some for models as small as the embedded one (the first
+    that were tried)."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "updates": 2, "head_start": 0, "batch": 2, "pictures": 2, "sampling_steps": 2, "lr": 1e-3, "anchors": ("art",),
@@ -177,21 +178,24 @@ class DoCo(ByGradient):
             BadInput: a prompt of an object that does not name its anchor; words that the tokenizer cannot read.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        pictures, told, asked = [], [], []
+        pictures: list[Tensor] = []
+        told: list[str] = []
+        asked: list[Sequence[str]] = []
         for i, concept in enumerate(self.concepts):
             anchor = self.anchor_for(i, default_anchor(pipe, concept, self.kind))
+            ask = partial(asking, concept=concept, anchor=anchor, kind=self.kind)
             if self.images is None:
                 texts = list(self.prompts) or captions(pipe, concept, anchor, self.captions, generator)
-                ways = [asking(text, concept, anchor, self.kind) for text in texts]  # or refused, before any drawing
+                list(map(ask, texts))  # or refused, before anything is drawn
                 made, texts = self._drawn(pipe, texts, generator)
             else:
                 made, texts = self._read(pipe)
-            ways = [asking(text, concept, anchor, self.kind) for text in texts]
+            ways: list[Sequence[str]] = [*map(ask, texts)]
             for k, share in enumerate(resizes(len(texts), generator) if self.augment else ()):
                 made[k], words = resized(made[k], share, generator)
-                which = int(torch.randint(2, (), generator=generator))
-                ways[k] = tuple(words[which] + way for way in ways[k]) if words else ways[k]
-                texts[k] = words[which] + texts[k] if words else texts[k]
+                if words:
+                    said = words[int(torch.randint(2, (), generator=generator))]
+                    texts[k], ways[k] = said + texts[k], [said + way for way in ways[k]]
             pictures, told, asked = [*pictures, made], [*told, *texts], [*asked, *ways]
         if self.preserve:
             made, texts = self._drawn(pipe, self.preserve, generator)

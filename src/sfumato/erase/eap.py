@@ -177,8 +177,8 @@ class EAP(ByGradient):
         turns = [Turn(name="weights", loss=erase, trains=["network"], optimizer=adam)]
         if self.searches:
             plain = partial(torch.optim.Adam, betas=self.betas, eps=self.eps)
-            times = {"trains": ["words"], "lr": self.word_lr, "clip_norm": 0.0, "times": self.searches}
-            turns.append(Turn(name="words", loss=search, optimizer=plain, **times))
+            times: dict[str, Any] = {"trains": ["words"], "clip_norm": 0.0, "times": self.searches}
+            turns.append(Turn(name="words", loss=search, optimizer=plain, lr=self.word_lr, **times))
         modules = {"network": student.network, "words": words}
         history = self.course(InTurns(f"eap-{self.variant}", self.concepts, pipe, modules, turns), folder)
         found = {c: words.told(i) for i, c in enumerate(self.concepts)}

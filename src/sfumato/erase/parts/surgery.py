@@ -38,8 +38,8 @@ def surgery(a: Gradients, b: Gradients, mode: Surgery, weight: float = 1.0) -> G
     """`operated` for every tensor by itself ("tensor", "official"), or for all of them as one vector ("joint")."""
     shared = [name for name in a if name in b]
     if mode == "joint":
-        flat = [torch.cat([g[name].flatten() for name in shared]) for g in (a, b)]
-        parts = operated(*flat, weight).split([a[name].numel() for name in shared])
+        flat_a, flat_b = (torch.cat([g[name].flatten() for name in shared]) for g in (a, b))
+        parts = operated(flat_a, flat_b, weight).split([a[name].numel() for name in shared])
         return a | {name: part.view_as(a[name]) for name, part in zip(shared, parts, strict=True)}
     return a | {name: operated(a[name], b[name], weight, mode == "official") for name in shared}
 
