@@ -48,7 +48,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "erase", "eap", "sfumato.erase.eap:EAP", ("bui2024eap", "gandikota2023esd"),
         "Fine-tunes as ESD does, and preserves the words that a search finds to suffer most from it.",
-        cost="fine-tuning; about 4 times ESD's, most of it sampling",
+        cost="fine-tuning; about 3 times ESD's, most of it sampling",
         when="When neighbours must survive, and to learn which words an edit harms.",
         beware="The search takes hundreds of updates; name the concept's synonyms, or they are preserved.",
         ledger="eap",

@@ -101,7 +101,7 @@ class EAP(ByGradient):
     the edit does most harm, stand in the report.
 
     Cost: per update about 2 (S - 1) network passes for the latents of the weights' step, (S - 1) for each step of the
-    search, and 13 more: about 4 times ESD's with one search. Candidates are encoded once, the vocabulary in passing.
+    search, and 13 more: about 3 times ESD's with one search. Candidates are encoded once, the vocabulary in passing.
 
     Differs from the paper: words that are the concept itself are no candidates (``radius``, ``exclude``; the paper
     excludes nothing, see the preset "paper"). The paper's list of 3000 English words is not part of this package: by
