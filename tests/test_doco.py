@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from sfumato.audit.protocol import edit_record
+from sfumato.cli import main
 from sfumato.data.world import WORDS
 from sfumato.erase.doco import Correction, DoCo, discriminator_loss, domain_loss, start_detached
 from sfumato.erase.parts.anchored import asking, captions, default_anchor, resized, resizes
@@ -326,3 +328,11 @@ def test_presets_and_plan(tiny_sd):
     plan = DoCo(**SHORT).plan(tiny_sd)
     assert plan.memory["optimiser"] == 8 * sum(p.numel() for p in tiny_sd.parameters("xattn-strict").values())
     assert plan.seconds > 0
+
+
+def test_the_command_keeps_its_state_beside_the_output(tiny_sd, tmp_path):
+    tiny_sd.copy().save(tmp_path / "model")
+    short = "--concept star --anchors art --prompts art --updates 2 --head-start 0 --batch 1 --pictures 1"
+    words = ["erase", "doco", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), *short.split()]
+    assert main([*words, "--sampling-steps", "2"]) == 0
+    assert edit_record(tmp_path / "out", None)["log"]["discriminator_losses"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from sfumato.audit.protocol import method_of
+from sfumato.audit.protocol import edit_record, method_of
+from sfumato.cli import main
 from sfumato.erase.eap import EAP, Words, erasing_loss, gumbel_softmax, mixed, preserving_loss
 from sfumato.erase.parts.candidates import allowed, legible, line_centres, similarity, spread, vocabulary
 from sfumato.errors import BadInput
@@ -245,9 +246,18 @@ def test_what_was_found_is_told(tiny_sd):
     assert sum(w["preserved"] for w in words) == 6
     assert {w["first"] for w in words} & {0} and {w["last"] for w in words} & {2}
     assert any(w["drift"] is not None and w["drift"] > 0 for w in words)
-    told = method_of({"method": {"name": "EAP"}, "configuration": {"eta": 1.0}, "log": log})
-    found = {"most sensitive to erasing star": [w["word"] for w in words]}
-    assert told == {"name": "EAP", "eta": 1.0, "found": found}
+    assert log["found"] == {"most sensitive to erasing star": [w["word"] for w in words]}
+
+
+def test_command_record_and_report_name_the_words(tiny_sd, tmp_path, capsys):
+    tiny_sd.copy().save(tmp_path / "model")
+    short = "--concept star --vocabulary red circle --updates 1 --sampling-steps 1"
+    words = ["erase", "eap", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), *short.split()]
+    assert main(words) == 0
+    told = method_of(edit_record(tmp_path / "out", None))
+    assert told["name"] == "eap" and told["vocabulary"] == ["red", "circle"]
+    ((label, found),) = told["found"].items()
+    assert set(found) == {"red", "circle"} and f"{label}: {', '.join(found)}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from sfumato.errors import unknown
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
 from sfumato.progress import alone
+from sfumato.text import visible
 
 if TYPE_CHECKING:
     from sfumato.erase.base import Eraser
@@ -50,6 +51,8 @@ def main(args: list[str]) -> None:
     print(f"erased {', '.join(method.concepts)} in {human_time(told['cost']['seconds'])}: {options.out}")
     if "condition_number" in told["log"]:
         print(f"condition number of the normal equations: {told['log']['condition_number']:.3g}")
+    for label, words in told["log"].get("found", {}).items():
+        print(visible(f"{label}: {', '.join(words)}"))
 
 
 def erase(method: Eraser, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:

@@ -92,6 +92,8 @@ class Eraser(Tuned, ABC):
     def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         """A new pipeline without the concepts, and what there is to say about how it went (JSON types).
 
+        What it found out that readers of a report should know goes under "found": lists of words by a label for them.
+
         Args:
             pipe: sound, fitting, and without adapters; only to be read. A `Text2Image.copy` that owns what is to
                 change is the way to the new one.

@@ -166,8 +166,9 @@ class DoCo(ByGradient):
         channels, side, _ = pipe.latent_shape()
         norm: Literal["batch", "group"] = "batch" if self.batch > 2 else "group"
         judge = PatchDiscriminator(channels, stages_for(side), norm, self.seed % 2**32).to(pipe.device)
+        recipe = Correction(self, pipe, student, judge, data)
         with start_detached(student, data.prompts):
-            history = self.course(Correction(self, pipe, student, judge, data), folder)
+            history = self.course(recipe, None if folder is None else folder / "training")
         judged = history.pop("discriminator/loss")
         return student, {"losses": history["student/loss"], "discriminator_losses": judged}
 

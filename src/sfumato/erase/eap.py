@@ -180,7 +180,8 @@ class EAP(ByGradient):
             times: dict[str, Any] = {"trains": ["words"], "clip_norm": 0.0, "times": self.searches}
             turns.append(Turn(name="words", loss=search, optimizer=plain, lr=self.word_lr, **times))
         modules = {"network": student.network, "words": words}
-        history = self.course(InTurns(f"eap-{self.variant}", self.concepts, pipe, modules, turns), folder)
+        recipe = InTurns(f"eap-{self.variant}", self.concepts, pipe, modules, turns)
+        history = self.course(recipe, None if folder is None else folder / "training")
         found = {c: words.told(i) for i, c in enumerate(self.concepts)}
         return student, {
             "losses": history["weights/loss" if self.searches else "loss"],
