@@ -64,13 +64,17 @@ class ByGradient(Tuning, Eraser):
 
     def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
         """Train; the losses, one per update. What was trained ends up frozen."""
+        return self.fit_turns(recipe, folder)["loss"]
+
+    def fit_turns(self, recipe: Finetuning, folder: Path | None) -> dict[str, list[float]]:
+        """`fit` for a recipe of several turns: the losses of each, as "TURN/loss"."""
         config = self.beyond()
         if folder is not None:
             config["model"] = recipe.pipe.describe()["sha256"]
         losses = Run(recipe, self, folder, config).fit(self.progress)
         for module in recipe.modules().values():
             module.requires_grad_(False)
-        return losses["loss"]
+        return losses
 
 
 class Finetuning(Recipe):
