@@ -45,4 +45,12 @@ METHODS: tuple[Method, ...] = (
         beware="As a plain LoRA it acts at full strength on every prompt.",
         ledger="spm",
     ),
+    Method(
+        "erase", "kpop", "sfumato.erase.kpop:KPOP", ("bui2024kpop", "gandikota2023esd"),
+        "Hides the concept, and makes a key of a few learned rows of text that brings it back.",
+        cost="fine-tuning; about 25 guided sampling steps per update, and twice the losses of ESD",
+        when="Some users are to have the concept and all others not.",
+        beware="The key is no cryptography: attacks bring the concept back without it; objects nearby suffer.",
+        ledger="kpop",
+    ),
 )  # fmt: skip
