@@ -53,4 +53,12 @@ METHODS: tuple[Method, ...] = (
         beware="The key is no cryptography: attacks bring the concept back without it; objects nearby suffer.",
         ledger="kpop",
     ),
+    Method(
+        "erase", "trce", "sfumato.erase.trce:TRCE", ("chen2025trce",),
+        "Maps ends of texts to safe ones in closed form, then steers early denoising to the safe side.",
+        cost="seconds for the first stage (with cached captions), minutes for the second",
+        when="Concepts that prompts imply without naming them; the first stage alone needs no training.",
+        beware="Needs captions of all else; listed synonyms decide how far it reaches.",
+        ledger="trce",
+    ),
 )  # fmt: skip
