@@ -202,9 +202,9 @@ class Contrast(Finetuning):
         harmful, safe = self.harmful[which], self.safe[which]
         with torch.no_grad():
             bad, good, none = (self.pipe.denoiser(z, t, c) for c in (harmful, safe, empty))
-            goals = [amplified(c, none, m.guidance) for c in (good, bad)]
+            towards, away = (amplified(c, none, m.guidance) for c in (good, bad))
         told = [self.student.denoiser(z, t, c) for c in (harmful, empty)]
-        loss = sum(hinge(h, *goals, m.margin, m.beta).mean() for h in told) / 2
+        loss = sum(hinge(h, towards, away, m.margin, m.beta).mean() for h in told) / 2
         if not free or not m.keep_weight:
             return loss, {}
         z, t = self.gathered(self.free, free)
