@@ -53,8 +53,8 @@ def implied(pipe: Text2Image, prompts: Sequence[str], concept: str) -> Condition
 
 
 _SEEN = (
-    "Share of pictures in which the oracle finds the concept, drawn from sentences whose rows for its name are those of "
-    "the same sentence about a shape: only the end of the text still implies it."
+    "Share of pictures in which the oracle finds the concept, drawn from sentences whose rows for its name are those "
+    "of the same sentence about a shape: only what follows still implies it."
 )
 
 EXPERIMENT = Experiment(
