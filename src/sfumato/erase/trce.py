@@ -33,7 +33,7 @@ Wanted = list[tuple[int, int]]
 def amplified(
     cond: Float[Tensor, "batch *dims"], empty: Float[Tensor, "batch *dims"], guidance: float
 ) -> Float[Tensor, "batch *dims"]:
-    """f = c + g (c - "") (eq. of the references f_safe and f_unsafe); guidance at scale 1 + g in common terms."""
+    """f = c + g (c - ""), the references f_safe and f_unsafe; guidance at scale 1 + g in common terms."""
     return cond + guidance * (cond - empty)
 
 
@@ -64,8 +64,9 @@ class TRCE(ByGradient, Textual):
     trajectories of which latents are drawn, then 3 rows through the original, 2 through the student and
     ``keep_batch`` through stage 1 and the student in each update; three networks share what none has changed.
 
-    Anchors are the safe phrases ("art" for styles, as published); without one it is nothing. Synonyms and paraphrases
-    of a concept are listed as more concepts: the paper's lists have 20 of one.
+    Anchors are the safe phrases ("art" for styles, as published); without one it is nothing, and stage 2 has little to
+    do: where the safe phrase asks for less than the concept, its amplified prediction is the shorter and so the nearer
+    one from the start. Synonyms and paraphrases of a concept are listed as more concepts: the paper's lists have 20.
 
     Unconfirmed: which rows of a caption the published statistics sum up (``caption_rows``).
 
@@ -85,11 +86,13 @@ class TRCE(ByGradient, Textual):
         "style": {"templates": STYLE},
         "many": {"eta": 0.02, "updates": 900, "prompt": "an image depicting {}"},
         "textual": {"stages": "textual"},
-        "sketch": {"templates": SKETCH, "n_captions": 2000, "prompt": "a {}", "updates": 60, "lr": 1e-5, "batch": 4,
-                   "per_concept": 16, "n_unconditional": 240, "sampling_steps": 20, "early_steps": 10},
+        "sketch": {"templates": SKETCH, "n_captions": 1000, "eta": 1e-3, "token_weights": (0.0, 1.0, 1.0, 1.0),
+                   "prompt": "a {}", "updates": 60, "lr": 1e-4, "batch": 4, "per_concept": 16, "n_unconditional": 64,
+                   "sampling_steps": 20, "early_steps": 10},
     }  # fmt: skip
     """Settings by name: those published for one kind of content (the defaults), for styles, and for many concepts;
-    stage 1 alone; and some for the embedded model."""
+    stage 1 alone; and some for the embedded model, whose padding is not as like the first end of a text as CLIP's: there
+    the keyword and the last row have to be mapped too."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "preserve": ("a photo of a square", "art"), "eta": 0.1, "lam": 0.01, "updates": 2, "lr": 1e-3, "keep_batch": 2,
