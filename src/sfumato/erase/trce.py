@@ -91,8 +91,8 @@ class TRCE(ByGradient, Textual):
                    "sampling_steps": 20, "early_steps": 10},
     }  # fmt: skip
     """Settings by name: those published for one kind of content (the defaults), for styles, and for many concepts;
-    stage 1 alone; and some for the embedded model, whose padding is not as like the first end of a text as CLIP's: there
-    the keyword and the last row have to be mapped too."""
+    stage 1 alone; and some for the embedded model, on which mapping the first end of a text alone moves too little: the
+    keyword and the last row are mapped too."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "preserve": ("a photo of a square", "art"), "eta": 0.1, "lam": 0.01, "updates": 2, "lr": 1e-3, "keep_batch": 2,

@@ -19,7 +19,7 @@ from .erasure import STEPS, concepts_of, sketch
 
 
 def measure(seed: int) -> Found:
-    """Turn one object into another in several ways; draw what sentences imply that had its name, but for the name's own rows."""
+    """Turn one object into another in several ways; draw from sentences that named it, without the name's own rows."""
     (concept, anchor), pipe, detector = concepts_of(seed, 2), sketch(), OracleDetector()
     words = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != concept)
     trce: dict[str, Any] = {"concepts": concept, "anchors": anchor, "seed": seed, **TRCE.settings_for(pipe)}
