@@ -42,6 +42,18 @@ def run(anatomy, rows=2, dtype=torch.float32, cond=None):
 # Parts
 
 
+@pytest.mark.parametrize("name", ["unet", "pixart", "sana"])
+def test_text_rows_are_what_the_keys_and_values_of_cross_attention_read(name):
+    anatomy, seen = make(name), []
+    for p in anatomy.projections(("cross.k", "cross.v")):
+        p.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    run(anatomy)
+    rows = anatomy.text_rows(told().tokens)
+    assert len(seen) == len(anatomy.projections(("cross.k", "cross.v")))
+    for x in seen:
+        torch.testing.assert_close(x, rows)
+
+
 @every
 def test_projections_are_the_linear_layers_of_that_name_and_width(name):
     anatomy = make(name)

@@ -20,8 +20,9 @@ from sfumato.fields import Count, Seed, check
 from sfumato.metrics.detectors import Detector
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
+from sfumato.pipeline.equip import equip
 from sfumato.pipeline.lent import require_finite
-from sfumato.pipeline.membrane import equip, holds_membranes
+from sfumato.pipeline.membrane import holds_membranes
 from sfumato.plan import Plan
 from sfumato.report.audit import AuditReport
 

@@ -61,4 +61,20 @@ METHODS: tuple[Method, ...] = (
         beware="The concept turns into the anchor, so name one; not robust to attacks.",
         ledger="doco",
     ),
+    Method(
+        "erase", "kpop", "sfumato.erase.kpop:KPOP", ("bui2024kpop", "gandikota2023esd"),
+        "Hides the concept, and makes a key of a few learned rows of text that brings it back.",
+        cost="fine-tuning; about 25 guided sampling steps per update, and twice the losses of ESD",
+        when="Some users are to have the concept and all others not.",
+        beware="The key is no cryptography: attacks bring the concept back without it; objects nearby suffer.",
+        ledger="kpop",
+    ),
+    Method(
+        "erase", "trce", "sfumato.erase.trce:TRCE", ("chen2025trce",),
+        "Maps ends of texts to safe ones in closed form, then steers early denoising to the safe side.",
+        cost="seconds for the first stage (with cached captions), minutes for the second",
+        when="Concepts that prompts imply without naming them; the first stage alone needs no training.",
+        beware="Needs captions of all else; listed synonyms decide how far it reaches.",
+        ledger="trce",
+    ),
 )  # fmt: skip

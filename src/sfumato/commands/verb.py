@@ -42,7 +42,8 @@ class Equipped(Where):
 
     adapters: tuple[str, ...] = ()
     """Adapter files of `erase spm`, or folders that hold one, to attach to the model; it must be the one that they
-    were made from, or a fine-tune of it."""
+    were made from, or a fine-tune of it. Or key files of `erase kpop`, for the model that
+    hides what they bring back."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,14 +177,14 @@ def load(model: str, where: Where) -> Text2Image:
 
 def load_equipped(model: str, options: Equipped) -> Text2Image:
     """`load`, with the adapters attached."""
-    from sfumato.pipeline.membrane import equip
+    from sfumato.pipeline.equip import equip
 
     return equip(load(model, options), model, options.adapters)
 
 
 def equipped(found: Model, model: str, options: Equipped) -> Model:
     """The model ``found`` under the name ``model``, with the adapters attached that the options ask for."""
-    from sfumato.pipeline.membrane import equip
+    from sfumato.pipeline.equip import equip
 
     if hasattr(found, "add_adapter"):
         return equip(cast("Text2Image", found), model, options.adapters)

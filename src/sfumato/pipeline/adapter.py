@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput
+from sfumato.files import tensors_sha256
 
 from . import lora
 from .anatomy import Anatomy
@@ -95,6 +96,10 @@ class Adapter:
                     f"the adapter does not fit: {name} is {tuple(x.shape)}, not {tuple(mine[name].shape)}"
                 )
             mine[name].copy_(x)  # a view of the parameter
+
+    def describe(self) -> dict[str, Any]:
+        """What tells it from others, for records (JSON types)."""
+        return {"rank": self.rank, "alpha": self.alpha, "sha256": tensors_sha256(self.state_dict())}
 
     def remove(self) -> None:
         """Detach from the network, which is then exactly as before. Does nothing the second time."""

@@ -83,14 +83,32 @@ def edit(
         raise BadInput(f"unknown stage of attention {stage!r}: use one of {', '.join(STAGES)}")
     p.anatomy.check_site_kind(kind)
     listener = Listener(stage, lambda site: kind in (None, site.kind) and where(site), function)
-    p.listeners.append(listener)
-    try:
-        with held(p):  # which tells the sites of step and rows, whoever calls the network
-            _install(p.anatomy, p.listeners)
+    with held(p):  # which tells the sites of step and rows, whoever calls the network
+        quiet = listen(p, listener)
+        try:
             yield
-    finally:
-        p.listeners.remove(listener)
+        finally:
+            quiet()
+
+
+def listen(p: Organs, *listeners: Listener) -> Callable[[], None]:
+    """Let these look at attention from now on, until the function that this gives back is called.
+
+    Nobody tells their sites of steps, and of rows only while `Text2Image.draw` or the `denoiser` makes the call.
+    """
+    p.listeners.extend(listeners)
+
+    def quiet() -> None:
+        for listener in listeners:
+            p.listeners.remove(listener)
         _install(p.anatomy, p.listeners)
+
+    try:
+        _install(p.anatomy, p.listeners)
+    except BadInput:
+        quiet()
+        raise
+    return quiet
 
 
 @contextmanager

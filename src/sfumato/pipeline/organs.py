@@ -124,6 +124,15 @@ class Organs(Prompts, Model):
         """
         return self.anatomy.projections(kinds)
 
+    @torch.no_grad()
+    def text_rows(self, cond: Conditioning) -> Float[Tensor, "batch length width"]:
+        """The rows that cross-attention's keys and values are made of: the tokens, as the network has them read.
+
+        Closed forms solve for projections of these. In a U-Net they are ``cond.tokens``; PixArt and Sana project those
+        first.
+        """
+        return self.anatomy.text_rows(cond.tokens)
+
     def parameters(self, subset: str = "full") -> dict[str, nn.Parameter]:
         """The network's parameters by name, in one vocabulary for all methods.
 

@@ -120,10 +120,7 @@ def describe(p: Organs, weights: bool) -> dict[str, Any]:
     if p.origin:
         described["origin"] = p.origin
     if p.adapters:
-        described["adapters"] = {
-            name: {"rank": a.rank, "alpha": a.alpha, "sha256": tensors_sha256(a.state_dict())}
-            for name, a in p.adapters.items()
-        }
+        described["adapters"] = {name: a.describe() for name, a in p.adapters.items()}
     if not weights:
         return described
     with without_learned(p):

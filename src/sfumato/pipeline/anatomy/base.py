@@ -220,6 +220,10 @@ class Anatomy(ABC):
     def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
         """What `inputs` makes of a conditioning, read back."""
 
+    def text_rows(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length width"]:
+        """What the text projections of attention read of the text encoders' rows: here these themselves."""
+        return tokens
+
     def arguments(
         self, z: Tensor, timestep: Tensor | float, inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import BadInput
@@ -74,6 +75,10 @@ class PixArtAnatomy(Transformer):
             "added_cond_kwargs": self._size(z),
         }
 
+    def text_rows(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length width"]:
+        read = self.network.caption_projection
+        return tokens if read is None else read(tokens.to(self.network.dtype))
+
     def _size(self, z: Tensor) -> dict[str, Tensor | None]:
         if not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
@@ -97,6 +102,9 @@ class SanaAnatomy(PixArtAnatomy):
             return given
         scale = self.guidance(z, cond, guidance) * config.guidance_embeds_scale
         return {**given, "guidance": scale.to(self.network.dtype)}
+
+    def text_rows(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length width"]:
+        return self.network.caption_norm(super().text_rows(tokens))
 
     def explicit(self, site: Site, listeners: list[Listener], original: Any) -> ExplicitAttention:
         if site.kind == "cross":
