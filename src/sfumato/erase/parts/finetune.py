@@ -64,13 +64,17 @@ class ByGradient(Tuning, Eraser):
 
     def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
         """Train; the losses, one per update. What was trained ends up frozen."""
+        return self.history(recipe, folder)["loss"]
+
+    def history(self, recipe: Finetuning, folder: Path | None) -> dict[str, list[float]]:
+        """`fit`; the losses of every turn by its name, of a recipe that has several."""
         config = self.beyond()
         if folder is not None:
             config["model"] = recipe.pipe.describe()["sha256"]
         losses = Run(recipe, self, folder, config).fit(self.progress)
         for module in recipe.modules().values():
             module.requires_grad_(False)
-        return losses["loss"]
+        return losses
 
 
 class Finetuning(Recipe):
