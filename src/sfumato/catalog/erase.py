@@ -45,4 +45,12 @@ METHODS: tuple[Method, ...] = (
         beware="As a plain LoRA it acts at full strength on every prompt.",
         ledger="spm",
     ),
+    Method(
+        "erase", "surgical", "sfumato.erase.surgical:Surgical", ("hong2024surgical",),
+        "Fine-tunes what guidance adds for the concept to an alternative's, and holds the unconditional score.",
+        cost="fine-tuning; about 25 guided sampling steps per update and concept, fewer with a pool",
+        when="The layout of what is drawn must stay, or something named take the concept's place; purifies pictures.",
+        beware="Acts through guidance: without it, and where the prompt says it otherwise, the concept may show.",
+        ledger="surgical",
+    ),
 )  # fmt: skip

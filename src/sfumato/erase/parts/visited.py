@@ -48,3 +48,29 @@ def pooled(
         return z[picked[share]], t
 
     return drawn
+
+
+def noised(source: Text2Image, asked: Conditioning, n: int, seed: int, sampling_steps: int, **guidance: Any) -> Latents:
+    """Pictures that ``source`` draws, noised to one of its training times, the same for all of a call.
+
+    Out of ``n`` that are drawn once, here, at least one for each row of ``asked``; 0: drawn anew at every call.
+    """
+    T, process = source.clock.timesteps, source.denoiser.process
+    draw = lambda cond, starts: source.trajectory(
+        cond, starts, stop_after=sampling_steps, sampling_steps=sampling_steps, **guidance
+    )[0]
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(max(n, len(asked)) if n else 0) % len(asked)
+    kept = draw(asked[rows], seeds(len(rows), generator)) if n else None
+
+    def drawn(wanted: Tensor, generator: torch.Generator, share: slice = ALL) -> tuple[Tensor, float]:
+        t = (1 + uniform(T, generator)) / T
+        if kept is None:
+            x = draw(asked[wanted[share]], seeds(len(wanted), generator)[share])
+        else:
+            of_row = [(rows == row).nonzero().flatten() for row in wanted]
+            x = kept[[int(some[uniform(len(some), generator)]) for some in of_row][share]]
+        eps = torch.randn(len(wanted), *x.shape[1:], generator=generator)[share]
+        return process.diffuse(x, t, eps.to(x)), t
+
+    return drawn
