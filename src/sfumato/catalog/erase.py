@@ -53,4 +53,12 @@ METHODS: tuple[Method, ...] = (
         beware="Acts through guidance: without it, and where the prompt says it otherwise, the concept may show.",
         ledger="surgical",
     ),
+    Method(
+        "erase", "integrity", "sfumato.erase.integrity:Integrity", ("schioppa2024integrity",),
+        "Fine-tunes towards a surrogate, and by self-distillation keeps all other pictures the same.",
+        cost="fine-tuning; pictures are drawn once beforehand, none while it trains",
+        when="All other prompts must give the pictures that they gave; a set of pictures to retain is at hand.",
+        beware="Keeps what it is shown: name or show what is near the concept.",
+        ledger="integrity",
+    ),
 )  # fmt: skip
