@@ -38,7 +38,7 @@ def inner(f: dict, g: dict) -> float:
 def at_start(pipe, seed: int = 0, **changes):
     """(L_F, L_R) of one step, and the student that they were computed on."""
     it = Integrity(**{"concepts": "star", "preserve": ("red square", "art"), **SHORT, **changes})
-    student = pipe.copy(own="full")
+    student = pipe.copy(own="xattn")
     return [loss(step(seed)) for loss in it.losses(pipe, student)], student
 
 
@@ -95,7 +95,7 @@ def test_at_the_start_nothing_is_to_be_retained(tiny_sd):
     (_, retain), student = at_start(tiny_sd)
     retain.backward()
     assert retain.item() <= 1e-12
-    assert all(p.grad is None or p.grad.abs().max() <= 1e-6 for p in student.parameters("full").values())
+    assert all(p.grad is None or p.grad.abs().max() <= 1e-6 for p in student.parameters("xattn").values())
     (_, denoising), _ = at_start(tiny_sd, retain="denoise")
     assert denoising.item() > 0.1, "the usual loss is never at its minimum"
 
@@ -141,6 +141,8 @@ def test_pictures_with_captions_are_told_apart_by_them(tiny_sd, tmp_path):
     it = Integrity(concepts="circle", data=str(tmp_path), **SHORT)
     forget, retain = it.shown(tiny_sd)
     assert forget.prompts == ("a red circle",) and len(retain.prompts) == 3
+    _, also = Integrity(concepts="circle", data=str(tmp_path), preserve="blue", **SHORT).shown(tiny_sd)
+    assert also.prompts == (*retain.prompts, "blue", "blue", "blue")
 
 
 def test_pictures_that_say_nothing_are_refused(tiny_sd, monkeypatch):
@@ -201,10 +203,10 @@ class Third(Detector):
 def test_it_stops_as_soon_as_the_concept_is_gone(tiny_sd, monkeypatch):
     judge = Third()
     monkeypatch.setattr("sfumato.erase.integrity.detector_for", lambda *given: judge)
-    options = {**SHORT, "updates": 20, "check_every": 2, "check_pictures": 2}
-    erased, log = Integrity(concepts="star", preserve="art", stop_at=0.1, **options).run(tiny_sd)
-    assert log["ended_after"] == 6 and judge.looks == 3
-    short = Integrity(concepts="star", preserve="art", **{**SHORT, "updates": 6}).apply(tiny_sd)
+    options = {**SHORT, "concepts": "star", "preserve": "art", "updates": 9, "trained": "xattn-strict"}
+    erased, log = Integrity(**options, stop_at=0.1, check_pictures=1, check_every=1).run(tiny_sd)
+    assert log["ended_after"] == 3 and judge.looks == 3
+    short = Integrity(**{**options, "updates": 3}).apply(tiny_sd)
     assert all(torch.equal(p, short.parameters("full")[n]) for n, p in erased.parameters("full").items())
 
 
@@ -220,8 +222,8 @@ def test_a_model_of_the_world_at_large_needs_a_judge_to_stop(tiny_sd):
         ({"templates": "a photo"}, "needs {concept}"),
         ({"anchors": "star"}, "cannot take its own place"),
         ({"anchors": "circle", "forget": "ascent"}, "anchors go with"),
-        ({"saliency": 1.5}, "at most 1"),
-        ({"stop_at": 1.0}, "less than 1"),
+        ({"saliency": 1.5}, "saliency must be more than 0 and at most 1"),
+        ({"stop_at": 1.0}, "stop_at must be at least 0 and less than 1"),
         ({"preserve": "star"}, "both erased and preserved"),
     ],
 )

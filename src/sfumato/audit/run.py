@@ -17,7 +17,7 @@ from sfumato.attack.base import Attack
 from sfumato.data.cases import AttackCases, check_concepts
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
-from sfumato.metrics.detectors import Detector
+from sfumato.metrics.detectors import Detector, detector_for
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
 from sfumato.pipeline.lent import require_finite

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.data.cases import say
 from sfumato.errors import BadInput
-from sfumato.fields import Count, NotNegative, Positive, Share
+from sfumato.fields import Bound, Count, NotNegative, Positive, Share, below
 from sfumato.metrics.detectors import detector_for
 from sfumato.noise.process import compose
 from sfumato.pipeline import Text2Image
@@ -24,7 +24,8 @@ from sfumato.text import counted
 from .esd import negative_guidance_target, predict_each
 from .parts.finetune import ALL, ByGradient, StepLoss, make_plan
 from .parts.trained import Trained, size_of, student_of
-from .parts.unlearning import Balance, Shown, Unlearning, drawn, encode_each, named, out_of, projected, saliency_mask
+from .parts.unlearning import Balance, Shown, Unlearning, drawn, encode_each, out_of, projected, saliency_mask
+from .parts.words import check_templates, refuse_own_anchor
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -106,7 +107,7 @@ class Integrity(ByGradient):
     cross-attention, time embedding and output, all; or a low-rank adapter ("lora") beside the frozen weights."""
     rank: Count = 8
     """Rank of the adapter."""
-    saliency: Positive = 1.0
+    saliency: Annotated[float, Bound(0, 1, open_low=True)] = 1.0
     """Share of these weights that may change: those with the largest gradient of L_F at the start; 1: all."""
     updates: Count = 1000
     lr: Positive = 1e-5
@@ -115,7 +116,7 @@ class Integrity(ByGradient):
     """Pictures of each side in an update."""
     data: str = ""
     """Pictures with captions, as for `sfumato train`: those that name a concept are to be forgotten, the others to be
-    retained. What is missing, or without ``data`` all, the original draws."""
+    retained. What is missing (without ``data`` both), and what ``preserve`` names, the original draws."""
     pool: Count = 256
     """Pictures of each side."""
     templates: tuple[str, ...] = ("{concept}", "a photo of {concept}", "a picture of {concept}")
@@ -124,7 +125,7 @@ class Integrity(ByGradient):
     """Guidance under which they are drawn."""
     sampling_steps: Count = 50
     """DDIM steps of a picture."""
-    stop_at: float | None = None
+    stop_at: Annotated[float, below(0, 1)] | None = None
     """Stop as soon as no concept is seen in more than this share of its pictures: integrity falls with every update."""
     detector: str | None = None
     """Who sees them, as for `sfumato audit`; by default the oracle for models of the sketch world."""
@@ -135,17 +136,8 @@ class Integrity(ByGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        templates = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
-        object.__setattr__(self, "templates", templates)
-        if not templates or any("{concept}" not in t for t in templates):
-            raise BadInput('every template needs {concept} where the concept\'s name goes: "a photo of {concept}"')
-        same = [c for i, c in enumerate(self.concepts) if c.strip().lower() == self.anchor_for(i, "").strip().lower()]
-        if same:
-            raise BadInput(f"{same[0]!r} cannot take its own place: name another anchor, or none")
-        if self.saliency > 1:
-            raise BadInput(f"saliency is a share of the weights, at most 1: got {self.saliency}")
-        if self.stop_at is not None and not 0 <= self.stop_at < 1:
-            raise BadInput(f"stop_at is a share of pictures, from 0 to less than 1: got {self.stop_at}")
+        object.__setattr__(self, "templates", check_templates(self.templates))
+        refuse_own_anchor(self.concepts, [self.anchor_for(i, "") for i in range(len(self.concepts))])
         if self.anchors and (self.surrogate == "random" or self.forget != "overwrite"):
             raise BadInput("anchors go with forget='overwrite' and surrogate='anchor': leave them out, or choose these")
 
@@ -171,8 +163,10 @@ class Integrity(ByGradient):
         guidance = {"cfg_scale": self.start_guidance, "negative": pipe.unconditional()}
         draw = partial(drawn, pipe, n=self.pool, sampling_steps=self.sampling_steps, **guidance)
         asked = [t.replace("{concept}", c) for t in self.templates for c in self.concepts]
-        others = [p for p in self.kept(pipe) if not any(named(p, c) for c in self.concepts)] or [""]
-        return forget or draw(asked, seed=self.seed), retain or draw(others, seed=self.seed + 1)
+        if retain is None or self.preserve:
+            own = draw(self.kept(pipe) or [""], seed=self.seed + 1)
+            retain = own if retain is None else retain.and_also(own)
+        return forget or draw(asked, seed=self.seed), retain
 
     def losses(self, teacher: Text2Image, student: Text2Image) -> tuple[StepLoss, StepLoss]:
         """L_F and L_R of one step as functions of the step's generator. Pictures are drawn or read here, once."""
@@ -216,7 +210,7 @@ class Integrity(ByGradient):
             prompt = say(prompt, concept, self.anchor_for(i, ""))
         return " ".join(prompt.split())
 
-    def goal(self, pipe: Text2Image, student: Text2Image):
+    def goal(self, pipe: Text2Image, student: Text2Image) -> Callable[[], bool]:
         """A function that says whether every concept is gone from enough of its pictures."""
         judge = detector_for(pipe.vocabulary, self.detector, self.concepts)
         n, stop_at = self.check_pictures, self.stop_at or 0.0

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.text import counted
@@ -23,6 +22,7 @@ from .parts.finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan
 from .parts.purify import Purified, purify
 from .parts.trained import Trained, size_of, student_of
 from .parts.visited import Latents, fresh, noised, pooled
+from .parts.words import check_templates, refuse_own_anchor
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -140,13 +140,8 @@ class Surgical(ByGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        templates = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
-        object.__setattr__(self, "templates", templates)
-        if not templates or any("{concept}" not in t for t in templates):
-            raise BadInput('every template needs {concept} where the concept\'s name goes: "a photo of {concept}"')
-        named = [self.anchor_for(i, "").strip().lower() for i in range(len(self.concepts))]
-        if same := [c for c, anchor in zip(self.concepts, named, strict=True) if c.strip().lower() == anchor]:
-            raise BadInput(f"{same[0]!r} cannot take its own place: name another alternative, or none")
+        object.__setattr__(self, "templates", check_templates(self.templates))
+        refuse_own_anchor(self.concepts, [self.anchor_for(i, "") for i in range(len(self.concepts))])
 
     def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
         """A pipeline that shares all but what is trained with ``pipe``; the losses, and ``null_drift``: how far the
@@ -210,10 +205,9 @@ class Surgical(ByGradient):
         return make_plan(pipe, title, size_of(pipe, self.trained, self.rank), passes)
 
     def _latents(self, teacher: Text2Image, asked: Conditioning) -> Latents:
-        guidance = {"cfg_scale": self.start_guidance, "negative": teacher.unconditional()}
-        options = {"sampling_steps": self.sampling_steps, **guidance}
+        S, guidance = self.sampling_steps, {"cfg_scale": self.start_guidance, "negative": teacher.unconditional()}
         if self.latents == "noised":
-            return noised(teacher, asked, self.pool, self.seed, **options)
+            return noised(teacher, asked, self.pool, self.seed, S, **guidance)
         if self.pool:
-            return pooled(teacher, asked, self.pool, self.seed, **options)
-        return fresh(teacher, asked, **options)
+            return pooled(teacher, asked, self.pool, self.seed, S, **guidance)
+        return fresh(teacher, asked, S, **guidance)

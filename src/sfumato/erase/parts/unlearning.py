@@ -31,6 +31,10 @@ class Shown:
     latents: Float[Tensor, "n channel h w"]
     prompts: tuple[str, ...]
 
+    def and_also(self, other: Shown) -> Shown:
+        """These and the other's."""
+        return Shown(torch.cat([self.latents, other.latents]), self.prompts + other.prompts)
+
     def noised(
         self, pipe: Text2Image, batch: int, generator: torch.Generator, share: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -156,8 +160,10 @@ class Unlearning(Finetuning):
         losses = {"forget": self._loss(self.step_loss, 0), "retain": self._loss(self.retained, 1, self.weight)}
         if self.balance != "alternate":
             return [Turn(name="all", loss=losses, optimizer=self.turn.optimizer)]
-        every = {"optimizer": self.turn.optimizer, "every": 2}
-        return [Turn(name=name, loss=loss, first=first, **every) for first, (name, loss) in enumerate(losses.items())]
+        return [
+            Turn(name=name, loss=loss, optimizer=self.turn.optimizer, every=2, first=first)
+            for first, (name, loss) in enumerate(losses.items())
+        ]
 
     def combine(self, turn: Turn, gradients: dict[str, Gradients]) -> Gradients:
         if self.balance == "project":
