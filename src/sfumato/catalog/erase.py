@@ -47,7 +47,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "erase", "surgical", "sfumato.erase.surgical:Surgical", ("hong2024surgical",),
-        "Fine-tunes what guidance adds for the concept to an alternative's, and holds the unconditional score.",
+        "Fine-tunes what guidance adds for the concept to an alternative's; the unconditional score is held.",
         cost="fine-tuning; about 25 guided sampling steps per update and concept, fewer with a pool",
         when="The layout of what is drawn must stay, or something named take the concept's place; purifies pictures.",
         beware="Acts through guidance: without it, and where the prompt says it otherwise, the concept may show.",

@@ -96,8 +96,8 @@ class Surgical(ByGradient):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {
-            "updates": 200, "lr": 1e-3, "batch": 4, "pool": 16, "sampling_steps": 20, "start_guidance": 3.0,
-            "templates": ("{concept}", "a {concept}", "a picture of a {concept}"),
+            "updates": 120, "lr": 3e-4, "null_weight": 10.0, "batch": 4, "pool": 16, "sampling_steps": 20,
+            "start_guidance": 3.0, "templates": ("{concept}", "a {concept}", "a picture of a {concept}"),
         },
     }  # fmt: skip
     """Settings by name: those reconstructed for the paper (which are the defaults), and some for models as small as the
