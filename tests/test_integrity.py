@@ -126,7 +126,8 @@ def test_random_labels_are_retained_prompts(tiny_sd):
 
 def test_the_surrogate_of_a_prompt():
     it = Integrity(concepts=("star", "blue circle"), anchors=("square", ""))
-    assert it.instead_of("a star above a blue circle") == "a square above a"
+    assert it.instead_of("a star above a red circle") == "a square above a red circle"
+    assert it.instead_of("a star above a blue circle") == ""
     assert Integrity(concepts="star").instead_of("a star") == ""
 
 
@@ -141,8 +142,9 @@ def test_pictures_with_captions_are_told_apart_by_them(tiny_sd, tmp_path):
     it = Integrity(concepts="circle", data=str(tmp_path), **SHORT)
     forget, retain = it.shown(tiny_sd)
     assert forget.prompts == ("a red circle",) and len(retain.prompts) == 3
-    _, also = Integrity(concepts="circle", data=str(tmp_path), preserve="blue", **SHORT).shown(tiny_sd)
+    both, also = Integrity(concepts=("circle", "square"), data=str(tmp_path), preserve="blue", **SHORT).shown(tiny_sd)
     assert also.prompts == (*retain.prompts, "blue", "blue", "blue")
+    assert both.prompts == ("a red circle", "square", "square", "square"), "what the data lack is drawn"
 
 
 def test_pictures_that_say_nothing_are_refused(tiny_sd, monkeypatch):

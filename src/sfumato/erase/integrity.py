@@ -22,9 +22,9 @@ from sfumato.pipeline import Text2Image
 from sfumato.text import counted
 
 from .esd import negative_guidance_target, predict_each
-from .parts.finetune import ALL, ByGradient, StepLoss, make_plan
+from .parts.finetune import ALL, ByGradient, StepLoss, make_plan, seeds
 from .parts.trained import Trained, size_of, student_of
-from .parts.unlearning import Balance, Shown, Unlearning, drawn, encode_each, out_of, projected, saliency_mask
+from .parts.unlearning import Balance, Shown, Unlearning, drawn, encode_each, named, out_of, projected, saliency_mask
 from .parts.words import check_templates, refuse_own_anchor
 
 if TYPE_CHECKING:
@@ -162,11 +162,15 @@ class Integrity(ByGradient):
         forget, retain = out_of(pipe, self.data, self.concepts, self.pool, self.seed) if self.data else (None, None)
         guidance = {"cfg_scale": self.start_guidance, "negative": pipe.unconditional()}
         draw = partial(drawn, pipe, n=self.pool, sampling_steps=self.sampling_steps, **guidance)
-        asked = [t.replace("{concept}", c) for t in self.templates for c in self.concepts]
+        missing = [c for c in self.concepts if forget is None or not any(named(p, c) for p in forget.prompts)]
+        if missing:
+            own = draw([t.replace("{concept}", c) for t in self.templates for c in missing], seed=self.seed)
+            forget = own if forget is None else forget.and_also(own)
         if retain is None or self.preserve:
             own = draw(self.kept(pipe) or [""], seed=self.seed + 1)
             retain = own if retain is None else retain.and_also(own)
-        return forget or draw(asked, seed=self.seed), retain
+        assert forget is not None  # one of the two has every concept
+        return forget, retain
 
     def losses(self, teacher: Text2Image, student: Text2Image) -> tuple[StepLoss, StepLoss]:
         """L_F and L_R of one step as functions of the step's generator. Pictures are drawn or read here, once."""
@@ -203,18 +207,19 @@ class Integrity(ByGradient):
         return forgetting, retaining
 
     def instead_of(self, prompt: str) -> str:
-        """The surrogate of a prompt: the anchors in the places of the concepts, or nothing at all."""
-        if not any(a.strip() for a in self.anchors):
-            return ""
+        """The surrogate of a prompt: anchors in the places of concepts, or nothing, where one that it names has none."""
         for i, concept in enumerate(self.concepts):
-            prompt = say(prompt, concept, self.anchor_for(i, ""))
-        return " ".join(prompt.split())
+            anchor = self.anchor_for(i, "").strip()
+            if not anchor and named(prompt, concept):
+                return ""
+            prompt = say(prompt, concept, anchor)
+        return prompt
 
     def goal(self, pipe: Text2Image, student: Text2Image) -> Callable[[], bool]:
         """A function that says whether every concept is gone from enough of its pictures."""
         judge = detector_for(pipe.vocabulary, self.detector, self.concepts)
         n, stop_at = self.check_pictures, self.stop_at or 0.0
-        starts = [self.seed * 1000 + i for i in range(n)]
+        starts = seeds(n, torch.Generator().manual_seed(self.seed))
 
         def enough() -> bool:
             for concept in self.concepts:
