@@ -207,7 +207,7 @@ class Integrity(ByGradient):
         return forgetting, retaining
 
     def instead_of(self, prompt: str) -> str:
-        """The surrogate of a prompt: anchors in the places of concepts, or nothing, where one that it names has none."""
+        """The surrogate of a prompt: anchors in place of the concepts; nothing, where one that it names has none."""
         for i, concept in enumerate(self.concepts):
             anchor = self.anchor_for(i, "").strip()
             if not anchor and named(prompt, concept):
