@@ -103,6 +103,29 @@ def test_a_run_at_a_constant_rate_may_be_made_longer(tmp_path):
     assert torch.equal(weights(longer), weights(whole))
 
 
+class Modest(Line):
+    """A line that has enough after nine updates, and counts how often it is asked."""
+
+    asked = 0
+
+    def enough(self, step):
+        self.asked += 1
+        return step == 9
+
+
+def test_a_run_that_has_enough_stops_there_and_stays_stopped(tmp_path):
+    short = line_run(None, updates=9, decay="constant")
+    short.fit(progress=False)
+    run = line_run(tmp_path, recipe=Modest(), decay="constant")
+    assert run.fit(progress=False)["loss"] == short.history["loss"] and run.step == 9
+    again = line_run(tmp_path, recipe=Modest(), decay="constant")
+    again.fit(progress=False)
+    assert (again.step, again.recipe.asked) == (9, 1) and again.history == run.history
+    in_memory = line_run(None, recipe=Modest(), decay="constant")
+    assert in_memory.fit(progress=False) == run.history
+    assert all(torch.equal(x, y) for x, y in zip(in_memory.weights().values(), run.weights().values(), strict=True))
+
+
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     line_run(tmp_path, updates=1).fit(progress=False)
     file = tmp_path / "checkpoint/run.json"

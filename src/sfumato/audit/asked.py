@@ -1,31 +1,11 @@
-"""What is asked of a model, and who looks at the pictures."""
+"""What is asked of a model."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from sfumato.data.cases import Cases, sketch_cases, template_cases
-from sfumato.errors import BadInput
-from sfumato.metrics.detectors import Detector, make_detector
-from sfumato.pipeline import Text2Image
-
-
-def detector_for(pipe: Text2Image, spec: str | os.PathLike | Detector | None, concepts: Sequence[str]) -> Detector:
-    """The detector asked for; by default the one that knows the world that the model was trained on.
-
-    Raises:
-        BadInput: none was named and the model is of the world at large; or it cannot look for one of ``concepts``.
-    """
-    if spec is None and not pipe.vocabulary:
-        raise BadInput(
-            "say how to see the concept: detector=... (a transformers image classifier or a CLIP, folder or hub id); "
-            "only the sketch world has an oracle"
-        )
-    detector = make_detector("oracle" if spec is None else spec, concepts)
-    for concept in concepts:
-        detector.check(concept)
-    return detector
+from sfumato.metrics.detectors import Detector
 
 
 def cases_for(

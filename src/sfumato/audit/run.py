@@ -17,7 +17,7 @@ from sfumato.attack.base import Attack
 from sfumato.data.cases import AttackCases, check_concepts
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
-from sfumato.metrics.detectors import Detector
+from sfumato.metrics.detectors import Detector, detector_for
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
 from sfumato.pipeline.equip import equip
@@ -27,7 +27,7 @@ from sfumato.plan import Plan
 from sfumato.report.audit import AuditReport
 
 from . import protocol as protocols
-from .asked import cases_for, detector_for
+from .asked import cases_for
 from .drawing import Drawn, Setup
 from .gallery import gallery
 from .measures import Attacks, Judged, alignment_measure, judged, make_distance
@@ -128,7 +128,7 @@ class Audit:
     def prepare(self) -> Setup:
         """Load and check everything that is needed, and decide what to ask."""
         old, new = self._models()
-        detector = detector_for(old, self.detector, [*self.concepts, *(self.retain or ())])
+        detector = detector_for(old.vocabulary, self.detector, [*self.concepts, *(self.retain or ())])
         cases = cases_for(
             detector, self.concepts, self.retain, self.prompts, self.n, self.n_retain, self.seed
         )

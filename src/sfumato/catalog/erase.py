@@ -77,4 +77,20 @@ METHODS: tuple[Method, ...] = (
         beware="Needs captions of all else; listed synonyms decide how far it reaches.",
         ledger="trce",
     ),
+    Method(
+        "erase", "surgical", "sfumato.erase.surgical:Surgical", ("hong2024surgical",),
+        "Fine-tunes what guidance adds for the concept to an alternative's; the unconditional score is held.",
+        cost="fine-tuning; about 25 guided sampling steps per update and concept, fewer with a pool",
+        when="The layout of what is drawn must stay, or something named take the concept's place; purifies pictures.",
+        beware="Acts through guidance: without it, and where the prompt says it otherwise, the concept may show.",
+        ledger="surgical",
+    ),
+    Method(
+        "erase", "integrity", "sfumato.erase.integrity:Integrity", ("schioppa2024integrity",),
+        "Fine-tunes towards a surrogate, and by self-distillation keeps all other pictures the same.",
+        cost="fine-tuning; pictures are drawn once beforehand, none while it trains",
+        when="All other prompts must give the pictures that they gave; a set of pictures to retain is at hand.",
+        beware="Keeps what it is shown: name or show what is near the concept.",
+        ledger="integrity",
+    ),
 )  # fmt: skip

@@ -85,14 +85,15 @@ def main(args: list[str]) -> None:
 def _given(options: Attack, pipe: Text2Image, seed: int) -> tuple[AttackCases, Detector | None]:
     """What the attack is given, and who judges it."""
     from sfumato.attack.parts.files import read_pictures
-    from sfumato.audit.asked import cases_for, detector_for
+    from sfumato.audit.asked import cases_for
     from sfumato.data.cases import AttackCases, template_cases
+    from sfumato.metrics.detectors import detector_for
 
     concept, prompts = options.concept.strip(), options.prompts or None
     if options.detector is None and not pipe.vocabulary:
         judge, cases = None, template_cases((concept,), (), prompts, options.n, 1, seed)
     else:
-        judge = detector_for(pipe, options.detector, (concept,))
+        judge = detector_for(pipe.vocabulary, options.detector, (concept,))
         cases = cases_for(judge, (concept,), (), prompts, options.n, 1, seed)
     pictures = None if options.images is None else read_pictures(options.images, pipe.size)
     return AttackCases(concept, cases.targets[concept], pictures), judge

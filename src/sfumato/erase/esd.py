@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.text import counted
 
-from .parts.finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan, seeds, uniform
+from .parts.finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan
+from .parts.visited import Latents, fresh, pooled
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -163,33 +164,12 @@ class ESD(ByGradient):
     def _neutral(self) -> list[str]:
         return [self.anchor_for(i, "") for i in range(len(self.concepts))]
 
-    def _latents(self, teacher: Text2Image, student: Text2Image, asked: Conditioning) -> Callable:
-        """A function (rows of ``asked``, generator, share of the rows) -> (latents of the share, their time)."""
-        source = teacher if self.sampler == "teacher" else student
+    def _latents(self, teacher: Text2Image, student: Text2Image, asked: Conditioning) -> Latents:
         guidance = {"cfg_scale": self.start_guidance, "negative": teacher.unconditional()}
-        options = {"sampling_steps": self.sampling_steps, **guidance}
         if self.pool:
-            return self._pooled(teacher, asked, options)
-
-        def fresh(rows: Tensor, generator: torch.Generator, share: slice = ALL) -> tuple[Tensor, float]:
-            i = uniform(self.sampling_steps, generator)
-            starts = seeds(len(rows), generator)[share]
-            return source.trajectory(asked[rows[share]], starts, stop_after=i, **options)
-
-        return fresh
-
-    def _pooled(self, teacher: Text2Image, asked: Conditioning, options: dict[str, Any]) -> Callable:
-        generator = torch.Generator().manual_seed(self.seed)
-        rows = torch.arange(max(self.pool, len(asked))) % len(asked)
-        states = list(teacher.states(asked[rows], seeds(len(rows), generator), **options))[:-1]
-
-        def drawn(wanted: Tensor, generator: torch.Generator, share: slice = ALL) -> tuple[Tensor, float]:
-            z, t = states[uniform(self.sampling_steps, generator)]
-            of_row = [(rows == row).nonzero().flatten() for row in wanted]
-            picked = [int(some[uniform(len(some), generator)]) for some in of_row]
-            return z[picked[share]], t
-
-        return drawn
+            return pooled(teacher, asked, self.pool, self.seed, self.sampling_steps, **guidance)
+        source = teacher if self.sampler == "teacher" else student
+        return fresh(source, asked, self.sampling_steps, **guidance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +198,8 @@ class ESDu(ESD):
 
 
 def predict_each(
-    pipe: Text2Image, z: Float[Tensor, "batch *dims"], t: float, conds: list[Conditioning]
+    pipe: Text2Image, z: Float[Tensor, "batch *dims"], t: Float[Tensor, "batch"] | float, conds: list[Conditioning]
 ) -> tuple[Float[Tensor, "batch *dims"], ...]:
     """The network's prediction for ``z`` under each conditioning, in one pass."""
+    t = t.repeat(len(conds)) if torch.is_tensor(t) else t
     return pipe.denoiser(z.repeat(len(conds), 1, 1, 1), t, Conditioning.cat(conds)).chunk(len(conds))

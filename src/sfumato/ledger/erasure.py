@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import max_pool2d
 
+from sfumato.audit.integrity import distances
+from sfumato.data import oracle as oracles
 from sfumato.data.cases import sketch_cases
 from sfumato.data.sketch import OBJECTS
 from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.perceptual import oracle_distance
 from sfumato.pipeline import Text2Image, load_text2image
 
 STEPS = 15
@@ -52,3 +58,47 @@ def survey(
         kept = [float(np.mean([seen[w][i] for w in case.names])) for i, case in enumerate(cases.retained)]
         result[name] = {"gone": np.array(gone), "kept": np.array(kept)}
     return result
+
+
+def beside(
+    it: Text2Image, original: Text2Image, concepts: Sequence[str], *, seed: int, n: int = 48, n_retain: int = 8
+) -> dict[str, np.ndarray]:
+    """Draw the same prompts and seeds from a pipeline and from the one that it was made of, and compare.
+
+    Returns:
+        Of the pictures that were asked for a concept ``gone`` and ``missing`` (1 where the oracle does not find it, in
+        the pipeline's and in the original's) and ``layout`` (the overlap of their contours); of all others ``moved``,
+        the distance of the oracle's features.
+    """
+    detector, distance = OracleDetector(), oracle_distance(oracles.load())
+    cases = sketch_cases({c: detector.attributes(c) for c in concepts}, None, n, n_retain, seed)
+    targets = [case for some in cases.targets.values() for case in some]
+    drawn = {
+        name: [
+            pipe.draw([c.prompt for c in some], [c.seed for c in some], sampling_steps=STEPS, batch=64)
+            for some in (targets, cases.retained)
+        ]
+        for name, pipe in (("it", it), ("original", original))
+    }
+    found = {name: {c: detector(asked, c).present.numpy() for c in concepts} for name, (asked, _) in drawn.items()}
+    lost = lambda name: np.array([1.0 - float(found[name][case.names[0]][i]) for i, case in enumerate(targets)])
+    return {
+        "gone": lost("it"),
+        "missing": lost("original"),
+        "layout": overlap(contours(drawn["it"][0]), contours(drawn["original"][0])).numpy(),
+        "moved": distances(distance, drawn["it"][1], drawn["original"][1]).numpy(),
+    }
+
+
+def contours(x: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 1 height width"]:
+    """1 within two pixels of where neighbours differ by a quarter of the range in some channel, else 0."""
+    down = (x[:, :, 1:, :-1] - x[:, :, :-1, :-1]).abs()
+    right = (x[:, :, :-1, 1:] - x[:, :, :-1, :-1]).abs()
+    edges = (down.maximum(right).amax(1, keepdim=True) > 0.25).float()
+    return max_pool2d(edges, 5, stride=1, padding=2)
+
+
+def overlap(a: Float[Tensor, "n 1 height width"], b: Float[Tensor, "n 1 height width"]) -> Float[Tensor, "n"]:
+    """Intersection over union of masks; 1 where both are empty."""
+    shared, together = (a * b).sum((1, 2, 3)), a.maximum(b).sum((1, 2, 3))
+    return (shared / together.clamp(min=1)).where(together > 0, together.new_ones(()))

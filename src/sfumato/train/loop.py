@@ -49,8 +49,9 @@ __all__ = ["Loose", "Recipe", "Run", "Schedule", "Turn", "learning_rate"]
 class Run:
     """One training run, in a folder: ``checkpoint/`` (the latest), ``log.jsonl``, ``grids/`` and the tracker's files.
 
-    ``fit`` trains from the latest checkpoint, or from the start, to the last step. Calling it again on a finished run
-    returns at once with the averaged weights loaded. Without a folder it trains in memory and leaves nothing.
+    ``fit`` trains from the latest checkpoint, or from the start, to the last step, or to where the recipe has enough.
+    Calling it again on a finished run returns at once with the averaged weights loaded. Without a folder it trains in
+    memory and leaves nothing.
 
     Attributes:
         history: the losses, one for each time that a turn came: "loss", or "TURN/loss" where there are several turns.
@@ -144,9 +145,11 @@ class Run:
             began, start = time.perf_counter(), self.step
             journal = Journal(self.folder, self.config, s.track, self.step, main, progress, self.recipe.title)
             stack.enter_context(journal)
-            while self.step < s.updates:
+            ended = self._ended()
+            while not ended:
                 logs = self.one_step()
-                due = self.step == s.updates or self.step % s.checkpoint_every == 0
+                ended = self._ended()
+                due = ended or self.step % s.checkpoint_every == 0
                 if due or self.step % 20 == 0:
                     figures = self._figures(logs)
                     # The first step warms up, or compiles; saving and drawing count, they will come again.
@@ -171,6 +174,10 @@ class Run:
         if self.accelerator.is_main_process:
             write()
         self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _ended(self) -> bool:
+        return self.step >= self.schedule.updates or self.recipe.enough(self.step)
 
     def one_step(self) -> dict[str, Tensor]:
         """One update, a round of all turns that come; returns the figures to log of this process's rows.

@@ -123,6 +123,13 @@ class Recipe(ABC):
         """
         return gradients
 
+    def enough(self, step: int) -> bool:
+        """Whether to stop before round ``step``, counted from 0, as when a goal is reached; asked before every round.
+
+        It follows from the weights alone, and is the same on all processes: a run that goes on stops where it had.
+        """
+        return False
+
     def after_update(self, turn: Turn, step: int) -> None:  # noqa: B027
         """Change weights after an optimiser's update, without gradients: copies, projections, weight clipping.
 

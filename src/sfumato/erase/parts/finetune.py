@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import BadInput
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.train.loop import Run
@@ -20,6 +19,7 @@ from sfumato.train.recipe import Recipe, Turn
 from sfumato.train.schedule import Tuning
 
 from ..base import Eraser
+from .words import refuse_own_anchor
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -52,9 +52,7 @@ class ByGradient(Tuning, Eraser):
     def __post_init__(self) -> None:
         Eraser.__post_init__(self)
         Tuning.__post_init__(self)
-        anchors = [self.anchor_for(i, "").strip().lower() for i in range(len(self.concepts))]
-        if same := [c for c, a in zip(self.concepts, anchors, strict=True) if c.strip().lower() == a]:
-            raise BadInput(f"{same[0]!r} is its own anchor: name something else for it to turn into")
+        refuse_own_anchor(self.concepts, [self.anchor_for(i, "") for i in range(len(self.concepts))])
 
     @abstractmethod
     def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
@@ -126,9 +124,9 @@ class Finetuning(InTurns):
         optimizer: Callable[..., torch.optim.Optimizer],
         lr: Callable[[int], float] | None = None,
     ):
-        self.step_loss, self.seed = loss, seed
-        turn = Turn(name="all", loss=self.loss, optimizer=optimizer, lr=lr)
-        super().__init__(name, concepts, pipe, {"trained": module}, [turn])
+        self.module, self.step_loss, self.seed = module, loss, seed
+        self.turn = Turn(name="all", loss=self.loss, optimizer=optimizer, lr=lr)
+        super().__init__(name, concepts, pipe, {"trained": module}, [self.turn])
 
     def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rows = rng.rows  # the loop gives a Share

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.conditioning import Role
@@ -26,3 +28,18 @@ def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
                 raise BadInput(f"the tokenizer cannot read all of {prompt!r}: use the letters it was trained on")
         start += length
     return cond
+
+
+def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """The templates of prompts that name a concept; raises `BadInput` for none, and for one without {concept}."""
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    if not templates or any("{concept}" not in t for t in templates):
+        raise BadInput('every template needs {concept} where the concept\'s name goes: "a photo of {concept}"')
+    return templates
+
+
+def refuse_own_anchor(concepts: Sequence[str], anchors: Sequence[str]) -> None:
+    """Raise `BadInput` where a concept is to turn into itself; one anchor for each."""
+    for concept, anchor in zip(concepts, anchors, strict=True):
+        if concept.strip().lower() == anchor.strip().lower():
+            raise BadInput(f"{concept!r} is its own anchor: name something else for it to turn into, or nothing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -17,8 +17,8 @@ from .scenes import SceneDetector
 from .zero_shot import ZeroShotDetector
 
 __all__ = [
-    "ClassifierDetector", "Detection", "Detector", "OracleDetector", "SceneDetector", "ZeroShotDetector", "kinds",
-    "make_detector",
+    "ClassifierDetector", "Detection", "Detector", "OracleDetector", "SceneDetector", "ZeroShotDetector",
+    "detector_for", "kinds", "make_detector",
 ]  # fmt: skip
 
 
@@ -55,3 +55,25 @@ def make_detector(spec: str | os.PathLike | Detector, concepts: Sequence[str]) -
         raise BadInput(f"{what} can look at pictures with {text}: say which is meant, {named}")
     (cls,) = readers.values()
     return cls.make(text, concepts)
+
+
+def detector_for(
+    vocabulary: Mapping[str, Sequence[str]], spec: str | os.PathLike | Detector | None, concepts: Sequence[str]
+) -> Detector:
+    """The detector asked for; by default the one that knows the world that a model of that vocabulary was trained on.
+
+    Args:
+        vocabulary: `Text2Image.vocabulary`.
+
+    Raises:
+        BadInput: none was named and the model is of the world at large; or it cannot look for one of ``concepts``.
+    """
+    if spec is None and not vocabulary:
+        raise BadInput(
+            "say how to see the concept: detector=... (a transformers image classifier or a CLIP, folder or hub id); "
+            "only the sketch world has an oracle"
+        )
+    detector = make_detector("oracle" if spec is None else spec, concepts)
+    for concept in concepts:
+        detector.check(concept)
+    return detector
