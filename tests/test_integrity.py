@@ -222,7 +222,7 @@ def test_a_model_of_the_world_at_large_needs_a_judge_to_stop(tiny_sd):
     [
         ({"forget": "erase"}, "unknown forget 'erase'"),
         ({"templates": "a photo"}, "needs {concept}"),
-        ({"anchors": "star"}, "cannot take its own place"),
+        ({"anchors": "star"}, "its own anchor"),
         ({"anchors": "circle", "forget": "ascent"}, "anchors go with"),
         ({"saliency": 1.5}, "saliency must be more than 0 and at most 1"),
         ({"stop_at": 1.0}, "stop_at must be at least 0 and less than 1"),

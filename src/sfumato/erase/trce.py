@@ -142,8 +142,6 @@ class TRCE(ByGradient, Textual):
         if self.early_steps > self.sampling_steps:
             steps = f"early_steps is {self.early_steps} and sampling_steps {self.sampling_steps}"
             raise BadInput(f"{steps}: lower the first, or raise the second")
-        if same := [c for i, c in enumerate(self.concepts) if c.strip() == self.anchor_for(i, "").strip()]:
-            raise BadInput(f"{same[0]!r} is its own anchor: name something safe as its anchor")
         if not any(self.token_weights):
             raise BadInput("token_weights are all 0: stage 1 would map nothing")
 
