@@ -45,4 +45,12 @@ METHODS: tuple[Method, ...] = (
         beware="As a plain LoRA it acts at full strength on every prompt.",
         ledger="spm",
     ),
+    Method(
+        "erase", "duo", "sfumato.erase.duo:DUO", ("park2024duo", "wallace2024diffusiondpo"),
+        "A LoRA that prefers pictures without the concept to the same pictures with it, told no prompt.",
+        cost="fine-tuning of a LoRA; before it, pairs of pictures are drawn and edited",
+        when="The look of a thing must go, however it is asked for.",
+        beware="Better pairs erase better: name an anchor that looks different, and a detector.",
+        ledger="duo",
+    ),
 )  # fmt: skip
