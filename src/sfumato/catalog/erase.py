@@ -53,4 +53,12 @@ METHODS: tuple[Method, ...] = (
         beware="Better pairs erase better: name an anchor that looks different, and a detector.",
         ledger="duo",
     ),
+    Method(
+        "erase", "sfd", "sfumato.erase.sfd:SFD", ("chen2025sfd", "zhou2024sid"),
+        "Forgets while it distills the model into a one-step generator; also classes of an image model.",
+        cost="a distillation: three networks and two optimisers in memory, no pictures",
+        when="A model of one step is wanted anyway, or classes are to be forgotten.",
+        beware="What it is not shown it need not keep: give it many captions.",
+        ledger="sfd",
+    ),
 )  # fmt: skip

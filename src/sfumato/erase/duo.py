@@ -18,7 +18,7 @@ from sfumato.fields import Count, NotNegative, Positive, Share, more_than
 from sfumato.files import contact_sheet
 from sfumato.metrics.detectors import Detector, make_detector
 from sfumato.noise.process import Prediction, compose
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import Model, Text2Image
 from sfumato.pipeline.adapter import Adapter
 from sfumato.text import counted
 from sfumato.train.recipe import Loose
@@ -172,7 +172,7 @@ class DUO(ByGradient):
         if not self.templates or any("{}" not in t for t in self.templates):
             raise BadInput("a template needs {} where the concept stands, as in templates=['a photo of {}']")
 
-    def check(self, pipe: Text2Image) -> None:
+    def check(self, pipe: Model) -> None:
         super().check(pipe)
         if not self.data and (judge := self.judge()) is not None:
             for concept in self.concepts:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import Model, Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.train.loop import Run
 from sfumato.train.processes import own_device
@@ -63,14 +63,22 @@ class ByGradient(Tuning, Eraser):
         return self.erased(pipe, folder)
 
     def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
-        """Train; the losses, one per update. What was trained ends up frozen."""
+        """Train by one loss; its values, one per update. What was trained ends up frozen."""
+        return self.fit_turns(recipe, recipe.pipe, folder)["loss"]
+
+    def fit_turns(self, recipe: Recipe, model: Model, folder: Path | None) -> dict[str, list[float]]:
+        """Train whatever alternates; the losses by turn, as `Run.history`. What was trained ends up frozen.
+
+        Args:
+            model: what is erased from; a run in a folder goes on with no other.
+        """
         config = self.beyond()
         if folder is not None:
-            config["model"] = recipe.pipe.describe()["sha256"]
+            config["model"] = model.describe()["sha256"]
         losses = Run(recipe, self, folder, config).fit(self.progress)
         for module in recipe.modules().values():
             module.requires_grad_(False)
-        return losses["loss"]
+        return losses
 
 
 class Finetuning(Recipe):
