@@ -120,7 +120,7 @@ class Finetuning(Recipe):
         return self.step_loss(step_generator(self.seed, batch["step"]), slice(rows.start, rows.stop)), {}
 
 
-def make_plan(pipe: Text2Image, title: str, trained: int, passes: float, batch: int = 1) -> Plan:
+def make_plan(pipe: Model, title: str, trained: int, passes: float, batch: int = 1) -> Plan:
     """Memory by part (bytes) and time, for Adam on ``trained`` numbers in float32 and that many network passes.
 
     One pass is timed here, on ``batch`` rows; a backward pass is taken to cost two forward ones.
