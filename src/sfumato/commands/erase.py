@@ -82,7 +82,7 @@ def record_of(
     return {**record, "configuration": {**record["configuration"], **chosen}}
 
 
-def plan(entry: catalog.Method, method: Eraser, pipe: Model, writes: list[str]) -> Plan:
+def plan(entry: catalog.Method, method: Eraser, pipe: Any, writes: list[str]) -> Plan:
     """The method's own plan; where that cannot tell the time, with the catalogue's words."""
     made = method.plan(pipe)
     return replace(made, writes=writes, time=made.time or ("" if made.seconds else entry.cost))

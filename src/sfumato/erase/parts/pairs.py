@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def draw_pairs(
     Raises:
         BadInput: no picture shows the concept, or no edit is without it.
     """
-    options = {"sampling_steps": sampling_steps, "cfg_scale": cfg_scale, "batch": batch}
+    options: dict[str, Any] = {"sampling_steps": sampling_steps, "cfg_scale": cfg_scale, "batch": batch}
     rows = torch.arange(n) % len(asked)
     told, other = pipe.encode(list(asked))[rows], pipe.encode(list(instead))[rows]
 
