@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sfumato.audit.drawing import draw as audited
 from sfumato.cli import main
 from sfumato.erase import ESDx
 from sfumato.erase.parts.forgetting import Forgetting
@@ -25,6 +27,7 @@ from sfumato.erase.parts.score_identity import (
 )
 from sfumato.erase.sfd import SFD, overridden
 from sfumato.errors import BadInput
+from sfumato.metrics.resize import to_bytes
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.schedule import LinearBeta, ScaledLinearBeta
@@ -305,6 +308,15 @@ def test_a_pipeline_draws_in_one_call_of_its_network_in_diffusers_too(tiny_sd_ep
     torch.testing.assert_close(again.draw("a red star", 5), drawn, atol=1e-6, rtol=0)
     theirs = again("a red star", generator=generator(5), output_type="pt").images
     torch.testing.assert_close(theirs, drawn, atol=1e-5, rtol=0)
+
+
+def test_an_audit_draws_it_in_its_own_step(tiny_sd_eps):
+    erased = SFD(concepts="star", preserve=("art",), **SHORT).apply(tiny_sd_eps)
+    sampling = {"sampling_steps": 3, "cfg_scale": 2.0, "scheduler": "ddim", "batch": 4, "size": None}
+    setup: Any = SimpleNamespace(sampling=sampling, progress=False)
+    pictures = audited(setup, erased, ["a red star", "art"], [1, 2], "the edited model")
+    assert torch.equal(pictures, to_bytes(erased.draw(["a red star", "art"], [1, 2])))
+    assert audited(setup, tiny_sd_eps, ["art"], [2], "the original model").shape == (1, 3, 16, 16)
 
 
 def test_guidance_is_everywhere_and_a_negative_prompt_where_it_was_asked_for(tiny_sd):

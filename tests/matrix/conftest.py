@@ -68,9 +68,7 @@ def draw(model: Any, asked: Any = None, seeds: Any = (3, 4)) -> Tensor:
     or of nothing in particular."""
     if asked is None and isinstance(model, Text2Image):
         asked = ["a red star", "art"]
-    scheduler = getattr(getattr(model, "pipe", None), "scheduler", None)
-    known = model.defaults if scheduler is None else scheduler.config
-    steps = {} if isinstance(model, VideoModel) else {"sampling_steps": known.get("distilled_steps") or 2}
+    steps = {} if isinstance(model, VideoModel) else {"sampling_steps": model.distilled_steps or 2}
     return model.draw(asked, list(seeds), **steps)
 
 

@@ -112,7 +112,7 @@ class DUO(ByGradient):
     of several concepts that make up a diffuse one, and for SD3; and some for models as small as the embedded one."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
-        "updates": 2, "pairs": 2, "sampling_steps": 2, "batch": 2, "beta": 100.0, "lr": 1e-2, "rank": 2,
+        "updates": 2, "pairs": 1, "sampling_steps": 2, "batch": 1, "beta": 100.0, "lr": 1e-2, "rank": 2,
         "preserve_weight": 1.0,
     }  # fmt: skip
 

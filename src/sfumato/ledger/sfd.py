@@ -71,7 +71,7 @@ def read(pictures: Float[Tensor, "n 3 8 8"]) -> Int[Tensor, "n"]:
 def drawn(model: ImageModel, label: int, seed: int) -> Float[Tensor, "n 3 8 8"]:
     """Pictures of a class in one step; the teacher's x0 for the same noise where the model is not distilled."""
     seeds = [100_000 * seed + 1000 * label + i for i in range(N)]
-    if model.defaults["distilled_steps"]:
+    if model.distilled_steps:
         return model.draw([label] * N, seeds)
     noise = torch.stack([torch.randn(model.shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
     with torch.no_grad():

@@ -167,6 +167,11 @@ class Model(ABC):
         """Whose steps a draw takes unless another scheduler is named."""
 
     @property
+    def distilled_steps(self) -> int | None:
+        """The only number of steps in which it can draw, if it was distilled to one."""
+        return None
+
+    @property
     def cleanest(self) -> float:
         """The least noisy time that its network was trained on."""
         return 0.0

@@ -119,6 +119,10 @@ class ImageModel(Model):
     def scheduler_name(self) -> str:
         return str(self.defaults["scheduler"])
 
+    @property
+    def distilled_steps(self) -> int | None:
+        return self.defaults["distilled_steps"]
+
     def parts(self) -> dict[str, torch.nn.Module]:
         """The model's neural networks by name, as `Text2Image.parts`."""
         return {"network": self.network}
@@ -234,7 +238,7 @@ class ImageModel(Model):
         if scheduler in (None, self.defaults["scheduler"]):
             solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
         steps = self.sampling_steps if sampling_steps is None else sampling_steps
-        check_steps(steps, self.defaults["distilled_steps"])
+        check_steps(steps, self.distilled_steps)
         times = uniform(steps, self.defaults["start_time"])
         parts = []
         with torch.set_grad_enabled(bool(grad)):
@@ -289,7 +293,7 @@ class ImageModel(Model):
         self, z: Float[Tensor, "n *shape"], cond: Labels | None, sampling_steps: int
     ) -> Float[Tensor, "n *shape"]:
         """See `Model.invert`; nothing is clipped on the way, so what clipping changed comes back less exactly."""
-        check_steps(sampling_steps, self.defaults["distilled_steps"])
+        check_steps(sampling_steps, self.distilled_steps)
         first, process = self.defaults["start_time"], self.process
         z = inverted(self.denoiser, z, uniform(sampling_steps, 0.0, first), cond)
         return process.from_basis(process.to_basis(z) / process.alpha_sigma(first, z)[1])
