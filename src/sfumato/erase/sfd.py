@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -31,6 +31,13 @@ Guide3 = tuple[float, float, float]
 def overridden(prompt: str, concept: str, anchor: str) -> str:
     """``prompt`` with ``anchor`` wherever it names the concept, as whole words in any case."""
     return " ".join(_naming(concept).sub(lambda _: anchor, prompt).split())
+
+
+@lru_cache(maxsize=1)
+def _captions_of(source: str, size: int, seed: int, count: int) -> tuple[str, ...]:
+    """The first captions of a source of pictures, each once; read once, though asked for by check and run."""
+    found = open_pictures(source, size, seed=seed, count=count)
+    return tuple(dict.fromkeys(found.caption(i) for i in range(min(len(found), count))))
 
 
 def _naming(concept: str) -> re.Pattern[str]:
@@ -79,12 +86,12 @@ class SFD(ByGradient):
             "updates": 50_000, "batch": 64, "ema": 0.9999, "dropout": 0.1,
         },
         "sketch": {
-            "captions": "sketch", "cfg_scale": (3.0, 3.0, 3.0), "lr": 1e-4, "fake_lr": 1e-4, "updates": 600,
-            "distill_updates": 300, "batch": 8,
+            "captions": "sketch", "n_captions": 4000, "cfg_scale": (3.0, 3.0, 3.0), "lr": 1e-4, "fake_lr": 1e-4,
+            "updates": 400, "distill_updates": 200, "batch": 8,
         },
     }  # fmt: skip
     """Settings by name: the published ones for Stable Diffusion 1.5 (which are the defaults) and for models of classes;
-    and some for models as small as the embedded one."""
+    and some, untuned, for models as small as the embedded one."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "updates": 2, "batch": 2, "lr": 1e-3, "fake_lr": 1e-3, "preserve": ("red square", "art"),
@@ -216,11 +223,8 @@ class SFD(ByGradient):
             found += [(p, swap(p) if self.override == "anchor" else None) for p in asked]
         return found
 
-    def _captions(self, pipe: Text2Image) -> list[str]:
-        if not self.captions:
-            return []
-        found = open_pictures(self.captions, pipe.size, seed=self.seed, count=self.n_captions)
-        return list(dict.fromkeys(found.caption(i) for i in range(min(len(found), self.n_captions))))
+    def _captions(self, pipe: Text2Image) -> Sequence[str]:
+        return _captions_of(self.captions, pipe.size, self.seed, self.n_captions) if self.captions else ()
 
     # The run
 
