@@ -105,7 +105,8 @@ class DUO(ByGradient):
         "composite": {"beta": 1000.0, "updates": 500, "pairs": 32, "strength": 0.8},
         "sd3": {"lr": 3e-5},
         "sketch": {
-            "updates": 200, "lr": 1e-3, "pairs": 32, "sampling_steps": 20, "preserve_weight": 1e4, "detector": "oracle",
+            "beta": 20.0, "updates": 200, "lr": 2e-4, "preserve_weight": 100.0, "pairs": 48, "sampling_steps": 20,
+            "detector": "oracle",
         },
     }  # fmt: skip
     """Settings by name: the published ones for one concept (which are the defaults), with stronger forgetting, for each
