@@ -64,10 +64,11 @@ def in_half(pipe: Text2Image) -> Text2Image:
 
 
 def draw(model: Any, asked: Any = None, seeds: Any = (3, 4)) -> Tensor:
-    """Pictures in two steps: of ``asked``, or of prompts where the model takes some, or of nothing in particular."""
+    """Pictures in two steps, or those that the model was distilled to: of ``asked``, or of prompts where it takes some,
+    or of nothing in particular."""
     if asked is None and isinstance(model, Text2Image):
         asked = ["a red star", "art"]
-    steps = {} if isinstance(model, VideoModel) else {"sampling_steps": 2}
+    steps = {} if isinstance(model, VideoModel) else {"sampling_steps": model.distilled_steps or 2}
     return model.draw(asked, list(seeds), **steps)
 
 

@@ -106,6 +106,12 @@ class Drawn:
         )
 
 
+def way(setup: Setup, pipe: Text2Image) -> dict[str, Any]:
+    """How ``pipe`` draws: with the audit's settings; one that was distilled to few steps in these, in its own way."""
+    own = {"sampling_steps": None, "cfg_scale": None, "scheduler": None} if pipe.distilled_steps else {}
+    return {**setup.sampling, **own}
+
+
 def draw(
     setup: Setup,
     pipe: Text2Image,
@@ -124,7 +130,7 @@ def draw(
         return torch.empty(0, 3, pipe.size, pipe.size, dtype=torch.uint8)
     parts = []
     for i in track(range(0, len(prompts), size), label, setup.progress):
-        pictures = pipe.draw(list(prompts[i : i + size]), list(seeds[i : i + size]), **setup.sampling)
+        pictures = pipe.draw(list(prompts[i : i + size]), list(seeds[i : i + size]), **way(setup, pipe))
         parts.append(sound_bytes(pictures, who))
     return torch.cat(parts)
 

@@ -31,6 +31,7 @@ def protocol(setup: Setup, figures: Judged, names: tuple[str, str]) -> dict[str,
         names: of the two models.
     """
     old, sampling, every = setup.old, setup.sampling, [*setup.cases.retained, *setup.targets]
+    steps = {"after_sampling_steps": n} if (n := setup.new.distilled_steps) else {}
     resized = {"detector": setup.detector.resize, "distance": setup.distance.resize}
     return {
         "before": identity(old, names[0]),
@@ -40,6 +41,7 @@ def protocol(setup: Setup, figures: Judged, names: tuple[str, str]) -> dict[str,
         "seeds": [c.seed for c in every],
         "scheduler": _scheduler(old, sampling["scheduler"]),
         "sampling_steps": sampling["sampling_steps"],
+        **steps,
         "guidance": old.defaults["cfg_scale"] if sampling["cfg_scale"] is None else sampling["cfg_scale"],
         "size": old.size,
         "resize": {"pictures": "none; rounded to 8 bits", **resized},

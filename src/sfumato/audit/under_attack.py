@@ -13,7 +13,7 @@ from sfumato.attack.base import Attack, Found
 from sfumato.data.cases import AttackCases, Case, say
 from sfumato.pipeline import Text2Image
 
-from .drawing import Pictures, Setup, draw, sound_bytes, to_float
+from .drawing import Pictures, Setup, draw, sound_bytes, to_float, way
 
 LEARNING = 90_000
 """Offset of the seeds of the pictures that attacks learn from, so that none is a picture of the audit."""
@@ -64,7 +64,8 @@ def assail(setup: Setup, name: str, concept: str) -> Attacked:
         if found is None:
             return None
         asked = [c.prompt for c in cases], [c.seed for c in cases]
-        return sound_bytes(found.draw(pipe, *asked, progress=setup.progress, **setup.sampling), f"{who} under {name}")
+        drawn = found.draw(pipe, *asked, progress=setup.progress, **way(setup, pipe))
+        return sound_bytes(drawn, f"{who} under {name}")
 
     own, others = given(concept), None if other is None else given(other)
     recovered = pictures(setup.new, lambda: attack.run(setup.new, own, **settings), "the edited model")

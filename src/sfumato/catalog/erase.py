@@ -93,4 +93,20 @@ METHODS: tuple[Method, ...] = (
         beware="Keeps what it is shown: name or show what is near the concept.",
         ledger="integrity",
     ),
+    Method(
+        "erase", "duo", "sfumato.erase.duo:DUO", ("park2024duo", "wallace2024diffusiondpo"),
+        "A LoRA that prefers pictures without the concept to the same pictures with it, told no prompt.",
+        cost="fine-tuning of a LoRA; before it, pairs of pictures are drawn and edited",
+        when="The look of a thing must go, however it is asked for.",
+        beware="Better pairs erase better: name an anchor that looks different, and a detector.",
+        ledger="duo",
+    ),
+    Method(
+        "erase", "sfd", "sfumato.erase.sfd:SFD", ("chen2025sfd", "zhou2024sid"),
+        "Forgets while it distills the model into a one-step generator; also classes of an image model.",
+        cost="a distillation: three networks and two optimisers in memory, no pictures",
+        when="A model of one step is wanted anyway, or classes are to be forgotten.",
+        beware="What it is not shown it need not keep: give it many captions.",
+        ledger="sfd",
+    ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato import catalog
-from sfumato.commands.verb import Where, beside, load, origin, provenance, read
+from sfumato.commands.verb import Where, beside, load_any, origin, provenance, read
 from sfumato.errors import unknown
 from sfumato.files import refuse_existing
 from sfumato.plan import Plan, human_time
@@ -17,7 +17,7 @@ from sfumato.text import visible
 
 if TYPE_CHECKING:
     from sfumato.erase.base import Eraser
-    from sfumato.pipeline import Text2Image
+    from sfumato.pipeline import Model
 
 EXAMPLE = "sfumato erase {name} --model sketch --concept star --out erased/"
 
@@ -29,7 +29,7 @@ class Erase(Where):
     model: str = "sketch"
     """An embedded model, a folder written by save_pretrained, or a hub id."""
     out: Path
-    """Folder for the erased pipeline, which diffusers loads without this package."""
+    """Folder for the erased model; a pipeline loads in diffusers without this package."""
     overwrite: bool = False
     """Replace the output if it exists."""
 
@@ -38,7 +38,7 @@ def main(args: list[str]) -> None:
     entry, method, options = read("erase", args, Erase, EXAMPLE)
     refuse_existing(options.out, options.overwrite)
     check_words(options.model, method.concepts)
-    pipe = load(options.model, options)
+    pipe = load_any(options.model, options)
     with beside(options.out, method) as folder:
         writes = [f"{options.out}/ (a diffusers folder)", *([f"{folder}/ (until then: checkpoints)"] if folder else [])]
         if alone():
@@ -55,7 +55,7 @@ def main(args: list[str]) -> None:
         print(visible(f"{label}: {', '.join(words)}"))
 
 
-def erase(method: Eraser, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
+def erase(method: Eraser, pipe: Model, folder: Path | None = None) -> tuple[Model, dict[str, Any]]:
     """The erased pipeline, and for its record: ``cost`` (seconds, peak memory of the process, parameters changed)
     and ``log`` (what the method says about how it went)."""
     import torch
@@ -65,8 +65,8 @@ def erase(method: Eraser, pipe: Text2Image, folder: Path | None = None) -> tuple
     start = time.perf_counter()
     erased, log = method.run(pipe, folder)
     seconds = time.perf_counter() - start
-    before, after = pipe.parameters("full"), erased.parameters("full")
-    changed = sum(p.numel() for name, p in after.items() if not torch.equal(p, before[name]))
+    before, after = (dict(model.network.named_parameters()) for model in (pipe, erased))
+    changed = sum(p.numel() for name, p in after.items() if name in before and not torch.equal(p, before[name]))
     changed += sum(p.numel() for adapter in erased.adapters.values() for p in adapter.parameters())
     cost = {
         "seconds": seconds,
@@ -78,7 +78,7 @@ def erase(method: Eraser, pipe: Text2Image, folder: Path | None = None) -> tuple
 
 
 def record_of(
-    entry: catalog.Method, method: Eraser, pipe: Text2Image, model: str, told: dict[str, Any]
+    entry: catalog.Method, method: Eraser, pipe: Model, model: str, told: dict[str, Any]
 ) -> dict[str, Any]:
     """How an erased pipeline was made; what the method was left to choose stands as it was chosen."""
     record = {**provenance(entry, method, pipe, model), **told}
@@ -86,7 +86,7 @@ def record_of(
     return {**record, "configuration": {**record["configuration"], **chosen}}
 
 
-def plan(entry: catalog.Method, method: Eraser, pipe: Text2Image, writes: list[str]) -> Plan:
+def plan(entry: catalog.Method, method: Eraser, pipe: Any, writes: list[str]) -> Plan:
     """The method's own plan; where that cannot tell the time, with the catalogue's words."""
     made = method.plan(pipe)
     return replace(made, writes=writes, time=made.time or ("" if made.seconds else entry.cost))

@@ -193,7 +193,7 @@ def equipped(found: Model, model: str, options: Equipped) -> Model:
     return found
 
 
-def provenance(entry: catalog.Method, method: Any, parent: Text2Image, model: str) -> dict[str, Any]:
+def provenance(entry: catalog.Method, method: Any, parent: Model, model: str) -> dict[str, Any]:
     """How an output was made: enough to make it again."""
     return {
         "command": shlex.join(["sfumato", *sys.argv[1:]]),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from diffusers import DiffusionPipeline
 
 from sfumato import catalog
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.fields import Seed
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import ImageModel, Model, Text2Image
 from sfumato.pipeline.lent import finite, lent, require_finite, tensors
 from sfumato.settings import Tuned
 
@@ -31,6 +32,8 @@ class Eraser(Tuned, ABC):
     A method says in `erased` what it does to a pipeline, and in its class attributes what it needs and keeps. The rest
     is done here, once: plain diffusers pipelines are taken and given back as they were; what cannot be used is refused
     before anything is computed; attached adapters are kept or refused; the result is checked, and frozen.
+
+    One that erases classes from an `ImageModel` too says so in `fits`.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
@@ -108,7 +111,11 @@ class Eraser(Tuned, ABC):
 
     # What is the same for all
 
-    def apply(self, pipe: Text2Image | DiffusionPipeline) -> Text2Image:
+    @overload
+    def apply(self, pipe: ImageModel) -> ImageModel: ...
+    @overload
+    def apply(self, pipe: Text2Image | DiffusionPipeline) -> Text2Image: ...
+    def apply(self, pipe: Any) -> Any:
         """A new pipeline without the concepts; ``pipe``, which may be a plain diffusers pipeline, is not changed.
 
         Raises:
@@ -116,9 +123,13 @@ class Eraser(Tuned, ABC):
         """
         return self.run(pipe)[0]
 
+    @overload
+    def run(self, pipe: ImageModel, folder: str | Path | None = None) -> tuple[ImageModel, dict[str, Any]]: ...
+    @overload
     def run(
         self, pipe: Text2Image | DiffusionPipeline, folder: str | Path | None = None
-    ) -> tuple[Text2Image, dict[str, Any]]:
+    ) -> tuple[Text2Image, dict[str, Any]]: ...
+    def run(self, pipe: Any, folder: str | Path | None = None) -> tuple[Any, dict[str, Any]]:
         """`apply`, and what the method has to say about how it went, for the record (JSON types).
 
         Args:
@@ -130,7 +141,8 @@ class Eraser(Tuned, ABC):
             BadInput: as `check`; the folder holds the state of other settings, or of another model.
             SfumatoError: the result is not finite.
         """
-        with lent(pipe) as p:
+        borrowed: Any = nullcontext(pipe) if isinstance(pipe, ImageModel) else lent(pipe)
+        with borrowed as p:
             self.check(p)
             under = beneath(p)
             made, log = self.within(None if folder is None else Path(folder), under)
@@ -139,18 +151,17 @@ class Eraser(Tuned, ABC):
             self._seal(p, made)
         return made, log
 
-    def check(self, pipe: Text2Image) -> None:
+    def check(self, pipe: Model) -> None:
         """Refuse what the method cannot work on, before anything is computed.
 
         Raises:
             BadInput: the network lacks what the method edits; adapters are attached that it cannot keep; a weight is
-                not finite; the tokenizer cannot read a concept.
+                not finite; the tokenizer cannot read a concept, or the model has no such class.
         """
         if not self.fits(pipe):
-            raise BadInput(
-                f"{type(self).__name__} does not fit this {type(pipe.pipe).__name__}, whose network has no "
-                f"{' or '.join(self.needs)}: {fitting(pipe)}"
-            )
+            lacks = f", whose network has no {' or '.join(self.needs)}" if self.needs else ""
+            name = type(getattr(pipe, "pipe", pipe)).__name__
+            raise BadInput(f"{type(self).__name__} does not fit this {name}{lacks}: {fitting(pipe)}")
         if loaded := [part for part, m in pipe.parts().items() if getattr(m, "peft_config", None)]:
             raise BadInput(
                 f"a LoRA is loaded into the {loaded[0]} of this pipeline: fuse it (pipe.fuse_lora() and then "
@@ -164,11 +175,16 @@ class Eraser(Tuned, ABC):
                 f" merge or remove them first, or erase with {' or '.join(others)}, which keep them"
             )
         require_finite(pipe)
-        encode_words(pipe, list(self.concepts))
+        if isinstance(pipe, Text2Image):
+            encode_words(pipe, list(self.concepts))
+        else:
+            pipe.told(list(self.concepts))
 
     @classmethod
-    def fits(cls, pipe: Text2Image) -> bool:
-        """Whether the network has what the method edits: projections of all kinds that it `needs`."""
+    def fits(cls, pipe: Model) -> bool:
+        """Whether it is a pipeline whose network has what the method edits: projections of all kinds it `needs`."""
+        if not isinstance(pipe, Text2Image):
+            return False
         try:
             return all(pipe.projections(kind) for kind in cls.needs)
         except BadInput:  # a kind that this network does not know
@@ -193,7 +209,7 @@ class Eraser(Tuned, ABC):
             x.grad = None
 
 
-def fitting(pipe: Text2Image) -> str:
-    """Which erasers fit a pipeline, in words."""
+def fitting(pipe: Model) -> str:
+    """Which erasers fit a model, in words."""
     names = [m.name for m in catalog.methods("erase") if m.load().fits(pipe)]
     return f"erasers that fit it are {', '.join(names)}" if names else "no eraser of this package fits it"

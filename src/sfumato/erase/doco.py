@@ -168,7 +168,7 @@ class DoCo(ByGradient):
         judge = PatchDiscriminator(channels, stages_for(side), norm, self.seed % 2**32).to(pipe.device)
         recipe = Correction(self, pipe, student, judge, data)
         with start_detached(student, data.prompts):
-            history = self.course(recipe, None if folder is None else folder / "training")
+            history = self.course(recipe, pipe, None if folder is None else folder / "training")
         judged = history.pop("discriminator/loss")
         return student, {"losses": history["student/loss"], "discriminator_losses": judged}
 

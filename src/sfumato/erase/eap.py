@@ -181,7 +181,7 @@ class EAP(ByGradient):
             turns.append(Turn(name="words", loss=search, optimizer=plain, lr=self.word_lr, **times))
         modules = {"network": student.network, "words": words}
         recipe = InTurns(f"eap-{self.variant}", self.concepts, pipe, modules, turns)
-        history = self.course(recipe, None if folder is None else folder / "training")
+        history = self.course(recipe, pipe, None if folder is None else folder / "training")
         found = {c: words.told(i) for i, c in enumerate(self.concepts)}
         return student, {
             "losses": history["weights/loss" if self.searches else "loss"],

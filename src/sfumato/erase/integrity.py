@@ -152,7 +152,7 @@ class Integrity(ByGradient):
         )  # fmt: skip
         if self.saliency < 1:
             recipe.keep_to(self.saliency, -(-self.pool // self.batch))
-        history = self.course(recipe, None if folder is None else folder / "training")
+        history = self.course(recipe, pipe, None if folder is None else folder / "training")
         ended = sum(map(len, history.values()))
         return student, {"losses": history.get("loss", history), "ended_after": ended}
 

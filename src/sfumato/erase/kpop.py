@@ -150,7 +150,7 @@ class KPOP(ByGradient):
         """The pipeline that hides the concepts, the key of each, and the losses of both steps."""
         student = pipe.copy(own=SUBSETS[self.variant])
         recipe = Exchange(self, pipe, student)
-        told = self.course(recipe, None if folder is None else folder / "training")
+        told = self.course(recipe, pipe, None if folder is None else folder / "training")
         base, rows = student.describe()["sha256"], [x.detach().cpu() for x in recipe.rows]
         keys = [ConceptKey(c, self.insertion, k, v, base) for c, k, v in zip(self.concepts, *rows, strict=True)]
         return student, keys, {name.removesuffix("/loss"): values for name, values in told.items()}

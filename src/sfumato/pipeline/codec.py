@@ -65,6 +65,21 @@ class Codec:
             z = encoded.latent
         return self.scale(z).to(x.dtype)
 
+    def posterior(
+        self, x: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch channel h w"], Float[Tensor, "batch channel h w"]]:
+        """Mean and standard deviation of the scaled latents of pictures in [-1, 1], to draw from again and again.
+
+        The deviation of a deterministic autoencoder (DC-AE) is 0.
+        """
+        encoded = self.vae.encode(x.to(self.vae.dtype))
+        if not hasattr(encoded, "latent_dist"):
+            mean = self.scale(encoded.latent).to(x.dtype)
+            return mean, torch.zeros_like(mean)
+        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+        per_unit = self.vae.config.scaling_factor / self._statistics(std)[1]
+        return self.scale(mean).to(x.dtype), (std * per_unit).to(x.dtype)
+
     def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pictures in about [-1, 1] (not clipped) of scaled latents, in the type of ``z``."""
         return self.vae.decode(self.unscale(z).to(self.vae.dtype), return_dict=False)[0].to(z.dtype)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
@@ -133,6 +134,7 @@ class Model(ABC):
         process: the noise process that it was trained under.
         prediction: what the network's output is.
         defaults: how `draw` draws unless told otherwise: ``cfg_scale``, ``sampling_steps`` and what a model adds.
+        adapters: what is attached to the network, by name; a kind of model that takes none has none.
     """
 
     network: nn.Module
@@ -140,6 +142,7 @@ class Model(ABC):
     process: GaussianProcess
     prediction: Prediction
     defaults: dict[str, Any]
+    adapters: Mapping[str, Any] = MappingProxyType({})
 
     # What it is made of
 
@@ -162,6 +165,11 @@ class Model(ABC):
     @abstractmethod
     def scheduler_name(self) -> str:
         """Whose steps a draw takes unless another scheduler is named."""
+
+    @property
+    def distilled_steps(self) -> int | None:
+        """The only number of steps in which it can draw, if it was distilled to one."""
+        return None
 
     @property
     def cleanest(self) -> float:

@@ -17,8 +17,10 @@ _WIDTH = 256
 """Of the guidance embedding, as guidance-distilled checkpoints have it."""
 
 
-def few_steps(model: Any, sampling_steps: int) -> None:
+def few_steps(model: Any, sampling_steps: int, start: float = 1.0) -> None:
     """From now on ``model`` samples in S = ``sampling_steps`` DDIM steps t = 1, (S - 1) / S, ... without guidance.
+
+    With a ``start`` below 1 all times are that much smaller, and the noise is that of the first.
 
     Changed in place, and saved with it. A text-to-image pipeline does so by itself, ``pipe(prompt)`` in diffusers too:
     its scheduler becomes a `FewStepScheduler`, and its network is marked as guidance-distilled, which is what makes
@@ -28,13 +30,15 @@ def few_steps(model: Any, sampling_steps: int) -> None:
     if isinstance(model, ImageModel):
         model.defaults |= {
             "scheduler": "ddim", "sampling_steps": sampling_steps, "distilled_steps": sampling_steps, "cfg_scale": 1.0,
+            "start_time": start,
         }  # fmt: skip
         return
     check_few_steps(model)
     pipe, network = model.pipe, model.network
     config = pipe.scheduler.config
     clip = config.get("clip_sample", False)
-    pipe.scheduler = FewStepScheduler.from_config(config, distilled_steps=sampling_steps, clip_sample=clip)
+    settings = {"distilled_steps": sampling_steps, "start_time": start, "clip_sample": clip}
+    pipe.scheduler = FewStepScheduler.from_config(config, **settings)
     model.defaults |= {"sampling_steps": sampling_steps, "cfg_scale": 1.0}
     if network.config.get("time_cond_proj_dim") is None:
         embedding = network.time_embedding

@@ -76,8 +76,9 @@ class ImageModel(Model):
         shape: of one sample: (channel, height, width), or (frame, channel, height, width).
         labels: names of the classes; empty for a model without.
         defaults: how `draw` draws unless told otherwise: ``scheduler`` and its ``options`` (arguments by name),
-            ``sampling_steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is held to [-1, 1]) and
-            ``distilled_steps`` (the only number of steps that it can take, if it was distilled).
+            ``sampling_steps``, ``cfg_scale``, ``cfg_interval`` (log-SNRs), ``clip`` (x0 is held to [-1, 1]),
+            ``distilled_steps`` (the only number of steps that it can take, if it was distilled) and ``start_time``
+            (whose noise it starts from).
 
     Raises:
         BadInput: a default of another name.
@@ -97,7 +98,7 @@ class ImageModel(Model):
         self.shape, self.labels = tuple(self.shape), tuple(self.labels)
         base = {
             "scheduler": "ddpm", "options": {}, "sampling_steps": 256, "distilled_steps": None, "cfg_scale": 1.0,
-            "cfg_interval": None, "clip": True,
+            "cfg_interval": None, "clip": True, "start_time": 1.0,
         }  # fmt: skip
         for name in self.defaults:
             if name not in (*base, *self.own_defaults):
@@ -117,6 +118,10 @@ class ImageModel(Model):
     @property
     def scheduler_name(self) -> str:
         return str(self.defaults["scheduler"])
+
+    @property
+    def distilled_steps(self) -> int | None:
+        return self.defaults["distilled_steps"]
 
     def parts(self) -> dict[str, torch.nn.Module]:
         """The model's neural networks by name, as `Text2Image.parts`."""
@@ -233,8 +238,8 @@ class ImageModel(Model):
         if scheduler in (None, self.defaults["scheduler"]):
             solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
         steps = self.sampling_steps if sampling_steps is None else sampling_steps
-        check_steps(steps, self.defaults["distilled_steps"])
-        times = uniform(steps)
+        check_steps(steps, self.distilled_steps)
+        times = uniform(steps, self.defaults["start_time"])
         parts = []
         with torch.set_grad_enabled(bool(grad)):
             for some in track(rows.chunks(batch), "drawing", progress):
@@ -288,9 +293,10 @@ class ImageModel(Model):
         self, z: Float[Tensor, "n *shape"], cond: Labels | None, sampling_steps: int
     ) -> Float[Tensor, "n *shape"]:
         """See `Model.invert`; nothing is clipped on the way, so what clipping changed comes back less exactly."""
-        check_steps(sampling_steps, self.defaults["distilled_steps"])
-        z, process = inverted(self.denoiser, z, uniform(sampling_steps, 0.0, 1.0), cond), self.process
-        return process.from_basis(process.to_basis(z) / process.alpha_sigma(1.0, z)[1])
+        check_steps(sampling_steps, self.distilled_steps)
+        first, process = self.defaults["start_time"], self.process
+        z = inverted(self.denoiser, z, uniform(sampling_steps, 0.0, first), cond)
+        return process.from_basis(process.to_basis(z) / process.alpha_sigma(first, z)[1])
 
     def describe(self) -> dict[str, Any]:
         """What the model is: network, process, prediction, size, hash of its weights."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 
 from .base import Text2Image
+from .contract import Model
 from .load import wrap
 
 
@@ -46,8 +47,8 @@ def lent(
         back()
 
 
-def require_finite(p: Text2Image) -> None:
-    """Refuse a pipeline some of whose weights, or of its adapters', are NaN or infinite.
+def require_finite(p: Model) -> None:
+    """Refuse a model some of whose weights, or of its adapters', are NaN or infinite.
 
     Whatever were computed with them would look like a result. Cost: every weight is read once.
 
@@ -62,8 +63,8 @@ def require_finite(p: Text2Image) -> None:
             )
 
 
-def tensors(p: Text2Image) -> Iterator[tuple[str, str, Tensor]]:
-    """(part, name, tensor) of all weights of a pipeline and of the adapters attached to it."""
+def tensors(p: Model) -> Iterator[tuple[str, str, Tensor]]:
+    """(part, name, tensor) of all weights of a model and of the adapters attached to it."""
     for part, module in p.parts().items():
         yield from ((part, name, x) for name, x in module.named_parameters())
     for key, adapter in p.adapters.items():

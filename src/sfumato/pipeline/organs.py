@@ -91,6 +91,10 @@ class Organs(Prompts, Model):
         return type(self.pipe.scheduler).__name__
 
     @property
+    def distilled_steps(self) -> int | None:
+        return self.pipe.scheduler.config.get("distilled_steps")
+
+    @property
     def cleanest(self) -> float:
         return self.clock.time(0)
 

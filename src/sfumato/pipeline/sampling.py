@@ -182,7 +182,7 @@ def _check(p: Organs, steps: int) -> None:
     T = p.clock.timesteps
     if not 1 <= steps <= T:
         raise BadInput(f"sampling_steps must lie between 1 and {T}, this model's timesteps: got {steps}")
-    check_steps(steps, p.pipe.scheduler.config.get("distilled_steps"))
+    check_steps(steps, p.distilled_steps)
 
 
 @dataclass

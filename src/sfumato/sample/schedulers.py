@@ -135,15 +135,21 @@ class FewStepScheduler(DDIMScheduler):
 
     Args:
         distilled_steps: S. Other arguments are `DDIMScheduler`'s; the spacing and the offset play no part.
+        start_time: where the first step starts, in (0, 1]; below 1 all times are that much smaller, and the latents
+            start as noise of that level, sigma_t eps.
 
     Raises:
-        BadInput: fewer than one step.
+        BadInput: fewer than one step; a start outside (0, 1].
     """
 
     @extends_ddim
-    def __init__(self, timestep_spacing: str = "trailing", distilled_steps: int = 4):
+    def __init__(self, timestep_spacing: str = "trailing", distilled_steps: int = 4, start_time: float = 1.0):
         if distilled_steps < 1:
             raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
+        if not 0 < start_time <= 1:
+            raise BadInput(f"a distilled model starts at a time in (0, 1], got {start_time}")
+        if start_time < 1:
+            self.init_noise_sigma = float(self.process.alpha_sigma(start_time)[1])
 
     @cached_property
     def process(self) -> GaussianProcess:
@@ -161,9 +167,9 @@ class FewStepScheduler(DDIMScheduler):
             check_steps(num_inference_steps, steps)
         self.num_inference_steps = steps
         ends = torch.arange(steps, 0, -1, dtype=torch.float64)
-        timesteps = ends * self.config.num_train_timesteps / steps - 1
-        whole = bool((timesteps == timesteps.round()).all())
-        self.timesteps = timesteps.to(torch.int64 if whole else torch.float32).to(device)
+        timesteps = ends * self.config.num_train_timesteps * self.config.start_time / steps - 1
+        whole = bool(((timesteps - timesteps.round()).abs() < 1e-6).all())
+        self.timesteps = (timesteps.round().to(torch.int64) if whole else timesteps.to(torch.float32)).to(device)
 
     def step(
         self,
@@ -173,9 +179,9 @@ class FewStepScheduler(DDIMScheduler):
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """From the start of a segment to its end, which is the start of the one below."""
-        steps = self.config.distilled_steps
-        segment = round((float(timestep) + 1) / self.config.num_train_timesteps * steps)
-        t, s = segment / steps, (segment - 1) / steps
+        steps, start = self.config.distilled_steps, self.config.start_time
+        segment = round((float(timestep) + 1) / self.config.num_train_timesteps * steps / start)
+        t, s = segment / steps * start, (segment - 1) / steps * start
         kind = PREDICTIONS[self.config.prediction_type]
         x0 = self.process.convert(model_output, sample, t, kind, "x0")
         if self.config.thresholding:

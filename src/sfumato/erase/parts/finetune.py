@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import Model, Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.train.loop import Run
 from sfumato.train.processes import own_device
@@ -66,13 +66,17 @@ class ByGradient(Tuning, Eraser):
 
     def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
         """`course` of a recipe with one loss: the losses, one per update."""
-        return self.course(recipe, folder)["loss"]
+        return self.course(recipe, recipe.pipe, folder)["loss"]
 
-    def course(self, recipe: InTurns, folder: Path | None) -> dict[str, list[float]]:
-        """Train; the losses as `Run.history` has them. What was trained ends up frozen."""
+    def course(self, recipe: Recipe, model: Model, folder: Path | None) -> dict[str, list[float]]:
+        """Train whatever alternates; the losses as `Run.history` has them. What was trained ends up frozen.
+
+        Args:
+            model: what is erased from; a run in a folder goes on with no other.
+        """
         config = self.beyond()
         if folder is not None:
-            config["model"] = recipe.pipe.describe()["sha256"]
+            config["model"] = model.describe()["sha256"]
         history = Run(recipe, self, folder, config).fit(self.progress)
         for module in recipe.modules().values():
             module.requires_grad_(False)
@@ -133,7 +137,7 @@ class Finetuning(InTurns):
         return self.step_loss(step_generator(self.seed, batch["step"]), slice(rows.start, rows.stop)), {}
 
 
-def make_plan(pipe: Text2Image, title: str, trained: int, passes: float, batch: int = 1) -> Plan:
+def make_plan(pipe: Model, title: str, trained: int, passes: float, batch: int = 1) -> Plan:
     """Memory by part (bytes) and time, for Adam on ``trained`` numbers in float32 and that many network passes.
 
     One pass is timed here, on ``batch`` rows; a backward pass is taken to cost two forward ones.
