@@ -148,6 +148,21 @@ def test_budget_and_record_are_json(done, method):
     assert found.budget["name"] == method.__name__ and found.budget["box"] == method.box and "seed" in found.budget
 
 
+def test_what_it_spends_is_counted_and_limited(done, method):
+    if method.run is not Attack.run:
+        pytest.skip("runs by itself, uncounted")
+    pipe, *_, found = done
+    assert found.before == Bright()(pipe.draw(PROMPTS, SEEDS, **DRAWING), "star").present.tolist()
+    assert found.spent["rows"] > 0 and found.spent["seconds"] > 0 and not found.spent["exhausted"]
+    limit = found.spent["rows"] - 1
+    try:
+        less = search(method, pipe, max_rows=limit)
+        assert less.spent["rows"] <= limit and less.spent["exhausted"]
+        less.draw(pipe, PROMPTS, SEEDS, **DRAWING)
+    except BadInput as refused:
+        assert "max_rows" in str(refused)
+
+
 def test_it_is_saved_whole_or_not_at_all(done, tmp_path):
     pipe, *_, found = done
     folder = found.save(tmp_path / "found", found.draw(pipe, PROMPTS, SEEDS, **DRAWING), {"model": "tiny"})
