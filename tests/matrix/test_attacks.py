@@ -27,9 +27,9 @@ _DONE: dict[Any, tuple] = {}
 
 
 class Bright(Detector):
-    """Sees whatever it is asked for in the brighter half of all pictures."""
+    """Surer of whatever it is asked for the brighter a picture is; none is bright enough, so that all is searched."""
 
-    name, hash, threshold, resize = "bright", "none", 0.5, "none"
+    name, hash, threshold, resize = "bright", "none", 0.999, "none"
 
     def check(self, concept: str) -> None:
         pass
