@@ -133,7 +133,7 @@ def test_the_search_lowers_its_loss(tiny_sd):
     t = torch.full((n,), tiny_sd.clock.time(ascending(1, tiny_sd.clock.timesteps)[0]), dtype=torch.float64)
     words, rng = Words(tiny_sd), torch.Generator().manual_seed(2)
     loss = lambda text: float(errors(tiny_sd, z0.expand(n, -1, -1, -1), t, eps, tiny_sd.encode([text] * n)).mean())
-    blind = [loss(attack.blind(tiny_sd, "a star", rng)) for _ in range(8)]
+    blind = [loss(attack.blind(tiny_sd, "a star", "star", rng)) for _ in range(8)]
     assert loss(found.said[0]["text"]) < sorted(blind)[len(blind) // 2]
     assert len(words) > 100
 

@@ -89,7 +89,7 @@ class UnlearnDiffAtk(TextAttack):
         if self.times > pipe.clock.timesteps:
             raise BadInput(f"times must be at most {pipe.clock.timesteps}, this model's timesteps: got {self.times}")
 
-    def blind(self, pipe: Text2Image, prompt: str, rng: torch.Generator) -> str:
+    def blind(self, pipe: Text2Image, prompt: str, concept: str, rng: torch.Generator) -> str:
         words = Words(pipe)
         return words.text(self._with(words, words.of(prompt), random_words(words, self.tokens, rng)))
 

@@ -23,4 +23,28 @@ METHODS: tuple[Method, ...] = (
         beware="Belongs to one prompt, seed and checkpoint; needs a detector that says when to stop.",
         ledger="unlearn-diff-atk",
     ),
+    Method(
+        "attack", "ring-a-bell", "sfumato.attack.ring_a_bell:RingABell", ("tsai2024ringabell",),
+        "Breeds words whose encoding is the prompt's with more of the concept; the denoiser is never asked.",
+        cost="population x generations rows through the text encoder a prompt",
+        when="The attacker has a public text encoder and no more: one search serves every erased model.",
+        beware="Finds words, not pictures: against erasers that change the text encoder it aims past them.",
+        ledger="ring-a-bell",
+    ),
+    Method(
+        "attack", "p4d", "sfumato.attack.p4d:P4D", ("chin2024p4d",),
+        "Searches a prompt under which the erased model predicts what the original does under the plain one.",
+        cost="3,000 gradient steps with two networks and 60 pictures a prompt",
+        when="White box and the original model at hand: the attack that knows most.",
+        beware="Needs the original and a detector; for pipelines with one text encoder.",
+        ledger="p4d",
+    ),
+    Method(
+        "attack", "paraphrase", "sfumato.attack.paraphrase:Paraphrase", ("moon2025hub",),
+        "Asks for the concept by synonyms, in five other languages and in other forms of its name.",
+        cost="at most 16 pictures a prompt",
+        when="Black box, and what users do without meaning to attack: the first test of all.",
+        beware="The table of names is small: give names of your concept with --names.",
+        ledger="paraphrase",
+    ),
 )  # fmt: skip

@@ -120,7 +120,7 @@ class TextAttack(Attack):
         """How many texts it may draw for a case, to choose the one that counts; 1: it draws none."""
 
     @abstractmethod
-    def blind(self, pipe: Text2Image, prompt: str, rng: torch.Generator) -> str:
+    def blind(self, pipe: Text2Image, prompt: str, concept: str, rng: torch.Generator) -> str:
         """A text in the attack's form, with words at random where it would have searched for some."""
 
     def control(
@@ -150,7 +150,7 @@ class Blind(Attack):
         candidates = Candidates(pipe, cases, means)
         with means.spending.allowed():
             for _ in range(self.attack.tries):
-                texts = {i: self.attack.blind(pipe, cases.prompts[i], rngs[i]) for i in candidates.open}
+                texts = {i: self.attack.blind(pipe, cases.prompts[i], cases.concept, rngs[i]) for i in candidates.open}
                 if self.attack.tries > 1:
                     candidates.ask(texts)
                 else:
