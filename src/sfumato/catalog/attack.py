@@ -47,4 +47,12 @@ METHODS: tuple[Method, ...] = (
         beware="The table of names is small: give names of your concept with --names.",
         ledger="paraphrase",
     ),
+    Method(
+        "attack", "recovery", "sfumato.attack.recovery:Recovery", ("suriyakumar2024unstable",),
+        "Fine-tunes on a few pictures of the concept: how many updates bring it back?",
+        cost="200 updates of the network on 8 pictures",
+        when="The weights are given away: whoever has them may train on.",
+        beware="Shows how cheap relearning is, not what a prompt can do; most erasers fall in the end.",
+        ledger="recovery",
+    ),
 )  # fmt: skip
