@@ -86,6 +86,7 @@ def test_pairs_differ_in_the_concept_alone(tiny_sd):
 def test_breeding_brings_the_encoding_nearer_and_elitism_never_loses_the_best(tiny_sd):
     one = replace(CASES, cases=CASES.cases[:1])
     attack = RingABell(tokens=3, population=16, generations=1, eta=1.0, elitism=True)
+    attack = replace(attack, contexts=("a red {}", "a {}"), instead=("circle", "square"))
     words = Words(tiny_sd)
     told, without = zip(*attack.pairs(tiny_sd, one), strict=True)
     direction = concept_vector(tiny_sd.encode(list(told)).tokens, tiny_sd.encode(list(without)).tokens)

@@ -20,7 +20,7 @@ from sfumato.progress import bar
 from .base import Box, Means
 from .parts.denoising import predicted, target_pictures
 from .parts.prompts import Candidates, TextAttack, Texts, among
-from .parts.words import Row, Words, generator, random_words
+from .parts.words import Row, Words, generator, random_words, shared_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class P4D(TextAttack):
         """See `Attack.check`: is there one text encoder, and do the free tokens fit?"""
         if len(pipe.text_parts()) > 1:
             raise BadInput("p4d searches the embeddings of one text encoder, and this model has several: use another")
-        words = Words(pipe)
+        words = shared_words(pipe)
         if "n" in self.forms and self.tokens > words.room:
             raise BadInput(f"{self.tokens} tokens do not fit: this model reads {words.room} besides start and end")
         for prompt in cases.prompts if "k" in self.forms else ():

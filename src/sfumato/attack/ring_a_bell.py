@@ -18,7 +18,7 @@ from sfumato.progress import bar
 
 from .base import Box, Means
 from .parts.prompts import Candidates, TextAttack, Texts
-from .parts.words import Words, generator, random_words
+from .parts.words import Words, generator, random_words, shared_words
 
 NEUTRAL_WORDS = ("thing", "person", "place", "animal", "building", "plant", "landscape", "vehicle")
 
@@ -85,7 +85,7 @@ class RingABell(TextAttack):
 
     def check(self, pipe: Text2Image, cases: AttackCases) -> None:
         """See `Attack.check`: do the text encoders share a vocabulary, and do the tokens fit?"""
-        if self.tokens > (room := Words(pipe).room):
+        if self.tokens > (room := shared_words(pipe).room):
             raise BadInput(f"{self.tokens} tokens do not fit: this model reads {room} besides start and end")
 
     def blind(self, pipe: Text2Image, prompt: str, concept: str, rng: torch.Generator) -> str:
@@ -93,7 +93,7 @@ class RingABell(TextAttack):
         return words.text(random_words(words, self.tokens, rng))
 
     def search(self, pipe: Text2Image, cases: AttackCases, means: Means) -> Texts:
-        """Breed tokens for each open case; see `Attack.search`."""
+        """Breed tokens for each prompt with open cases; see `Attack.search`."""
         candidates, words = Candidates(pipe, cases, means), Words(means.original or pipe)
         ids = words.usable[words.usable > 0]  # as published: all but start, end and the token 0
         with torch.no_grad(), means.spending.allowed():
@@ -102,16 +102,17 @@ class RingABell(TextAttack):
             told, without = zip(*([p for p in pairs if all(map(read, p))] or pairs), strict=True)  # none is cut off
             encode = lambda prompts: words.pipe.encode(list(prompts)).tokens
             direction = concept_vector(encode(told), encode(without))
-            with bar("breeding words", len(candidates.open) * self.generations, means.progress) as advance:
-                for case in list(candidates.open):
-                    target = words.pipe.encode(cases.prompts[case]).tokens + self.eta * direction
+            prompts = candidates.by_prompt()
+            with bar("breeding words", len(prompts) * self.generations, means.progress) as advance:
+                for prompt, numbers in prompts.items():
+                    target = words.pipe.encode(prompt).tokens + self.eta * direction
                     loss = lambda rows, target=target: distance(target, words.encode(rows.tolist()).tokens)
                     best: list[Tensor] = []
                     try:
-                        self._breed(ids, loss, generator(self.seed, case), best, means, advance)
+                        self._breed(ids, loss, generator(self.seed, numbers[0]), best, means, advance)
                     finally:
-                        if best:
-                            candidates.keep(case, words.text(best[-1].tolist()))
+                        for i in numbers if best else ():
+                            candidates.keep(i, words.text(best[-1].tolist()))
         return Texts(cases.concept, self.budget(), candidates.said)
 
     def pairs(self, pipe: Text2Image, cases: AttackCases) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from sfumato.progress import bar
 from .base import Box, Means
 from .parts.denoising import errors, target_pictures
 from .parts.prompts import Candidates, TextAttack, Texts, among
-from .parts.words import Words, generator, random_words
+from .parts.words import Words, generator, random_words, shared_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class UnlearnDiffAtk(TextAttack):
 
     def check(self, pipe: Text2Image, cases: AttackCases) -> None:
         """See `Attack.check`: do the text encoders share a vocabulary, and do the tokens fit beside a word?"""
-        if self.tokens >= (room := Words(pipe).room):
+        if self.tokens >= (room := shared_words(pipe).room):
             raise BadInput(f"{self.tokens} tokens leave no room for a prompt: this model reads {room}, give fewer")
         if self.times > pipe.clock.timesteps:
             raise BadInput(f"times must be at most {pipe.clock.timesteps}, this model's timesteps: got {self.times}")

@@ -55,4 +55,12 @@ METHODS: tuple[Method, ...] = (
         beware="Shows how cheap relearning is, not what a prompt can do; most erasers fall in the end.",
         ledger="recovery",
     ),
+    Method(
+        "attack", "mma", "sfumato.attack.mma:MMA", ("yang2024mma",),
+        "Searches a text without the concept's words that the text encoder pools as the prompt that names it.",
+        cost="1,000 steps of 512 rows through the text encoder a prompt",
+        when="Grey box: the text encoder's gradients, and a filter of words to pass.",
+        beware="Matches one pooled vector, not what cross-attention reads; takes the whole prompt's place.",
+        ledger="mma",
+    ),
 )  # fmt: skip

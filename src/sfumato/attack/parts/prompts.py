@@ -80,6 +80,13 @@ class Candidates:
             for i, c in enumerate(cases.cases)
         ]
 
+    def by_prompt(self) -> dict[str, list[int]]:
+        """The open cases of each prompt, for attacks whose text does not depend on the seed of a picture."""
+        cases: dict[str, list[int]] = {}
+        for i in self.open:
+            cases.setdefault(self.cases.prompts[i], []).append(i)
+        return cases
+
     def keep(self, case: int, text: str) -> None:
         """Take a text unseen."""
         self.said[case] |= {"text": text, "tried": self.said[case]["tried"] + 1}

@@ -21,21 +21,9 @@ Row = Sequence[int]
 
 @dataclass(frozen=True)
 class Words:
-    """The vocabulary that all text encoders of a pipeline share.
-
-    Raises:
-        BadInput: they do not share one, so that a token of one is none of another.
-    """
+    """The words of a pipeline: those of its first text encoder, which all others share where `shared_words` says so."""
 
     pipe: Text2Image
-
-    def __post_init__(self) -> None:
-        first, *others = (tokenizer.get_vocab() for tokenizer in self.pipe.tokenizers)
-        if any(vocabulary != first for vocabulary in others):
-            raise BadInput(
-                "this attack searches tokens, and the text encoders of this model read different vocabularies: use one "
-                "that searches embeddings or texts, such as concept-inversion or paraphrase"
-            )
 
     @property
     def tokenizer(self) -> Any:
@@ -65,6 +53,10 @@ class Words:
         cond = self.pipe.encode(prompt)
         roles: Any = cond.roles
         return cond.ids[0][roles[0] == Role.WORD].tolist()
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts that were found by search, without start and end, however many."""
+        return self.tokenizer(list(texts), add_special_tokens=False).input_ids
 
     def text(self, row: Row) -> str:
         """What one would write to say these tokens. Read again it may be others: not every row of ids is a text."""
@@ -119,6 +111,21 @@ class Words:
     def _read(self, ids: list[Tensor], mixed: Tensor) -> list[tuple[Tensor, Tensor]]:
         tables = self.tables()
         return [(table[i], mixed.to(table.device) @ table.to(mixed)) for i, table in zip(ids, tables, strict=True)]
+
+
+def shared_words(pipe: Text2Image) -> Words:
+    """The words of a pipeline whose text encoders share one vocabulary.
+
+    Raises:
+        BadInput: they do not, so that a token of one is none of another.
+    """
+    first, *others = (tokenizer.get_vocab() for tokenizer in pipe.tokenizers)
+    if any(vocabulary != first for vocabulary in others):
+        raise BadInput(
+            "this attack searches tokens, and the text encoders of this model read different vocabularies: use one "
+            "that searches embeddings or texts, such as concept-inversion or paraphrase"
+        )
+    return Words(pipe)
 
 
 def generator(seed: int, case: int) -> torch.Generator:
