@@ -133,7 +133,7 @@ class P4D(TextAttack):
 
     def _groups(self, pipe: Text2Image, form: str, candidates: Candidates) -> list[list[int]]:
         """Open cases of equally many words, at most ``batch`` together."""
-        words, same = Words(pipe), {}
+        words, same = Words(pipe), dict[int, list[int]]()
         for i in candidates.open:
             length = len(words.of(candidates.cases.prompts[i])) if form == "k" else 0
             same.setdefault(length, []).append(i)

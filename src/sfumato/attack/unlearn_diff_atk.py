@@ -169,7 +169,7 @@ def sampled(
     Args:
         rngs: a CPU generator for each of the batch.
     """
-    return _Straight.apply(weights, rngs)  # type: ignore[no-any-return, no-untyped-call]
+    return _Straight.apply(weights, rngs)
 
 
 def simplex(rows: Float[Tensor, "... words"]) -> Float[Tensor, "... words"]:
