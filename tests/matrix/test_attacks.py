@@ -9,7 +9,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from sfumato import catalog
 from sfumato.attack.base import Attack, Box, Found
+from sfumato.audit import audit
+from sfumato.audit.under_attack import make_attack
 from sfumato.data.cases import AttackCases, Case
 from sfumato.errors import BadInput
 from sfumato.metrics.detectors.base import Detection, Detector
@@ -149,7 +152,7 @@ def test_budget_and_record_are_json(done, method):
 
 
 def test_what_it_spends_is_counted_and_limited(done, method):
-    if method.run is not Attack.run:
+    if not attack(method).looks_first:
         pytest.skip("runs by itself, uncounted")
     pipe, *_, found = done
     assert found.before == Bright()(pipe.draw(PROMPTS, SEEDS, **DRAWING), "star").present.tolist()
@@ -185,6 +188,16 @@ def test_what_it_needs_and_was_not_given_is_named(done, method):
     if attack(method).learns_from:
         with pytest.raises(BadInput, match="pictures"):
             attack(method).run(done[0], cases(pictures=None, captions=None), judge=Bright(), progress=False)
+
+
+def test_an_audit_runs_it_and_tells_what_was_so_before(method, tiny_sd):
+    names = [m.name for m in catalog.methods("attack") if m.load() is method]
+    assert all(isinstance(make_attack(name, tiny_sd), method) for name in names)
+    asked = {"prompts": ["a {concept}"], "retain": ("circle",), "n": 2, "n_retain": 1, "n_attack": 2}
+    how = {"sampling_steps": 1, "distance": "mse", "progress": False, "detector": Bright()}
+    (told,) = audit(tiny_sd, tiny_sd.copy(), ["star"], attacks=(attack(method),), **asked, **how).attacks.values()
+    assert told.before.value == told.recovered.value == told.total.value == 0 and told.further.n == 2
+    assert told.recovered.n == told.control.n == told.original.n == 2 and told.rows > 0 and told.seconds > 0
 
 
 def test_the_control_asks_for_another_concept_in_the_same_way(done, method):

@@ -150,6 +150,12 @@ class Attack(Tuned, ABC):
         """How many pictures of the concept it learns from; 0: it needs none."""
         return 0
 
+    @property
+    def looks_first(self) -> bool:
+        """Whether the cases' plain prompts are drawn and judged before the search; one with a `run` of its own does not
+        have it done for it."""
+        return type(self).run is Attack.run
+
     def budget(self) -> dict[str, Any]:
         """What the attacker is given: everything that decides the attack's strength."""
         given = {k: v for k, v in dataclasses.asdict(self).items() if k not in NEUTRAL | {"progress"}}
@@ -174,7 +180,8 @@ class Attack(Tuned, ABC):
     def plan(self, pipe: Text2Image, cases: AttackCases) -> Plan:
         """Memory and time of an attack by itself, its pictures included, from one timed pass of the network."""
         steps = cases.drawing.get("sampling_steps") or pipe.defaults.get("sampling_steps", 25)
-        pictures = len(cases.cases) + (self.learns_from if cases.pictures is None else 0)
+        pictures = len(cases.cases) * (2 if self.looks_first else 1)
+        pictures += self.learns_from if cases.pictures is None else 0
         rows = self.rows(len(cases.cases), steps)
         rows = min(rows, self.max_rows or rows)
         title = f"{type(self).__name__} against {cases.concept!r}: {rows:,.0f} rows through the network, "
