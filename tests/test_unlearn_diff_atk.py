@@ -126,7 +126,7 @@ def test_the_search_lowers_its_loss(tiny_sd):
     """The gradient steps find weights under which the network errs less than under uniform ones."""
     attack = UnlearnDiffAtk(times=1, updates=15, lr=0.5, tokens=2, weight_decay=0.0)
     case = replace(CASES, cases=CASES.cases[1:])
-    x = target_pictures(case, tiny_sd.copy())
+    x = target_pictures(case, tiny_sd.copy(), [0])
     found = attack.run(tiny_sd, case, judge=Answers([False], [False]), original=tiny_sd, progress=False)
     z0, n = tiny_sd.encode_image(x * 2 - 1), 64
     eps = torch.randn(n, *z0.shape[1:], generator=torch.Generator().manual_seed(1))

@@ -123,7 +123,8 @@ class P4D(TextAttack):
         candidates = Candidates(pipe, cases, means)
         with means.spending.allowed():
             if candidates.open:
-                x = target_pictures(cases, means.original).to(pipe.device, pipe.dtype)
+                pictures = target_pictures(cases, means.original, candidates.open).to(pipe.device, pipe.dtype)
+                x = dict(zip(list(candidates.open), pictures, strict=True))
                 total = len(self.forms) * self.updates * -(-len(candidates.open) // self.batch)
                 with bar("searching prompts", total, means.progress) as advance:
                     for form in self.forms:
@@ -153,7 +154,7 @@ class P4D(TextAttack):
         candidates: Candidates,
         form: str,
         group: list[int],
-        x: Tensor,
+        x: Mapping[int, Tensor],
         advance: Any,
     ) -> None:
         words, prompts = Words(pipe), [candidates.cases.prompts[i] for i in group]
@@ -167,7 +168,7 @@ class P4D(TextAttack):
         embeddings = table[torch.tensor(rows, device=table.device)].float().requires_grad_()
         adam = torch.optim.AdamW([embeddings], lr=self.lr, weight_decay=self.weight_decay)
         with torch.no_grad():
-            z0 = torch.cat([pipe.encode_image(x[i : i + 1] * 2 - 1, g) for i, g in zip(group, rngs, strict=True)])
+            z0 = torch.cat([pipe.encode_image(x[i][None] * 2 - 1, g) for i, g in zip(group, rngs, strict=True)])
             plain = original.encode(prompts)
             kept = torch.tensor(rows, device=table.device)
         for step in range(self.updates):

@@ -98,13 +98,13 @@ class UnlearnDiffAtk(TextAttack):
         candidates = Candidates(pipe, cases, means)
         with means.spending.allowed():
             if self.tokens and candidates.open:
-                with torch.no_grad():
-                    x = target_pictures(cases, means.original).to(pipe.device, pipe.dtype)
-                    z0 = torch.cat([pipe.encode_image(part * 2 - 1) for part in x.split(self.batch)])
+                x = target_pictures(cases, means.original, candidates.open).to(pipe.device, pipe.dtype)
                 groups = [candidates.open[i : i + self.batch] for i in range(0, len(candidates.open), self.batch)]
                 with bar("searching tokens", len(groups) * self.times, means.progress) as advance:
-                    for group in groups:
-                        self._attack(pipe, candidates, group, z0[group], advance)
+                    for group, some in zip(groups, x.split(self.batch), strict=True):
+                        with torch.no_grad():
+                            z0 = pipe.encode_image(some * 2 - 1)
+                        self._attack(pipe, candidates, group, z0, advance)
         return Texts(cases.concept, self.budget(), candidates.said)
 
     def _with(self, words: Words, row: Sequence[int], put: Sequence[int]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,14 +36,17 @@ def errors(
     return (predicted(pipe, alpha * z0 + sigma * eps, t, cond) - target).square().flatten(1).mean(dim=1)
 
 
-def target_pictures(cases: AttackCases, original: Text2Image | None) -> Float[Tensor, "n 3 height width"]:
-    """For each case the picture to bring back, in [0, 1]: the original's, or one of those that are given, in turn.
+def target_pictures(
+    cases: AttackCases, original: Text2Image | None, which: Sequence[int]
+) -> Float[Tensor, "n 3 height width"]:
+    """For some cases the picture to bring back, in [0, 1]: the original's, or one of those that are given, in turn.
 
     Raises:
         BadInput: neither an original nor pictures.
     """
     if original is not None:
-        return original.draw(cases.prompts, cases.seeds, **cases.drawing)
+        some = [cases.cases[i] for i in which]
+        return original.draw([case.prompt for case in some], [case.seed for case in some], **cases.drawing)
     if cases.pictures is None:
         raise BadInput("this attack aims at pictures of the concept: give the original model, or a folder of them")
-    return cases.pictures[[i % len(cases.pictures) for i in range(len(cases.cases))]]
+    return cases.pictures[[i % len(cases.pictures) for i in which]]
