@@ -32,7 +32,7 @@ METHODS: tuple[Method, ...] = (
         ledger="ring-a-bell",
     ),
     Method(
-        "attack", "p4d", "sfumato.attack.p4d:P4D", ("chin2024p4d",),
+        "attack", "p4d", "sfumato.attack.p4d:P4D", ("chin2024prompting",),
         "Searches a prompt under which the erased model predicts what the original does under the plain one.",
         cost="3,000 gradient steps with two networks and 60 pictures a prompt",
         when="White box and the original model at hand: the attack that knows most.",
