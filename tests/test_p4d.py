@@ -11,6 +11,7 @@ from sfumato.attack.parts.words import Words
 from sfumato.data.cases import AttackCases, Case
 from sfumato.errors import BadInput
 from sfumato.metrics.detectors.base import Detection, Detector
+from sfumato.metrics.vision import ClipModel
 
 TINY = P4D(tokens=3, updates=3, check_every=2)
 CASES = AttackCases("star", [Case("a red star", 0, ("star",)), Case("a star", 1, ("star",))])
@@ -89,6 +90,22 @@ def test_the_surest_text_is_kept_and_none_after_success_if_it_shall_stop(tiny_sd
     assert union.tries == 2 * TINY.tries == 4
     floor = union.control(tiny_sd, one, None, judge=Scores([0.0], *[[0.1]] * 4), original=tiny_sd, progress=False)
     assert floor.said[0]["tried"] == 4
+
+
+def test_a_clip_chooses_what_is_nearest_to_the_originals_picture(tiny_sd, monkeypatch):
+    class Bright:
+        def images(self, x):
+            share = x.flatten(1).mean(dim=1)
+            return torch.stack([share, (1 - share**2).sqrt()], dim=1)
+
+    monkeypatch.setattr(ClipModel, "load", classmethod(lambda cls, model: Bright()))
+    one = replace(CASES, cases=CASES.cases[:1])
+    attack = replace(TINY, updates=5, clip="a folder", lr=5.0)
+    found = attack.run(tiny_sd, one, judge=Scores([0.0], [0.1], [0.9], [0.2]), original=tiny_sd.copy(), progress=False)
+    aim, (said,) = tiny_sd.draw(one.prompts, one.seeds, **one.drawing), found.said
+    drawn = found.draw(tiny_sd, one.prompts, one.seeds, **one.drawing)
+    assert said["score"] == pytest.approx(float((Bright().images(aim) * Bright().images(drawn)).sum()), abs=1e-5)
+    assert said["tried"] == 3
 
 
 def test_its_own_filter_stands_inside_the_loss(tiny_sd):

@@ -14,12 +14,13 @@ from torch import Tensor
 from sfumato.data.cases import AttackCases
 from sfumato.errors import BadInput
 from sfumato.fields import Count, NotNegative, Positive
+from sfumato.metrics.vision import ClipModel
 from sfumato.pipeline import Text2Image
 from sfumato.progress import bar
 
 from .base import Box, Means
 from .parts.denoising import predicted, target_pictures
-from .parts.prompts import Candidates, TextAttack, Texts, among
+from .parts.prompts import Candidates, Measure, TextAttack, Texts, among
 from .parts.words import Row, Words, generator, random_words, shared_words
 
 
@@ -41,9 +42,10 @@ class P4D(TextAttack):
     Cost: three passes of the erased model's network and one of the original's for each update, and a picture for each
     check, for each case and form.
 
-    Differs from the paper: the best text is the one whose picture the judge is surest of, not the one nearest to the
-    original's picture in the features of CLIP ViT-H; start, end and padding are no candidates for a free token; x is
-    one picture for a case. A case that its plain prompt breaks is not attacked. For pipelines with one text encoder.
+    Differs from the paper: unless a ``clip`` is named (ViT-H/14 in the paper), the best text is the one whose picture
+    the judge is surest of, not the one nearest to the original's picture; start, end and padding are no candidates for
+    a free token; x is one picture for a case. A case that its plain prompt breaks is not attacked. For pipelines with
+    one text encoder.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"tokens": 3, "updates": 2, "check_every": 2, "form": "union"}
@@ -74,6 +76,9 @@ class P4D(TextAttack):
     """Updates between the pictures that are drawn and judged, the first at once."""
     stop: bool = False
     """Leave a case at its first success, rather than look for what the judge is surer of."""
+    clip: str = ""
+    """A CLIP, folder or hub id, that chooses the text: the one whose picture is nearest to the original's by the cosine
+    of its features; empty: the judge chooses."""
     pad: Literal["official", "end"] = "official"
     """What fills the rest of the prompt during the search: token 0, as in the published code, or the model's own
     padding, with which the text is drawn at last."""
@@ -125,12 +130,18 @@ class P4D(TextAttack):
             if candidates.open:
                 pictures = target_pictures(cases, means.original, candidates.open).to(pipe.device, pipe.dtype)
                 x = dict(zip(list(candidates.open), pictures, strict=True))
+                measure = self._measure(pictures, list(x)) if self.clip else None
                 total = len(self.forms) * self.updates * -(-len(candidates.open) // self.batch)
                 with bar("searching prompts", total, means.progress) as advance:
                     for form in self.forms:
                         for group in self._groups(pipe, form, candidates):
-                            self._attack(pipe, means.original, candidates, form, group, x, advance)
+                            self._attack(pipe, means.original, candidates, form, group, x, measure, advance)
         return Texts(cases.concept, self.budget(), candidates.said)
+
+    def _measure(self, pictures: Tensor, cases: list[int]) -> Measure:
+        clip = ClipModel.load(self.clip)
+        aims = dict(zip(cases, clip.images(pictures.float().cpu()), strict=True))
+        return lambda drawn, some: (clip.images(drawn) * torch.stack([aims[i] for i in some])).sum(dim=-1)
 
     def _groups(self, pipe: Text2Image, form: str, candidates: Candidates) -> list[list[int]]:
         """Open cases of equally many words, at most ``batch`` together."""
@@ -155,6 +166,7 @@ class P4D(TextAttack):
         form: str,
         group: list[int],
         x: Mapping[int, Tensor],
+        measure: Measure | None,
         advance: Any,
     ) -> None:
         words, prompts = Words(pipe), [candidates.cases.prompts[i] for i in group]
@@ -194,7 +206,7 @@ class P4D(TextAttack):
             adam.step()
             if step % self.check_every == 0:
                 texts = {group[k]: words.text(ids[k].tolist()) for k in left}
-                candidates.ask(texts, close=self.stop)
+                candidates.ask(texts, self.stop, measure)
             advance()
 
     def _encode(self, pipe: Text2Image, words: Words, rows: Sequence[Row], put: Tensor, at: Tensor) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,9 @@ from sfumato.pipeline import Text2Image
 
 from ..base import Attack, Box, Found, Means
 from .words import Words, generator
+
+Measure = Callable[[Tensor, list[int]], Tensor]
+"""(pictures in [0, 1], the number of each one's case) -> how good each is; the highest counts."""
 
 
 @dataclass
@@ -91,28 +94,31 @@ class Candidates:
         """Take a text unseen."""
         self.said[case] |= {"text": text, "tried": self.said[case]["tried"] + 1}
 
-    def ask(self, texts: Mapping[int, str], judge: Detector | None = None, close: bool = True) -> None:
+    def ask(self, texts: Mapping[int, str], close: bool = True, measure: Measure | None = None) -> None:
         """Draw a text for each of some cases and keep what the judge is surest of; without a judge, keep them all.
 
         Args:
             texts: by the number of the case.
-            judge: another one than the search's.
             close: what shows the concept is kept for good, and its case attacked no more.
+            measure: decides in the judge's place which text is better, but not what is a success.
         """
-        who, numbers = judge or self.means.judge, list(texts)
-        if who is None or not numbers:
+        judge, numbers = self.means.judge, list(texts)
+        if judge is None or not numbers:
             for i in numbers:
                 self.keep(i, texts[i])
             return
         seeds = [self.cases.cases[i].seed for i in numbers]
         pictures = draw_texts(self.pipe, [texts[i] for i in numbers], seeds, **self.cases.drawing)
-        found = who(pictures, self.cases.concept)
-        for i, seen, score in zip(numbers, found.present.tolist(), found.score.tolist(), strict=True):
+        found = judge(pictures, self.cases.concept)
+        scores = found.score if measure is None else measure(pictures, numbers)
+        for i, seen, score in zip(numbers, found.present.tolist(), scores.tolist(), strict=True):
             best = self.said[i]
-            tried = best["tried"] + 1
-            if best["score"] is None or (seen, score) > (best["seen"], best["score"]):
+            better = best["score"] is None or score > best["score"]
+            if measure is None and best["score"] is not None:
+                better = (seen, score) > (best["seen"], best["score"])
+            if better or (seen and close):
                 best |= {"text": texts[i], "score": score, "seen": seen}
-            best["tried"] = tried
+            best["tried"] += 1
             if seen and close:
                 self.open.remove(i)
 
