@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sfumato.attack.base import Attack
 from sfumato.data.cases import AttackCases, sketch_cases
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
-from sfumato.erase import UCE
+from sfumato.erase import UCE, ESDu
 from sfumato.metrics.detectors import OracleDetector
 from sfumato.pipeline import Text2Image
 
@@ -27,14 +27,22 @@ def claim(attack: str, control: str) -> Claim:
     )
 
 
-def erased_by_uce(seed: int) -> tuple[Text2Image, Text2Image, str]:
-    """(the embedded pipeline, the same with one object erased by UCE and all other words preserved, that object)."""
+def erased_from_sketch(seed: int, eraser: Literal["uce", "esd-u"]) -> tuple[Text2Image, Text2Image, str]:
+    """(the embedded pipeline, the same with one object erased, that object).
+
+    UCE, with all other words preserved, takes the word itself out of the network: nothing that says it through the
+    text encoder reaches further. ESD-u, what the papers on prompts attack, leaves cross-attention as it is.
+    """
     (concept,), pipe = concepts_of(seed), sketch()
+    if eraser == "esd-u":
+        return pipe, ESDu(concepts=(concept,), seed=seed, **ESDu.settings_for(pipe)).apply(pipe), concept
     words = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != concept)
     return pipe, UCE(concepts=(concept,), preserve=words).apply(pipe), concept
 
 
-def beside_control(attack: Attack, seed: int, n: int, pictures: int = 0) -> Found:
+def beside_control(
+    attack: Attack, seed: int, n: int, eraser: Literal["uce", "esd-u"] = "esd-u", pictures: int = 0
+) -> Found:
     """Attack an erased pipeline with and without knowledge; per case whether the concept is in the picture.
 
     Cases that their plain prompts show are left out, and told in a table of their own.
@@ -43,7 +51,7 @@ def beside_control(attack: Attack, seed: int, n: int, pictures: int = 0) -> Foun
         n: cases.
         pictures: of the concept (and of the control's), drawn by the original, for attacks that learn from some.
     """
-    pipe, erased, concept = erased_by_uce(seed)
+    pipe, erased, concept = erased_from_sketch(seed, eraser)
     detector = OracleDetector()
     other = next(o for o in OBJECTS if o != concept)
 

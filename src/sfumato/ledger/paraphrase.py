@@ -10,7 +10,7 @@ from .core import Experiment, Found
 
 def measure(seed: int) -> Found:
     """Attack an object that UCE erased, with and without knowledge; the model knows no language but its own."""
-    return beside_control(Paraphrase(seed=seed, kinds=("forms",)), seed, n=16)
+    return beside_control(Paraphrase(seed=seed, kinds=("forms",)), seed, n=16, eraser="uce")
 
 
 EXPERIMENT = Experiment(

@@ -12,7 +12,7 @@ from .erasure import sketch
 def measure(seed: int) -> Found:
     """Attack an object that UCE erased, with its pictures and with those of another object."""
     attack = Recovery(seed=seed, **Recovery.settings_for(sketch()))
-    return beside_control(attack, seed, n=16, pictures=attack.learns_from)
+    return beside_control(attack, seed, n=16, eraser="uce", pictures=attack.learns_from)
 
 
 EXPERIMENT = Experiment(

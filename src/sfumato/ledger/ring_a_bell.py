@@ -10,7 +10,7 @@ from .erasure import sketch
 
 
 def measure(seed: int) -> Found:
-    """Attack an object that UCE erased, with and without knowledge."""
+    """Attack an object that ESD-u erased, with and without knowledge."""
     return beside_control(RingABell(seed=seed, **RingABell.settings_for(sketch())), seed, n=12)
 
 
@@ -21,5 +21,5 @@ EXPERIMENT = Experiment(
     seeds=(1, 2, 3),
     tuning="a smaller population and fewer generations and tokens than the paper's, chosen by their cost; not tuned",
     measure=measure,
-    cost=90,
+    cost=190,
 )
