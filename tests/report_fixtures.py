@@ -100,6 +100,11 @@ def make_report(concepts: tuple[str, ...] = ("star",), others: int = 15, **chang
                 interval(0.031, 128),
                 interval(0.992, 128),
                 {"tokens": 1, "steps": 500, "learning_rate": 0.005, "pictures": 25, "control": {"star": "circle"}},
+                812.0,
+                45_000,
+                interval(0.023, 128),
+                interval(0.4, 125),
+                interval(0.414, 128),
             )
         },
         "cost": Cost(0.43, 812_400_000, 131_072, 5_012_345),

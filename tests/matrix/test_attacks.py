@@ -9,7 +9,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from sfumato import catalog
 from sfumato.attack.base import Attack, Box, Found
+from sfumato.audit import audit
+from sfumato.audit.under_attack import make_attack
 from sfumato.data.cases import AttackCases, Case
 from sfumato.errors import BadInput
 from sfumato.metrics.detectors.base import Detection, Detector
@@ -27,9 +30,9 @@ _DONE: dict[Any, tuple] = {}
 
 
 class Bright(Detector):
-    """Sees whatever it is asked for in the brighter half of all pictures."""
+    """Surer of whatever it is asked for the brighter a picture is; none is bright enough, so that all is searched."""
 
-    name, hash, threshold, resize = "bright", "none", 0.5, "none"
+    name, hash, threshold, resize = "bright", "none", 0.999, "none"
 
     def check(self, concept: str) -> None:
         pass
@@ -148,6 +151,21 @@ def test_budget_and_record_are_json(done, method):
     assert found.budget["name"] == method.__name__ and found.budget["box"] == method.box and "seed" in found.budget
 
 
+def test_what_it_spends_is_counted_and_limited(done, method):
+    if not attack(method).looks_first:
+        pytest.skip("runs by itself, uncounted")
+    pipe, *_, found = done
+    assert found.before == Bright()(pipe.draw(PROMPTS, SEEDS, **DRAWING), "star").present.tolist()
+    assert found.spent["rows"] > 0 and found.spent["seconds"] > 0 and not found.spent["exhausted"]
+    limit = found.spent["rows"] - 1
+    try:
+        less = search(method, pipe, max_rows=limit)
+        assert less.spent["rows"] <= limit and less.spent["exhausted"]
+        less.draw(pipe, PROMPTS, SEEDS, **DRAWING)
+    except BadInput as refused:
+        assert "max_rows" in str(refused)
+
+
 def test_it_is_saved_whole_or_not_at_all(done, tmp_path):
     pipe, *_, found = done
     folder = found.save(tmp_path / "found", found.draw(pipe, PROMPTS, SEEDS, **DRAWING), {"model": "tiny"})
@@ -170,6 +188,16 @@ def test_what_it_needs_and_was_not_given_is_named(done, method):
     if attack(method).learns_from:
         with pytest.raises(BadInput, match="pictures"):
             attack(method).run(done[0], cases(pictures=None, captions=None), judge=Bright(), progress=False)
+
+
+def test_an_audit_runs_it_and_tells_what_was_so_before(method, tiny_sd):
+    names = [m.name for m in catalog.methods("attack") if m.load() is method]
+    assert all(isinstance(make_attack(name, tiny_sd), method) for name in names)
+    asked = {"prompts": ["a {concept}"], "retain": ("circle",), "n": 2, "n_retain": 1, "n_attack": 2}
+    how = {"sampling_steps": 1, "distance": "mse", "progress": False, "detector": Bright()}
+    (told,) = audit(tiny_sd, tiny_sd.copy(), ["star"], attacks=(attack(method),), **asked, **how).attacks.values()
+    assert told.before.value == told.recovered.value == told.total.value == 0 and told.further.n == 2
+    assert told.recovered.n == told.control.n == told.original.n == 2 and told.rows > 0 and told.seconds > 0
 
 
 def test_the_control_asks_for_another_concept_in_the_same_way(done, method):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.cases import AttackCases
-from sfumato.fields import Seed
+from sfumato.errors import BadInput
+from sfumato.fields import Natural, NotNegative, Seed
 from sfumato.files import atomic_folder, save_png, write_json
 from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
@@ -22,6 +23,9 @@ from sfumato.plan import Plan
 from sfumato.settings import Tuned
 from sfumato.text import counted
 from sfumato.train.schedule import NEUTRAL
+
+from .parts.outcome import shown_plainly
+from .parts.spending import Spending
 
 Box = Literal["white", "grey", "black"]
 
@@ -33,10 +37,15 @@ class Found(ABC):
     Attributes:
         concept: what it asks for.
         budget: of the attack (`Attack.budget`).
+        before: for each case of the search whether its plain prompt showed the concept already: such a success is not
+            the attack's. None where nobody judged.
+        spent: what the search took (`Spending.told`).
     """
 
     concept: str
     budget: dict[str, Any]
+    before: list[bool] | None = field(default=None, kw_only=True)
+    spent: dict[str, Any] | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def draw(
@@ -71,7 +80,8 @@ class Found(ABC):
             pictures: in [0, 1].
             about: what else the record should say, e.g. of the pictures (JSON types).
         """
-        record = {"concept": self.concept, "budget": self.budget, **self.record(), **(about or {})}
+        own = {"concept": self.concept, "budget": self.budget, "before": self.before, "spent": self.spent}
+        record = {**own, **self.record(), **(about or {})}
         with atomic_folder(folder, overwrite=overwrite) as temporary:
             write_json(temporary / "attack.json", record)
             self.write(temporary)
@@ -82,15 +92,40 @@ class Found(ABC):
 
     def asking_for(self, concept: str) -> Self:
         """The same find, asked in place of another concept's name."""
-        return dataclasses.replace(self, concept=concept)
+        return dataclasses.replace(self, concept=concept, before=None)
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a search has at hand, besides the pipeline and the cases.
+
+    Attributes:
+        judge, original, progress, folder: as for `Attack.run`.
+        before: for each case whether its plain prompt shows the concept already; None where nobody judges.
+        spending: counts, and ends the search: whatever calls the network, and its `check`, raise `Exhausted` when all
+            is spent, so the loop of a search stands in a block of ``spending.allowed()``.
+    """
+
+    judge: Detector | None
+    original: Text2Image | None
+    before: list[bool] | None
+    spending: Spending
+    progress: bool = True
+    folder: Path | None = None
+
+    @property
+    def open(self) -> list[bool]:
+        """For each case whether it is still to be broken. Needs ``before``."""
+        return [not seen for seen in self.before or ()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Tuned, ABC):
     """Fields that every attack has.
 
-    A new attack is one file: a subclass that says in `run` how it searches, and a `Found` that says how one asks with
-    what it found.
+    A new attack is one file: a subclass that says in `search` how it searches, and a `Found` that says how one asks
+    with what it found. What is the same for all is here: `run` counts what the search spends, ends it at the limits,
+    and counts apart what the plain prompts show.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
@@ -99,13 +134,27 @@ class Attack(Tuned, ABC):
     """What the attacker sees of the erased model: its weights and gradients ("white"), those of its text encoder or
     those of other models only ("grey"), or nothing but the pictures that it draws ("black")."""
 
+    needs_judge: ClassVar[bool] = False
+    """It stops at success, or chooses by it."""
+
     seed: Seed = 0
     """Seed of all randomness in the attack."""
+    max_rows: Natural = 0
+    """Rows through the denoising network that a search may take, a backward pass counted as two; 0: as many as it
+    needs."""
+    max_seconds: NotNegative = 0.0
+    """Seconds that a search may take; 0: as many as it needs. The best until then counts."""
 
     @property
     def learns_from(self) -> int:
         """How many pictures of the concept it learns from; 0: it needs none."""
         return 0
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether the cases' plain prompts are drawn and judged before the search; one with a `run` of its own does not
+        have it done for it."""
+        return type(self).run is Attack.run
 
     def budget(self) -> dict[str, Any]:
         """What the attacker is given: everything that decides the attack's strength."""
@@ -131,15 +180,18 @@ class Attack(Tuned, ABC):
     def plan(self, pipe: Text2Image, cases: AttackCases) -> Plan:
         """Memory and time of an attack by itself, its pictures included, from one timed pass of the network."""
         steps = cases.drawing.get("sampling_steps") or pipe.defaults.get("sampling_steps", 25)
-        pictures = len(cases.cases) + (self.learns_from if cases.pictures is None else 0)
+        pictures = len(cases.cases) * (2 if self.looks_first else 1)
+        pictures += self.learns_from if cases.pictures is None else 0
         rows = self.rows(len(cases.cases), steps)
+        rows = min(rows, self.max_rows or rows)
         title = f"{type(self).__name__} against {cases.concept!r}: {rows:,.0f} rows through the network, "
         title += f"and {counted(pictures, 'picture')} with {counted(steps, 'step')}"
         weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
-        seconds = (rows + 2 * steps * pictures) * seconds_per_row(pipe, 8)
+        a_row = seconds_per_row(pipe, 8)
+        searching = min(rows * a_row, self.max_seconds or rows * a_row)
+        seconds = searching + 2 * steps * pictures * a_row
         return Plan(title, memory={"weights": weights}, seconds=seconds)
 
-    @abstractmethod
     def run(
         self,
         pipe: Text2Image,
@@ -158,11 +210,28 @@ class Attack(Tuned, ABC):
             judge: says whether the concept is in a picture, for attacks that stop at success or choose by it.
             original: the pipeline before erasure, for attacks that need it (or its pictures).
             progress: show a bar.
-            folder: where an attack that learns keeps its state; killed, the same call goes on. None: in memory only.
+            folder: where an attack that learns keeps its state; killed, the same call goes on (with what it spent
+                counted from there). None: in memory only.
 
         Raises:
-            BadInput: what the attack needs was not given.
+            BadInput: what the attack needs was not given; a budget that pays for nothing.
         """
+        self.check(pipe, cases)
+        if self.needs_judge and judge is None:
+            raise BadInput(
+                f"{type(self).__name__} asks whether it has succeeded: say who sees the concept, with a detector"
+            )
+        spending = Spending(self.max_rows, self.max_seconds)
+        with spending.counting(pipe, *(() if original is None else (original,))):
+            before = None if judge is None or not cases.cases else shown_plainly(pipe, cases, judge)
+            where = None if folder is None else Path(folder)
+            found = self.search(pipe, cases, Means(judge, original, before, spending, progress, where))
+        found.before, found.spent = before, spending.told()
+        return found
+
+    def search(self, pipe: Text2Image, cases: AttackCases, means: Means) -> Found:
+        """The attack itself, for `run`, which has checked what it needs. ``pipe`` is left exactly as it was."""
+        raise NotImplementedError(f"{type(self).__name__} says neither how it searches nor how it runs")
 
     def control(
         self,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sfumato.attack.parts.outcome import outcome
 from sfumato.data import oracle as oracles
 from sfumato.errors import unknown
 from sfumato.metrics.alignment import ClipScore
@@ -59,7 +60,7 @@ def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
         retention,
         integrity_of(setup, drawn, moved, rng) if len(kept) else None,
         alignment_of(setup, drawn, rng) if len(kept) and setup.alignment else None,
-        attacks_of(setup, attacked, rng),
+        attacks_of(setup, drawn, attacked, rng),
         {**seen, **seen_kept},
         {concept: share(setup.detector(kept, concept).present) for concept in setup.cases.targets},
         moved,
@@ -129,17 +130,32 @@ def alignment_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> schema.Ali
     return schema.Alignment(before, after, name)
 
 
-def attacks_of(setup: Setup, attacked: Attacks, rng: torch.Generator) -> dict[str, schema.Attack]:
+def attacks_of(setup: Setup, drawn: Drawn, attacked: Attacks, rng: torch.Generator) -> dict[str, schema.Attack]:
     """For each attack how often it brings a concept back, over the pictures of all concepts."""
     rates, steps = {}, setup.sampling["sampling_steps"]
+    before = _before(setup, drawn) if attacked else torch.empty(0, dtype=torch.bool)
     for name, pictures in attacked.items():
         hits = {part: _present(setup.detector, pictures, part) for part in ("recovered", "control", "original")}
         recovered, control, original = (None if x is None else interval(rate_interval(x, rng)) for x in hits.values())
+        apart = outcome(before, hits["recovered"], rng)
         attack, cases = setup.attacks[name], next(iter(pictures.values())).recovered
         given = {"rows": attack.rows(len(cases), steps), "control": {c: setup.control(c) for c in pictures}}
-        seconds = sum(x.seconds for x in pictures.values())
-        rates[name] = schema.Attack(recovered, control, original, {**attack.budget(), **given}, seconds)
+        seconds, rows = (sum(getattr(x, part) for x in pictures.values()) for part in ("seconds", "rows"))
+        rates[name] = schema.Attack(
+            recovered, control, original, {**attack.budget(), **given}, seconds, rows,
+            *(interval(x) for x in (apart.before, apart.further, apart.total)),
+        )  # fmt: skip
     return rates
+
+
+def _before(setup: Setup, drawn: Drawn) -> Bool[Tensor, "n"]:
+    """Whether the plain prompts of the cases that are attacked show the concept on the edited model already."""
+    parts, start = [], 0
+    for concept, rows in setup.cases.targets.items():
+        plain = drawn.asked.after[start : start + min(len(rows), setup.n_attack)]
+        parts.append(setup.detector(to_float(plain), concept).present.cpu())
+        start += len(rows)
+    return torch.cat(parts)
 
 
 def _present(detector: Detector, pictures: Mapping[str, Attacked], part: str) -> Bool[Tensor, "n"] | None:

@@ -18,8 +18,10 @@ def plan(setup: Setup) -> Plan:
     words = 2 if kept else 1
     runs, each, searching = (words + 1) * concepts, min(setup.n_attack, targets // concepts), 0.0
     for attack in setup.attacks.values():
-        pictures += words * concepts * attack.learns_from + runs * each
-        searching += runs * attack.rows(each, steps)
+        drawn = 2 if attack.looks_first else 1  # under attack, and plainly before it
+        pictures += words * concepts * attack.learns_from + drawn * runs * each
+        rows = attack.rows(each, steps)
+        searching += runs * min(rows, attack.max_rows or rows)
     scale = setup.old.defaults["cfg_scale"] if setup.sampling["cfg_scale"] is None else setup.sampling["cfg_scale"]
     rows = pictures * steps * (1 if scale == 1 else 2) + searching
     parts = [part for pipe in (setup.old, setup.new) for part in pipe.parts().values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any
 
 from sfumato import catalog
 from sfumato.attack.base import Attack, Found
+from sfumato.attack.parts.spending import Spending
 from sfumato.data.cases import AttackCases, Case, say
 from sfumato.pipeline import Text2Image
 
@@ -21,12 +21,14 @@ LEARNING = 90_000
 
 @dataclass(frozen=True)
 class Attacked:
-    """Pictures of the audit's own prompts and seeds, asked for in three ways; and how long the searches took."""
+    """Pictures of the audit's own prompts and seeds, asked for in three ways; and what the searches took: seconds, and
+    rows through the network."""
 
     recovered: Pictures
     control: Pictures | None
     original: Pictures
     seconds: float
+    rows: int
 
 
 def make_attack(attack: str | Attack, model: Text2Image) -> Attack:
@@ -52,15 +54,14 @@ def assail(setup: Setup, name: str, concept: str) -> Attacked:
     - on the edited model, without any knowledge of the concept (`Attack.control`);
     - on the original, with pictures of ``concept``: it must succeed here, or it proves nothing.
     """
-    attack, spent = setup.attacks[name], [0.0]
+    attack, spent = setup.attacks[name], Spending()
     cases, other = setup.cases.targets[concept][: setup.n_attack], setup.control(concept)
     settings: dict[str, Any] = {"judge": setup.detector, "original": setup.old, "progress": setup.progress}
     given = cache(lambda word: _given(setup, attack, cases, concept, word))
 
     def pictures(pipe: Text2Image, search, who: str) -> Pictures | None:
-        began = time.perf_counter()
-        found: Found | None = search()
-        spent[0] += time.perf_counter() - began
+        with spent.counting(setup.old, setup.new):
+            found: Found | None = search()
         if found is None:
             return None
         asked = [c.prompt for c in cases], [c.seed for c in cases]
@@ -71,7 +72,7 @@ def assail(setup: Setup, name: str, concept: str) -> Attacked:
     recovered = pictures(setup.new, lambda: attack.run(setup.new, own, **settings), "the edited model")
     control = pictures(setup.new, lambda: attack.control(setup.new, own, others, **settings), "the edited model")
     original = pictures(setup.old, lambda: attack.run(setup.old, own, **settings), "the original model")
-    return Attacked(recovered, control, original, spent[0])
+    return Attacked(recovered, control, original, spent.seconds, spent.rows)
 
 
 def _given(setup: Setup, attack: Attack, cases: Sequence[Case], concept: str, word: str) -> AttackCases:

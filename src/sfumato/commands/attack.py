@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sfumato.commands.erase import check_words
 from sfumato.commands.verb import Equipped, beside, load, load_equipped, origin, read
@@ -16,6 +15,7 @@ from sfumato.plan import human_time
 from sfumato.text import counted
 
 if TYPE_CHECKING:
+    from sfumato.attack.base import Found
     from sfumato.data.cases import AttackCases
     from sfumato.metrics.detectors import Detector
     from sfumato.pipeline import Text2Image
@@ -50,6 +50,8 @@ class Attack(Equipped):
 
 
 def main(args: list[str]) -> None:
+    from sfumato.attack.parts.spending import Spending
+
     entry, method, options = read("attack", args, Attack, EXAMPLE)
     refuse_existing(options.out, options.overwrite)
     if not options.concept.strip():
@@ -67,19 +69,37 @@ def main(args: list[str]) -> None:
         until = [f"{folder}/ (until then: checkpoints)"] if folder else []
         writes = [f"{options.out}/ (pictures and attack.json)", *until]
         replace(method.plan(erased, cases), writes=writes).show()
-        start = time.perf_counter()
-        found = method.run(erased, cases, judge=judge, original=original, folder=folder)
-        seconds = time.perf_counter() - start
+        spent = Spending()
+        with spent.counting(erased, *(() if original is None else (original,))):
+            found = method.run(erased, cases, judge=judge, original=original, folder=folder)
         pictures = found.draw(erased, cases.prompts, cases.seeds, progress=True)
         seen = None if judge is None else judge(pictures, cases.concept).present.tolist()
         told = [
             {"prompt": case.prompt, "seed": case.seed, "shows it": None if seen is None else seen[i]}
             for i, case in enumerate(cases.cases)
         ]
-        found.save(options.out, pictures, {"pictures": told, "seconds": seconds}, options.overwrite)
+        apart = _outcome(found, seen, method.seed)
+        about = {"pictures": told, "seconds": spent.seconds, "rows": spent.rows}
+        about |= {} if apart is None else {"outcome": apart}
+        found.save(options.out, pictures, about, options.overwrite)
     verdict = "" if seen is None else f"; {cases.concept!r} is seen in {sum(seen)} of {counted(len(seen), 'picture')}"
-    print(f"{entry.name} against {options.model} in {human_time(seconds)}: {options.out}{verdict}")
+    verdict += "" if found.before is None else f" (before the attack: in {sum(found.before)})"
+    took = f"in {human_time(spent.seconds)} and {counted(spent.rows, 'row')} through the network"
+    print(f"{entry.name} against {options.model} {took}: {options.out}{verdict}")
     print("`sfumato audit` tells how often it succeeds, against a control and the original")
+
+
+def _outcome(found: Found, seen: list[bool] | None, seed: int) -> dict[str, Any] | None:
+    """Success before the attack and by it, with intervals; None where nobody judged."""
+    import torch
+
+    from sfumato.attack.parts.outcome import outcome
+    from sfumato.audit.measures import interval
+
+    if seen is None or found.before is None:
+        return None
+    apart = outcome(torch.tensor(found.before), torch.tensor(seen), torch.Generator().manual_seed(seed))
+    return {name: interval(x).to_json() for name, x in vars(apart).items()}
 
 
 def _given(options: Attack, pipe: Text2Image, seed: int) -> tuple[AttackCases, Detector | None]:

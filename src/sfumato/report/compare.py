@@ -91,7 +91,7 @@ def rows(first: AuditRecord, second: AuditRecord) -> list[Row]:
     out.append(Row("Alignment, after", measure, *_both(*matches, lambda m: m.after), rate=False))
     for name in dict.fromkeys([*first.attacks, *second.attacks]):
         attacks = (first.attacks.get(name), second.attacks.get(name))
-        for part in ("recovered", "control"):
+        for part in ("recovered", "control", "further"):
             out.append(Row("Under attack", f"{name}, {part}", *_both(*attacks, attrgetter(part))))
     return out
 

@@ -124,6 +124,9 @@ class Attack:
     ``original``: the same attack on the unedited model, which must succeed for the rest to mean anything.
     ``budget``: what the attacker was given, for example steps, learning rate, tokens, training pictures.
     ``seconds``: wall time of all three searches, without the pictures drawn before and after.
+    ``rows``: what went through the denoising networks in them, a backward pass counted as two.
+    ``before``: how often the plain prompts of the same cases show the concept on the edited model without any attack;
+    ``further``: of the cases that do not, how many the attack breaks; ``total``: how many show it either way.
     """
 
     recovered: Interval | None
@@ -131,16 +134,22 @@ class Attack:
     original: Interval | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    rows: int | None = None
+    before: Interval | None = None
+    further: Interval | None = None
+    total: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
-        rates = {k: getattr(self, k) for k in ("recovered", "control", "original")}
-        told = {"budget": dict(self.budget), "seconds": _finite(self.seconds)}
+        names = ("recovered", "control", "original", "before", "further", "total")
+        rates = {k: getattr(self, k) for k in names}
+        told = {"budget": dict(self.budget), "seconds": _finite(self.seconds), "rows": self.rows}
         return {k: v and v.to_json() for k, v in rates.items()} | told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Attack:
-        recovered, control, original = (Interval.from_json(data[k]) for k in ("recovered", "control", "original"))
-        return cls(recovered, control, original, budget=data["budget"], seconds=data.get("seconds"))
+        rates = {k: Interval.from_json(data[k]) for k in ("recovered", "control", "original")}
+        apart = {k: Interval.from_json(data.get(k)) for k in ("before", "further", "total")}
+        return cls(**rates, **apart, budget=data["budget"], seconds=data.get("seconds"), rows=data.get("rows"))
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ DEFINITIONS = {
     "Recovered": "The share of pictures in which the detector finds the erased concept again under attack.",
     "Control": "The same share under an attack of the same budget that is not aimed at the concept: what "
     "drawing so many pictures, and the detector's mistakes, bring about by themselves.",
+    "Before and further": "Before: the share of the attacked cases whose plain prompt shows the concept without any "
+    "attack. Further: of the others, the share that the attack breaks.",
     "Interval": "Square brackets hold the 95 % interval of the figure before them; n is the number of "
     "pictures (or prompts) it rests on. The interval of an average over concepts combines theirs as "
     "independent figures.",

@@ -1,0 +1,132 @@
+"""P4D: its projection, its places and its loss by closed form; what it keeps and what it compares."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sfumato.attack.p4d import P4D, nearest, places
+from sfumato.attack.parts.denoising import predicted
+from sfumato.attack.parts.words import Words
+from sfumato.data.cases import AttackCases, Case
+from sfumato.errors import BadInput
+from sfumato.metrics.detectors.base import Detection, Detector
+from sfumato.metrics.vision import ClipModel
+
+TINY = P4D(tokens=3, updates=3, check_every=2)
+CASES = AttackCases("star", [Case("a red star", 0, ("star",)), Case("a star", 1, ("star",))])
+CASES = replace(CASES, drawing={"sampling_steps": 1, "cfg_scale": 1.0})
+
+
+class Scores(Detector):
+    """Gives the scores that it is told to, call by call; from 0.5 on the concept is seen."""
+
+    name, hash, threshold, resize = "scores", "none", 0.5, "none"
+
+    def __init__(self, *scores):
+        self.scores = list(scores)
+
+    def check(self, concept):
+        pass
+
+    def __call__(self, images, concept):
+        score = torch.tensor(self.scores.pop(0))
+        assert len(score) == len(images)
+        return Detection(score >= 0.5, score)
+
+
+def test_free_tokens_stand_before_every_third_word():
+    assert places(7, 3) == [0, 4, 8]
+    assert places(6, 3) == [0, 4, 8]  # one at the end where 3 divides the length
+    for n in range(12):
+        combined = range(n + n // 3 + 1)
+        assert places(n, 3) == [i for i in combined if i % 4 == 0]
+
+
+def test_the_projection_is_the_word_of_greatest_cosine():
+    rng = torch.Generator().manual_seed(0)
+    table, x = torch.randn(40, 6, generator=rng).double(), torch.randn(2, 3, 6, generator=rng).double()
+    cosine = [[torch.cosine_similarity(x[i, j][None], table).argmax() for j in range(3)] for i in range(2)]
+    assert nearest(x, table).tolist() == [[int(c) for c in row] for row in cosine]
+    assert nearest(table[None] * 0.3, table).tolist() == [list(range(40))]  # shrinking moves no word
+
+
+def test_the_loss_is_zero_for_one_model_and_the_prompt_itself(tiny_sd):
+    words, prompt = Words(tiny_sd), "a red star"
+    row = words.of(prompt)
+    put = words.tables()[0][torch.tensor([row])].float().requires_grad_()
+    z, t = torch.randn(1, *tiny_sd.latent_shape()), torch.tensor([0.4])
+    aim = predicted(tiny_sd, z, t, tiny_sd.encode(prompt))
+    at = torch.arange(len(row))[None]
+    loss = (predicted(tiny_sd, z, t, replace(TINY, pad="end")._encode(tiny_sd, words, [row], put, at)) - aim).square()
+    assert float(loss.detach().sum()) == 0
+    padded = replace(TINY, pad="official")._encode(tiny_sd, words, [row], put, at)
+    assert padded.ids[0].tolist()[len(row) + 2 :] == [0] * (len(padded.ids[0]) - len(row) - 2)
+    assert float((predicted(tiny_sd, z, t, padded) - aim).detach().square().sum()) > 0
+
+
+def test_p4d_k_keeps_the_words_of_the_prompt(tiny_sd):
+    attack = replace(TINY, form="k", every=2, updates=5, weight_decay=0.3)
+    judge = Scores([0.1, 0.2], [0.3], [0.3], [0.2], [0.2], [0.4], [0.4])
+    found = attack.run(tiny_sd, CASES, judge=judge, original=tiny_sd.copy(), progress=False)
+    words = Words(tiny_sd)
+    start, free = attack._start(words, "k", words.of("a red star"), torch.Generator().manual_seed(0))
+    assert free == [0, 3] and start[1:3] == words.of("a red") and start[4:] == words.of("star")
+    assert all(row["tried"] == 3 for row in found.said) and judge.scores == []
+    for row in found.said:
+        assert "star" in row["text"] and "a" in row["text"] and row["text"] != row["prompt"]
+
+
+def test_the_surest_text_is_kept_and_none_after_success_if_it_shall_stop(tiny_sd):
+    one = replace(CASES, cases=CASES.cases[:1])
+    judge = Scores([0.0], [0.6], [0.7], [0.1])
+    attack = replace(TINY, updates=5)
+    found = attack.run(tiny_sd, one, judge=judge, original=tiny_sd.copy(), progress=False)
+    assert found.said[0]["score"] == pytest.approx(0.7) and found.said[0]["seen"] and found.said[0]["tried"] == 3
+    judge = Scores([0.0], [0.6])
+    found = replace(attack, stop=True).run(tiny_sd, one, judge=judge, original=tiny_sd.copy(), progress=False)
+    assert found.said[0]["tried"] == 1 and judge.scores == []
+    union = replace(TINY, form="union")
+    assert union.tries == 2 * TINY.tries == 4
+    floor = union.control(tiny_sd, one, None, judge=Scores([0.0], *[[0.1]] * 4), original=tiny_sd, progress=False)
+    assert floor.said[0]["tried"] == 4
+
+
+def test_a_clip_chooses_what_is_nearest_to_the_originals_picture(tiny_sd, monkeypatch):
+    class Bright:
+        def images(self, x):
+            share = x.flatten(1).mean(dim=1)
+            return torch.stack([share, (1 - share**2).sqrt()], dim=1)
+
+    monkeypatch.setattr(ClipModel, "load", classmethod(lambda cls, model: Bright()))
+    one = replace(CASES, cases=CASES.cases[:1])
+    attack = replace(TINY, updates=5, clip="a folder", lr=5.0)
+    found = attack.run(tiny_sd, one, judge=Scores([0.0], [0.1], [0.9], [0.2]), original=tiny_sd.copy(), progress=False)
+    aim, (said,) = tiny_sd.draw(one.prompts, one.seeds, **one.drawing), found.said
+    drawn = found.draw(tiny_sd, one.prompts, one.seeds, **one.drawing)
+    assert said["score"] == pytest.approx(float((Bright().images(aim) * Bright().images(drawn)).sum()), abs=1e-5)
+    assert said["tried"] == 3
+
+
+def test_its_own_filter_stands_inside_the_loss(tiny_sd):
+    original = tiny_sd.copy()
+    judge = lambda: Scores([0.0, 0.0], [0.2, 0.2], [0.3, 0.3])
+    plain = replace(TINY, lr=5.0)
+    found = plain.run(tiny_sd, CASES, judge=judge(), original=original, progress=False)
+    filtered = replace(plain, negative="star").run(tiny_sd, CASES, judge=judge(), original=original, progress=False)
+    assert [r["prompt"] for r in filtered.said] == [r["prompt"] for r in found.said]
+    assert filtered.spent["rows"] == found.spent["rows"] + 2 * TINY.updates
+    # Planned as counted: updates, checks; the targets and the plain prompts are pictures beside it.
+    beside = 2 * 1 + 2 * 1
+    assert found.spent["rows"] - beside == plain.updates * 4 * 2 + 2 * 2
+
+
+def test_what_it_needs(tiny_sd, tiny_sdxl):
+    with pytest.raises(BadInput, match="several"):
+        TINY.run(tiny_sdxl, CASES, judge=Scores([0, 0]), progress=False)
+    with pytest.raises(BadInput, match="original model's predictions"):
+        TINY.run(tiny_sd, CASES, judge=Scores([0.0, 0.0]), progress=False)
+    with pytest.raises(BadInput, match="do not fit"):
+        replace(TINY, tokens=16).run(tiny_sd, CASES, judge=Scores(), progress=False)
+    with pytest.raises(BadInput, match="with the free tokens"):
+        replace(TINY, form="k", every=1).check(tiny_sd, AttackCases("star", [Case("a photo of a red star", 0, ())]))
