@@ -182,6 +182,8 @@ def save_png(
 
     array = np.asarray(array)
     if array.dtype != np.uint8:
+        if not np.isfinite(array).all():
+            raise BadInput(f"{path} would show numbers that are not finite (NaN or infinity): nothing was written")
         array = np.rint(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
     chunks = PngImagePlugin.PngInfo()
     for key, value in {"Software": f"sfumato {__version__}", "Source": GENERATED, **(metadata or {})}.items():

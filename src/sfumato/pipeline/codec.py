@@ -65,6 +65,17 @@ class Codec:
             z = encoded.latent
         return self.scale(z).to(x.dtype)
 
+    def posterior(
+        self, x: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch channel h w"], Float[Tensor, "batch channel h w"]]:
+        """Mean and standard deviation of the scaled latents of pictures in [-1, 1]; 0 where there is no posterior."""
+        encoded = self.vae.encode(x.to(self.vae.dtype))
+        if not hasattr(encoded, "latent_dist"):
+            z = self.scale(encoded.latent).to(x.dtype)
+            return z, torch.zeros_like(z)
+        mean, std = encoded.latent_dist.mode(), encoded.latent_dist.std
+        return self.scale(mean).to(x.dtype), (self.scale(std) - self.scale(torch.zeros_like(std))).to(x.dtype)
+
     def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pictures in about [-1, 1] (not clipped) of scaled latents, in the type of ``z``."""
         return self.vae.decode(self.unscale(z).to(self.vae.dtype), return_dict=False)[0].to(z.dtype)

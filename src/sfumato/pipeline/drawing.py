@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.errors import BadInput
+from sfumato.finite import require_finite_pictures
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.sample.guidance import Guided
@@ -222,6 +223,14 @@ def first_step(strength: float, steps: int) -> int:
     return steps - taken
 
 
-def finished(x: Float[Tensor, "n *dims"], grad: Gradient) -> Float[Tensor, "n *dims"]:
-    """Decoded pictures in [0, 1]: where a gradient is wanted as they are, else on the CPU and in float32."""
-    return ((x + 1) / 2).clamp(0, 1) if grad else ((x.float() + 1) / 2).clamp(0, 1).cpu()
+def finished(x: Float[Tensor, "n *dims"], grad: Gradient, seeds: Sequence[int]) -> Float[Tensor, "n *dims"]:
+    """Decoded pictures in [0, 1]: where a gradient is wanted as they are, else on the CPU and in float32.
+
+    Raises:
+        NotFinite: some of them are not (without ``grad``); it names the seed.
+    """
+    if grad:
+        return ((x + 1) / 2).clamp(0, 1)
+    pictures = ((x.float() + 1) / 2).clamp(0, 1).cpu()
+    require_finite_pictures(pictures, seeds)
+    return pictures

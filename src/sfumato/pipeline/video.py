@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput, unknown
+from sfumato.finite import require_finite_pictures
 from sfumato.noise import Window
 from sfumato.progress import track
 from sfumato.sample import ddim, ddpm, dpmpp_2m, heun, rollout
@@ -111,6 +112,8 @@ class VideoModel(ImageModel):
                 given = context[start : start + batch].to(self.device)
                 frames = rollout(denoiser, given, n_frames, self.window, sampling_steps, **options)
                 parts.append(frames if grad else frames.float().cpu())
+                if not grad:
+                    require_finite_pictures(parts[-1], seeds[start : start + batch])
         return torch.cat(parts)
 
     def draw(

@@ -88,6 +88,11 @@ def like(target: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
 
 
+def local(tensors: Mapping[str, Tensor]) -> Tensors:
+    """What this process has of each."""
+    return dict(zip(tensors, _local(tensors.values()), strict=True))
+
+
 def _local(tensors: Collection[Tensor]) -> list[Tensor]:
     return [t.detach().to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
 
