@@ -18,8 +18,8 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
 COMMON = {
-    "errors", "fields", "files", "finite", "foreign", "hub", "plan", "progress", "catalog", "settings", "text",
-    "versions", "sfumato",
+    "errors", "fields", "files", "finite", "foreign", "hub", "memory", "plan", "progress", "catalog", "settings",
+    "text", "versions", "sfumato",
     "__main__",
 }  # fmt: skip
 """Modules that every room may use; they use none of the rooms."""

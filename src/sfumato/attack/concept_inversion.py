@@ -17,6 +17,7 @@ from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.files import tensors_sha256
+from sfumato.memory import require_memory
 from sfumato.metrics.detectors import Detector
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
@@ -162,6 +163,7 @@ class ConceptInversion(Tuning, Attack):
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
         if original is None:
             raise BadInput("concept inversion learns from pictures: give a folder of them, or the original model")
+        require_memory(12 * original.size**2 * self.n_images, f"{self.n_images:,} pictures to learn from")
         prompts = [self.phrases[i % len(self.phrases)].replace("{}", concept) for i in range(self.n_images)]
         seeds = [2**20 + self.seed * self.n_images + i for i in range(self.n_images)]
         return original.draw(prompts, seeds), prompts

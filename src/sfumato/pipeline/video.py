@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sfumato.errors import BadInput, unknown
 from sfumato.finite import require_finite_pictures
+from sfumato.memory import require_memory
 from sfumato.noise import Window
 from sfumato.progress import track
 from sfumato.sample import ddim, ddpm, dpmpp_2m, heun, rollout
@@ -105,6 +107,8 @@ class VideoModel(ImageModel):
         }
         sampling_steps = self.defaults["sampling_steps"] if sampling_steps is None else sampling_steps
         n_frames = self.window.noisy if n_frames is None else n_frames
+        need = 4 * len(seeds) * n_frames * prod(self.shape[1:])
+        require_memory(need, f"{len(seeds)} sequences of {n_frames:,} frames")
         denoiser, parts = self.guided(guide=guide, grad=grad), []
         with torch.set_grad_enabled(bool(grad)):
             for start in track(range(0, len(seeds), batch), "rolling out", progress):

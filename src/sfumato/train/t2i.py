@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive, Share, at_least, within
+from sfumato.memory import require_memory
 from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
@@ -133,6 +134,7 @@ class TrainT2I(Tuned, Schedule):
     @torch.no_grad()
     def plan(self) -> Plan:
         """Memory of the larger stage, and time from one forward pass of each network (a step costs about three)."""
+        self._fits()
         vae, unet = self.autoencoder(), self.unet()
         began = time.perf_counter()
         vae(torch.zeros(self.autoencoder_batch, 3, self.size, self.size))
@@ -175,6 +177,7 @@ class TrainT2I(Tuned, Schedule):
         return Path(out) / "pipeline"
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
+        self._fits()
         parent = open_parent(self.start_from) if self.start_from else None
         autoencoder, given = self._given(parent) if parent else (None, None)
         second = replace(self.schedule(), seed=self.seed + 1)
@@ -224,6 +227,17 @@ class TrainT2I(Tuned, Schedule):
         )
         trained = wrap(pipe, {"cfg_scale": self.cfg_scale})
         run.finish(lambda: trained.save(out / "pipeline", overwrite=overwrite, provenance=self.made(parent)))
+
+    def _fits(self) -> None:
+        """Refuse what there is no memory for: networks, batches, and the latents and captions of all pictures."""
+        with torch.device("meta"):
+            trained = sum(p.numel() for net in (self.autoencoder(), self.unet()) for p in net.parameters())
+        require_memory(16 * trained, "networks of these channels")  # weights, gradients, two moments
+        most = max(self.autoencoder_batch, self.batch // 64)
+        require_memory(12 * self.size**2 * (16 + most), f"batches of pictures of {self.size} pixels a side")
+        if self.data in ("sketch", "sketch-scenes"):
+            each = 4 * self.latent_channels * (self.size // 8) ** 2 + 100
+            require_memory(each * self.pictures, f"{self.pictures:,} pictures, encoded,")
 
     def _second_keys(self, parent: Parent | None, given: bool) -> dict[str, Any]:
         """What shapes the second stage, apart from its schedule; ``given`` says whether it starts from ``parent``."""
