@@ -79,7 +79,7 @@ class VideoModel(ImageModel):
     ) -> Float[Tensor, "n n_frames channel height width"]:
         """The frames after ``context``, one sequence per seed, on the CPU, in the scale of the data.
 
-        A sequence does not depend on the batch it was computed in.
+        A sequence does not depend on its neighbours in a batch, but for rounding; see `Model.draw`.
 
         Args:
             seeds: one per sequence, or one number.

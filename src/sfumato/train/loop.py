@@ -4,7 +4,8 @@ All randomness of step ``i`` (which pictures, which noise) comes from ``(seed, i
 So a checkpoint needs no random state and no data position: weights, averaged weights, optimiser and the step number
 are everything; a resumed run repeats exactly what the uninterrupted one would have done, and several processes, or
 gradients accumulated over micro-batches, see the same pictures and noise as one process does at once. (Dropout inside
-the networks is the exception: its masks depend on how the batch is cut.)
+the networks is the exception: its masks depend on how the batch is cut.) Exactly: on the same device with as many
+threads and the same torch, whose sums are else rounded in another order; a run that goes on elsewhere says so.
 
 Started by ``accelerate launch`` or ``torchrun``, the processes train in parallel: every one holds the whole model, or
 with ``accelerate launch --use_fsdp --fsdp_version 2`` a part of it.
@@ -357,6 +358,7 @@ class Run:
         files["history"] = {name: torch.tensor(values) for name, values in self.history.items()}
         if self.accelerator.is_main_process:
             about = {"step": self.step, "format": state.FORMAT, "scale": self.scale.state(), "config": self.config}
+            about["machine"] = state.machine(self.device)
             with atomic_folder(self.folder / "checkpoint", overwrite=True) as folder:
                 state.write(folder, files, about)
 
@@ -374,6 +376,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         if (about := state.goes_on(self.folder, self.config)) is None:
             return
+        if self.accelerator.is_main_process and about["step"] < self.schedule.updates:
+            state.tell_changes(self.folder, about.get("machine"), state.machine(self.device))
         self.history = state.load(folder, self.weights(), self.average, self.updated)
         with torch.no_grad():
             state.hand_down(self.params, self.masters)

@@ -21,6 +21,7 @@ from sfumato.memory import require_memory
 from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
+from sfumato.progress import alone, say
 from sfumato.settings import Tuned
 
 from .autoencoder import AutoencoderRecipe, encode_all
@@ -193,6 +194,8 @@ class TrainT2I(Tuned, Schedule):
         torch.manual_seed(self.seed)
         autoencoder = autoencoder or self.autoencoder()
         pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
+        if progress and alone() and pictures.origin:
+            say(f"captions of {self.data}: {pictures.origin}")
         captions = [pictures.caption(i) for i in range(len(pictures))]
         latents = self._first_stage(autoencoder, pictures, out, progress)
 
