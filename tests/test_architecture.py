@@ -12,14 +12,15 @@ LEVELS = (
     ("distill",),
     ("erase", "attack", "steer", "edit", "customize", "protect", "attribute", "classify", "explain"),
     ("audit", "ledger", "report"),
+    ("bench",),
     ("commands",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
 COMMON = {
-    "errors", "fields", "files", "finite", "foreign", "hub", "memory", "plan", "progress", "catalog", "settings",
-    "text", "versions", "sfumato",
+    "catalog", "cells", "errors", "fields", "files", "finite", "foreign", "hub", "memory", "plan", "progress",
+    "settings", "text", "versions", "sfumato",
     "__main__",
 }  # fmt: skip
 """Modules that every room may use; they use none of the rooms."""
