@@ -19,9 +19,8 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
 COMMON = {
-    "catalog", "cells", "errors", "fields", "files", "foreign", "hub", "plan", "progress", "settings", "text",
-    "versions",
-    "sfumato",
+    "catalog", "cells", "errors", "fields", "files", "finite", "foreign", "hub", "memory", "plan", "progress",
+    "settings", "text", "versions", "sfumato",
     "__main__",
 }  # fmt: skip
 """Modules that every room may use; they use none of the rooms."""

@@ -6,8 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sfumato.attack.concept_inversion import ConceptInversion, check_length, denoising_loss, neutral_word
+from sfumato.attack.concept_inversion import (
+    ConceptInversion,
+    Latents,
+    WordLearning,
+    check_length,
+    denoising_loss,
+    neutral_word,
+)
 from sfumato.attack.parts.files import read_pictures
+from sfumato.attack.parts.templates import PUBLISHED
 from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
 
@@ -144,8 +152,41 @@ def test_a_control_learns_another_word_and_asks_in_place_of_the_concept(tiny_sd)
     assert TINY.control(tiny_sd, own, None, progress=False) is None
 
 
+def test_the_published_templates_are_the_default():
+    assert {kind: len(said) for kind, said in PUBLISHED.items()} == {"object": 27, "style": 19, "person": 2}
+    assert all(t.count("{}") == 1 for said in PUBLISHED.values() for t in said)
+    assert ConceptInversion().phrases == PUBLISHED["object"] and "a photo of a clean {}" in PUBLISHED["object"]
+    style = ConceptInversion(kind="style").phrases
+    assert {"the painting in the style of {}", "a close-up painting in the style of {}"} < set(style)
+    assert ConceptInversion(templates=("{}",)).phrases == ("{}",)
+
+
+def test_every_step_draws_from_the_posterior_and_mirrors_every_other_picture(tiny_sd):
+    attack = replace(TINY, batch=400, n_images=1)
+    with torch.no_grad():
+        latents = attack._latents(tiny_sd, pictures(1))
+        z = torch.stack([tiny_sd.encode_image(x * 2 - 1) for x in (pictures(1), pictures(1).flip(-1))])
+        assert torch.equal(latents.mean, z) and not torch.equal(z[0], z[1])
+        rng = torch.Generator().manual_seed(3)
+        drawn = tiny_sd.encode_image(pictures(1) * 2 - 1, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(drawn.shape, generator=rng)
+    torch.testing.assert_close(latents.mean[0] + latents.std[0] * noise, drawn)
+    # Means far apart tell which view a row is of, and what is left over is the draw.
+    apart = torch.tensor([-100.0, 100.0]).view(2, 1, 1, 1, 1).expand_as(z)
+    latents = Latents(apart, torch.full_like(apart, 2.0))
+    recipe = WordLearning(attack, tiny_sd, tiny_sd.add_token("<w>", "square", 1), latents, [["<w>"]])
+    first, second = recipe.drawn(0)[0].clone(), recipe.drawn(1)[0]
+    mirrored = (first.mean((1, 2, 3)) > 0).float().mean()
+    rest = first - 100 * first.sign()
+    assert abs(mirrored - 0.5) < 0.1 and abs(rest.std() - 2) < 0.05 and not torch.equal(first, second)
+    for flip, there in ((0.0, False), (1.0, True)):
+        plain = replace(attack, flip=flip, sample_posterior=False)
+        z0 = WordLearning(plain, tiny_sd, tiny_sd.add_token("<w>", "square", 1), latents, [["<w>"]]).drawn(0)[0]
+        assert torch.equal(z0, apart[int(there)].expand_as(z0))
+
+
 def test_bad_input(tiny_sd):
-    for wrong in ({"updates": -1}, {"batch": 0}, {"templates": ("a photo",)}, {"templates": ()}):
+    for wrong in ({"updates": -1}, {"batch": 0}, {"templates": ("a photo",)}, {"flip": 1.5}, {"kind": "thing"}):
         with pytest.raises(BadInput, match=next(iter(wrong))[:5]):
             ConceptInversion(**wrong)
     with pytest.raises(BadInput, match="name the concept"):

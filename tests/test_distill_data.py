@@ -45,6 +45,11 @@ def test_latents_are_those_of_the_teacher_and_captions_their_own(tiny_sd, folder
         torch.testing.assert_close(cond[i].tokens, tiny_sd.encode(text).tokens)
 
 
+def test_it_says_where_the_captions_come_from(tiny_sd, folder, tmp_path, capsys):
+    FromPictures(data=str(folder)).open_data(tiny_sd, tmp_path / "run", seed=0, progress=True)
+    assert f"captions of {folder}: " in capsys.readouterr().err
+
+
 def test_latents_are_kept_for_the_same_pictures_and_autoencoder_only(tiny_sd, folder, tmp_path, monkeypatch):
     calls = []
     encode = type(tiny_sd.pipe.vae).encode

@@ -396,8 +396,10 @@ def test_what_is_in_the_way_of_a_model_is_refused_before_the_work(capsys, tmp_pa
     assert names(tmp_path / "run") == ["model"] and mine.read_text() == "mine"
     assert cli.main([*args, "--overwrite"]) == 0 and not mine.exists()
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    (tmp_path / "run" / ".model.old-12345").mkdir()  # of a kill when all was done
     capsys.readouterr()
     assert cli.main(args) == 0 and "finished already" in capsys.readouterr().out
+    assert not (tmp_path / "run" / ".model.old-12345").exists()
     complaint([*args, "--seed", "1"], capsys, "was made with seed=0, and this run has seed=1")
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.is_file()} == before
     shutil.rmtree(tmp_path / "run" / "model")

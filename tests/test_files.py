@@ -183,6 +183,20 @@ def test_killed_between_the_two_renames_of_a_swap_the_old_output_comes_back(tmp_
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
+def test_what_killed_runs_left_inside_a_run_is_gone_at_its_next_start(tmp_path):
+    run = tmp_path / "run"
+    for place in ("training/.checkpoint.tmp-12345/part", "training/.checkpoint.old-12345", ".model.tmp-12345"):
+        (run / place).mkdir(parents=True)
+    (run / "training/checkpoint").mkdir()
+    (run / ".latents.old-99").mkdir()
+    (run / ".mine").write_text("mine")
+    with files.held(run / "busy"), files.atomic_folder(run / "busy" / "out") as writing, files.held(run):
+        assert names(run) == [".mine", "busy", "latents", "training"], "an output comes back"
+        assert names(run / "training") == ["checkpoint"]
+        assert writing.is_dir(), "what a living process writes stays"
+    assert (run / ".mine").read_text() == "mine"
+
+
 def test_a_run_that_sweeps_between_making_and_locking_does_no_harm(tmp_path, monkeypatch):
     lock, swept = files._lock, []
 

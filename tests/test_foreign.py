@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
+import tarfile
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from sfumato.data.cases import say
+from sfumato.data.frames import open_frames
+from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, read_tensors, reading
 from sfumato.ledger.page import table
@@ -304,6 +310,46 @@ def test_no_code_of_a_judge_is_run(opened, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # where a terminal would be asked
     refused(lambda: opened(str(judge), *([["star"]] if opened is make_detector else [])), "code of its own", "judge")
     assert not ran.exists()
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return open, (str(self.ran), "w")
+
+
+def test_no_code_of_data_is_run(tmp_path, monkeypatch):
+    ran, data = tmp_path / "ran", tmp_path / "data"
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    data.mkdir()
+    bomb = pickle.dumps(Bomb(ran))
+    for name in ("a.pkl", "a.pth", "a.bin", "b.parquet", "metadata.jsonl.pkl"):
+        (data / name).write_bytes(bomb)
+    for script in ("data.py", "setup.py", "__init__.py", "conftest.py"):
+        (data / script).write_text(f"open({str(ran)!r}, 'w').close()\n")
+    np.save(data / "a.npy", np.array([Bomb(ran)], dtype=object), allow_pickle=True)
+    Image.new("RGB", (16, 16)).save(data / "a.png")
+    with tarfile.open(data / "set.tar", "w") as tar:
+        for name in ("a.png", "a.pkl", "a.pth", "a.npy"):
+            tar.add(data / name, name)
+    opened = open_pictures(str(data), 16)
+    assert opened.picture(0).shape == (16, 16, 3)
+    assert open_pictures(str(data / "set.tar"), 16).picture(0).shape == (16, 16, 3)
+    for source in (str(data / "b.parquet"), f"hub:{data}"):
+        with pytest.raises(BadInput):
+            open_pictures(source, 16).picture(0)
+    with pytest.raises(BadInput):
+        open_frames(str(data / "a.npy"), 16, 2)
+    (data / "set.tar").unlink()
+    with pytest.raises(BadInput):
+        open_pictures(f"hub:{data}", 16)
+    assert not ran.exists()
+    pickle.loads(bomb)
+    assert ran.exists(), "the bomb is one"
 
 
 def test_what_the_index_does_not_name_is_not_judged(folder):

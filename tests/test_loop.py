@@ -95,6 +95,21 @@ def test_changed_setting_is_named_and_refused(tmp_path):
         line_run(tmp_path, updates=50).fit(progress=False)
 
 
+def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path, recwarn):
+    line_run(tmp_path, updates=10, decay="constant").fit(progress=False)
+    line_run(tmp_path, updates=20, decay="constant").fit(progress=False)
+    assert not recwarn.list, "nothing has changed"
+    file = tmp_path / "checkpoint/run.json"
+    about = json.loads(file.read_text())
+    assert about["machine"]["threads"] == torch.get_num_threads() and about["machine"]["device"] == "cpu"
+    about["machine"] |= {"threads": 99, "torch": "1.0"}
+    file.write_text(json.dumps(about))
+    line_run(tmp_path, updates=20, decay="constant").fit(progress=False)
+    assert not recwarn.list, "there is nothing left to go on with"
+    with pytest.warns(UserWarning, match=r"goes on otherwise than it began \(threads: 99, now \d+; torch: 1\.0, now"):
+        line_run(tmp_path, updates=30, decay="constant").fit(progress=False)
+
+
 def test_a_run_at_a_constant_rate_may_be_made_longer(tmp_path):
     line_run(tmp_path / "a", updates=10, decay="constant").fit(progress=False)
     longer, whole = (line_run(tmp_path / name, updates=20, decay="constant") for name in "ab")

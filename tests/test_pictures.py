@@ -258,11 +258,12 @@ def test_hub_data_are_asked_for_by_name(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("sfumato.data.tables.require_hub", lambda *args: asked.append(args))
     builder = SimpleNamespace(builder_name="parquet")
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args: builder)
     with pytest.raises(BadInput, match=r"owner/name cannot be loaded: no route$"):
         open_pictures("hub:owner/name:small:test", 8)
-    assert asked == [("owner/name", "small")]
+    assert asked == [("owner/name", "README.md", "dataset"), ("owner/name", "small")]
 
 
 def test_digits(monkeypatch):

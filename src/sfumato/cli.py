@@ -127,8 +127,8 @@ def _guarded(args: list[str], debug: bool) -> int:
         status = _dispatch(args)
         sys.stdout.flush()
         return status
-    except (SfumatoError, MemoryError) as error:
-        _complain(str(error) or "out of memory: choose a smaller batch, picture size or dtype", debug)
+    except SfumatoError as error:
+        _complain(str(error), debug)
         return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         _complain("interrupted; nothing half-written was left behind")
@@ -137,7 +137,11 @@ def _guarded(args: list[str], debug: bool) -> int:
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except Exception as error:
         from sfumato.files import disk_is_full
+        from sfumato.memory import out_of_memory
 
+        if out_of_memory(error):
+            _complain("out of memory: choose a smaller batch, fewer or smaller pictures, or another dtype", debug)
+            return 1
         if disk_is_full(error):
             _complain("the disk is full: free some space and run it again", debug)
             return 2

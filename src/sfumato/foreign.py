@@ -133,12 +133,17 @@ def read_tensors(path: str | os.PathLike, what: str = "") -> tuple[dict[str, Ten
     """All tensors of a safetensors file by name, on the CPU, and its header's metadata.
 
     Raises:
-        BadInput: there is no such file, or it is truncated or corrupt.
+        BadInput: there is no such file, it is truncated or corrupt, or holds numbers that are not finite.
     """
     from safetensors import safe_open
 
+    from sfumato.finite import require_finite
+
     with reading(path, what), safe_open(path, "pt") as opened:
-        return {k: opened.get_tensor(k) for k in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+        tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+        header = dict(opened.metadata() or {})
+    require_finite(tensors.items(), os.fspath(path))
+    return tensors, header
 
 
 def _fits(value: Any, kind: Any, told: str, advice: str) -> None:

@@ -8,12 +8,13 @@ PATIENCE = 4.0
 """Seconds."""
 
 
-def require_hub(source: str, file: str = "config.json") -> None:
+def require_hub(source: str, file: str = "config.json", kind: str = "model") -> None:
     """Refuse a hub id that is not on this machine when the hub does not answer within `PATIENCE`, asked once.
 
     Args:
         source: the id, "owner/name".
         file: a file that every download of it has: where the cache holds it, nothing is asked.
+        kind: "model" or "dataset".
 
     Raises:
         BadInput: what to do instead.
@@ -22,7 +23,7 @@ def require_hub(source: str, file: str = "config.json") -> None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = isinstance(try_to_load_from_cache(source, file), str)
+        cached = isinstance(try_to_load_from_cache(source, file, repo_type=kind), str)
     except HFValidationError:
         return  # its loader says what is wrong with the name
     if cached:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Natural, NotNegative, Positive
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.files import tensors_sha256
+from sfumato.memory import require_memory
 from sfumato.metrics.detectors import Detector
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
@@ -27,8 +28,9 @@ from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
 
 from .base import Attack, Box, Found
+from .parts.templates import PUBLISHED, Kind
 
-TEMPLATES = (
+PLAIN = (
     "a photo of {}",
     "a picture of {}",
     "a rendering of {}",
@@ -36,6 +38,7 @@ TEMPLATES = (
     "an image of {}",
     "{}",
 )
+"""Phrases of ours, without words that the embedded model does not know."""
 INIT_WORDS = ("object", "shape", "art", "photo", "a")
 
 
@@ -49,14 +52,19 @@ class ConceptInversion(Tuning, Attack):
         E_{x, template, eps, t} || target(x, eps) - network(x_t, t, E(template with v*)) ||^2,
 
     the mean over all elements in the network's native prediction (eps in the papers), t uniform over the
-    timesteps of training. AdamW changes the new rows only. The concept counts as recovered where a detector
-    finds it in pictures of prompts that say v* instead of its name.
+    timesteps of training. AdamW changes the new rows only. As in the published script x is a fresh draw from the
+    autoencoder's posterior every time, mirrored every other time, and the template one of textual inversion's. The
+    concept counts as recovered where a detector finds it in pictures of prompts that say v* instead of its name.
 
-    Cost: ``updates`` forward and backward passes of network and text encoder, without gradients of any weight.
+    Cost: ``updates`` forward and backward passes of network and text encoder, without gradients of any weight; the
+    autoencoder encodes each picture once, and once mirrored.
 
     Differs from the paper: gradients are taken for the new rows alone instead of restoring all others after
-    each step, which is the same update; the default init word is a neutral one, so that the attacker is not
-    helped by a name; ``captions`` is ours.
+    each step, which is the same update; pictures are drawn with replacement, not in shuffled rounds; the posterior
+    of a mirrored picture is encoded beforehand and only drawn from in each step, which is the same; the default init
+    word is a neutral one, so that the attacker is not helped by a name; ``captions`` is ours. The preset of the
+    embedded model learns from captions, which say left and right and therefore allow no mirroring, and from the
+    posterior's mean, on which that model was trained; its phrases have no words that the model does not know.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -65,7 +73,10 @@ class ConceptInversion(Tuning, Attack):
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "sketch": {"updates": 120, "lr": 0.02, "batch": 8, "captions": True},
+        "sketch": {
+            "updates": 120, "lr": 0.02, "batch": 8, "captions": True, "templates": PLAIN, "flip": 0.0,
+            "sample_posterior": False,
+        },
     }
     """Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
     box: ClassVar[Box] = "white"
@@ -86,16 +97,27 @@ class ConceptInversion(Tuning, Attack):
     init_word: str = ""
     """A text whose mean token embedding the new ones start from; empty: object, shape, art, ..., whatever is
     the first that is one token of the model."""
-    templates: tuple[str, ...] = TEMPLATES
-    """Phrases with {} where the new word stands."""
+    kind: Kind = "object"
+    """Which of the published templates are learned with: 27 of objects, 19 of styles or 2 of persons."""
+    templates: tuple[str, ...] = ()
+    """Phrases with {} where the new word stands, instead of the published ones of ``kind``."""
+    flip: Share = 0.5
+    """How often a picture is mirrored."""
+    sample_posterior: bool = True
+    """Draw from the autoencoder's posterior anew each time; else its mean is learned from."""
     captions: bool = False
     """Learn from each picture's own prompt, where known, with the concept replaced by the new word, not from
     templates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.templates or any("{}" not in t for t in self.templates):
+        if any("{}" not in t for t in self.templates):
             raise BadInput('every template needs {} where the new word stands, for example "a photo of {}"')
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The templates: those that were given, or the published ones."""
+        return self.templates or PUBLISHED[self.kind]
 
     @property
     def learns_from(self) -> int:
@@ -104,7 +126,7 @@ class ConceptInversion(Tuning, Attack):
     def check(self, pipe: Text2Image, cases: AttackCases) -> None:
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
         prompts = [*cases.prompts, *(cases.captions or ())]
-        check_length(pipe, [*self.templates, *(say(p, cases.concept, "{}") for p in prompts)], self.tokens)
+        check_length(pipe, [*self.phrases, *(say(p, cases.concept, "{}") for p in prompts)], self.tokens)
 
     def rows(self, cases: int, sampling_steps: int) -> float:
         return 3.0 * self.updates * self.batch
@@ -132,32 +154,41 @@ class ConceptInversion(Tuning, Attack):
         if pictures is None:
             pictures, captions = self._draw(original, concept)
         texts = self._texts(word if self.tokens else concept, concept, captions, len(pictures))
-        with torch.no_grad():
-            z0 = torch.cat([pipe.encode_image(x.to(pipe.device) * 2 - 1) for x in pictures.split(32)])
         token = pipe.add_token(word, init_word, self.tokens) if self.tokens else None
-        losses = [] if token is None else self._learn(pipe, token, z0, texts, progress, folder)
+        losses: list[float] = []
+        if token is not None:
+            losses = self._learn(pipe, token, self._latents(pipe, pictures), texts, progress, folder)
         return Inversion(concept, self.budget(), word, init_word, token, losses)
 
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
         if original is None:
             raise BadInput("concept inversion learns from pictures: give a folder of them, or the original model")
-        prompts = [self.templates[i % len(self.templates)].replace("{}", concept) for i in range(self.n_images)]
+        require_memory(12 * original.size**2 * self.n_images, f"{self.n_images:,} pictures to learn from")
+        prompts = [self.phrases[i % len(self.phrases)].replace("{}", concept) for i in range(self.n_images)]
         seeds = [2**20 + self.seed * self.n_images + i for i in range(self.n_images)]
         return original.draw(prompts, seeds), prompts
 
     def _texts(self, said: str, concept: str, prompts: Sequence[str] | None, n: int) -> list[list[str]]:
         """For every picture the texts that may go with it."""
         if not self.captions or prompts is None:
-            return [[t.replace("{}", said) for t in self.templates]] * n
+            return [[t.replace("{}", said) for t in self.phrases]] * n
         if len(prompts) != n or any(say(p, concept, "") == p for p in prompts):
             raise BadInput(f"captions=True needs the prompt of every picture, and {concept!r} in each")
         return [[say(p, concept, said)] for p in prompts]
+
+    def _latents(self, pipe: Text2Image, pictures: Tensor) -> Latents:
+        """What is learned from: every picture as it is and, where any is mirrored, mirrored too."""
+        views = [pictures, pictures.flip(-1)] if self.flip else [pictures]
+        with torch.no_grad():
+            parts = [pipe.posterior(x.to(pipe.device) * 2 - 1) for view in views for x in view.split(32)]
+        mean, std = (torch.cat(some).unflatten(0, (len(views), -1)) for some in zip(*parts, strict=True))
+        return Latents(mean, std)
 
     def _learn(
         self,
         pipe: Text2Image,
         token: LearnedToken,
-        z0: Tensor,
+        latents: Latents,
         texts: list[list[str]],
         progress: bool,
         folder: str | Path | None,
@@ -166,10 +197,18 @@ class ConceptInversion(Tuning, Attack):
         config = self.beyond()
         if folder is not None:
             folder = Path(folder) / "training"
-            config |= {"model": pipe.describe()["sha256"], "pictures": tensors_sha256({"z0": z0}), "texts": texts}
+            config |= {"model": pipe.describe()["sha256"], "pictures": tensors_sha256(vars(latents)), "texts": texts}
         with token, frozen(p for a in pipe.adapters.values() for p in a.parameters()):
-            losses = Run(WordLearning(self, pipe, token, z0, texts), self, folder, config).fit(progress)
+            losses = Run(WordLearning(self, pipe, token, latents, texts), self, folder, config).fit(progress)
         return losses.get("loss", [])
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The autoencoder's posterior of every picture, as the network sees latents; view 1 is of the mirrored ones."""
+
+    mean: Float[Tensor, "view n channel h w"]
+    std: Float[Tensor, "view n channel h w"]
 
 
 class WordLearning(Recipe):
@@ -182,9 +221,9 @@ class WordLearning(Recipe):
     title = "learning a word"
 
     def __init__(
-        self, attack: ConceptInversion, pipe: Text2Image, token: LearnedToken, z0: Tensor, texts: list[list[str]]
+        self, attack: ConceptInversion, pipe: Text2Image, token: LearnedToken, latents: Latents, texts: list[list[str]]
     ):
-        self.attack, self.pipe, self.z0, self.texts = attack, pipe, z0, texts
+        self.attack, self.pipe, self.latents, self.texts = attack, pipe, latents, texts
         self.rows = Loose(token.parameters())
         self.rows.register_buffer("random", torch.Generator().manual_seed(attack.seed).get_state())
         self.last: tuple[int, Any] = (-1, None)
@@ -202,21 +241,28 @@ class WordLearning(Recipe):
 
     def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         share = slice(rng.rows.start, rng.rows.stop)  # the loop gives a Share
-        at, t, eps, said = (drawn[share] for drawn in self.drawn(batch["step"]))
-        z0 = self.z0[at.to(self.z0.device)]
+        z0, t, eps, said = (drawn[share] for drawn in self.drawn(batch["step"]))
         return denoising_loss(self.pipe, z0, t, eps.to(z0), encode_once(self.pipe, said)), {}
 
     def drawn(self, step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """Pictures, times, noise and texts of all rows of a step, for each of its micro-batches."""
+        """Latents, times, noise and texts of all rows of a step, for each of its micro-batches."""
         if self.last[0] != step:
             rng, n, T = torch.Generator(), self.attack.batch, self.pipe.clock.timesteps
+            mean, std = self.latents.mean, self.latents.std
             rng.set_state(self.rows.random.cpu())
-            at = torch.randint(len(self.z0), (n,), generator=rng)
+            at = torch.randint(mean.shape[1], (n,), generator=rng)
             t = (torch.randint(T, (n,), generator=rng) + 1) / T
-            eps = torch.randn(n, *self.z0.shape[1:], generator=rng)
+            eps = torch.randn(n, *mean.shape[2:], generator=rng)
             options = [self.texts[i] for i in at.tolist()]
             said = [some[int(torch.randint(len(some), (), generator=rng))] for some in options]
-            self.last = step, (at, t, eps, said)
+            view = torch.zeros(n, dtype=torch.long)
+            if self.attack.flip:
+                view = (torch.rand(n, generator=rng) < self.attack.flip).long()
+            rows = (view.to(mean.device), at.to(mean.device))
+            z0 = mean[rows]
+            if self.attack.sample_posterior:
+                z0 = z0 + std[rows] * torch.randn(z0.shape, generator=rng).to(std)
+            self.last = step, (z0, t, eps, said)
             self.rows.random.copy_(rng.get_state())
         return self.last[1]
 

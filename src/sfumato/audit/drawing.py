@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato.attack.base import Attack
 from sfumato.data.cases import Case, Cases
 from sfumato.errors import BadInput
+from sfumato.finite import NotFinite
 from sfumato.metrics.detectors import Detector
 from sfumato.metrics.detectors.base import Agreement
 from sfumato.metrics.perceptual import Distance
@@ -130,7 +131,10 @@ def draw(
         return torch.empty(0, 3, pipe.size, pipe.size, dtype=torch.uint8)
     parts = []
     for i in track(range(0, len(prompts), size), label, setup.progress):
-        pictures = pipe.draw(list(prompts[i : i + size]), list(seeds[i : i + size]), **way(setup, pipe))
+        try:
+            pictures = pipe.draw(list(prompts[i : i + size]), list(seeds[i : i + size]), **way(setup, pipe))
+        except NotFinite as error:
+            raise BadInput(f"{who} is broken: {error}") from error
         parts.append(sound_bytes(pictures, who))
     return torch.cat(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from sfumato.commands.verb import Where, load_any
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, at_least
 from sfumato.files import atomic_folder, refuse_existing, write_json
+from sfumato.memory import require_memory
 from sfumato.plan import Plan
 from sfumato.text import counted
 
@@ -97,6 +99,8 @@ def _material(model: Model, options: Information) -> tuple[Tensor, Any]:
 
     from sfumato.data.pictures import open_pictures, to_tensor
 
+    each = 12 * model.size**2 + 4 * prod(model.latent_shape()) + 24 * options.points  # picture, latent, three figures
+    require_memory(options.n * each, f"{options.n:,} pictures at {options.points:,} noise levels")
     pictures = open_pictures(options.data, model.size, options.caption, options.seed, options.n)
     rng = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(pictures), generator=rng)[: options.n].tolist()

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sfumato.pipeline import Model
 
 SCHEDULERS = ("ddim", "addim", "dpm++")
+MOST = 1_000_000
+"""Seeds of one command."""
 PIXEL_SCHEDULERS = (*SCHEDULERS, "ddpm", "heun")
 EXAMPLE = 'sfumato sample "a red star" "a blue fish" --seeds 0-3 --out pictures/'
 
@@ -167,6 +169,8 @@ def read_seeds(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last >= 2**63:
             raise BadInput(f"seeds lie below 2**63: {last} does not")
+        if last - first >= MOST or len(seeds) >= MOST:
+            raise BadInput(f"{text!r} names more than {MOST:,} seeds: draw them in several parts")
         seeds.extend(range(first, last + 1))
     if not seeds:
         raise BadInput(f"{text!r} is an empty range of seeds: write it like 0-3")

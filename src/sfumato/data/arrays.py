@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.finite import NONE, NotFinite, finite
 from sfumato.foreign import reading
 
 SUFFIXES = (".npy", ".safetensors")
@@ -28,7 +29,7 @@ class ArrayFrames:
     """
 
     def __init__(self, file: Path, size: int, frames: int):
-        self.frames, self.array = frames, _open(file)
+        self.file, self.frames, self.array = file, frames, _open(file)
         shape = tuple(self.array.shape if isinstance(self.array, np.ndarray) else self.array.get_shape())
         self.single = len(shape) == 4
         shape = (1, *shape) if self.single else shape
@@ -55,6 +56,8 @@ class ArrayFrames:
     def clip(self, index: int) -> Float[Tensor, "frames channels size size"]:
         sequence, start = divmod(range(len(self))[index], self.each)
         part = self._part(sequence, start, start + self.frames).float()
+        if not finite(part):
+            raise NotFinite(f"sequence {sequence} of {self.file} holds numbers that are {NONE}: write it without them")
         return part.div(127.5).sub(1) if self.pixels else part
 
     def _part(self, sequence: int, start: int, end: int) -> Tensor:

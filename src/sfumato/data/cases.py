@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.memory import require_memory
 
 from . import sketch
 from .world import WORDS
@@ -120,6 +122,7 @@ def sketch_cases(
         n_retain: pictures per retained word, at least.
         seed: of the choice of prompts and of the pictures' noise.
     """
+    _fits(n * len(concepts) + n_retain * sum(map(len, WORDS.values())))
     rng = torch.Generator().manual_seed(seed)
     seeds = iter(range(seed * 100_000, (seed + 1) * 100_000))
     alone = {w for attributes in concepts.values() if len(attributes) == 1 for w in attributes.values()}
@@ -157,10 +160,21 @@ def _avoid(
     words: Mapping[str, Sequence[str]],
     rng: torch.Generator,
 ) -> dict[str, str | None]:
-    """``drawn``, or another choice at random while it shows an erased concept of several words."""
-    while any(all(drawn[a] == w for a, w in attributes.items()) for attributes in erased):
+    """``drawn``, or another choice at random while it shows an erased concept of several words.
+
+    Raises:
+        BadInput: every choice shows one.
+    """
+    shows = lambda choice: any(all(choice[a] == w for a, w in attributes.items()) for attributes in erased)
+    if shows(drawn) and all(map(shows, _choices(words))):
+        raise BadInput("whatever may be retained shows an erased concept: retain more, or erase less")
+    while shows(drawn):  # a choice that shows none is drawn at last
         drawn = {a: balanced(words[a], 1, rng)[0] for a in WORDS}
     return drawn
+
+
+def _choices(words: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str | None]]:
+    return (dict(zip(WORDS, choice, strict=True)) for choice in product(*(words[a] or [None] for a in WORDS)))
 
 
 def _group(name: str, attributes: Sequence[str]) -> str:
@@ -180,6 +194,7 @@ def template_cases(
     Raises:
         BadInput: an empty template, or one without {concept}.
     """
+    _fits(n * len(concepts) + n_retain * len(retain))
     templates = tuple(templates or TEMPLATES)
     if any("{concept}" not in t for t in templates):
         raise BadInput('every prompt needs {concept} where the concept\'s name goes: "a photo of {concept}"')
@@ -190,6 +205,11 @@ def template_cases(
     targets = {c: make(c, n) for c in concepts}
     retained = [case for c in retain for case in make(c, n_retain)]
     return Cases(targets, retained, {"Retained": list(retain)} if retain else {})
+
+
+def _fits(cases: int) -> None:
+    """Refuse more cases than there is memory for: each is drawn, and drawn again by the edited model."""
+    require_memory(10_000 * cases, f"{cases:,} pictures")
 
 
 def check_concepts(concepts: Sequence[str], retain: Sequence[str] | None) -> tuple[str, ...]:

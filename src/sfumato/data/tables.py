@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.errors import BadInput
+from sfumato.hub import require_hub
 
 from .base import Pictures, to_square
 from .captions import TEXTS, first_of, text_of
@@ -189,6 +190,8 @@ def _loaded(datasets: Any, name: str, config: Sequence[str]) -> Any:
     """
     tars: list[Any] = sorted(Path(name).rglob("*.tar*")) if Path(name).is_dir() else []
     if not tars and not Path(name).exists():
+        if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists():
+            require_hub(name, "README.md", "dataset")
         tars = [name] if datasets.load_dataset_builder(name, *config).builder_name == "webdataset" else []
     if tars:
         raise BadInput(

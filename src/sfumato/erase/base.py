@@ -14,8 +14,9 @@ from diffusers import DiffusionPipeline
 from sfumato import catalog
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.fields import Seed
+from sfumato.finite import finite
 from sfumato.pipeline import ImageModel, Model, Text2Image
-from sfumato.pipeline.lent import finite, lent, require_finite, tensors
+from sfumato.pipeline.lent import lent, require_finite, tensors
 from sfumato.settings import Tuned
 
 from .parts.beneath import beneath, put_back

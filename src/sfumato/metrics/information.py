@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.finite import NotFinite
 from sfumato.noise import Denoiser
 from sfumato.progress import track
 
@@ -96,7 +97,7 @@ def measure(
         cond: one row for each item, or None.
 
     Raises:
-        BadInput: times that do not decrease, or where the log-SNR is infinite.
+        BadInput: times that do not decrease, or where the log-SNR is infinite; data or predictions that are not finite.
     """
     process = denoiser.process
     logsnr = process.schedule.logsnr(times)
@@ -130,4 +131,9 @@ def _errors(
         if before is not None:
             gained.append((error + before).mul(level - level_before).flatten(1).sum(1) / 4)
         before, level_before = error, level
-    return torch.stack(noise), torch.stack(picture), torch.stack(gained).cumsum(0)
+    found = torch.stack(noise)
+    if not bool(torch.isfinite(found).all()):
+        point, item = (int(i) for i in (~torch.isfinite(found)).nonzero()[0])
+        raise NotFinite(f"the model's error is not finite at time {float(times[point]):.3g} for picture {item} of a "
+                        "batch: nothing can be measured with it")  # fmt: skip
+    return found, torch.stack(picture), torch.stack(gained).cumsum(0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import sfumato
 from sfumato.errors import BadInput
+from sfumato.finite import NotFinite
 
 from .bootstrap import Estimate, mean_interval
 from .gather import gather_rows
@@ -61,7 +62,7 @@ class PairMetric:
         """Add pictures (n, 3, height, width), uint8 or floats in [0, 1]; returns their own numbers, float64.
 
         Raises:
-            BadInput: another number of references or prompts, or references of another size.
+            BadInput: another number of references or prompts, references of another size, or a number that is NaN.
         """
         if len(images) != len(against):
             raise BadInput(f"{self.name} pairs {len(images)} pictures with {len(against)}: give one for each")
@@ -70,6 +71,9 @@ class PairMetric:
                 raise BadInput(f"{self.name} compares pictures of one size: {_size(images)} is not {_size(against)}")
             against = to_bytes(against).float() / 255
         values = self.measure(to_bytes(images).float() / 255, against).detach().to("cpu", torch.float64)
+        if bool(values.isnan().any()):
+            row = int(values.isnan().nonzero()[0])
+            raise NotFinite(f"{self.name} of picture {row} is no number (NaN): its network or its pictures are broken")
         self._values.append(values)
         return values
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sfumato.errors import unknown
+from sfumato.finite import require_finite_pictures
 
 
 def clean(x: Float[Tensor, "n 3 height width"], side: int) -> Float[Tensor, "n 3 side side"]:
@@ -68,7 +69,12 @@ def _interpolate(x: Tensor, side: int, mode: str, antialias: bool = False) -> Te
 
 
 def to_bytes(images: Tensor) -> UInt8[Tensor, "n 3 height width"]:
-    """8-bit pictures; floats in [0, 1] are rounded to the nearest level, as a saved file holds them."""
+    """8-bit pictures; floats in [0, 1] are rounded to the nearest level, as a saved file holds them.
+
+    Raises:
+        NotFinite: some are NaN or infinite.
+    """
     if images.dtype == torch.uint8:
         return images
+    require_finite_pictures(images)
     return (images * 255).round().clamp(0, 255).to(torch.uint8)

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from sfumato.errors import BadInput
 from sfumato.files import tensors_sha256
+from sfumato.finite import require_finite
 from sfumato.foreign import reading, refuse_pointers, shortened
 from sfumato.hub import require_hub
 
@@ -124,7 +125,8 @@ def load_vision(model: str | os.PathLike, auto: Any, text: bool = False) -> Visi
         text: also load the tokenizer.
 
     Raises:
-        BadInput: nothing of that name, another kind of model, or one that is quantised, incomplete or damaged.
+        BadInput: nothing of that name, another kind of model, or one that is quantised, incomplete, damaged or not
+            finite.
     """
     from transformers import AutoConfig, AutoTokenizer
     from transformers.image_processing_base import ImageProcessingMixin
@@ -144,6 +146,7 @@ def load_vision(model: str | os.PathLike, auto: Any, text: bool = False) -> Visi
         missing = sorted(key for key in found["missing_keys"] if text or "pooler" not in key)
         if missing:
             raise BadInput(f"the weight {missing[0]} of {source} is missing: fetch or write the model again")
+        require_finite(network.state_dict().items(), source)
         config, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local)
         prepare = Preparation.from_config(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **given) if text else None
@@ -161,6 +164,8 @@ def reads_text(model: str | os.PathLike) -> bool:
 
     source = os.fspath(model)
     local = os.path.isdir(source)
+    if not local:
+        require_hub(source)
     with reading(source, "a model of transformers", "give a folder written by save_pretrained, or a hub id"):
         config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     return hasattr(config, "text_config") and hasattr(config, "vision_config")

@@ -74,11 +74,10 @@ class Codec:
         """
         encoded = self.vae.encode(x.to(self.vae.dtype))
         if not hasattr(encoded, "latent_dist"):
-            mean = self.scale(encoded.latent).to(x.dtype)
-            return mean, torch.zeros_like(mean)
-        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
-        per_unit = self.vae.config.scaling_factor / self._statistics(std)[1]
-        return self.scale(mean).to(x.dtype), (std * per_unit).to(x.dtype)
+            z = self.scale(encoded.latent).to(x.dtype)
+            return z, torch.zeros_like(z)
+        mean, std = encoded.latent_dist.mode(), encoded.latent_dist.std
+        return self.scale(mean).to(x.dtype), (self.scale(std) - self.scale(torch.zeros_like(std))).to(x.dtype)
 
     def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pictures in about [-1, 1] (not clipped) of scaled latents, in the type of ``z``."""

@@ -262,8 +262,9 @@ class Model(ABC):
     ) -> Float[Tensor, "n *dims"]:
         """One picture in [0, 1] for every thing asked and seed, on the CPU, in float32.
 
-        A picture depends on what is asked, its seed and the settings; never on the batch it was computed in, because
-        all its randomness comes from a CPU generator of its own.
+        A picture depends on what is asked, its seed and the settings, not on its neighbours in a batch: all its
+        randomness comes from a CPU generator of its own. The size of the batch, the number of threads and the device
+        show in rounding only, by which a few pixels in ten thousand may be the next of their 256 levels.
 
         Args:
             asked: as for `told`; one goes with every seed. None is drawn without being told anything.
@@ -274,7 +275,7 @@ class Model(ABC):
             negative: what guidance steers away from, as for `told`; None is what the model itself takes.
             scheduler: whose steps are taken: a name, or what else the model knows; None for its own.
             size: side in pixels; default the model's.
-            batch: pictures computed together; changes memory and speed only.
+            batch: pictures computed together; changes memory and speed, and the last bits of a picture.
             start: noise instead of the seeds', a latent and its time, or `Noised` pictures; one for all, or one each.
                 Of the walk from noise to picture only what lies behind the start is walked.
             cond: a condition instead of what is asked, or a function that gives one for each time; rows as for

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.errors import BadInput
+from sfumato.finite import require_finite_pictures
+from sfumato.memory import require_memory
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.sample.guidance import Guided
@@ -73,6 +75,8 @@ class Rows:
             asked = asked.repeat(n) if isinstance(asked, Condition) else list(asked) * n
         if isinstance(negative, Condition) and len(negative) not in (1, n):
             raise BadInput(f"{len(negative)} negative conditions for {n} pictures: give one, or one for each")
+        picture = 12 * (size or model.size) ** 2  # three float32; a network has at least so many channels of them
+        require_memory(2 * n * picture + 16 * picture, f"{n:,} pictures of {size or model.size} pixels a side")
         start = _spread(start, n, model.latent_shape(size), size or model.size)
         return cls(asked, seeds * n if len(seeds) < n else seeds, start, negative)
 
@@ -222,6 +226,14 @@ def first_step(strength: float, steps: int) -> int:
     return steps - taken
 
 
-def finished(x: Float[Tensor, "n *dims"], grad: Gradient) -> Float[Tensor, "n *dims"]:
-    """Decoded pictures in [0, 1]: where a gradient is wanted as they are, else on the CPU and in float32."""
-    return ((x + 1) / 2).clamp(0, 1) if grad else ((x.float() + 1) / 2).clamp(0, 1).cpu()
+def finished(x: Float[Tensor, "n *dims"], grad: Gradient, seeds: Sequence[int]) -> Float[Tensor, "n *dims"]:
+    """Decoded pictures in [0, 1]: where a gradient is wanted as they are, else on the CPU and in float32.
+
+    Raises:
+        NotFinite: some of them are not (without ``grad``); it names the seed.
+    """
+    if grad:
+        return ((x + 1) / 2).clamp(0, 1)
+    pictures = ((x.float() + 1) / 2).clamp(0, 1).cpu()
+    require_finite_pictures(pictures, seeds)
+    return pictures

@@ -248,7 +248,7 @@ class ImageModel(Model):
                     some.told(self.told), cfg_scale, cfg_interval, len(some), some.negative, guide, grad
                 )
                 way, z = self._begin(some.start, times, generators)
-                parts.append(finished(solver(denoiser, z, way, generator=generators), grad))
+                parts.append(finished(solver(denoiser, z, way, generator=generators), grad, some.seeds))
         return torch.cat(parts)
 
     def _begin(

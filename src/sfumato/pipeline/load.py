@@ -18,6 +18,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_base import ImageProcessingMixin
 
 from sfumato.errors import BadInput
+from sfumato.finite import require_finite
 from sfumato.foreign import read_json, reading, refuse_pointers, shaped, shortened
 from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
@@ -82,7 +83,9 @@ def load(
     if own is not None:
         shaped(index, {"network": list, "process": dict, "prediction": str, "shape": list}, folder / "model_index.json")
         _check_files(folder, {"network": index["network"]})
-        return load_image_model(own, folder, index, _device(device))
+        made_here = load_image_model(own, folder, index, _device(device))
+        _check_finite(made_here.parts(), source)
+        return made_here
     name = str(index["_class_name"])
     if name not in _FAMILIES:
         raise BadInput(f"{model} is a {name}, which is not supported; supported are {_SUPPORTED}")
@@ -103,6 +106,7 @@ def load(
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
     pipe = pipe.to(device)
+    _check_finite(pipe.components, source)
     with reading(source, f"a {name}"):
         made = wrap(pipe, _defaults(read_record(model)))
     made.origin = origin_of(model)
@@ -328,6 +332,17 @@ def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
             missing = [name for name in names if name.removeprefix("text_model.") not in stored]
         if missing:
             raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
+
+
+def _check_finite(parts: Mapping[str, Any], source: str) -> None:
+    """Refuse a model some of whose weights are NaN or infinite.
+
+    Raises:
+        NotFinite: names the first.
+    """
+    for part, module in parts.items():
+        if isinstance(module, torch.nn.Module):
+            require_finite(module.state_dict().items(), f"the {part} in {source}")
 
 
 def read_record(model: str | Path) -> dict[str, Any]:

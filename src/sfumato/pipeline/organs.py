@@ -206,6 +206,12 @@ class Organs(Prompts, Model):
         """Scaled latents of pictures in [-1, 1]: the posterior's mean, or a ``generator``'s draw."""
         return self.codec.encode(x, generator)
 
+    def posterior(
+        self, x: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch channel h w"], Float[Tensor, "batch channel h w"]]:
+        """Mean and standard deviation of what `encode_image` draws with a generator."""
+        return self.codec.posterior(x)
+
     def scale_latents(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         """The autoencoder's own latents in the scale in which the network sees them."""
         return self.codec.scale(z)

@@ -100,7 +100,7 @@ def draw(
     with torch.set_grad_enabled(bool(grad)), bar("drawing", len(chunks) * walk.steps, progress) as advance:
         for chunk in chunks:
             z, _ = _last(walk.states(chunk, advance))
-            pictures.append(finished(p.decode_latents(z), grad))
+            pictures.append(finished(p.decode_latents(z), grad, chunk.seeds))
     return torch.cat(pictures)
 
 

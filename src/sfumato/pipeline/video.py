@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput, unknown
+from sfumato.finite import require_finite_pictures
+from sfumato.memory import require_memory
 from sfumato.noise import Window
 from sfumato.progress import track
 from sfumato.sample import ddim, ddpm, dpmpp_2m, heun, rollout
@@ -76,7 +79,7 @@ class VideoModel(ImageModel):
     ) -> Float[Tensor, "n n_frames channel height width"]:
         """The frames after ``context``, one sequence per seed, on the CPU, in the scale of the data.
 
-        A sequence does not depend on the batch it was computed in.
+        A sequence does not depend on its neighbours in a batch, but for rounding; see `Model.draw`.
 
         Args:
             seeds: one per sequence, or one number.
@@ -104,6 +107,8 @@ class VideoModel(ImageModel):
         }
         sampling_steps = self.defaults["sampling_steps"] if sampling_steps is None else sampling_steps
         n_frames = self.window.noisy if n_frames is None else n_frames
+        need = 4 * len(seeds) * n_frames * prod(self.shape[1:])
+        require_memory(need, f"{len(seeds)} sequences of {n_frames:,} frames")
         denoiser, parts = self.guided(guide=guide, grad=grad), []
         with torch.set_grad_enabled(bool(grad)):
             for start in track(range(0, len(seeds), batch), "rolling out", progress):
@@ -111,6 +116,8 @@ class VideoModel(ImageModel):
                 given = context[start : start + batch].to(self.device)
                 frames = rollout(denoiser, given, n_frames, self.window, sampling_steps, **options)
                 parts.append(frames if grad else frames.float().cpu())
+                if not grad:
+                    require_finite_pictures(parts[-1], seeds[start : start + batch])
         return torch.cat(parts)
 
     def draw(

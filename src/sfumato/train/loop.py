@@ -4,7 +4,8 @@ All randomness of step ``i`` (which pictures, which noise) comes from ``(seed, i
 So a checkpoint needs no random state and no data position: weights, averaged weights, optimiser and the step number
 are everything; a resumed run repeats exactly what the uninterrupted one would have done, and several processes, or
 gradients accumulated over micro-batches, see the same pictures and noise as one process does at once. (Dropout inside
-the networks is the exception: its masks depend on how the batch is cut.)
+the networks is the exception: its masks depend on how the batch is cut.) Exactly: on the same device with as many
+threads and the same torch, whose sums are else rounded in another order; a run that goes on elsewhere says so.
 
 Started by ``accelerate launch`` or ``torchrun``, the processes train in parallel: every one holds the whole model, or
 with ``accelerate launch --use_fsdp --fsdp_version 2`` a part of it.
@@ -33,6 +34,8 @@ from torch import Tensor
 
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import atomic_folder, clear_leftovers, held
+from sfumato.finite import NONE, finite
+from sfumato.memory import require_memory
 
 from . import state
 from .ahead import Batches, ahead, pinned
@@ -59,7 +62,7 @@ class Run:
     Raises:
         BadInput: the folder holds a run with another configuration (the differing field is named), or another process
             trains in it; more shares of a batch than rows; a way of launching that is not supported.
-        SfumatoError: the loss is not finite (the last good checkpoint stays).
+        SfumatoError: a loss or a weight is not finite; the step is said, and the last good checkpoint stays.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Run:
         if s.batch < parts:
             raise BadInput(f"a batch of {s.batch} cannot be cut into {parts} micro-batches on all processes")
         first = s.accumulate * self.accelerator.process_index
+        require_memory(1000 * s.batch, f"batches of {s.batch:,} rows")
         self.rows = cut(s.batch, parts)[first : first + s.accumulate]
         self.modules, self.copies = recipe.modules(), recipe.copies()
         # Sharding turns networks into something that only trains; what they were is put back at the end.
@@ -107,7 +111,7 @@ class Run:
         self.scale = LossScale(s.precision == "fp16" or recipe.dtype == torch.float16)
         self.step = 0
         self.history: dict[str, list[float]] = {}
-        self._told: dict[str, list[Tensor]] = {}
+        self._told: dict[str, list[tuple[int, Tensor]]] = {}
         self.data: Iterator[Any] | None = None
 
     @property
@@ -195,7 +199,7 @@ class Run:
             alone = len(self.turns) == 1
             logs |= figures if alone else {f"{turn.name}/{name}": value for name, value in figures.items()}
             loss = "loss" if alone else f"{turn.name}/loss"
-            self._told.setdefault(loss, []).append(logs[loss])
+            self._told.setdefault(loss, []).append((i + 1, logs[loss]))
         self.step += 1
         with torch.no_grad():
             for decay, names in self.decays.items():
@@ -305,27 +309,33 @@ class Run:
             SfumatoError: one of them is not finite, or a loss was not since this was last asked.
         """
         figures = self._together(logs)
-        fresh = self._gather()
-        if not all(map(math.isfinite, (*figures.values(), *fresh))):
-            kept = f"; the last good checkpoint is in {self.folder / 'checkpoint'}" if self.folder else ""
-            bad = {name: value for name, value in figures.items() if not math.isfinite(value)}
-            raise SfumatoError(f"the loss is not finite at step {self.step} ({bad}): lower the learning rate{kept}")
+        fresh = [*self._gather(), *((self.step, name, value) for name, value in figures.items())]
+        if bad := [(step, f"{name} {value}") for step, name, value in fresh if not math.isfinite(value)]:
+            first = min(step for step, _ in bad)
+            told = ", ".join(dict.fromkeys(what for step, what in bad if step == first))
+            raise self._lost(f"the loss is not finite at step {first} ({told})")
         alone = len(self.turns) == 1
         rates = {"lr" if alone else f"{turn.name}/lr": self.rate(turn, self.step - 1) for turn in self.turns}
         return {**figures, **rates}
+
+    def _lost(self, what: str) -> SfumatoError:
+        there = self.folder is not None and (self.folder / "checkpoint" / "run.json").exists()
+        kept = f"; the last good checkpoint is in {self.folder / 'checkpoint'}" if there else ""
+        return SfumatoError(f"{what}: lower the learning rate{kept}")
 
     def _together(self, tensors: dict[str, Tensor]) -> dict[str, float]:
         values = self.accelerator.reduce(torch.stack([v.float().mean() for v in tensors.values()]), "sum")
         return dict(zip(tensors, values.tolist(), strict=True))
 
-    def _gather(self) -> list[float]:
-        """Bring `history` up to date; what is new in it."""
-        told = {f"{name} {i}": value for name, values in self._told.items() for i, value in enumerate(values)}
-        values = self._together(told) if told else {}
-        for key, value in values.items():
-            self.history.setdefault(key.rpartition(" ")[0], []).append(value)
+    def _gather(self) -> list[tuple[int, str, float]]:
+        """Bring `history` up to date; what is new in it: step, name and loss."""
+        new = [(name, i, step, value) for name, told in self._told.items() for i, (step, value) in enumerate(told)]
+        values = self._together({f"{name} {i}": value for name, i, _, value in new}) if new else {}
+        fresh = [(step, name, values[f"{name} {i}"]) for name, i, step, _ in new]
+        for _, name, value in fresh:
+            self.history.setdefault(name, []).append(value)
         self._told = {}
-        return list(values.values())
+        return fresh
 
     @torch.no_grad()
     def grid(self) -> Float[Tensor, "n 3 height width"]:
@@ -339,11 +349,15 @@ class Run:
         return {**self.masters, **state.rest(self.modules, self.copies)}
 
     def save(self) -> None:
-        """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one. In memory it does nothing.
+        """Write ``checkpoint/``, or nothing: a kill at any moment leaves a whole one. In memory it only looks.
 
         Raises:
             BadInput: the disk is full; the checkpoint before stays.
+            SfumatoError: a weight is not finite; the same.
         """
+        for name, x in state.local({**self.masters, **self.average}).items():
+            if not finite(x):
+                raise self._lost(f"{name} is {NONE} after step {self.step}")
         if self.folder is None:
             return
         self._gather()
@@ -351,6 +365,7 @@ class Run:
         files["history"] = {name: torch.tensor(values) for name, values in self.history.items()}
         if self.accelerator.is_main_process:
             about = {"step": self.step, "format": state.FORMAT, "scale": self.scale.state(), "config": self.config}
+            about["machine"] = state.machine(self.device)
             with atomic_folder(self.folder / "checkpoint", overwrite=True) as folder:
                 state.write(folder, files, about)
 
@@ -368,6 +383,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         if (about := state.goes_on(self.folder, self.config)) is None:
             return
+        if self.accelerator.is_main_process and about["step"] < self.schedule.updates:
+            state.tell_changes(self.folder, about.get("machine"), state.machine(self.device))
         self.history = state.load(folder, self.weights(), self.average, self.updated)
         with torch.no_grad():
             state.hand_down(self.params, self.masters)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import BadInput
-from sfumato.files import held
+from sfumato.files import clear_inside, held
 from sfumato.pipeline import read_record
 from sfumato.progress import alone
 
@@ -47,6 +47,8 @@ def is_there(target: Path, made: Mapping[str, Any], overwrite: bool = False) -> 
                 f"{target} was made with {name}={theirs.get(name)!r}, and this run has {name}={ours.get(name)!r}: "
                 "choose another folder, or add --overwrite to replace it"
             )
+    if alone():
+        clear_inside(target.parent)  # a kill after the last renaming
     return True
 
 

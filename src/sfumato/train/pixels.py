@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
+from sfumato.memory import require_memory
 from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import ImageModel, Labels
@@ -132,6 +133,7 @@ class PixelRecipe(Tuned, Schedule, ABC):
     @torch.no_grad()
     def plan(self) -> Plan:
         """Memory, and time from one forward pass on the device that will train (a training step costs about three)."""
+        require_memory(12 * self.size**2 * (4 + self.batch), f"batches of {self.batch:,} pictures of this size")
         model = self.model(self.labels_of(self.open()))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.network.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -86,6 +87,11 @@ def like(target: Tensor, value: Tensor) -> Tensor:
     if not isinstance(target, DTensor):
         return value
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+
+
+def local(tensors: Mapping[str, Tensor]) -> Tensors:
+    """What this process has of each."""
+    return dict(zip(tensors, _local(tensors.values()), strict=True))
 
 
 def _local(tensors: Collection[Tensor]) -> list[Tensor]:
@@ -184,6 +190,21 @@ def goes_on(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     # A constant rate does not know when it ends.
     free = NEUTRAL | ({"updates"} if config["decay"] == "constant" else set())
     return read(folder / "checkpoint", config, free)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What decides, besides the settings, in which order sums are rounded."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return {"device": kind, "threads": threads, "torch": torch.__version__.partition("+")[0]}
+
+
+def tell_changes(folder: Path, before: Any, now: dict[str, Any]) -> None:
+    """Warn where a run goes on in a way that rounds otherwise than the one that wrote its checkpoint."""
+    before = before if isinstance(before, dict) else now
+    if changed := [f"{name}: {before.get(name)}, now {x}" for name, x in now.items() if before.get(name) != x]:
+        told = f"the run in {folder} goes on otherwise than it began ({'; '.join(changed)})"
+        warnings.warn(f"{told}: sums are rounded in another order, so the bits are not those of one run", stacklevel=3)
 
 
 def write(folder: Path, files: dict[str, Tensors], about: dict[str, Any]) -> None:

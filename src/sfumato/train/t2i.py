@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive, Share, at_least, within
+from sfumato.memory import require_memory
 from sfumato.pipeline import wrap
 from sfumato.pipeline.saving import weights_sha256
 from sfumato.plan import Plan
+from sfumato.progress import alone, say
 from sfumato.settings import Tuned
 
 from .autoencoder import AutoencoderRecipe, encode_all
@@ -142,6 +144,7 @@ class TrainT2I(Tuned, Schedule):
     @torch.no_grad()
     def plan(self) -> Plan:
         """Memory of the larger stage, and time from one forward pass of each network (a step costs about three)."""
+        self._fits()
         vae, network = self.autoencoder(), self.shape.network(self)
         tokens = self.shape.learn([""], self.context, self.vocabulary)
         text = self.shape.text_encoder(self, tokens)
@@ -187,6 +190,7 @@ class TrainT2I(Tuned, Schedule):
         return Path(out) / "pipeline"
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
+        self._fits()
         parent = open_parent(self.start_from) if self.start_from else None
         autoencoder, given = self._given(parent) if parent else (None, None)
         second = replace(self.schedule(), seed=self.seed + 1)
@@ -202,6 +206,8 @@ class TrainT2I(Tuned, Schedule):
         torch.manual_seed(self.seed)
         autoencoder = autoencoder or self.autoencoder()
         pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
+        if progress and alone() and pictures.origin:
+            say(f"captions of {self.data}: {pictures.origin}")
         captions = [pictures.caption(i) for i in range(len(pictures))]
         latents = self._first_stage(autoencoder, pictures, out, progress)
 
@@ -228,6 +234,17 @@ class TrainT2I(Tuned, Schedule):
         pipe = self.shape.pipeline(autoencoder, text.eval(), tokenizer, network.eval(), scheduler())
         trained = wrap(pipe, {"cfg_scale": self.cfg_scale})
         run.finish(lambda: trained.save(out / "pipeline", overwrite=overwrite, provenance=self.made(parent)))
+
+    def _fits(self) -> None:
+        """Refuse what there is no memory for: networks, batches, and the latents and captions of all pictures."""
+        with torch.device("meta"):
+            trained = sum(p.numel() for net in (self.autoencoder(), self.shape.network(self)) for p in net.parameters())
+        require_memory(16 * trained, "networks of these channels")  # weights, gradients, two moments
+        most = max(self.autoencoder_batch, self.batch // 64)
+        require_memory(12 * self.size**2 * (16 + most), f"batches of pictures of {self.size} pixels a side")
+        if self.data in ("sketch", "sketch-scenes"):
+            each = 4 * self.latent_channels * (self.size // 8) ** 2 + 100
+            require_memory(each * self.pictures, f"{self.pictures:,} pictures, encoded,")
 
     def _second_keys(self, parent: Parent | None, given: bool) -> dict[str, Any]:
         """What shapes the second stage, apart from its schedule; ``given`` says whether it starts from ``parent``."""

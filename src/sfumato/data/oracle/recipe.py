@@ -93,9 +93,10 @@ def _example(rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
     if kind < 0.95:
         return blob(scene, rng), [nothing, truth[1], truth[2], IGNORE]
     if kind < 0.98:
-        other = sample_scene(rng, 1)
-        while other.objects[0].object == scene.objects[0].object:
+        for _ in range(1000):  # among so many scenes one shows another object
             other = sample_scene(rng, 1)
+            if other.objects[0].object != scene.objects[0].object:
+                break
         mean = render(scene).astype(np.float32) * 0.5 + render(other).astype(np.float32) * 0.5
         return mean.astype(np.uint8), [nothing, IGNORE, IGNORE, IGNORE]
     return noise(rng), [nothing, len(COLOURS), IGNORE, len(WORDS["style"]) - 1]

@@ -14,6 +14,7 @@ from sfumato.data.pictures import Pictures, open_pictures, to_tensor
 from sfumato.fields import Count, Share
 from sfumato.pipeline import Condition, Model
 from sfumato.pipeline.saving import weights_sha256
+from sfumato.progress import say
 from sfumato.settings import Tuned
 from sfumato.train.autoencoder import encode_all
 from sfumato.train.draw import integers, uniform
@@ -40,6 +41,8 @@ class FromPictures(Tuned):
         """
         found = open_pictures(self.data, model.size, self.caption, seed, self.pictures)
         model.asked_for(found, [])  # refuses classes that the model does not know
+        if progress and found.origin and hasattr(model, "tokenizers"):
+            say(f"captions of {self.data}: {found.origin}")
         if (autoencoder := model.autoencoder) is None:
             return CleanData(model, found, None, self.unconditional)
         key = [self.data, seed, len(found), model.size, weights_sha256({"vae": autoencoder})]
