@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from sfumato.errors import BadInput
-from sfumato.foreign import read_json
-from sfumato.pipeline import Text2Image
+from sfumato.foreign import read_json, shaped
+from sfumato.pipeline import Text2Image, read_record
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.pipeline.saving import RECORD
 from sfumato.report.schema import Cost
@@ -95,6 +95,8 @@ def edit_record(after: str | os.PathLike | Text2Image, edit: Any) -> dict[str, A
     if not isinstance(after, (str, os.PathLike)):
         return {}
     try:
+        if Path(after).is_file():
+            return shaped(read_record(after), {"provenance": dict}, after)["provenance"]
         return read_json(Path(after) / RECORD, {"provenance": dict})["provenance"]
     except BadInput:
         return {}  # models of others carry no record

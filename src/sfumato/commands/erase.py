@@ -27,7 +27,7 @@ class Erase(Where):
     """Options of the verb."""
 
     model: str = "sketch"
-    """An embedded model, a folder written by save_pretrained, or a hub id."""
+    """An embedded model, a folder written by save_pretrained, a .safetensors file of SD 1.x, 2.x or XL, or a hub id."""
     out: Path
     """Folder for the erased pipeline, which diffusers loads without this package."""
     overwrite: bool = False

@@ -30,6 +30,8 @@ from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
+from .single import read as single
+from .single.facts import PICKLE
 from .video import VideoModel
 
 _FAMILIES: dict[str, type[Text2Image]] = {
@@ -47,10 +49,6 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
 _PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_CONVERT = (
-    "convert it in an isolated environment: load it there with diffusers (from_pretrained or "
-    "from_single_file) and write it with save_pretrained(folder, safe_serialization=True)"
-)
 _BASES = (
     ModelMixin, SchedulerMixin, PreTrainedModel, PreTrainedTokenizerBase, ImageProcessingMixin, FeatureExtractionMixin,
 )  # fmt: skip
@@ -61,20 +59,27 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load(
-    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    prediction: single.Said | None = None,
 ) -> Text2Image | ImageModel:
     """Load a text-to-image pipeline, or an `ImageModel` of this project; only safetensors weights are read.
 
     Args:
-        model: "sketch" (the embedded model), a folder written by ``save_pretrained`` or by a training run, or a hub id
-            "owner/name" (the only case that may use the network, and only if no folder of that name exists).
+        model: "sketch" (the embedded model), a folder written by ``save_pretrained`` or by a training run, a file of SD
+            1.x, 2.x or SDXL in the original layout, or a hub id "owner/name" (the only case that may use the network,
+            and only if no folder of that name exists).
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
+        prediction: what the network in a single file predicts, where the file does not say it; folders say it.
 
     Raises:
-        BadInput: unknown name, not a diffusers folder, pickled or damaged weights, an unsupported family, or a device
-            that is not there.
+        BadInput: unknown name, not a diffusers folder, pickled or damaged weights, an unsupported family, a device that
+            is not there, or a folder that predicts something else; of a single file, see `sfumato.pipeline.single`.
     """
+    if (file := single_file(model)) is not None:
+        return _adapted(single.read(file, dtype, prediction), model, _device(device), dtype)
     folder = _folder(str(model))
     source = str(model) if folder is None else str(folder)
     index = _index(source, folder)
@@ -100,24 +105,35 @@ def load(
             variant=None if folder is None else _variant(folder, index),
         )
     _check_complete(pipe, folder)
+    made = _adapted(pipe, model, device, dtype)
+    if prediction not in (None, made.prediction):
+        raise BadInput(f"{model} says itself that it predicts {made.prediction}: leave prediction out")
+    return made
+
+
+def _adapted(pipe: Any, model: str | Path, device: torch.device, dtype: torch.dtype | None) -> Text2Image:
+    """The adapter for a pipeline just loaded."""
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
     pipe = pipe.to(device)
-    with reading(source, f"a {name}"):
+    with reading(model, f"a {type(pipe).__name__}"):
         made = wrap(pipe, _defaults(read_record(model)))
     made.origin = origin_of(model)
     return made
 
 
 def load_text2image(
-    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    prediction: single.Said | None = None,
 ) -> Text2Image:
     """`load`, for what needs a model that takes text.
 
     Raises:
         BadInput: as `load`; a model that takes none.
     """
-    found = load(model, device, dtype)
+    found = load(model, device, dtype, prediction)
     if not isinstance(found, Text2Image):
         raise BadInput(f"{model} draws pictures without text: here a text-to-image pipeline is needed")
     return found
@@ -163,6 +179,12 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def single_file(model: str | Path) -> Path | None:
+    """The file that ``model`` names, if it is one."""
+    path = Path(model).expanduser()
+    return path if str(model) and path.is_file() else None
+
+
 def _folder(model: str) -> Path | None:
     """The local folder that ``model`` names, or None for a hub id."""
     path = Path(model).expanduser()
@@ -170,10 +192,6 @@ def _folder(model: str) -> Path | None:
         # The folder of a training run stands for the model in it.
         inside = [path / name for name in ("model", "pipeline") if (path / name / "model_index.json").is_file()]
         return inside[0] if inside and not (path / "model_index.json").is_file() else path
-    if path.is_file():
-        if path.suffix in _PICKLES:
-            raise BadInput(f"{model} is a pickle, which can run code when it is read: {_CONVERT}")
-        raise BadInput(f"{model} is a single file, not a diffusers folder: {_CONVERT}")
     if model in EMBEDDED:
         embedded = _embedded(model)
         if not embedded.is_dir():
@@ -185,7 +203,7 @@ def _folder(model: str) -> Path | None:
         return None
     raise BadInput(
         f"there is no model {model!r}: give an embedded one ({', '.join(EMBEDDED)}), a folder written by "
-        "save_pretrained, or a hub id like owner/name"
+        "save_pretrained, a .safetensors file, or a hub id like owner/name"
     )
 
 
@@ -212,7 +230,7 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
         pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
         if pickles:
             raise BadInput(
-                f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {_CONVERT}"
+                f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {PICKLE}"
             )
         raise BadInput(
             f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained"
@@ -284,7 +302,7 @@ def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
         safe = sorted(part.glob("*.safetensors"))
         pickles = sorted(f for f in part.iterdir() if f.suffix in _PICKLES)
         if pickles and not safe:
-            raise BadInput(f"{pickles[0]} is a pickle, which can run code when it is read: {_CONVERT}")
+            raise BadInput(f"{pickles[0]} is a pickle, which can run code when it is read: {PICKLE}")
         for file in safe:
             try:
                 with safe_open(file, "pt") as opened:
@@ -336,6 +354,8 @@ def read_record(model: str | Path) -> dict[str, Any]:
     Raises:
         BadInput: there is no such model.
     """
+    if (file := single_file(model)) is not None:
+        return single.record_of(file)
     folder = _folder(str(model))
     try:
         return read_json(folder / RECORD) if folder else {}
@@ -346,7 +366,8 @@ def read_record(model: str | Path) -> dict[str, Any]:
 def origin_of(model: str | Path) -> str | None:
     """The embedded model that ``model`` is, or was made from by its record; None where there is none, or no model."""
     try:
-        folder, record = _folder(str(model)), read_record(model)
+        record = read_record(model)
+        folder = None if single_file(model) else _folder(str(model))
     except BadInput:
         return None
     if str(model) in EMBEDDED and folder == _embedded(str(model)):

@@ -89,7 +89,7 @@ def _save(p: Organs, folder: Path, overwrite: bool, provenance: dict[str, Any]) 
         with quiet():
             p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
-            _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
+            write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             prefix_clip_keys(temporary / encoder, getattr(p.pipe, encoder))
         for write in companions:
             write(temporary)
@@ -187,7 +187,7 @@ def prefix_clip_keys(folder: Path, encoder: nn.Module) -> None:
         save_file(tensors, file, metadata=metadata or {"format": "pt"})
 
 
-def _write_bpe(folder: Path, tokenizer) -> None:
+def write_bpe(folder: Path, tokenizer) -> None:
     """Write ``vocab.json`` and ``merges.txt``, which transformers before 5 needs and 5 no longer writes."""
     wanted = "vocab.json" in tokenizer.vocab_files_names.values()  # CLIP's; T5's is one file of another kind
     if not wanted or (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():

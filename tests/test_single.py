@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import socket
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sfumato as sf
+from sfumato.errors import BadInput
+from single_cases import ALPHAS, config_folder, make, original
+
+KINDS = ("sd1", "sd2", "sdxl")
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return {kind: make(kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def tensors(pipes):
+    return {kind: original(pipe, kind) for kind, pipe in pipes.items()}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def load(path, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return sf.load(path, "cpu", **options)
+
+
+def same_weights(one, other):
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        a, b = (getattr(pipe, part, None) for pipe in (one, other))
+        if a is not None:
+            a, b = ({k.removeprefix("text_model."): x for k, x in m.state_dict().items()} for m in (a, b))
+            assert a.keys() == b.keys() and all(torch.equal(x, b[k]) for k, x in a.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_gives_the_pipeline_it_was_made_of(kind, pipes, tensors, tmp_path, no_network):
+    file = tmp_path / "whatever.bin"  # its name says nothing
+    save_file(tensors[kind], file)
+    p = load(file, prediction="eps")
+    same_weights(p.pipe, pipes[kind])
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if getattr(pipes[kind], part, None) is not None:
+            ours, theirs = (getattr(pipe, part).config for pipe in (p.pipe, pipes[kind]))
+            names = (
+                ("hidden_act", "num_attention_heads")
+                if part.startswith("text")
+                else ("scaling_factor", "block_out_channels")
+            )
+            for name in names:
+                assert getattr(ours, name, None) == getattr(theirs, name, None) or list(ours[name]) == list(
+                    theirs[name]
+                )
+    generator = lambda: torch.Generator().manual_seed(3)
+    given = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "pt", "generator": generator()}
+    theirs = pipes[kind]("a painting of a cat", **given).images
+    ours = p("a painting of a cat", **{**given, "generator": generator()}).images
+    assert torch.equal(ours, theirs) and ours.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diffusers_reads_the_same_bits(kind, pipes, tensors, tmp_path, no_network):
+    save_file(tensors[kind], tmp_path / "m.safetensors")
+    folder = config_folder(pipes[kind], tmp_path / "configs")
+    theirs = type(pipes[kind]).from_single_file(tmp_path / "m.safetensors", config=str(folder), local_files_only=True)
+    same_weights(load(tmp_path / "m.safetensors", prediction="eps").pipe, theirs)
+
+
+def test_half_precision_averages_tables_and_marks_do_not_disturb(tensors, tmp_path):
+    half = {k: x.half() for k, x in tensors["sd1"].items()}
+    more = {
+        "model_ema." + k.removeprefix("model.").replace(".", ""): x for k, x in half.items() if k.startswith("model.")
+    }
+    spare = {"alphas_cumprod": ALPHAS.float(), "model_ema.decay": torch.tensor(0.9999), "global_step": torch.tensor(3)}
+    ids = {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(half | {k: x.clone() for k, x in more.items()} | spare | ids, tmp_path / "m.safetensors")
+    p = load(tmp_path / "m.safetensors")
+    assert p.dtype == torch.float32
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    assert torch.equal(p.network.conv_in.weight, half[key].float())
+    assert load(tmp_path / "m.safetensors", dtype=torch.float16).dtype == torch.float16
+    wrong = {**half, "alphas_cumprod": ALPHAS.float().sqrt()}
+    refused(wrong, tmp_path, "another noise schedule")
+
+
+def test_what_is_predicted(tensors, tmp_path, monkeypatch):
+    one, two, xl = (tmp_path / f"{kind}.safetensors" for kind in KINDS)
+    for kind, file in zip(KINDS, (one, two, xl), strict=True):
+        save_file(tensors[kind], file)
+    assert load(one).prediction == load(xl).prediction == "eps"
+    with pytest.warns(UserWarning, match="--prediction eps"):
+        assert sf.load(two, "cpu").prediction == "v"
+    assert load(two, prediction="eps").prediction == "eps" and load(one, prediction="v").prediction == "v"
+    assert load(two, prediction="v").size == 2 * 96 and load(two, prediction="eps").size == 2 * 64
+    save_file({**tensors["sdxl"], "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, xl)
+    p = load(xl)
+    assert p.prediction == "v" and p.pipe.scheduler.config.rescale_betas_zero_snr
+    save_file(tensors["sd2"], two, metadata={"modelspec.prediction_type": "epsilon"})
+    assert load(two).prediction == "eps"
+    with pytest.warns(UserWarning, match="says that it predicts eps: it is read as v, as asked"):
+        assert sf.load(two, "cpu", prediction="v").prediction == "v"
+    with pytest.raises(BadInput, match="says itself that it predicts v: leave prediction out"):
+        sf.load("sketch", "cpu", prediction="eps")
+
+
+def refused(tensors, folder, match, metadata=None):
+    file = folder / "bad.safetensors"
+    save_file({k: x.clone() for k, x in tensors.items()}, file, metadata=metadata)
+    with pytest.raises(BadInput, match=match) as caught:
+        sf.load(file, "cpu", prediction="eps")
+    assert "\n" not in str(caught.value)
+
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+
+
+def test_parts_of_models_are_refused(tensors, tmp_path):
+    whole = tensors["sd1"]
+    only = lambda *prefixes: {k: x for k, x in whole.items() if k.startswith(prefixes)}
+    refused(only(UNET), tmp_path, "a part of a model.*no autoencoder and no text encoder")
+    refused(only(UNET, VAE), tmp_path, "a part of a model.*no text encoder: ")
+    refused(only(UNET, "cond"), tmp_path, "a part of a model.*no autoencoder: ")
+    refused(only(VAE, "cond"), tmp_path, "no denoising network")
+    refused(only(VAE), tmp_path, "an autoencoder alone")
+    refused({k.removeprefix(VAE): x for k, x in only(VAE).items()}, tmp_path, "an autoencoder alone")
+    one = {k: x for k, x in tensors["sdxl"].items() if "embedders.1" not in k}
+    refused(one, tmp_path, "not the text encoders of one layout")
+    gone = {k: x for k, x in whole.items() if "output_blocks.2.0.in_layers.2.bias" not in k}
+    refused(gone, tmp_path, r"lacks model.diffusion_model.output_blocks.2.0.in_layers.2.bias")
+
+
+def test_other_kinds_of_files_are_refused_by_what_they_are(pipes, tensors, tmp_path):
+    whole, x = tensors["sd1"], torch.zeros(4, 4)
+    for key, match in (
+        ("lora_unet_mid.lora_down.weight", "a LoRA or a relative"),
+        ("unet.mid.lora_A.weight", "a LoRA or a relative"),
+        ("lora_unet_mid.hada_w1_a", "a LoRA or a relative"),
+        ("emb_params", "a learned word"),
+        ("control_model.input_blocks.0.0.weight", "a ControlNet"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "of a family whose single files are not read"),
+        ("double_blocks.0.img_attn.norm.key_norm.scale", "of a family whose single files"),
+        ("transformer_blocks.0.attn.to_q.weight", "of a family whose single files"),
+        ("some.thing", "begins with some.thing"),
+    ):
+        refused({key: x}, tmp_path, match)
+    refused(pipes["sd1"].unet.state_dict(), tmp_path, "one network out of a diffusers folder")
+    first = f"{UNET}input_blocks.0.0.weight"
+    for channels, what in ((9, "inpainting"), (8, "picture-editing"), (5, "depth-to-image")):
+        refused({**whole, first: torch.zeros(32, channels, 3, 3)}, tmp_path, f"{what} checkpoint")
+    moved = {k.replace("embedders.1", "embedders.0"): v for k, v in tensors["sdxl"].items() if "embedders.0" not in k}
+    refused(moved, tmp_path, "is a refiner")
+    refused({**whole, "edm_mean": x}, tmp_path, "EDM")
+    refused(
+        {**whole, f"{UNET}extra.weight": x, "odd": x},
+        tmp_path,
+        "none of its networks uses: model.diffusion_model.extra.weight, odd:",
+    )
+    refused(
+        {**whole, f"{UNET}out.0.weight": torch.zeros(5)}, tmp_path, r"out.0.weight is \(5,\), where \(32,\) is expected"
+    )
+    words = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    refused({**whole, words: torch.zeros(100, 64)}, tmp_path, "knows 100 tokens")
+
+
+def test_precisions(tensors, tmp_path):
+    whole, key = tensors["sd1"], f"{UNET}input_blocks.0.0.weight"
+    mixed = {**whole, key: whole[key].half()}
+    refused(mixed, tmp_path, "mixes precisions in its unet: .* is float32, .* is float16: say which .*--dtype")
+    assert load(tmp_path / "bad.safetensors", dtype=torch.float32).dtype == torch.float32
+    refused({**whole, key: whole[key].to(torch.float8_e4m3fn)}, tmp_path, "in F8_E4M3")
+    parts = {k: x.half() if k.startswith(UNET) else x for k, x in whole.items()}
+    save_file(parts, tmp_path / "m.safetensors")  # a part in one precision, another in another, is usual
+    assert load(tmp_path / "m.safetensors").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"PK\x03\x04rest", "is a pickle"),
+        (b"\x80\x02}q", "is a pickle"),
+        (b"GGUF\x03", "GGUF"),
+        (b"", "truncated or corrupt"),
+        (b"\xff" * 64, "truncated or corrupt"),
+    ],
+)
+def test_files_that_are_no_safetensors(data, match, tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(data)
+    with pytest.raises(BadInput, match=match):
+        sf.load(tmp_path / "m.safetensors", "cpu")
+
+
+def test_the_tokenizer_is_clips(real_clip_tokenizer):
+    from sfumato.pipeline.single.read import read_tokenizer
+
+    ours, text = read_tokenizer("!"), "A photo of Élodie's café, 3 cats & a ☆!"
+    assert ours.get_vocab() == real_clip_tokenizer.get_vocab()
+    assert ours(text).input_ids == real_clip_tokenizer(text).input_ids
+    padded = ours(text, padding="max_length", max_length=77).input_ids
+    assert (
+        padded[-1] == 0
+        and read_tokenizer("<|endoftext|>")(text, padding="max_length", max_length=77).input_ids[-1] == 49407
+    )
+
+
+def test_the_licence_of_the_vocabulary_stands_beside_it():
+    from sfumato.pipeline.single.read import MERGES
+
+    assert "MIT License" in (MERGES.parent / "LICENSE").read_text() and MERGES.stat().st_size < 250_000
+
+
+def test_on_the_command_line(tensors, tmp_path, capsys):
+    from sfumato.cli import main
+
+    save_file(tensors["sd2"], tmp_path / "m.safetensors")
+    line = [
+        "erase",
+        "uce",
+        "--model",
+        str(tmp_path / "m.safetensors"),
+        "--concept",
+        "cat",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*line, "--prediction", "eps"]) == 0
+    p = sf.load(tmp_path / "out", "cpu")
+    assert p.prediction == "eps"
+    record = json.loads((tmp_path / "out" / "sfumato.json").read_text())
+    assert record["provenance"]["parent"]["model"] == str(tmp_path / "m.safetensors")
+    assert load_file(tmp_path / "m.safetensors").keys() == tensors["sd2"].keys()
