@@ -26,6 +26,7 @@ COMMANDS = {
     "steer": "pictures from prompts, drawn under a patch that lasts for the run",
     "rollout": "frames without end from a model of frames",
     "erase": "take a concept out of a text-to-image model",
+    "export": "a model, or what an edit changed, in the files of other tools",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
     "compare": "two audits side by side, or quality against cost of a teacher and its students",
     "attack": "try to bring an erased concept back",

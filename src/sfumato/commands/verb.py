@@ -43,8 +43,8 @@ class Equipped(Where):
     """Where a model runs, and what is attached to it."""
 
     adapters: tuple[str, ...] = ()
-    """Adapter files of `erase spm`, or folders that hold one, to attach to the model; it must be the one that they
-    were made from, or a fine-tune of it."""
+    """Adapter files of `erase spm` or LoRA files, or folders that hold one, to attach to the model; it must be the one
+    that they were made from, or a fine-tune of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -77,8 +77,9 @@ class Text2Image(Organs):
             name: a new name, under which `adapters` lists it.
             rank: of the product, at least 1.
             alpha: the product is scaled by alpha / rank.
-            targets: "transformer" (every linear layer and convolution inside the transformer blocks), or
-                kinds of attention projections as in `projections`.
+            targets: "transformer" (every linear layer and convolution inside the transformer blocks), kinds of
+                attention projections as in `projections`, or layers by name, those of a text encoder with its name
+                before it ("text_encoder. ...").
             generator: for the initial down factors (CPU).
 
         Raises:
@@ -91,18 +92,20 @@ class Text2Image(Organs):
         return made
 
     def load_adapter(self, name: str, path: str | Path) -> adapter.Adapter:
-        """Attach an adapter from a LoRA file for attention or transformer layers, of either spelling.
+        """Attach an adapter from a LoRA file, in any spelling of diffusers, peft, kohya and the web UIs.
+
+        Its layers may be linear ones and convolutions of the network and of the text encoders, of several ranks and
+        alphas; those of lower rank are filled up with zeros (see `sfumato.pipeline.lora.uniform`).
 
         Raises:
-            BadInput: the name is taken, the file cannot be read, or it does not fit this network.
+            BadInput: the name is taken, the file cannot be read, holds something else than plain products, or does not
+                fit this pipeline.
         """
-        state, rank, alpha = lora.read(path, self.anatomy)
+        parts = {self.anatomy.component: self.network}
+        parts |= {encoder: self.parts()[encoder] for _, encoder in self.text_parts()}
+        state, rank, alpha = lora.uniform(lora.products(path, self.anatomy.component, parts))
         made = self.add_adapter(name, rank, alpha, sorted({key.rsplit(".", 1)[0] for key in state}))
-        try:
-            made.load_state_dict(state)
-        except BadInput:
-            made.remove()
-            raise
+        made.load_state_dict(state)
         return made
 
     # Attention and features
