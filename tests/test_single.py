@@ -243,3 +243,71 @@ def test_on_the_command_line(tensors, tmp_path, capsys):
     record = json.loads((tmp_path / "out" / "sfumato.json").read_text())
     assert record["provenance"]["parent"]["model"] == str(tmp_path / "m.safetensors")
     assert load_file(tmp_path / "m.safetensors").keys() == tensors["sd2"].keys()
+
+
+PUBLISHED = {
+    "sd1": {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd2": {
+        "block_out_channels": (320, 640, 1280, 1280),
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "transformer_layers_per_block": (1, 2, 10),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["sd1", pytest.param("sd2", marks=pytest.mark.slow), pytest.param("sdxl", marks=pytest.mark.slow)]
+)
+def test_networks_of_published_size(kind):
+    """Without weights: diffusers' converter finds each name, and our shapes give the published configuration back."""
+    from pathlib import Path
+
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    from sfumato.pipeline.single import infer, names
+    from sfumato.pipeline.single.facts import Facts, layout_of
+    from sfumato.pipeline.single.read import slots_of
+    from single_cases import clip
+
+    layout = {"sd1": names.SD1, "sd2": names.SD2, "sdxl": names.SDXL}[kind]
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with init_empty_weights():
+        parts = {
+            "unet": UNet2DConditionModel(**PUBLISHED[kind]),
+            "vae": AutoencoderKL(**blocks, block_out_channels=(128, 256, 512, 512), layers_per_block=2),
+            "text_encoder": clip(768, layers=12) if kind != "sd2" else clip(1024, act="gelu", layers=23),
+        }
+        if kind == "sdxl":
+            parts["text_encoder_2"] = clip(1280, True, "gelu", 32)
+    shapes = {}
+    for part, module in parts.items():
+        slots = slots_of(layout, part, module)
+        shapes |= {slot.key: slot.shape(module.get_parameter(name).shape) for name, slot in slots.items()}
+    facts = Facts(Path("model"), shapes, {}, {})
+    assert layout_of(facts) is layout
+    found = infer.configs(facts, layout, "epsilon")
+    for name, value in PUBLISHED[kind].items():
+        ours = found["unet"][name]
+        assert (ours if isinstance(ours, (str, int)) else tuple(ours)) in (value, (value,) * 4), name
+    assert found["vae"]["block_out_channels"] == [128, 256, 512, 512] and found["vae"]["layers_per_block"] == 2
+    assert found["text_encoder"]["num_hidden_layers"] == parts["text_encoder"].config.num_hidden_layers
+    made = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    theirs = convert_ldm_unet_checkpoint(dict(made), parts["unet"].config)
+    assert {k: x.shape for k, x in theirs.items()} == {k: x.shape for k, x in parts["unet"].named_parameters()}
+    theirs = convert_ldm_vae_checkpoint(dict(made), parts["vae"].config)
+    assert {k: x.shape for k, x in theirs.items()} == {k: x.shape for k, x in parts["vae"].named_parameters()}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sfumato.pipeline.low_rank import LowRank
 
 EXAMPLE = "sfumato export --model erased/ --format single-file --out erased.safetensors"
+ABOUT = "A model as one file or a folder, or as a LoRA what an edit changed in it. Strict: what is left out is said."
 Format = Literal["single-file", "diffusers", "lora", "kohya", "peft"]
 _SHOWN = 5
 
@@ -52,16 +53,14 @@ class Export(Equipped):
 
 
 def main(args: list[str]) -> None:
-    [values] = parse("sfumato export", args, Export, about=f"Example: {EXAMPLE}\n\n{Export.__doc__}")
+    [values] = parse("sfumato export", args, Export, about=f"Example: {EXAMPLE}\n\n{ABOUT}")
     options = Export(**values)
     _check(options)
     refuse_existing(options.out, options.overwrite)
     pipe = load_equipped(options.model, options)
     made = {"command": shlex.join(["sfumato", *sys.argv[1:]]), "versions": versions(), "exported": options.format}
     if options.format == "single-file":
-        from sfumato.pipeline.single.write import write
-
-        left = write(pipe, options.out, options.overwrite, _provenance(options.model, made))
+        left = pipe.save_file(options.out, options.overwrite, _provenance(options.model, made))
         if left:
             print(f"not in the file, which has no place for it: {', '.join(left)}")
     elif options.format == "diffusers":

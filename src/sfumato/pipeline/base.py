@@ -21,6 +21,7 @@ from sfumato.errors import BadInput
 from . import adapter, attention, lora, sampling, saving, sharing, steering, tokens
 from .anatomy import Site
 from .organs import Organs
+from .single import write
 
 
 class Text2Image(Organs):
@@ -217,6 +218,12 @@ class Text2Image(Organs):
     ) -> Path:
         """Write a diffusers folder that loads without this package; see `sfumato.pipeline.saving.save`."""
         return saving.save(self, folder, overwrite, provenance or {})
+
+    def save_file(
+        self, path: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None
+    ) -> list[str]:
+        """Write one file of the original layout, if the family has one; see `sfumato.pipeline.single.write.write`."""
+        return write.write(self, path, overwrite, provenance)
 
     def describe(self, weights: bool = True) -> dict[str, Any]:
         """Family, prediction type, schedule, sizes, parameter counts, and a SHA-256 over the ``weights``."""

@@ -282,7 +282,10 @@ def _refuse_key(
                 f"{path} is for a model of another family, with a {part} ({shortened(key, 80)}), which this one lacks:"
                 " attach it to the model that it was made for"
             )
-    raise BadInput(f"{path} does not fit this network, which has no layer for {shortened(key, 100)}{_family(tensors)}")
+    whose, name = _family(tensors), type(parts[component]).__name__
+    if whose.endswith("Flux") and name.startswith("Flux"):
+        whose = "; it has the names of Flux's original code, which are read of U-Nets only: convert it with diffusers"
+    raise BadInput(f"{path} does not fit this network, which has no layer for {shortened(key, 100)}{whose}")
 
 
 def _fitted(

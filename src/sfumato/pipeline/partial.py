@@ -28,6 +28,7 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_folder
 from sfumato.foreign import reading
 
+from .anatomy import Projection
 from .base import Text2Image
 from .load import inspected, read_record, wrap
 from .saving import describe, quiet, write_card
@@ -100,7 +101,8 @@ class Partial:
 
     Attributes:
         folder: where it lies.
-        pipe: the pipeline; its text can be encoded, and ``needed`` weights be read off and solved for. It cannot draw.
+        pipe: the pipeline. Its text can be encoded, and the weights of the projections that it is asked for are there.
+            It cannot draw.
         stores: of its networks, by part.
         held: bytes of weights that stay in memory.
     """
@@ -174,6 +176,15 @@ def open_partially(model: str | Path) -> Partial:
     made = Partial(folder, wrap(pipe, defaults if isinstance(defaults, dict) else None), stores)
     # the first weight tells where the network is, and in which precision
     made.hold([next(name for name, _ in made.pipe.network.named_parameters())])
+    listed = made.pipe.projections
+
+    def projections(*kinds: str) -> list[Projection]:
+        """As the pipeline's own; their weights are read."""
+        found = listed(*kinds)
+        made.hold(f"{p.name}.weight" for p in found)
+        return found
+
+    vars(made.pipe)["projections"] = projections
     for _, encoder in made.pipe.text_parts():
         made.hooks += _streamed(getattr(pipe, encoder), stores[encoder])
     return made

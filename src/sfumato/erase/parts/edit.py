@@ -93,9 +93,7 @@ class ClosedForm(Eraser):
         """
         partial = open_partially(model)
         pipe = partial.pipe
-        if self.fits(pipe):
-            partial.hold(f"{p.name}.weight" for p in pipe.projections(*self.needs))
-        if announce is not None:
+        if announce is not None and self.fits(pipe):
             memory = {"weights concerned": partial.held, "largest layer of a text encoder": partial.largest_streamed()}
             announce(Plan(f"{type(self).__name__}: {', '.join(self.concepts)}, without loading the model", memory))
         self.check(pipe)

@@ -71,7 +71,7 @@ _SPARE = (
     "cond_stage_model.model.transformer.resblocks.23.",
     "cond_stage_model.model.text_projection",
 )
-_SPARE_ENDS = (".position_ids", ".logit_scale", ".attn_mask")
+_SPARE_ENDS = (".position_ids", ".logit_scale", ".attn_mask", ".text_projection", ".text_projection.weight")
 
 
 def read(path: Path, dtype: torch.dtype | None, prediction: Said | None) -> DiffusionPipeline:
@@ -88,11 +88,11 @@ def read(path: Path, dtype: torch.dtype | None, prediction: Said | None) -> Diff
     """
     facts = facts_of(path)
     layout = layout_of(facts)
-    configs = _told_configs(facts) or infer.configs(
-        facts, layout, _PREDICTIONS[told_prediction(facts, layout, prediction)]
-    )
-    if prediction is not None:
-        configs["scheduler"]["prediction_type"] = _PREDICTIONS[prediction]
+    configs = _told_configs(facts)
+    if configs is None or prediction is not None:
+        predicted = _PREDICTIONS[told_prediction(facts, layout, prediction)]
+        configs = configs or infer.configs(facts, layout, predicted)
+        configs["scheduler"]["prediction_type"] = predicted
     with reading(path, layout.title):
         parts = {part: _empty(part, configs[part]) for part in layout.prefixes}
         slots = {part: slots_of(layout, part, module) for part, module in parts.items()}
