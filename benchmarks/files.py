@@ -26,7 +26,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import sfumato as sf
+from sfumato.erase.uce import UCE
+from sfumato.pipeline import load
 from sfumato.pipeline.saving import quiet
 from sfumato.pipeline.single.read import read_tokenizer
 from sfumato.pipeline.single.write import write
@@ -59,22 +60,22 @@ def synthetic(folder: Path, width: int) -> Path:
 
 def whole(model: str, concept: str, out: Path) -> None:
     """Load, edit, save."""
-    sf.erase.UCE(concepts=(concept,)).apply(sf.load(model, "cpu")).save(out)
+    UCE(concepts=(concept,)).apply(load(model, "cpu")).save(out)
 
 
 def by_files(model: str, concept: str, out: Path) -> None:
     """Only the tensors concerned."""
-    sf.erase.UCE(concepts=(concept,)).run_in_folder(model, out)
+    UCE(concepts=(concept,)).run_in_folder(model, out)
 
 
 def to_file(model: str, concept: str, out: Path) -> None:
     """A folder to a single file."""
-    write(sf.load(model, "cpu"), out)
+    write(load(model, "cpu"), out)
 
 
 def from_file(model: str, concept: str, out: Path) -> None:
     """A single file to a pipeline."""
-    sf.load(model, "cpu")
+    load(model, "cpu")
 
 
 def _child(work: Callable[[str, str, Path], None], model: str, concept: str, out: Path, pipe) -> None:
@@ -124,7 +125,7 @@ def main() -> None:
                 shutil.rmtree(out, ignore_errors=True)
                 found = measured(work, model, asked.concept, out)
                 rows[label] = min(found, rows.get(label, found))
-        one, other = (sf.load(home / n, "cpu").describe()["sha256"] for n in ("load-edit-save", "by-files"))
+        one, other = (load(home / n, "cpu").describe()["sha256"] for n in ("load-edit-save", "by-files"))
         file = home / "model.safetensors"
         rows["folder to single file"] = measured(to_file, model, asked.concept, file)
         rows["single file to pipeline"] = measured(from_file, str(file), asked.concept, home)

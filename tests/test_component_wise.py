@@ -161,7 +161,7 @@ def test_on_the_command_line(tiny_sd, tmp_path, capsys, monkeypatch):
     assert run("uce", "c")[0] == 0 and "component_wise" in record("c")["provenance"]
     assert run("uce", "d", "--component-wise", "never")[0] == 0 and "component_wise" not in record("d")["provenance"]
     for flags in (
-        ("esd", "x", "--component-wise", "always"),
+        ("esd-x", "x", "--component-wise", "always"),
         ("uce", "x", "--component-wise", "always", "--dtype", "bfloat16"),
     ):
         status, told = run(*flags)

@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "a model, or what an edit changed, in the files of other tools",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
     "compare": "two audits side by side, or quality against cost of a teacher and its students",
+    "bench": "erasers, concepts, seeds and attacks on one model, in one table and one page",
     "attack": "try to bring an erased concept back",
     "train": "train a model",
     "distill": "from many sampling steps to few",

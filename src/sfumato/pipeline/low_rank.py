@@ -181,7 +181,7 @@ def write_low_rank(
 
 def _write_peft(folder: Path, named: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> None:
     folder.mkdir()
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, (down, up) in named.items():
         up = up.view(*up.shape, *[1] * (down.ndim - 2))
         tensors |= {f"base_model.model.{name}.lora_{ab}.weight": x for ab, x in (("A", down), ("B", up))}
