@@ -86,8 +86,15 @@ def erased(tiny_sd):
     return UCE(concepts=("star",), anchors=("circle",)).apply(tiny_sd)
 
 
-@pytest.mark.parametrize("style", ["lora", "kohya"])
-@pytest.mark.parametrize("name", ["tiny_sd", "tiny_sdxl"])
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [
+        ("tiny_sd", "lora"),
+        ("tiny_sdxl", "kohya"),
+        pytest.param("tiny_sd", "kohya", marks=pytest.mark.slow),
+        pytest.param("tiny_sdxl", "lora", marks=pytest.mark.slow),
+    ],
+)
 def test_diffusers_and_we_read_the_lora_of_an_edit(name, style, request, tmp_path, tmp_path_factory):
     pipe = (make_tiny_sd if name == "tiny_sd" else make_tiny_sdxl)(tmp_path_factory)
     base = wrap(pipe)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_a_file_gives_the_pipeline_it_was_made_of(kind, pipes, tensors, tmp_path
     assert torch.equal(ours, theirs) and ours.std() > 0.01
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[:2]), "sdxl"])
 def test_diffusers_reads_the_same_bits(kind, pipes, tensors, tmp_path, no_network):
     save_file(tensors[kind], tmp_path / "m.safetensors")
     folder = config_folder(pipes[kind], tmp_path / "configs")
@@ -93,34 +94,50 @@ def test_half_precision_averages_tables_and_marks_do_not_disturb(tensors, tmp_pa
     assert p.dtype == torch.float32
     key = "model.diffusion_model.input_blocks.0.0.weight"
     assert torch.equal(p.network.conv_in.weight, half[key].float())
-    assert load(tmp_path / "m.safetensors", dtype=torch.float16).dtype == torch.float16
     wrong = {**half, "alphas_cumprod": ALPHAS.float().sqrt()}
     refused(wrong, tmp_path, "another noise schedule")
 
 
-def test_what_is_predicted(tensors, tmp_path, monkeypatch):
-    one, two, xl = (tmp_path / f"{kind}.safetensors" for kind in KINDS)
-    for kind, file in zip(KINDS, (one, two, xl), strict=True):
-        save_file(tensors[kind], file)
-    assert load(one).prediction == load(xl).prediction == "eps"
+def facts(tensors, header=None):
+    """A file's header, without the file."""
+    kinds = {torch.float32: "F32", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
+    shapes = {k: tuple(x.shape) for k, x in tensors.items()}
+    return Facts(
+        Path("m.safetensors"), shapes, {k: kinds.get(x.dtype, "I64") for k, x in tensors.items()}, header or {}
+    )
+
+
+def test_what_is_predicted(tensors, tmp_path):
+    def told(kind, asked=None, header=None, **more):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return told_prediction(facts({**tensors[kind], **more}, header), LAYOUT[kind], asked)
+
+    assert told("sd1") == told("sdxl") == told("sd2", "eps") == "eps" and told("sd1", "v") == "v"
     with pytest.warns(UserWarning, match="--prediction eps"):
-        assert sf.load(two, "cpu").prediction == "v"
-    assert load(two, prediction="eps").prediction == "eps" and load(one, prediction="v").prediction == "v"
-    assert load(two, prediction="v").size == 2 * 96 and load(two, prediction="eps").size == 2 * 64
-    save_file({**tensors["sdxl"], "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, xl)
-    p = load(xl)
-    assert p.prediction == "v" and p.pipe.scheduler.config.rescale_betas_zero_snr
-    save_file(tensors["sd2"], two, metadata={"modelspec.prediction_type": "epsilon"})
-    assert load(two).prediction == "eps"
+        assert told_prediction(facts(tensors["sd2"]), LAYOUT["sd2"], None) == "v"
+    assert told("sdxl", v_pred=torch.zeros(0)) == "v"
+    says = {"modelspec.prediction_type": "epsilon"}
+    assert told("sd2", header=says) == "eps" and told("sd1", header={"modelspec.prediction_type": "v"}) == "v"
     with pytest.warns(UserWarning, match="says that it predicts eps: it is read as v, as asked"):
-        assert sf.load(two, "cpu", prediction="v").prediction == "v"
+        assert told_prediction(facts(tensors["sd2"], says), LAYOUT["sd2"], "v") == "v"
+    made = infer.configs(facts({**tensors["sdxl"], "ztsnr": torch.zeros(0)}), LAYOUT["sdxl"], "v_prediction")
+    assert made["scheduler"]["rescale_betas_zero_snr"] and made["scheduler"]["prediction_type"] == "v_prediction"
+    for predicted, side in (("v_prediction", 96), ("epsilon", 64)):
+        assert infer.configs(facts(tensors["sd2"]), LAYOUT["sd2"], predicted)["unet"]["sample_size"] == side
     with pytest.raises(BadInput, match="says itself that it predicts v: leave prediction out"):
         sf.load("sketch", "cpu", prediction="eps")
 
 
-def refused(tensors, folder, match, metadata=None):
+def no_model(tensors, match):
+    with pytest.raises(BadInput, match=match) as caught:
+        layout_of(facts(tensors))
+    assert "\n" not in str(caught.value)
+
+
+def refused(tensors, folder, match):
     file = folder / "bad.safetensors"
-    save_file({k: x.clone() for k, x in tensors.items()}, file, metadata=metadata)
+    save_file(tensors, file)
     with pytest.raises(BadInput, match=match) as caught:
         sf.load(file, "cpu", prediction="eps")
     assert "\n" not in str(caught.value)
@@ -132,19 +149,19 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 def test_parts_of_models_are_refused(tensors, tmp_path):
     whole = tensors["sd1"]
     only = lambda *prefixes: {k: x for k, x in whole.items() if k.startswith(prefixes)}
-    refused(only(UNET), tmp_path, "a part of a model.*no autoencoder and no text encoder")
-    refused(only(UNET, VAE), tmp_path, "a part of a model.*no text encoder: ")
-    refused(only(UNET, "cond"), tmp_path, "a part of a model.*no autoencoder: ")
-    refused(only(VAE, "cond"), tmp_path, "no denoising network")
-    refused(only(VAE), tmp_path, "an autoencoder alone")
-    refused({k.removeprefix(VAE): x for k, x in only(VAE).items()}, tmp_path, "an autoencoder alone")
+    no_model(only(UNET), "a part of a model.*no autoencoder and no text encoder")
+    no_model(only(UNET, VAE), "a part of a model.*no text encoder: ")
+    no_model(only(UNET, "cond"), "a part of a model.*no autoencoder: ")
+    no_model(only(VAE, "cond"), "no denoising network")
+    no_model(only(VAE), "an autoencoder alone")
+    no_model({k.removeprefix(VAE): x for k, x in only(VAE).items()}, "an autoencoder alone")
     one = {k: x for k, x in tensors["sdxl"].items() if "embedders.1" not in k}
-    refused(one, tmp_path, "not the text encoders of one layout")
+    no_model(one, "not the text encoders of one layout")
     gone = {k: x for k, x in whole.items() if "output_blocks.2.0.in_layers.2.bias" not in k}
     refused(gone, tmp_path, r"lacks model.diffusion_model.output_blocks.2.0.in_layers.2.bias")
 
 
-def test_other_kinds_of_files_are_refused_by_what_they_are(pipes, tensors, tmp_path):
+def test_other_kinds_of_files_are_refused_by_what_they_are(pipes, tensors):
     whole, x = tensors["sd1"], torch.zeros(4, 4)
     for key, match in (
         ("lora_unet_mid.lora_down.weight", "a LoRA or a relative"),
@@ -157,22 +174,22 @@ def test_other_kinds_of_files_are_refused_by_what_they_are(pipes, tensors, tmp_p
         ("transformer_blocks.0.attn.to_q.weight", "of a family whose single files"),
         ("some.thing", "begins with some.thing"),
     ):
-        refused({key: x}, tmp_path, match)
-    refused(pipes["sd1"].unet.state_dict(), tmp_path, "one network out of a diffusers folder")
+        no_model({key: x}, match)
+    no_model(pipes["sd1"].unet.state_dict(), "one network out of a diffusers folder")
     first = f"{UNET}input_blocks.0.0.weight"
     for channels, what in ((9, "inpainting"), (8, "picture-editing"), (5, "depth-to-image")):
-        refused({**whole, first: torch.zeros(32, channels, 3, 3)}, tmp_path, f"{what} checkpoint")
+        no_model({**whole, first: torch.zeros(32, channels, 3, 3)}, f"{what} checkpoint")
     moved = {k.replace("embedders.1", "embedders.0"): v for k, v in tensors["sdxl"].items() if "embedders.0" not in k}
-    refused(moved, tmp_path, "is a refiner")
-    refused({**whole, "edm_mean": x}, tmp_path, "EDM")
-    refused(
-        {**whole, f"{UNET}extra.weight": x, "odd": x},
-        tmp_path,
-        "none of its networks uses: model.diffusion_model.extra.weight, odd:",
-    )
-    refused(
-        {**whole, f"{UNET}out.0.weight": torch.zeros(5)}, tmp_path, r"out.0.weight is \(5,\), where \(32,\) is expected"
-    )
+    no_model(moved, "is a refiner")
+    no_model({**whole, "edm_mean": x}, "EDM")
+
+
+def test_what_does_not_fit_is_named(tensors, tmp_path):
+    whole, x = tensors["sd1"], torch.zeros(4, 4)
+    more = {**whole, f"{UNET}extra.weight": x, "odd": x}
+    refused(more, tmp_path, "none of its networks uses: model.diffusion_model.extra.weight, odd:")
+    other = {**whole, f"{UNET}out.0.weight": torch.zeros(5)}
+    refused(other, tmp_path, r"out.0.weight is \(5,\), where \(32,\) is expected")
     words = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     refused({**whole, words: torch.zeros(100, 64)}, tmp_path, "knows 100 tokens")
 
@@ -182,10 +199,9 @@ def test_precisions(tensors, tmp_path):
     mixed = {**whole, key: whole[key].half()}
     refused(mixed, tmp_path, "mixes precisions in its unet: .* is float32, .* is float16: say which .*--dtype")
     assert load(tmp_path / "bad.safetensors", dtype=torch.float32).dtype == torch.float32
-    refused({**whole, key: whole[key].to(torch.float8_e4m3fn)}, tmp_path, "in F8_E4M3")
-    parts = {k: x.half() if k.startswith(UNET) else x for k, x in whole.items()}
-    save_file(parts, tmp_path / "m.safetensors")  # a part in one precision, another in another, is usual
-    assert load(tmp_path / "m.safetensors").dtype == torch.float32
+    check_precision(facts(mixed), "vae", {k for k in whole if k.startswith(VAE)}, False)  # each part is looked at alone
+    with pytest.raises(BadInput, match="in F8_E4M3"):
+        check_precision(facts({**whole, key: whole[key].to(torch.float8_e4m3fn)}), "unet", {key}, True)
 
 
 @pytest.mark.parametrize(
@@ -273,8 +289,6 @@ PUBLISHED = {
 )
 def test_networks_of_published_size(kind):
     """Without weights: diffusers' converter finds each name, and our shapes give the published configuration back."""
-    from pathlib import Path
-
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
@@ -298,9 +312,9 @@ def test_networks_of_published_size(kind):
     for part, module in parts.items():
         slots = slots_of(layout, part, module)
         shapes |= {slot.key: slot.shape(module.get_parameter(name).shape) for name, slot in slots.items()}
-    facts = Facts(Path("model"), shapes, {}, {})
-    assert layout_of(facts) is layout
-    found = infer.configs(facts, layout, "epsilon")
+    found = Facts(Path("model"), shapes, {}, {})
+    assert layout_of(found) is layout
+    found = infer.configs(found, layout, "epsilon")
     for name, value in PUBLISHED[kind].items():
         ours = found["unet"][name]
         assert (ours if isinstance(ours, (str, int)) else tuple(ours)) in (value, (value,) * 4), name
