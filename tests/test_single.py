@@ -11,8 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import sfumato as sf
 from sfumato.errors import BadInput
+from sfumato.pipeline.single import infer, names
+from sfumato.pipeline.single.facts import Facts, check_precision, layout_of
+from sfumato.pipeline.single.read import told_prediction
 from single_cases import ALPHAS, config_folder, make, original
 
+LAYOUT = {"sd1": names.SD1, "sd2": names.SD2, "sdxl": names.SDXL}
 KINDS = ("sd1", "sd2", "sdxl")
 
 
@@ -186,7 +190,7 @@ def test_other_kinds_of_files_are_refused_by_what_they_are(pipes, tensors):
 
 def test_what_does_not_fit_is_named(tensors, tmp_path):
     whole, x = tensors["sd1"], torch.zeros(4, 4)
-    more = {**whole, f"{UNET}extra.weight": x, "odd": x}
+    more = {**whole, f"{UNET}extra.weight": x, "odd": x.clone()}
     refused(more, tmp_path, "none of its networks uses: model.diffusion_model.extra.weight, odd:")
     other = {**whole, f"{UNET}out.0.weight": torch.zeros(5)}
     refused(other, tmp_path, r"out.0.weight is \(5,\), where \(32,\) is expected")
