@@ -17,6 +17,7 @@ from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.pipeline import partial as module
 from sfumato.pipeline.partial import float32_bytes, open_partially
+from sfumato.plan import human_bytes
 from test_single import same_weights
 
 METHODS = {
@@ -120,6 +121,20 @@ def test_a_full_disk_leaves_nothing(tiny_sd, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="disk is full"):
         METHODS["uce"].run_in_folder(folder, tmp_path / "out")
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_the_doctor_says_what_a_model_takes(tiny_sd, tmp_path, capsys):
+    from sfumato.commands.doctor import Room, room
+
+    folder = saved(tiny_sd, tmp_path / "model", sharded=False)
+    rows = {what: (count, size) for what, count, size in room(Room(model=str(folder), method="esd-x"))}
+    trained = sum(x.numel() for x in tiny_sd.parameters("xattn").values())
+    weights = 4 * sum(x.numel() for m in tiny_sd.parts().values() for x in m.parameters())
+    assert rows["unet"][0] == f"{sum(x.numel() for x in tiny_sd.network.parameters()):,}"
+    assert rows["in all"][1] == human_bytes(weights) and rows["esd-x: optimiser"][1] == human_bytes(8 * trained)
+    half = {what: size for what, _, size in room(Room(model=str(folder), method="uce", dtype="float16"))}
+    assert half["in all"] == human_bytes(weights / 2) and "uce, by files: weights concerned" in half
+    assert main(["doctor", "--method", "uce"]) == 2 and "--model" in capsys.readouterr().err
 
 
 def test_bad_input(tiny_sd, tmp_path):

@@ -37,7 +37,7 @@ COMMANDS = {
     "score": "FID, KID, precision, recall and others, of pictures against real ones or prompts",
     "ledger": "re-measure the central claim of a method",
     "cite": "the BibTeX of exactly what a method runs",
-    "doctor": "check versions, devices, embedded models and disk",
+    "doctor": "check versions, devices, embedded models and disk; say what a model takes in memory",
 }
 
 TALKS = ("methods", "choose", "cite", "doctor", "help", "-V", "--version", "--print-completion")

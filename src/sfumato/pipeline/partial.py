@@ -130,7 +130,7 @@ class Partial:
             owner, _, last = name.rpartition(".")
             module = self.pipe.network.get_submodule(owner)
             if module._parameters[last].is_meta:
-                x = self.stores[component].read(self.stores[component].key([name]))
+                x = self.stores[component].read(self.stores[component].key([name])).to(module._parameters[last].dtype)
                 self.held += x.numel() * x.element_size()
                 module._parameters[last] = nn.Parameter(x, requires_grad=False)
 
@@ -145,8 +145,11 @@ def float32_bytes(folder: Path) -> int:
     return total
 
 
-def open_partially(model: str | Path) -> Partial:
+def open_partially(model: str | Path, dtype: torch.dtype | None = None) -> Partial:
     """A folder's pipeline without its weights.
+
+    Args:
+        dtype: the precision in which they would be loaded; by default each as its file has it.
 
     Raises:
         BadInput: as `sfumato.load` for a folder.
@@ -166,7 +169,7 @@ def open_partially(model: str | Path) -> Partial:
                 raise BadInput(f"{name} of {folder} is of {kind[0]}, which only a whole load reads: load the model")
             if issubclass(found, (ModelMixin, PreTrainedModel)):
                 stores[name] = Store.of(folder / name)
-                components[name] = _empty(found, folder / name, stores[name])
+                components[name] = _empty(found, folder / name, stores[name], dtype)
             else:
                 components[name] = found.from_pretrained(folder / name, local_files_only=True)
         settings = {k: v for k, v in index.items() if not isinstance(v, list) and not k.startswith("_")}
@@ -193,8 +196,8 @@ def open_partially(model: str | Path) -> Partial:
 _HOMES = ("diffusers", "transformers")
 
 
-def _empty(kind: Any, folder: Path, store: Store) -> nn.Module:
-    """A network without weights, its parameters in the precision of its files; buffers are there."""
+def _empty(kind: Any, folder: Path, store: Store, asked: torch.dtype | None) -> nn.Module:
+    """A network without weights, its parameters in the precision ``asked`` for or of its files; buffers are there."""
     with init_empty_weights(include_buffers=False):
         if issubclass(kind, ModelMixin):
             module = kind.from_config(kind.load_config(folder, local_files_only=True))
@@ -202,7 +205,7 @@ def _empty(kind: Any, folder: Path, store: Store) -> nn.Module:
             module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     wide = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
     for name, old in dict(module.named_parameters(remove_duplicate=False)).items():
-        dtype = _kept(store.kinds[store.key(_aliases(module, name))], name, wide)
+        dtype = _kept(asked or store.kinds[store.key(_aliases(module, name))], name, wide)
         owner, _, last = name.rpartition(".")
         new = nn.Parameter(torch.empty(old.shape, dtype=dtype, device="meta"), requires_grad=False)
         module.get_submodule(owner)._parameters[last] = new
