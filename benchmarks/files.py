@@ -27,7 +27,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.erase.uce import UCE
-from sfumato.pipeline import load
+from sfumato.pipeline import load_text2image as load
 from sfumato.pipeline.saving import quiet
 from sfumato.pipeline.single.read import read_tokenizer
 from sfumato.pipeline.single.write import write

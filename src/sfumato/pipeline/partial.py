@@ -301,6 +301,8 @@ def write_edited(
 
 
 def _linked(file: Path, target: Path) -> bool:
+    if Path(__file__).parents[1] in file.resolve().parents:
+        return False  # nobody should be able to change an embedded model
     try:
         os.link(file.resolve(), target)
     except OSError:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.files import refuse_existing
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.partial import open_partially, write_edited
 from sfumato.plan import Plan
@@ -91,6 +92,7 @@ class ClosedForm(Eraser):
             BadInput: as `check`; ``model`` is no such folder.
             SfumatoError: the result is not finite.
         """
+        refuse_existing(out, overwrite)
         partial = open_partially(model)
         pipe = partial.pipe
         if announce is not None and self.fits(pipe):
