@@ -131,12 +131,12 @@ def test_the_strength_of_a_peft_folder_is_in_its_configuration(anatomy, tmp_path
         ({"ss_network_alpha": "6"}, "several alphas"),
         ({"lora_adapter_metadata": '{"unet.lora_alpha": 6}'}, "several alphas"),
         ({"lora_adapter_metadata": '{"unet.r": 4}'}, "has rank 2, and"),
-        ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"to_k": 3}}'}, "tells several alphas"),
+        ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"to_k": 4}}'}, "several alphas, 3 in the tensors"),
         ({"lora_adapter_metadata": '{"unet.use_dora": true}'}, "is a DoRA"),
         ({"lora_adapter_metadata": "[1]"}, "a list, not an object"),
         ({"lora_adapter_metadata": "{"}, "not valid JSON"),
         ({"ss_network_alpha": "strong"}, "is no number"),
-        ({"network_alphas": '{"unet.a": 6, "unet.b": 7}'}, "one alpha"),
+        ({"network_alphas": '{"unet.a": 6, "unet.b": 7}'}, "several alphas in its header's network_alphas"),
     ],
 )
 def test_strengths_that_contradict_each_other_are_refused(header, told, anatomy, tmp_path):

@@ -177,9 +177,9 @@ def test_pickles_are_refused_with_a_way_out(saved, tmp_path):
     refused(saved, r"unet/diffusion_pytorch_model\.bin is a pickle.*save_pretrained")
 
 
-def test_a_single_file_is_refused_with_a_way_out(tmp_path):
+def test_a_single_file_of_an_unknown_layout_is_refused_with_a_way_out(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    refused(tmp_path / "model.safetensors", "single file.*from_single_file")
+    refused(tmp_path / "model.safetensors", "single file.*begins with x: .* give its diffusers folder")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "empty"])

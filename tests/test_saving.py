@@ -13,7 +13,7 @@ from anatomy_cases import MAKERS, latent, make, number, told
 from sfumato.errors import BadInput
 from sfumato.pipeline import lora
 from sfumato.pipeline.adapter import Adapter
-from sfumato.pipeline.saving import _write_bpe, prefix_clip_keys
+from sfumato.pipeline.saving import prefix_clip_keys, write_bpe
 
 SMALL = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -73,7 +73,7 @@ def test_only_tokenizers_that_read_a_vocabulary_are_given_one(tmp_path):
     words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁star", -2.0)]
     tokenizer = T5TokenizerFast(tokenizer_object=Tokenizer(models.Unigram(words, unk_id=2)), extra_ids=0)
     tokenizer.save_pretrained(tmp_path)
-    _write_bpe(tmp_path, tokenizer)
+    write_bpe(tmp_path, tokenizer)
     assert (tmp_path / "tokenizer.json").exists() and not (tmp_path / "vocab.json").exists()
     assert type(tokenizer).from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
 

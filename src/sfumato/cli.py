@@ -27,6 +27,7 @@ COMMANDS = {
     "rollout": "frames without end from a model of frames",
     "erase": "take a concept out of a text-to-image model",
     "purify": "take what an erased model no longer draws out of pictures",
+    "export": "a model, or what an edit changed, in the files of other tools",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
     "compare": "two audits side by side, or quality against cost of a teacher and its students",
     "bench": "erasers, concepts, seeds and attacks on one model, in one table and one page",
@@ -37,7 +38,7 @@ COMMANDS = {
     "score": "FID, KID, precision, recall and others, of pictures against real ones or prompts",
     "ledger": "re-measure the central claim of a method",
     "cite": "the BibTeX of exactly what a method runs",
-    "doctor": "check versions, devices, embedded models and disk",
+    "doctor": "check versions, devices, embedded models and disk; say what a model takes in memory",
 }
 
 TALKS = ("methods", "choose", "cite", "doctor", "help", "-V", "--version", "--print-completion")
@@ -56,7 +57,8 @@ commands:
 
 "sfumato COMMAND --help" explains a command; --debug shows the traceback of an error.
 Tab completion: sfumato --print-completion bash (or zsh) >FILE, and "source FILE" in ~/.bashrc (or ~/.zshrc).
-MODEL is the name of an embedded model ("sketch"), a folder written by save_pretrained, or a hub id.
+MODEL is the name of an embedded model ("sketch"), a folder written by save_pretrained, a .safetensors file of Stable
+Diffusion 1.x, 2.x or XL, or a hub id.
 """
 
 

@@ -146,6 +146,18 @@ def read_tensors(path: str | os.PathLike, what: str = "") -> tuple[dict[str, Ten
     return tensors, header
 
 
+def read_header(path: str | os.PathLike, what: str = "") -> dict[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        BadInput: as `read_tensors`.
+    """
+    from safetensors import safe_open
+
+    with reading(path, what), safe_open(path, "pt") as opened:
+        return dict(opened.metadata() or {})
+
+
 def _fits(value: Any, kind: Any, told: str, advice: str) -> None:
     # JSON's true is no number, though Python's is
     if isinstance(value, bool) and bool not in _each(kind) and object not in _each(kind):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.foreign import read_json
-from sfumato.pipeline import Text2Image
+from sfumato.foreign import read_json, shaped
+from sfumato.pipeline import Text2Image, read_record
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.pipeline.saving import RECORD
 from sfumato.report.schema import Cost
@@ -100,6 +100,8 @@ def edit_record(after: str | os.PathLike | Text2Image, edit: Any) -> dict[str, A
     if not isinstance(after, (str, os.PathLike)):
         return {}
     try:
+        if Path(after).is_file():
+            return shaped(read_record(os.fspath(after)), {"provenance": dict}, after)["provenance"]
         return read_json(Path(after) / RECORD, {"provenance": dict})["provenance"]
     except BadInput:
         return {}  # models of others carry no record

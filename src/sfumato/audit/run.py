@@ -98,6 +98,8 @@ class Audit:
     """Where the models run: cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of the models' weights; by default float32. Pipelines that are given keep theirs."""
+    prediction: Literal["eps", "v"] | None = None
+    """What the networks in single files predict, where the files do not say it; folders say it."""
     progress: bool = True
     """Show bars."""
 
@@ -202,7 +204,8 @@ class Audit:
     def _open(self, model: str | os.PathLike | Text2Image) -> Text2Image:
         if not isinstance(model, (str, os.PathLike)):
             return wrap(model)
-        return load_text2image(os.fspath(model), self.device, getattr(torch, self.dtype) if self.dtype else None)
+        dtype = getattr(torch, self.dtype) if self.dtype else None
+        return load_text2image(os.fspath(model), self.device, dtype, self.prediction)
 
     def _changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults and that a command line can say."""

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import platform
 import shutil
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Literal
 
 import sfumato
 from sfumato.commands.tables import show_table
-from sfumato.errors import unknown
+from sfumato.errors import BadInput
 from sfumato.files import sha256_of
 from sfumato.plan import human_bytes
 
-HELP = """usage: sfumato doctor
+ABOUT = """Example: sfumato doctor
 
-Example: sfumato doctor
-
-Versions, devices, optional extras, embedded models and disk. Exit status 1 if something is broken.
-"""
+Versions, devices, optional extras, embedded models and disk. Exit status 1 if something is broken. With --model,
+instead: what a model takes in memory, part by part, read off its files; with --method too, what an eraser takes."""
 SUMS = "SHA256SUMS"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Whose memory is asked for."""
+
+    model: str | None = None
+    """An embedded model or a folder written by save_pretrained."""
+    method: str | None = None
+    """An eraser that would run on it, with its own settings."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision in which the weights would be loaded."""
+
+
 def main(args: list[str]) -> int:
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
     if args:
-        raise unknown("option of sfumato doctor", args[0], ["--help"])
+        from sfumato.commands.options import parse
+
+        [values] = parse("sfumato doctor", args, Room, about=ABOUT)
+        if values["model"] is None:
+            raise BadInput("--method and --dtype ask about a model: name one with --model")
+        show_table(("what", "parameters", "memory"), room(Room(**values)))
+        return 0
     rows = [("ok", "sfumato", sfumato.__version__), ("ok", "python", platform.python_version())]
     rows += requirements() + devices() + assets(Path(sfumato.__file__).parent / "assets")
     rows.append(("ok", "free disk here", human_bytes(shutil.disk_usage(".").free)))
@@ -35,6 +50,39 @@ def main(args: list[str]) -> int:
     broken = [what for state, what, _ in rows if state == "BROKEN"]
     print(f"broken: {', '.join(broken)}" if broken else "all is well")
     return 1 if broken else 0
+
+
+def room(asked: Room) -> list[tuple[str, str, str]]:
+    """(what, parameters, bytes) of a model's parts, and what a method says that it takes; no weights are loaded.
+
+    Raises:
+        BadInput: as `sfumato.load` for a folder; no such eraser, or one that does not fit.
+    """
+    import torch
+
+    from sfumato import catalog
+    from sfumato.pipeline.partial import open_partially
+    from sfumato.settings import settings_for
+
+    partial = open_partially(asked.model, getattr(torch, asked.dtype))
+    rows, total = [], 0
+    for name, part in partial.pipe.parts().items():
+        sizes = [(x.numel(), x.numel() * x.element_size()) for x in part.parameters()]
+        count, size = (sum(column) for column in zip(*sizes, strict=True))
+        total += size
+        rows.append((name, f"{count:,}", human_bytes(size)))
+    rows.append(("in all", "", human_bytes(total)))
+    if asked.method is None:
+        return rows
+    cls = catalog.get(asked.method, "erase").load()
+    if not cls.fits(partial.pipe):
+        raise BadInput(f"{asked.method} does not fit this {type(partial.pipe.pipe).__name__}: see sfumato choose erase")
+    # what it needs does not depend on the word
+    made = cls(concepts=("a",), **settings_for(cls, asked.model)).plan(partial.pipe)
+    rows += [(f"{asked.method}: {part}", "", human_bytes(size)) for part, size in made.memory.items()]
+    if hasattr(cls, "run_in_folder"):
+        rows.append((f"{asked.method}, by files: weights concerned", "", human_bytes(partial.held)))
+    return rows
 
 
 def requirements() -> list[tuple[str, str, str]]:

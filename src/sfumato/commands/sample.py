@@ -44,7 +44,7 @@ class Sample(Equipped):
     out: Path
     """Folder for the pictures, the contact sheet and the record."""
     model: str = "sketch"
-    """An embedded model, a folder written by save_pretrained, or a hub id."""
+    """An embedded model, a folder written by save_pretrained, a .safetensors file of SD 1.x, 2.x or XL, or a hub id."""
     seeds: str = "0"
     """Seeds, as in 7 or 0-3 or 1,5,9; every prompt is drawn once with each."""
     sampling_steps: Count | None = None

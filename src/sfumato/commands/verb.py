@@ -34,6 +34,8 @@ class Where:
     """cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of the weights; by default float32."""
+    prediction: Literal["eps", "v"] | None = None
+    """What the network in a single file predicts, where the file does not say it; folders say it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +43,9 @@ class Equipped(Where):
     """Where a model runs, and what is attached to it."""
 
     adapters: tuple[str, ...] = ()
-    """Adapter files of `erase spm`, or folders that hold one, to attach to the model; it must be the one that they
-    were made from, or a fine-tune of it. Or key files of `erase kpop`, for the model that
-    hides what they bring back."""
+    """Adapter files of `erase spm`, LoRA files, or folders that hold one, to attach to the model; it must be the one
+    that they were made from, or a fine-tune of it. Or key files of `erase kpop`, for the model that hides what they
+    bring back."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ def load_any(model: str, where: Where) -> Model:
     """
     from sfumato.pipeline import load
 
-    return load(model, device=where.device, dtype=dtype_of(where))
+    return load(model, device=where.device, dtype=dtype_of(where), prediction=where.prediction)
 
 
 def dtype_of(where: Where) -> torch.dtype | None:
@@ -172,7 +174,7 @@ def load(model: str, where: Where) -> Text2Image:
     """
     from sfumato.pipeline import load_text2image
 
-    return load_text2image(model, device=where.device, dtype=dtype_of(where))
+    return load_text2image(model, device=where.device, dtype=dtype_of(where), prediction=where.prediction)
 
 
 def load_equipped(model: str, options: Equipped) -> Text2Image:

@@ -16,6 +16,7 @@ from sfumato.files import tensors_sha256
 
 from . import lora
 from .anatomy import Anatomy
+from .anatomy.base import takes_adapter
 from .conditioning import Conditioning
 from .hooks import attach
 from .organs import Organs
@@ -52,7 +53,7 @@ class Adapter:
         if rank < 1:
             raise BadInput(f"the rank of an adapter must be at least 1, got {rank}")
         self.rank, self.alpha, self.targets = rank, float(alpha), targets
-        self.anatomy, self.layers = anatomy, anatomy.targets(targets)
+        self.anatomy, self.layers = anatomy, _targets(anatomy, targets, owner)
         self.gate: Callable[[Conditioning], Float[Tensor, "rows"]] | None = None
         self._owner = owner
         self.scale = 1.0
@@ -118,14 +119,16 @@ class Adapter:
     def merge(self, scale: float = 1.0) -> Organs:
         """A new pipeline, without adapters, with ``scale`` times this one added into weights of its own."""
         made = self._owner.copy({f"{name}.weight" for name in self.layers})
-        self.add_to(made.network, scale)
+        self.add_to(made, scale)
         return made
 
     @torch.no_grad()
-    def add_to(self, network: nn.Module, scale: float) -> None:
-        """Add ``scale`` times this adapter to the weights of a network with the same layers, in place."""
+    def add_to(self, pipe: Organs, scale: float) -> None:
+        """Add ``scale`` times this adapter to the weights of a pipeline with the same layers, in place."""
         for name in self.layers:
-            weight = network.get_submodule(name).weight
+            part, layer = lora.split(name, self.anatomy.component)
+            module = pipe.network if part == self.anatomy.component else pipe.parts()[part]
+            weight = module.get_submodule(layer).weight
             weight.copy_(weight.double() + self.delta(name, scale))
 
     def save_lora(
@@ -137,9 +140,8 @@ class Adapter:
         overwrite: bool = False,
     ) -> None:
         """Write a LoRA file of fixed strength ``scale``; see `sfumato.pipeline.lora.save`."""
-        factors = {name: (self.down[name], self.up[name]) for name in self.layers}
-        component = self.anatomy.component
-        lora.save(factors, component, self.rank, self.alpha, path, style, scale, metadata or {}, overwrite)
+        products = {n: lora.Product(self.down[n].detach(), self.up[n].detach(), self.alpha) for n in self.layers}
+        lora.save(products, self.anatomy.component, path, style, scale, metadata or {}, overwrite)
 
     def _hook(self, name: str) -> Callable:
         layer, down, up = self.layers[name], self.down[name], self.up[name]
@@ -178,7 +180,7 @@ def merged(p: P) -> P:
     for key, a in p.adapters.items():
         if a.gate is None and torch.is_tensor(a.scale) and a.scale.ndim:
             raise BadInput(f"adapter {key!r} has one scale per picture: set its scale to one number before merging")
-        a.add_to(made.network, 1.0 if a.gate is not None else float(a.scale))
+        a.add_to(made, 1.0 if a.gate is not None else float(a.scale))
     return made
 
 
@@ -187,6 +189,25 @@ def refuse_adapters(pipe: Organs) -> None:
     if pipe.adapters:
         names = ", ".join(pipe.adapters)
         raise BadInput(f"adapters are attached to this pipeline ({names}): merge or remove them first")
+
+
+def _targets(
+    anatomy: Anatomy, targets: str | Sequence[str], owner: Organs | None
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The network's layers; and those of text encoders, which are named in full ("text_encoder. ...")."""
+    asked = [targets] if isinstance(targets, str) else list(targets)
+    own = [t for t in asked if lora.split(t, anatomy.component)[0] == anatomy.component]
+    made = anatomy.targets(own if len(own) < len(asked) else targets) if own or not asked else {}
+    parts = {} if owner is None else owner.parts()
+    for name in asked:
+        part, layer = lora.split(name, anatomy.component)
+        if part == anatomy.component:
+            continue
+        found = dict(parts[part].named_modules()).get(layer) if part in parts else None
+        if found is None or not takes_adapter(found):
+            raise BadInput(f"unknown adapter target {name!r}: this pipeline has no such layer")
+        made[name] = found
+    return made
 
 
 def _widths(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:

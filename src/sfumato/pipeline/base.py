@@ -21,6 +21,7 @@ from sfumato.errors import BadInput
 from . import adapter, attention, lora, sampling, saving, sharing, steering, tokens
 from .anatomy import Site
 from .organs import Organs
+from .single import write
 
 
 class Text2Image(Organs):
@@ -77,8 +78,9 @@ class Text2Image(Organs):
             name: a new name, under which `adapters` lists it.
             rank: of the product, at least 1.
             alpha: the product is scaled by alpha / rank.
-            targets: "transformer" (every linear layer and convolution inside the transformer blocks), or
-                kinds of attention projections as in `projections`.
+            targets: "transformer" (every linear layer and convolution inside the transformer blocks), kinds of
+                attention projections as in `projections`, or layers by name, those of a text encoder with its name
+                before it ("text_encoder. ...").
             generator: for the initial down factors (CPU).
 
         Raises:
@@ -91,18 +93,20 @@ class Text2Image(Organs):
         return made
 
     def load_adapter(self, name: str, path: str | Path) -> adapter.Adapter:
-        """Attach an adapter from a LoRA file for attention or transformer layers, of either spelling.
+        """Attach an adapter from a LoRA file, in any spelling of diffusers, peft, kohya and the web UIs.
+
+        Its layers may be linear ones and convolutions of the network and of the text encoders, of several ranks and
+        alphas; those of lower rank are filled up with zeros (see `sfumato.pipeline.lora.uniform`).
 
         Raises:
-            BadInput: the name is taken, the file cannot be read, or it does not fit this network.
+            BadInput: the name is taken, the file cannot be read, holds something else than plain products, or does not
+                fit this pipeline.
         """
-        state, rank, alpha = lora.read(path, self.anatomy)
+        parts = {self.anatomy.component: self.network}
+        parts |= {encoder: self.parts()[encoder] for _, encoder in self.text_parts()}
+        state, rank, alpha = lora.uniform(lora.products(path, self.anatomy.component, parts))
         made = self.add_adapter(name, rank, alpha, sorted({key.rsplit(".", 1)[0] for key in state}))
-        try:
-            made.load_state_dict(state)
-        except BadInput:
-            made.remove()
-            raise
+        made.load_state_dict(state)
         return made
 
     # Attention and features
@@ -214,6 +218,12 @@ class Text2Image(Organs):
     ) -> Path:
         """Write a diffusers folder that loads without this package; see `sfumato.pipeline.saving.save`."""
         return saving.save(self, folder, overwrite, provenance or {})
+
+    def save_file(
+        self, path: str | Path, overwrite: bool = False, provenance: dict[str, Any] | None = None
+    ) -> list[str]:
+        """Write one file of the original layout, if the family has one; see `sfumato.pipeline.single.write.write`."""
+        return write.write(self, path, overwrite, provenance)
 
     def describe(self, weights: bool = True) -> dict[str, Any]:
         """Family, prediction type, schedule, sizes, parameter counts, and a SHA-256 over the ``weights``."""

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.feature_extraction_utils import FeatureExtractionMixin
-from transformers.image_processing_base import ImageProcessingMixin
+from diffusers import DiffusionPipeline
 
 from sfumato.errors import BadInput
-from sfumato.finite import require_finite
-from sfumato.foreign import read_json, reading, refuse_pointers, shaped, shortened
+from sfumato.foreign import read_json, reading, refuse_pointers, shaped
 from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
 
@@ -31,6 +23,9 @@ from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
+from .single import read as single
+from .single.facts import PICKLE
+from .sound import PICKLES, check_classes, check_complete, check_files, check_finite, variant_of
 from .video import VideoModel
 
 _FAMILIES: dict[str, type[Text2Image]] = {
@@ -47,51 +42,47 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
 }
 _PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_CONVERT = (
-    "convert it in an isolated environment: load it there with diffusers (from_pretrained or "
-    "from_single_file) and write it with save_pretrained(folder, safe_serialization=True)"
-)
-_BASES = (
-    ModelMixin, SchedulerMixin, PreTrainedModel, PreTrainedTokenizerBase, ImageProcessingMixin, FeatureExtractionMixin,
-)  # fmt: skip
-"""What a pipeline's parts may be: not another pipeline, nor a class that looks for its code in the part's folder."""
-_NAMED = re.compile(r"\.(\w+)(?=(?:-\d+-of-\d+)?\.safetensors$)")
-"""A variant in the name of a file of weights: "model.fp16.safetensors"."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load(
-    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    prediction: single.Said | None = None,
 ) -> Text2Image | ImageModel:
     """Load a text-to-image pipeline, or an `ImageModel` of this project; only safetensors weights are read.
 
     Args:
-        model: "sketch" (the embedded model), a folder written by ``save_pretrained`` or by a training run, or a hub id
-            "owner/name" (the only case that may use the network, and only if no folder of that name exists).
+        model: "sketch" (the embedded model), a folder written by ``save_pretrained`` or by a training run, a file of SD
+            1.x, 2.x or SDXL in the original layout, or a hub id "owner/name" (the only case that may use the network,
+            and only if no folder of that name exists).
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
+        prediction: what the network in a single file predicts, where the file does not say it; folders say it.
 
     Raises:
-        BadInput: unknown name, not a diffusers folder, pickled or damaged weights, an unsupported family, or a device
-            that is not there.
+        BadInput: unknown name, not a diffusers folder, pickled or damaged weights, an unsupported family, a device that
+            is not there, or a folder that predicts something else; of a single file, see `sfumato.pipeline.single`.
     """
+    if (file := single_file(model)) is not None:
+        return _adapted(single.read(file, dtype, prediction), model, _device(device), dtype)
     folder = _folder(str(model))
     source = str(model) if folder is None else str(folder)
     index = _index(source, folder)
     own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
     if own is not None:
         shaped(index, {"network": list, "process": dict, "prediction": str, "shape": list}, folder / "model_index.json")
-        _check_files(folder, {"network": index["network"]})
+        check_files(folder, {"network": index["network"]})
         made_here = load_image_model(own, folder, index, _device(device))
-        _check_finite(made_here.parts(), source)
+        check_finite(made_here.parts(), source)
         return made_here
     name = str(index["_class_name"])
     if name not in _FAMILIES:
         raise BadInput(f"{model} is a {name}, which is not supported; supported are {_SUPPORTED}")
-    _check_classes(source, index)
+    check_classes(source, index)
     if folder is not None:
-        _check_files(folder, index)
+        check_files(folder, index)
     device = _device(device)
     with quiet(), reading(source, f"a {name}"):
         pipe = getattr(diffusers, name).from_pretrained(
@@ -100,28 +91,56 @@ def load(
             use_safetensors=True,
             local_files_only=folder is not None,
             trust_remote_code=False,
-            variant=None if folder is None else _variant(folder, index),
+            variant=None if folder is None else variant_of(folder, index),
         )
-    _check_complete(pipe, folder)
+    check_complete(pipe, folder)
+    made = _adapted(pipe, model, device, dtype)
+    if prediction not in (None, made.prediction):
+        raise BadInput(f"{model} says itself that it predicts {made.prediction}: leave prediction out")
+    return made
+
+
+def inspected(model: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a text-to-image model and its index, found sound as `load` wants it, without reading weights.
+
+    Raises:
+        BadInput: as `load`; it is no folder.
+    """
+    folder = None if single_file(model) else _folder(str(model))
+    if folder is None:
+        raise BadInput(f"{model} is no folder of a model: give a folder written by save_pretrained")
+    index = _index(str(folder), folder)
+    if index["_class_name"] not in _FAMILIES:
+        raise BadInput(f"{model} is a {index['_class_name']}, which is not supported; supported are {_SUPPORTED}")
+    check_classes(str(folder), index)
+    check_files(folder, index)
+    return folder, index
+
+
+def _adapted(pipe: Any, model: str | Path, device: torch.device, dtype: torch.dtype | None) -> Text2Image:
+    """The adapter for a pipeline just loaded."""
     if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
         pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
     pipe = pipe.to(device)
-    _check_finite(pipe.components, source)
-    with reading(source, f"a {name}"):
+    check_finite(pipe.components, str(model))
+    with reading(model, f"a {type(pipe).__name__}"):
         made = wrap(pipe, _defaults(read_record(model)))
     made.origin = origin_of(model)
     return made
 
 
 def load_text2image(
-    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    prediction: single.Said | None = None,
 ) -> Text2Image:
     """`load`, for what needs a model that takes text.
 
     Raises:
         BadInput: as `load`; a model that takes none.
     """
-    found = load(model, device, dtype)
+    found = load(model, device, dtype, prediction)
     if not isinstance(found, Text2Image):
         raise BadInput(f"{model} draws pictures without text: here a text-to-image pipeline is needed")
     return found
@@ -167,6 +186,12 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def single_file(model: str | Path) -> Path | None:
+    """The file that ``model`` names, if it is one."""
+    path = Path(model).expanduser()
+    return path if str(model) and path.is_file() else None
+
+
 def _folder(model: str) -> Path | None:
     """The local folder that ``model`` names, or None for a hub id."""
     path = Path(model).expanduser()
@@ -174,10 +199,6 @@ def _folder(model: str) -> Path | None:
         # The folder of a training run stands for the model in it.
         inside = [path / name for name in ("model", "pipeline") if (path / name / "model_index.json").is_file()]
         return inside[0] if inside and not (path / "model_index.json").is_file() else path
-    if path.is_file():
-        if path.suffix in _PICKLES:
-            raise BadInput(f"{model} is a pickle, which can run code when it is read: {_CONVERT}")
-        raise BadInput(f"{model} is a single file, not a diffusers folder: {_CONVERT}")
     if model in EMBEDDED:
         embedded = _embedded(model)
         if not embedded.is_dir():
@@ -189,7 +210,7 @@ def _folder(model: str) -> Path | None:
         return None
     raise BadInput(
         f"there is no model {model!r}: give an embedded one ({', '.join(EMBEDDED)}), a folder written by "
-        "save_pretrained, or a hub id like owner/name"
+        "save_pretrained, a .safetensors file, or a hub id like owner/name"
     )
 
 
@@ -213,136 +234,15 @@ def _index(source: str, folder: Path | None) -> dict[str, Any]:
     file = folder / "model_index.json"
     refuse_pointers(file)
     if not file.is_file():
-        pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
+        pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
         if pickles:
             raise BadInput(
-                f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {_CONVERT}"
+                f"{folder} holds a pickle ({pickles[0]}), which can run code when it is read: {PICKLE}"
             )
         raise BadInput(
             f"{folder} has no model_index.json: give a folder written by a pipeline's save_pretrained"
         )
     return read_json(file, {"_class_name": str}, "fetch or write the folder again")
-
-
-def _check_classes(source: str, index: Mapping[str, Any]) -> None:
-    """Refuse an index that names, as a part of the pipeline, what is not a part's class of diffusers or transformers.
-
-    Else its loader would import what the index says, from the model's own folder too.
-    """
-    for name, kind in index.items():
-        if not isinstance(kind, list) or kind == [None, None]:
-            continue
-        if not (len(kind) == 2 and all(isinstance(word, str) for word in kind)):
-            raise BadInput(f"{name} in model_index.json of {source} names no library and class: write it again")
-        if not _is_part(*kind):
-            word = shortened(".".join(kind), 100)
-            raise BadInput(
-                f"model_index.json of {source} names {word!r} as its {name}, which is no model, scheduler, tokenizer "
-                "or processor of diffusers or transformers: code of a model's own is never run"
-            )
-
-
-def _is_part(library: str, name: str) -> bool:
-    if library in ("diffusers", "transformers"):
-        home: Any = importlib.import_module(library)
-    elif re.fullmatch(r"sfumato\.sample\.\w+", library) and importlib.util.find_spec(library):
-        home = importlib.import_module(library)
-    elif library.isidentifier() and not library.startswith("_"):  # such as the safety checker's "stable_diffusion"
-        home = getattr(diffusers.pipelines, library, None)
-    else:
-        return False
-    try:
-        found = getattr(home, name, None)
-    except (ImportError, RuntimeError):  # a class of theirs whose own requirements are not installed
-        return False
-    return isinstance(found, type) and issubclass(found, _BASES)
-
-
-def _variant(folder: Path, parts: Mapping[str, Any]) -> str | None:
-    """The variant ("fp16") in which a part's weights are there, where they are not there without one."""
-    for name, kind in parts.items():
-        files = [f.name for f in (folder / name).glob("*.safetensors")] if isinstance(kind, list) else []
-        kinds = {_NAMED.sub("", file) for file in files}
-        found = {match[1] for file in files if (match := _NAMED.search(file))}
-        if found and not kinds & set(files):
-            return "fp16" if "fp16" in found else min(found)
-    return None
-
-
-def _check_files(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Name what is missing, pickled, truncated or corrupt before a library stumbles over it, or makes it up.
-
-    Raises:
-        BadInput: one of ``parts`` (as a pipeline's index names them) is not there, or not its vocabulary; a folder
-            has pickled weights only, or a safetensors file whose header and length disagree.
-    """
-    for name, kind in parts.items():
-        if not isinstance(kind, list) or None in kind:
-            continue
-        words = [folder / name / file for file in ("tokenizer.json", "vocab.json", "spiece.model")]
-        if not (folder / name).is_dir() or (name.startswith("tokenizer") and not any(w.is_file() for w in words)):
-            raise BadInput(f"{folder} is incomplete, its {name} is missing: fetch or write the folder again")
-    refuse_pointers(folder)
-    for part in sorted(folder / name for name, kind in parts.items() if isinstance(kind, list) and None not in kind):
-        _check_config(part / "config.json")
-        safe = sorted(part.glob("*.safetensors"))
-        pickles = sorted(f for f in part.iterdir() if f.suffix in _PICKLES)
-        if pickles and not safe:
-            raise BadInput(f"{pickles[0]} is a pickle, which can run code when it is read: {_CONVERT}")
-        for file in safe:
-            try:
-                with safe_open(file, "pt") as opened:
-                    opened.keys()
-            except (SafetensorError, OSError, RuntimeError) as error:
-                raise BadInput(
-                    f"{file} is truncated or corrupt ({error}): fetch or write it again"
-                ) from error
-
-
-def _check_config(file: Path) -> None:
-    """Refuse a network's configuration that a library could only stumble over."""
-    if not file.is_file():
-        return
-    config = read_json(file, {"quantization_config": dict | None})
-    if quantised := config.get("quantization_config"):
-        method = shortened(str(quantised.get("quant_method", "an unknown method")), 40)
-        raise BadInput(f"{file.parent} holds weights quantised by {method}, which are not read: take the full weights")
-    if "sample_size" in config and not isinstance(config["sample_size"], (int, list)):
-        raise BadInput(f"sample_size in {file} is no number: fetch or write it again, or write the latents' side there")
-
-
-def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
-    """Refuse a pipeline some of whose weights were in no file: libraries only log that they made them up.
-
-    diffusers leaves such weights without storage; transformers draws random ones, so its files are looked at.
-
-    Raises:
-        BadInput: names the first weight that is missing.
-    """
-    for part, module in pipe.components.items():
-        if not isinstance(module, torch.nn.Module):
-            continue
-        missing = [name for name, x in module.named_parameters() if x.is_meta]
-        if folder is not None and not missing and part.startswith("text_encoder"):
-            stored: set[str] = set()
-            for file in (folder / part).glob("*.safetensors"):
-                with safe_open(file, "pt") as opened:
-                    stored |= {key.removeprefix("text_model.") for key in opened.keys()}  # noqa: SIM118
-            names = (name for name, _ in module.named_parameters())
-            missing = [name for name in names if name.removeprefix("text_model.") not in stored]
-        if missing:
-            raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
-
-
-def _check_finite(parts: Mapping[str, Any], source: str) -> None:
-    """Refuse a model some of whose weights are NaN or infinite.
-
-    Raises:
-        NotFinite: names the first.
-    """
-    for part, module in parts.items():
-        if isinstance(module, torch.nn.Module):
-            require_finite(module.state_dict().items(), f"the {part} in {source}")
 
 
 def read_record(model: str | Path) -> dict[str, Any]:
@@ -351,6 +251,8 @@ def read_record(model: str | Path) -> dict[str, Any]:
     Raises:
         BadInput: there is no such model.
     """
+    if (file := single_file(model)) is not None:
+        return single.record_of(file)
     folder = _folder(str(model))
     try:
         return read_json(folder / RECORD) if folder else {}
@@ -361,7 +263,8 @@ def read_record(model: str | Path) -> dict[str, Any]:
 def origin_of(model: str | Path) -> str | None:
     """The embedded model that ``model`` is, or was made from by its record; None where there is none, or no model."""
     try:
-        folder, record = _folder(str(model)), read_record(model)
+        record = read_record(model)
+        folder = None if single_file(model) else _folder(str(model))
     except BadInput:
         return None
     if str(model) in EMBEDDED and folder == _embedded(str(model)):

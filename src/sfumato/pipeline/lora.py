@@ -1,54 +1,70 @@
-"""Adapters as LoRA files in safetensors, in the two spellings that other tools read."""
+"""Adapters as LoRA files in safetensors, in the spellings that other tools write and read."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
-from sfumato.foreign import read_json, read_tensors, reading, shaped, shortened
+from sfumato.foreign import read_tensors, shortened
 
 from .anatomy.base import takes_adapter
+from .lora_strength import Strengths
+from .single.names import unet_keys
 
 if TYPE_CHECKING:
     from .anatomy import Anatomy
 
 STYLES = ("diffusers", "webui")
+_ENCODERS = {"text_encoder": ("te", "te1"), "text_encoder_2": ("te2",), "text_encoder_3": ("te3",)}
+"""What web UIs call the text encoders; the first one "te" where it is alone."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is added to a layer: alpha / rank times the product of its factors."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
 
 
 def save(
-    factors: Mapping[str, tuple[Tensor, Tensor]],
+    products: Mapping[str, Product],
     component: str,
-    rank: int,
-    alpha: float,
     path: str | Path,
     style: str,
     scale: float,
     metadata: Mapping[str, str],
     overwrite: bool,
+    network: nn.Module | None = None,
 ) -> None:
-    """Write an adapter's factors as a LoRA of fixed strength, which ``pipe.load_lora_weights`` and web UIs load.
+    """Write products as a LoRA of fixed strength, which ``pipe.load_lora_weights`` and web UIs load.
 
     A LoRA file knows no per-prompt strength: an adapter made for facilitated transport acts on every prompt
     alike.
 
     Args:
-        factors: (down, up) by layer.
-        component: the pipeline's that has these layers, "unet" or "transformer".
+        products: by layer; those of text encoders are called "text_encoder. ...".
+        component: the pipeline's that has the other layers, "unet" or "transformer".
         style: "diffusers" (``unet.<layer>.lora_A.weight`` / ``lora_B.weight``; such files carry no alpha, so
-            scale alpha / rank is multiplied into B) or "webui" (``lora_unet_<layer>`` with alpha; ``scale``
-            into up). For transformers "transformer" stands in the place of "unet".
+            scale alpha / rank is multiplied into B) or "webui", which is kohya's too (``lora_unet_<layer>`` with alpha;
+            ``scale`` into up). For transformers "transformer" stands in the place of "unet".
         scale: strength at which a loader's weight 1 acts.
         metadata: further entries of the file's header.
+        network: an XL network, of which "webui" then uses the original names of layers, which kohya's scripts want.
 
     Raises:
         BadInput: unknown style, or the file exists.
@@ -56,31 +72,71 @@ def save(
     if style not in STYLES:
         raise BadInput(f"unknown LoRA style {style!r}: use one of {', '.join(STYLES)}")
     tensors: dict[str, Tensor] = {}
-    for name, factor in factors.items():
-        down, up = (x.detach().cpu() for x in factor)
+    two = any(name.startswith("text_encoder_2.") for name in products) or network is not None
+    original = _original(network) if network is not None else {}
+    for name, product in products.items():
+        part, layer = split(name, component)
+        down, up = (x.detach().cpu() for x in (product.down, product.up))
         up = up.view(*up.shape, *[1] * (down.ndim - 2))
+        if part != component and not layer.startswith(("text_model.", "text_projection")) and style == "webui":
+            layer = f"text_model.{layer}"
         if style == "diffusers":
-            up = up * (scale * alpha / rank)
-            tensors |= {f"{component}.{name}.lora_{ab}.weight": x for ab, x in (("A", down), ("B", up))}
+            if part != component and not layer.startswith("text_projection"):
+                layer = f"text_model.{layer.removeprefix('text_model.')}"
+            up = up * (scale * product.alpha / product.rank)
+            tensors |= {f"{part}.{layer}.lora_{ab}.weight": x for ab, x in (("A", down), ("B", up))}
         else:
-            key = f"lora_{component}_" + name.replace(".", "_")
+            word = component if part == component else _ENCODERS[part][-1 if two else 0]
+            key = f"lora_{word}_" + original.get(layer, layer).replace(".", "_")
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * scale}
-            tensors[f"{key}.alpha"] = torch.tensor(alpha)
-    header = {"format": "pt", **metadata}
-    tensors = {k: x.contiguous() for k, x in tensors.items()}
+            tensors[f"{key}.alpha"] = torch.tensor(float(product.alpha))
     with atomic_file(path, overwrite) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        save_file({k: x.contiguous() for k, x in tensors.items()}, temporary, metadata={"format": "pt", **metadata})
+
+
+def split(name: str, component: str) -> tuple[str, str]:
+    """The part of a pipeline and the layer in it that an adapter's name of a layer means."""
+    part, _, layer = name.partition(".")
+    return (part, layer) if part in _ENCODERS else (component, name)
 
 
 def read(path: str | Path, anatomy: Anatomy) -> tuple[dict[str, Tensor], int, float]:
-    """A LoRA file as (state dict of an `Adapter`, rank, alpha), in any spelling of diffusers, peft and the web UIs.
+    """`products` of a network alone, as (state dict of an `Adapter`, rank, alpha); see `uniform`."""
+    return uniform(products(path, anatomy.component, {anatomy.component: anatomy.network}))
 
-    How strong it is may be said beside each layer, in the file's header or in peft's ``adapter_config.json``; alpha is
+
+def uniform(products: Mapping[str, Product]) -> tuple[dict[str, Tensor], int, float]:
+    """Products as the state dict of an adapter with one rank and one alpha.
+
+    Where they have several, those of lower rank get rows of zeros, and what each is scaled by goes into its up factor.
+    """
+    ranks, alphas = ({f(x) for x in products.values()} for f in (lambda x: x.rank, lambda x: x.alpha))
+    rank, state = max(ranks), {}
+    one = len(ranks) == len(alphas) == 1
+    for name, x in products.items():
+        spare = rank - x.rank
+        up = x.up if one else x.up * (x.alpha / x.rank)
+        state[f"{name}.down"] = torch.cat([x.down, x.down.new_zeros(spare, *x.down.shape[1:])]) if spare else x.down
+        state[f"{name}.up"] = torch.cat([up, up.new_zeros(len(up), spare)], dim=1) if spare else up
+    return state, rank, alphas.pop() if one else float(rank)
+
+
+def products(path: str | Path, component: str, parts: Mapping[str, nn.Module]) -> dict[str, Product]:
+    """A LoRA file in any spelling of diffusers, peft, kohya and the web UIs, convolutions and mixed ranks included.
+
+    How strong a layer's is may be said beside it, in the file's header or in peft's ``adapter_config.json``; alpha is
     the rank where nothing is said.
 
+    Args:
+        component: what the pipeline calls its network.
+        parts: the network and, to be read too, text encoders, by component name.
+
+    Returns:
+        Products by layer, as `save` takes them.
+
     Raises:
-        BadInput: not a readable safetensors file, keys that belong to no layer of the network or ask for more than a
-            plain LoRA of one network, mixed ranks, or strengths that differ from layer to layer or place to place.
+        BadInput: not a readable safetensors file; keys that belong to no layer, or of another model's shapes; what is
+            no plain product (DoRA, LoHa, LoKr, ...), by name; half of a product; strengths that contradict each other.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -88,57 +144,101 @@ def read(path: str | Path, anatomy: Anatomy) -> tuple[dict[str, Tensor], int, fl
     if not path.exists() and not path.is_symlink():
         raise BadInput(f"there is no adapter file {path}")
     tensors, header = read_tensors(path)
-    layers = {name for name, module in anatomy.network.named_modules() if takes_adapter(module)}
-    spelled = {name.replace(".", "_"): name for name in layers}
-    state: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
+    layers, spelled = _spellings(component, parts)
+    found: dict[str, dict[str, Tensor]] = {}
     for key, x in tensors.items():
         for more, words in _MORE.items():
             if re.search(more, key):
                 raise BadInput(f"{path} holds {words} ({shortened(key, 100)}), which cannot be attached: take another")
-        found, factor = _place(key, anatomy.component)
-        name = found if found in layers else spelled.get(found, "")
+        name, factor = _layer(key, component, parts, layers, spelled)
         if not name:
-            raise BadInput(f"{path} does not fit this network, which has no layer for {shortened(key, 100)}")
+            _refuse_key(path, key, component, parts, tensors)
         if not x.is_floating_point() or not x.isfinite().all():
             raise BadInput(f"{key} in {path} holds what is no finite number: fetch or write it again")
-        if factor == "alpha":
-            if x.numel() != 1:
-                raise BadInput(f"{key} in {path} is no single number: fetch or write it again")
-            alphas[name] = float(x)
-        elif x.ndim < 2:
+        if factor == "alpha" and x.numel() != 1:
+            raise BadInput(f"{key} in {path} is no single number: fetch or write it again")
+        if factor != "alpha" and x.ndim < 2:
             raise BadInput(f"{key} in {path} is no matrix: fetch or write it again")
-        else:
-            state[f"{name}.{factor}"] = x.flatten(1) if factor == "up" else x
-    ranks = {x.shape[0] for key, x in state.items() if key.endswith(".down")}
-    if alphas and ranks and len({*(key.rsplit(".", 1)[0] for key in state)} - alphas.keys()):
-        alphas[""] = float(max(ranks))  # where a layer says nothing, its rank
-    if len(ranks) != 1 or len(set(alphas.values())) > 1:
-        told = f"ranks {sorted(ranks)}, alphas {sorted(set(alphas.values()))}"
-        raise BadInput(f"{path} must have one rank and one alpha; it has {told}")
-    rank = ranks.pop()
-    beside = {"the tensors": next(iter(alphas.values()))} if alphas else {}
-    said = beside | _said(path, header, anatomy.component, rank)
-    if len(set(said.values())) > 1:
-        told = ", ".join(f"{value:g} in {where}" for where, value in said.items())
-        raise BadInput(f"{path} says several alphas, {told}: which is meant cannot be known")
-    return state, rank, next(iter(said.values()), float(rank))
+        found.setdefault(name, {})[factor] = x
+    made: dict[str, Product] = {}
+    mixed = len({float(x["alpha"]) for x in found.values() if "alpha" in x}) > 1
+    said = Strengths(path, header, mixed)
+    for name, factors in found.items():
+        if missing := {"down", "up"} - factors.keys():
+            raise BadInput(f"{path} is incomplete: it lacks the {missing.pop()} factor of {name}: fetch it again")
+        down, up = _fitted(path, name, layers[name].weight, factors["down"], factors["up"], tensors)
+        beside = float(factors["alpha"]) if "alpha" in factors else None
+        made[name] = Product(down, up, said.alpha(*split(name, component), len(down), beside))
+    if not made:
+        raise BadInput(f"{path} holds no LoRA: fetch it again")
+    return made
 
 
 _MORE = {
-    r"^(text_encoder|te\d?\.|lora_te|lora_prior_te|text_model|encoder\.)": "a part for the text encoder",
     r"dora_scale|magnitude_vector": "magnitudes of DoRA",
-    r"hada_|lokr_|lora_mid|\.oft_|\.boft_|\.glora_|\.on_input$": "factors of LyCORIS that are no plain product",
+    r"hada_": "factors of LoHa (LyCORIS)",
+    r"lokr_": "factors of LoKr (LyCORIS)",
+    r"lora_mid|\.oft_|\.boft_|\.glora_|\.on_input$|\.ia3_": "factors of LyCORIS that are no plain product",
     r"\.(diff|diff_b)$|\.lora_B(\.\w+)?\.bias$|\.lora\.up\.bias$|\.lora_up\.bias$": "biases or whole weights",
 }
 """What a file can hold besides the two factors, by how its keys are spelled."""
+_TEXT = re.compile(r"^(text_encoder|te\d?\.|lora_te|lora_prior_te|text_model|encoder\.)")
 _FACTORS = {"A": "down", "B": "up", "down": "down", "up": "up"}
 
 
-def _place(key: str, component: str) -> tuple[str, str]:
-    """Layer (dots may be underscores) and factor ("down", "up" or "alpha") of a key; ("", "") where it is none."""
-    rest = re.sub(rf"^(?:base_model\.model\.|{component}\.|diffusion_model\.)*", "", key)
-    rest = re.sub(rf"^lora_{component}_", "", rest)
+def _spellings(component: str, parts: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers that take a product by an adapter's name for them, and those names by how files spell them."""
+    layers: dict[str, nn.Module] = {}
+    spelled: dict[str, str] = {}
+    for part, module in parts.items():
+        own = {name: m for name, m in module.named_modules() if takes_adapter(m)}
+        for name, m in own.items():
+            full = name if part == component else f"{part}.{name}"
+            layers[full] = m
+            plain = name if part == component else name.removeprefix("text_model.")
+            spelled[f"{part}:{plain.replace('.', '_')}"] = full
+        if part == component == "unet":
+            spelled |= {f"{part}:{key.replace('.', '_')}": name for name, key in _original(module).items()}
+    return layers, spelled
+
+
+def _original(network: nn.Module) -> dict[str, str]:
+    """The names of a U-Net's layers in the original layout, which kohya's scripts use of XL; none of other networks."""
+    names = [f"{name}.weight" for name, m in network.named_modules() if takes_adapter(m)]
+    try:
+        return {name.removesuffix(".weight"): key.removesuffix(".weight") for name, key in unet_keys(names).items()}
+    except (KeyError, ValueError):
+        return {}
+
+
+def _layer(
+    key: str, component: str, parts: Mapping[str, nn.Module], layers: Mapping[str, Any], spelled: Mapping[str, str]
+) -> tuple[str, str]:
+    """An adapter's name of a key's layer, and the factor ("down", "up" or "alpha"); ("", "") where it is none."""
+    part, rest = _part(key, component)
+    place, factor = _place(rest)
+    if part == component and place in layers:
+        return place, factor
+    flat = place.replace(".", "_")
+    plain = flat if part == component else flat.removeprefix("text_model_")
+    return spelled.get(f"{part}:{plain}", ""), factor
+
+
+def _part(key: str, component: str) -> tuple[str, str]:
+    """The component that a key is for, and the key without what says so."""
+    rest = re.sub(r"^base_model\.model\.", "", key)
+    if match := re.match(r"(text_encoder(?:_\d)?)\.(?:base_model\.model\.)?(.+)", rest):
+        return match[1], match[2]
+    if match := re.match(r"(?:lora_)?te(\d?)[_.](.+)", rest):
+        return f"text_encoder_{match[1]}" if match[1] in ("2", "3") else "text_encoder", match[2]
+    if re.match(r"text_model\.|encoder\.layers\.", rest):
+        return "text_encoder", rest
+    rest = re.sub(rf"^(?:{component}\.|base_model\.model\.|diffusion_model\.)*", "", rest)
+    return component, re.sub(rf"^lora_(?:{component}|unet)_", "", rest)
+
+
+def _place(rest: str) -> tuple[str, str]:
+    """Layer (dots may be underscores) and factor of a key; ("", "") where it is none."""
     if match := re.fullmatch(r"(.+)\.processor\.(\w+)_lora\.(down|up)\.weight", rest):  # of diffusers before peft
         return f"{match[1]}.{match[2]}" + (".0" if match[2] == "to_out" else ""), match[3]
     if match := re.fullmatch(r"(.+?)\.(?:lora|lora_linear_layer)\.(down|up)\.weight", rest):
@@ -149,54 +249,55 @@ def _place(key: str, component: str) -> tuple[str, str]:
     return (match[1], "alpha") if match else ("", "")
 
 
-def _said(path: Path, header: Mapping[str, str], component: str, rank: int) -> dict[str, float]:
-    """Place -> alpha, wherever a file's header or peft's file beside it tells one.
-
-    Raises:
-        BadInput: what is told cannot be read, or differs between layers.
-    """
-    told: dict[str, float] = {}
-    for name in ("ss_network_alpha", "network_alpha", "lora_alpha", "alpha"):
-        if header.get(name, "None") not in ("None", ""):
-            told[f"its header's {name}"] = _number(header[name], name, path)
-    for name in ("network_alphas", "lora_adapter_metadata"):
-        if name in header:
-            with reading(path):
-                told |= _configured(json.loads(header[name]), f"its header's {name}", path, component, rank)
-    beside = path.parent / "adapter_config.json"
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        told |= _configured(read_json(beside), beside.name, path, component, rank)
-    return told
+_FAMILIES = {
+    r"double_blocks|single_transformer_blocks": "Flux",
+    r"joint_blocks|[._]add_[qkv]_proj": "SD3 or Flux",
+    r"text_encoder_2\.|lora_te2_|input_blocks_[78]_1|_transformer_blocks_9_": "SDXL",
+    r"lora_te_|(down|up)_blocks[._]\d[._]attentions": "Stable Diffusion",
+}
+"""Families that some keys of theirs tell."""
 
 
-def _configured(config: Any, where: str, path: Path, component: str, rank: int) -> dict[str, float]:
-    """What peft's configuration, or a table of alphas by layer, says of alpha."""
-    config = shaped(config, dict, f"{path}: {where}")
-    if "alphas" in where:
-        values = {_number(value, where, path) for value in config.values()}
-        if len(values) > 1:
-            raise BadInput(f"{path} must have one rank and one alpha; it has alphas {sorted(values)}")
-        return {where: values.pop()} if values else {}
-    prefix = f"{component}."
-    own = {key.removeprefix(prefix): x for key, x in config.items() if key.startswith(prefix) or "." not in key}
-    for name, what in (("rank_pattern", "ranks"), ("alpha_pattern", "alphas")):
-        if own.get(name):
-            raise BadInput(f"{path} must have one rank and one alpha; {where} tells several {what}")
-    if own.get("use_dora"):
-        raise BadInput(f"{path} is a DoRA by {where}, which cannot be attached: take a plain LoRA")
-    if own.get("r") not in (None, rank):
-        raise BadInput(f"{path} has rank {rank}, and {where} says {shortened(str(own['r']), 40)}: write it again")
-    if own.get("lora_alpha") is None:
-        return {}
-    alpha = _number(own["lora_alpha"], where, path)
-    return {where: alpha * rank**0.5 if own.get("use_rslora") else alpha}
+def _family(tensors: Mapping[str, Tensor]) -> str:
+    """For whom a file seems to be made, in words that follow "network"."""
+    if wide := {x.shape[1] for k, x in tensors.items() if re.search(r"attn2[._]to_k\.lora[._](A|down)", k)}:
+        known = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+        if len(wide) == 1 and (width := wide.pop()) in known:
+            return f"; it seems to be made for {known[width]}"
+    told = (who for pattern, who in _FAMILIES.items() if any(re.search(pattern, key) for key in tensors))
+    who = next(told, "")
+    return f"; it seems to be made for {who}" if who else ""
 
 
-def _number(value: Any, where: str, path: Path) -> float:
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise BadInput(f"{path} says {shortened(str(value), 40)!r} as its alpha ({where}), which is no number")
-    return found
+def _refuse_key(
+    path: Path, key: str, component: str, parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> None:
+    if _TEXT.search(key):
+        part, _ = _part(key, component)
+        if not any(name.startswith("text_encoder") for name in parts):
+            told = "a part for the text encoder"
+            raise BadInput(f"{path} holds {told} ({shortened(key, 100)}), which cannot be attached: take another")
+        if part not in parts:
+            raise BadInput(
+                f"{path} is for a model of another family, with a {part} ({shortened(key, 80)}), which this one lacks:"
+                " attach it to the model that it was made for"
+            )
+    whose, name = _family(tensors), type(parts[component]).__name__
+    if whose.endswith("Flux") and name.startswith("Flux"):
+        whose = "; it has the names of Flux's original code, which are read of U-Nets only: convert it with diffusers"
+    raise BadInput(f"{path} does not fit this network, which has no layer for {shortened(key, 100)}{whose}")
+
+
+def _fitted(
+    path: Path, name: str, weight: Tensor, down: Tensor, up: Tensor, tensors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The factors in the shapes that a layer's weight asks for: (rank, in[, k, k]) and (out, rank)."""
+    rank, out = len(down), len(weight)
+    if up.numel() == len(up) * rank:
+        up = up.reshape(len(up), rank)
+    if down.numel() == rank * weight[0].numel():
+        down = down.reshape(rank, *weight.shape[1:])
+    if down.shape[1:] != weight.shape[1:] or up.shape != (out, rank):
+        told = f"{tuple(down.shape)} and {tuple(up.shape)}, for a weight of {tuple(weight.shape)}"
+        raise BadInput(f"{path} does not fit: its factors of {name} are {told}{_family(tensors)}")
+    return down, up

@@ -89,19 +89,24 @@ def _save(p: Organs, folder: Path, overwrite: bool, provenance: dict[str, Any]) 
         with quiet():
             p.pipe.save_pretrained(temporary, safe_serialization=True)
         for tokenizer, encoder in p.text_parts():
-            _write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
+            write_bpe(temporary / tokenizer, getattr(p.pipe, tokenizer))
             prefix_clip_keys(temporary / encoder, getattr(p.pipe, encoder))
         for write in companions:
             write(temporary)
-        versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
-        record = {"description": description, "provenance": provenance, "versions": versions}
-        write_json(temporary / RECORD, {"defaults": p.defaults, **record})
-        title = plain(str(provenance.get("title") or folder.name))
-        own = type(p.pipe.scheduler).__module__.startswith("sfumato.")
-        loads = "Loads with diffusers where sfumato, which has its scheduler, is installed" if own else _LOADS
-        text = _CARD.format(title=title, loads=loads, description=_json(description), provenance=_json(provenance))
-        (temporary / "README.md").write_text(text, encoding="utf-8")
+        write_card(temporary, p, description, provenance, folder.name)
     return folder
+
+
+def write_card(folder: Path, p: Organs, description: dict[str, Any], provenance: dict[str, Any], name: str) -> None:
+    """The record of a pipeline's making and its model card, beside its weights."""
+    versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
+    record = {"description": description, "provenance": provenance, "versions": versions}
+    write_json(folder / RECORD, {"defaults": p.defaults, **record})
+    title = plain(str(provenance.get("title") or name))
+    own = type(p.pipe.scheduler).__module__.startswith("sfumato.")
+    loads = "Loads with diffusers where sfumato, which has its scheduler, is installed" if own else _LOADS
+    text = _CARD.format(title=title, loads=loads, description=_json(description), provenance=_json(provenance))
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def describe(p: Organs, weights: bool) -> dict[str, Any]:
@@ -184,7 +189,7 @@ def prefix_clip_keys(folder: Path, encoder: nn.Module) -> None:
         save_file(tensors, file, metadata=metadata or {"format": "pt"})
 
 
-def _write_bpe(folder: Path, tokenizer) -> None:
+def write_bpe(folder: Path, tokenizer) -> None:
     """Write ``vocab.json`` and ``merges.txt``, which transformers before 5 needs and 5 no longer writes."""
     wanted = "vocab.json" in tokenizer.vocab_files_names.values()  # CLIP's; T5's is one file of another kind
     if not wanted or (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def seconds_per_row(p: Model, batch: int = 1) -> float:
-    """Wall time of one forward pass of the network for one row, measured on ``batch`` rows after a first pass."""
+def seconds_per_row(p: Model, batch: int = 1) -> float | None:
+    """Wall time of one forward pass of the network for one row, measured on ``batch`` rows after a first pass.
+
+    None of a network whose weights were not loaded.
+    """
+    if any(x.is_meta for x in p.network.parameters()):
+        return None
     cond = p.unconditional(batch)
     dtype = next(p.network.parameters()).dtype
     z = torch.randn(batch, *p.latent_shape(), generator=torch.Generator().manual_seed(0)).to(p.device, dtype)

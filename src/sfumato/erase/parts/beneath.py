@@ -25,7 +25,7 @@ def beneath(p: Text2Image) -> Text2Image:
         return p
     made = p.copy({f"{name}.weight" for a in fixed.values() for name in a.layers})
     for a in fixed.values():
-        a.add_to(made.network, float(a.scale))
+        a.add_to(made, float(a.scale))
     return made
 
 

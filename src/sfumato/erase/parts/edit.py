@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import SfumatoError
+from sfumato.files import refuse_existing
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.partial import open_partially, write_edited
+from sfumato.plan import Plan
 
 from ..base import Eraser
 
@@ -58,6 +64,52 @@ class ClosedForm(Eraser):
     @abstractmethod
     def solve(self, pipe: Text2Image) -> Edit:
         """The edit and its log; ``pipe`` is only read."""
+
+    def run_in_folder(
+        self,
+        model: str | Path,
+        out: str | Path,
+        overwrite: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+        announce: Callable[[Plan], None] | None = None,
+    ) -> dict[str, Any]:
+        """Edit a folder without loading it: only the tensors concerned are read and written.
+
+        The tensors of ``out`` are those that loading in the precision of the files, `apply` and `Text2Image.save` would
+        give, bit for bit. Memory: the projections that the method edits, what it solves with, and one layer of a text
+        encoder at a time. Files of weights that it does not touch are hard links to the original's.
+
+        Args:
+            model: a folder written by ``save_pretrained``, sharded or not.
+            out: the new folder.
+            provenance: as in `Text2Image.save`; what is told about the edit is added.
+            announce: called with the plan before anything is computed.
+
+        Returns:
+            As the second of `run`, and ``component_wise``: bytes read and written, files copied and linked.
+
+        Raises:
+            BadInput: as `check`; ``model`` is no such folder.
+            SfumatoError: the result is not finite.
+        """
+        refuse_existing(out, overwrite)
+        partial = open_partially(model)
+        pipe = partial.pipe
+        if announce is not None and self.fits(pipe):
+            memory = {"weights concerned": partial.held, "largest layer of a text encoder": partial.largest_streamed()}
+            announce(Plan(f"{type(self).__name__}: {', '.join(self.concepts)}, without loading the model", memory))
+        self.check(pipe)
+        edit = self.solve(pipe)
+        for name, x in edit.weights.items():
+            if not x.isfinite().all():
+                raise SfumatoError(
+                    f"{type(self).__name__} ended with numbers that are not finite in {name}: nothing was erased; use "
+                    "milder settings, or float32 weights"
+                )
+        log = {**edit.log, "preserve": list(self.kept(pipe))}
+        told = {"log": log, "component_wise": {"read_bytes": partial.read_bytes, "tensors": len(edit.weights)}}
+        written = write_edited(partial, edit.weights, out, overwrite, {**(provenance or {}), **told})
+        return {**told, "component_wise": {**told["component_wise"], **written}}
 
     def erased(self, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         edit = self.solve(pipe)

@@ -146,4 +146,5 @@ def make_plan(pipe: Model, title: str, trained: int, passes: float, batch: int =
 
     weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
     memory = {"weights": weights + 4 * trained, "gradients": 4 * trained, "optimiser": 8 * trained}
-    return Plan(title, memory=memory, seconds=passes * batch * seconds_per_row(pipe, batch))
+    row = seconds_per_row(pipe, batch)
+    return Plan(title, memory=memory, seconds=None if row is None else passes * batch * row)

@@ -1,0 +1,102 @@
+"""How strong the products in a LoRA file are: alpha, wherever files say it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfumato.errors import BadInput
+from sfumato.foreign import read_json, reading, shaped, shortened
+
+
+class Strengths:
+    """What is said of alpha elsewhere than beside the layers: in a file's header, or in peft's configuration beside it.
+
+    Args:
+        mixed: whether the layers' own alphas differ, so that one word for all of them can only be a default.
+
+    Raises:
+        BadInput: what is told cannot be read.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, str], mixed: bool):
+        self.path, self.mixed = path, mixed
+        self.single: dict[str, float] = {}
+        self.tables: dict[str, dict[str, Any]] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
+        for name in ("ss_network_alpha", "network_alpha", "lora_alpha", "alpha"):
+            if header.get(name, "None") not in ("None", ""):
+                self.single[f"its header's {name}"] = self._number(header[name], name)
+        for name in ("network_alphas", "lora_adapter_metadata"):
+            if name in header:
+                with reading(path):
+                    where, told = f"its header's {name}", json.loads(header[name])
+                    told = shaped(told, dict, f"{path}: {where}")
+                    (self.tables if name == "network_alphas" else self.configs)[where] = told
+        beside = path.parent / "adapter_config.json"
+        if path.name == "adapter_model.safetensors" and beside.is_file():
+            self.configs[beside.name] = read_json(beside)
+
+    def alpha(self, part: str, name: str, rank: int, beside: float | None) -> float:
+        """Of one layer of a part ("unet", "text_encoder").
+
+        Args:
+            beside: what stands beside the layer's factors.
+
+        Raises:
+            BadInput: several places say different things; the rank is another than they say.
+        """
+        said = {} if beside is None else {"the tensors": beside}
+        said |= {} if said and self.mixed else self.single
+        for where, table in self.tables.items():
+            values = {str(v): v for k, v in table.items() if _flat(k).endswith(_flat(name))}
+            values = values or {str(v): v for v in table.values()}
+            if len(values) > 1:
+                raise BadInput(f"{self.path} says several alphas in {where}: which is meant for {name} cannot be known")
+            for value in values.values():
+                said[where] = self._number(value, where)
+        for where, config in self.configs.items():
+            found = self._configured(config, where, part, name, rank)
+            said |= {} if found is None else {where: found}
+        if len(set(said.values())) > 1:
+            told = ", ".join(f"{value:g} in {where}" for where, value in said.items())
+            raise BadInput(f"{self.path} says several alphas, {told}: which is meant cannot be known")
+        return next(iter(said.values()), float(rank))
+
+    def _configured(self, config: Mapping[str, Any], where: str, part: str, name: str, rank: int) -> float | None:
+        own = {k.removeprefix(f"{part}."): x for k, x in config.items() if k.startswith(f"{part}.") or "." not in k}
+        if own.get("use_dora"):
+            raise BadInput(f"{self.path} is a DoRA by {where}, which cannot be attached: take a plain LoRA")
+        ranks, alphas = (_pattern(own.get(k), name) for k in ("rank_pattern", "alpha_pattern"))
+        r = own.get("r") if ranks is None else ranks
+        if r not in (None, rank):
+            raise BadInput(f"{self.path} has rank {rank}, and {where} says {shortened(str(r), 40)}: write it again")
+        alpha = own.get("lora_alpha") if alphas is None else alphas
+        if alpha is None:
+            return None
+        return self._number(alpha, where) * (rank**0.5 if own.get("use_rslora") else 1)
+
+    def _number(self, value: Any, where: str) -> float:
+        try:
+            found = float(value)
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise BadInput(f"{self.path} says {shortened(str(value), 40)!r} as its alpha ({where}), which is no number")
+        return found
+
+
+def _flat(name: str) -> str:
+    return re.sub(r"\W", "_", name.removesuffix(".alpha"))
+
+
+def _pattern(table: Any, name: str) -> Any:
+    """peft's value for a layer: of the first key that is its name, or the end of it, or such an expression."""
+    for key, value in table.items() if isinstance(table, dict) else ():
+        if re.fullmatch(rf"(.*\.)?({re.escape(key) if not key.startswith('^') else key})", name):
+            return value
+    return None
