@@ -339,6 +339,15 @@ def tiny_pixart():
 
 
 @pytest.fixture(scope="session")
+def tiny_sana():
+    """A tiny Sana pipeline behind the adapter, for 32x32 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_sana
+
+    return wrap(make_tiny_sana())
+
+
+@pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory):
     """A tiny SD3 pipeline behind the adapter. Shared by all tests: change copies only."""
     from sfumato.pipeline import wrap

@@ -1,6 +1,8 @@
-"""PixArt, SD3 and Flux through the adapter, each held to what diffusers itself does."""
+"""Families of transformers through the adapter, each held to what diffusers itself does."""
 
 from __future__ import annotations
+
+from inspect import signature
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.codec import Codec
 from sfumato.pipeline.conditioning import Role
+from tiny_families import tiny_dc_ae
 
-FAMILIES = ["tiny_pixart", "tiny_sd3", "tiny_flux"]
+FAMILIES = ["tiny_pixart", "tiny_sana", "tiny_sd3", "tiny_flux"]
 ALL = ["tiny_sd", "tiny_sdxl", *FAMILIES]
 PROMPTS = ["a red star", "a photo of a blue circle"]
 
@@ -39,6 +42,10 @@ def own_encoding(p, prompts):
     if p.family == "pixart":
         tokens, mask, *_ = p.pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
         return tokens, mask, None
+    if p.family == "sana":
+        said = signature(p.pipe.__call__).parameters["complex_human_instruction"].default
+        tokens, mask, *_ = p.pipe.encode_prompt(prompts, False, complex_human_instruction=said)
+        return tokens, mask, None
     if p.family == "sd3":
         tokens, _, pooled, _ = p.pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
         return tokens, None, pooled
@@ -58,6 +65,14 @@ def test_encode_equals_the_pipelines_own_bit_for_bit(p):
     assert cond.guidance is None if guidance is None else (cond.guidance == guidance).all()
 
 
+@torch.no_grad()
+def test_sana_steers_away_from_what_is_read_without_the_instruction(tiny_sana):
+    _, _, tokens, mask = tiny_sana.pipe.encode_prompt("a star", negative_prompt="a blue square")
+    cond = tiny_sana.unconditional(2, "a blue square")
+    assert torch.equal(cond.tokens, tokens.repeat(2, 1, 1)) and torch.equal(cond.mask, mask.bool().repeat(2, 1))
+    assert not torch.allclose(cond.tokens[:1, 1], tiny_sana.encode("a blue square").tokens[:, 1])
+
+
 def test_sd3_without_t5_and_flux_schnell(tmp_path_factory):
     p = wrap(make_tiny_sd3(tmp_path_factory, t5=False))
     tokens, _, pooled = own_encoding(p, PROMPTS)
@@ -73,7 +88,9 @@ def test_roles_and_words(any_family):
     start = 1 if any_family.tokenizers[0].bos_token_id is not None and any_family.family != "flux" else 0
     words = [len(prompt.split()) for prompt in cond.prompts]
     for row, n in enumerate(words):
-        expected = [Role.START] * start + [Role.WORD] * n + [Role.END] + [Role.PADDING]
+        if any_family.family == "sana":  # whose empty prompt is the space that ends the instruction
+            words[row] = n = n or 1
+        expected = [Role.START] * start + [Role.WORD] * n + [Role.END] * any_family.closed + [Role.PADDING]
         assert cond.roles[row, : len(expected)].tolist() == expected
     assert any_family.last_word_token(cond).tolist() == [start + n - 1 if n else 0 for n in words]
     assert torch.equal(cond.roles == Role.PADDING, ~cond.mask)
@@ -86,8 +103,9 @@ def test_roles_and_words(any_family):
 def test_token_ids_and_embeddings_are_encoded_as_their_text(any_family):
     p, prompt = any_family, "a red star"
     expected = p.encode(prompt)
+    options = {"padding": "max_length", "padding_side": "right", "return_tensors": "pt"}
     ids = [
-        tokenizer([p._texts([prompt])[0]], padding="max_length", max_length=length, return_tensors="pt").input_ids
+        tokenizer([p._texts([prompt])[0]], max_length=length, **options).input_ids
         for tokenizer, length in zip(p.tokenizers, p.text_lengths(), strict=True)
     ]
     tables = [getattr(p.pipe, encoder).get_input_embeddings().weight for _, encoder in p.text_parts()]
@@ -125,6 +143,9 @@ def test_learned_words_reach_every_text_encoder(any_family):
 def own_prediction(p, z, timestep, cond):
     """The prediction by diffusers' own call of the network, as its pipeline writes it."""
     network, step = p.pipe.transformer, timestep.expand(len(z))
+    if p.family == "sana":
+        options = {"encoder_attention_mask": cond.mask, "encoder_hidden_states": cond.tokens}
+        return network(z, timestep=step * network.config.timestep_scale, return_dict=False, **options)[0]
     if p.family == "pixart":
         options = {"encoder_attention_mask": cond.mask.long(), "added_cond_kwargs": {}}
         out = network(z, encoder_hidden_states=cond.tokens, timestep=step, return_dict=False, **options)[0]
@@ -143,7 +164,7 @@ def own_prediction(p, z, timestep, cond):
 @torch.no_grad()
 @pytest.mark.parametrize("timestep", [1000.0, 640.25, 1.0])
 def test_denoiser_is_diffusers_own_call_bit_for_bit(p, timestep):
-    z = torch.randn(2, *p.latent_shape(16), generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor(min(timestep, 999.0) // 1 if p.family == "pixart" else timestep)
     cond = p.encode(PROMPTS)
     t = p.clock.time(timestep)
@@ -160,8 +181,8 @@ def test_denoiser_is_diffusers_own_call_bit_for_bit(p, timestep):
 def own_pictures(p, prompts, seeds, steps, **options):
     p.pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    binning = {"use_resolution_binning": False} if p.family == "pixart" else {}
-    options = {"num_inference_steps": steps, "height": 16, "width": 16, "output_type": "pt", **binning, **options}
+    binning = {"use_resolution_binning": False} if p.family in ("pixart", "sana") else {}
+    options = {"num_inference_steps": steps, "height": p.size, "width": p.size, "output_type": "pt", **binning, **options}
     return p.pipe(prompts, generator=generators, **options).images
 
 
@@ -172,7 +193,7 @@ def test_draw_equals_the_diffusers_pipeline(p, cfg_scale):
     if p.family == "flux":
         options = {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
     ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
-    assert ours.shape == (2, 3, 16, 16)
+    assert ours.shape == (2, 3, p.size, p.size)
     torch.testing.assert_close(ours, own_pictures(p, PROMPTS, seeds, 4, **options), rtol=0, atol=1e-5)
     alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square", batch=1)
     torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
@@ -201,7 +222,8 @@ def test_named_schedulers(p):
     own = p.draw("a red star", 5, sampling_steps=20)
     for name in ("ddim", "dpm++"):
         drawn = p.draw("a red star", 5, sampling_steps=20, scheduler=name)
-        assert (drawn - own).abs().max() < (1e-6 if name == "ddim" else 0.2)
+        own_name = "dpm++" if p.family == "sana" else "ddim"
+        assert (drawn - own).abs().max() < (1e-6 if name == own_name else 0.2)
     with pytest.raises(BadInput, match="this model was trained under"):
         p.draw("a red star", 5, sampling_steps=2, scheduler=wrong_kind(p))
 
@@ -235,7 +257,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(p, tmp_path):
     drawn = p.draw("a red star", 1, sampling_steps=2)
     torch.testing.assert_close(again.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-6)
     foreign = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-    theirs = own_pictures(wrap(foreign), "a red star", [1], 2)
+    theirs = own_pictures(wrap(foreign, p.defaults), "a red star", [1], 2)
     torch.testing.assert_close(drawn, theirs, rtol=0, atol=1e-5)
 
 
@@ -277,7 +299,7 @@ def test_copies_share_what_they_do_not_own(p):
 
 def test_projections_adapters_and_taps(p):
     kinds = {projection.kind for projection in p.projections()}
-    assert kinds >= ({"cross.k", "cross.v", "self.q"} if p.family == "pixart" else {"joint.k", "text.k", "text.in"})
+    assert kinds >= ({"cross.k", "cross.v", "self.q"} if p.family in ("pixart", "sana") else {"joint.k", "text.k", "text.in"})
     before = p.draw("a red star", 1, sampling_steps=2)
     made = p.add_adapter("a", rank=2)
     try:
@@ -294,38 +316,26 @@ def test_projections_adapters_and_taps(p):
 
 
 def test_pictures_and_latents_as_the_pipeline_scales_them(p):
-    z = torch.randn(2, *p.latent_shape(16), generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
     config = p.pipe.vae.config
-    latents = z / config.scaling_factor + (config.shift_factor or 0.0)
+    shift = config.get("shift_factor") or 0.0
+    latents = z / config.scaling_factor + shift
     with torch.no_grad():
         expected = p.pipe.vae.decode(latents, return_dict=False)[0]
         assert torch.equal(p.decode_latents(z), expected)
         torch.testing.assert_close(p.scale_latents(latents), z)
-        mean = p.pipe.vae.encode(expected).latent_dist.mode()
+        encoded = p.pipe.vae.encode(expected)
+        mean = encoded.latent if p.family == "sana" else encoded.latent_dist.mode()
         torch.testing.assert_close(
-            p.encode_image(expected), (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+            p.encode_image(expected), (mean - shift) * config.scaling_factor
         )
-    assert (config.shift_factor is None) == (p.family == "pixart")
+    assert (shift == 0) == (p.family in ("pixart", "sana"))
     with pytest.raises(BadInput, match="multiple of 4 pixels"):
         p.latent_shape(18)
 
 
 def test_codec_takes_a_deterministic_autoencoder():
-    from diffusers import AutoencoderDC
-
-    vae = AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock",) * 3,
-        decoder_block_types=("ResBlock",) * 3,
-        encoder_block_out_channels=(4, 8, 8),
-        decoder_block_out_channels=(4, 8, 8),
-        encoder_layers_per_block=(1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1),
-        encoder_qkv_multiscales=((), (), ()),
-        decoder_qkv_multiscales=((), (), ()),
-        scaling_factor=0.4,
-    )
+    vae = tiny_dc_ae()
     codec = Codec(vae)
     assert codec.factor == 4 and codec.latent_shape(16) == (4, 4, 4)
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()

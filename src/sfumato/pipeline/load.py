@@ -26,6 +26,7 @@ from .base import Text2Image
 from .flux import Flux
 from .image import ImageModel, load_image_model
 from .pixart import PixArtSigma
+from .sana import Sana
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
@@ -38,6 +39,7 @@ _FAMILIES: dict[str, type[Text2Image]] = {
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
     "PixArtSigmaPipeline": PixArtSigma,
+    "SanaPipeline": Sana,
 }
 """Families by the name of diffusers' pipeline class, which is imported when such a model is loaded."""
 _CONTROLLED: dict[str, type[Text2Image]] = {
@@ -323,11 +325,15 @@ def _check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
             stored: set[str] = set()
             for file in (folder / part).glob("*.safetensors"):
                 with safe_open(file, "pt") as opened:
-                    stored |= {key.removeprefix("text_model.") for key in opened.keys()}  # noqa: SIM118
-            names = (name for name, _ in module.named_parameters())
-            missing = [name for name in names if name.removeprefix("text_model.") not in stored]
+                    stored |= {_inner(key) for key in opened.keys()}  # noqa: SIM118
+            missing = [name for name, _ in module.named_parameters() if _inner(name) not in stored]
         if missing:
             raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
+
+
+def _inner(name: str) -> str:
+    """A weight's name without that of the model around, which differs from one version of transformers to another."""
+    return re.sub(r"^(?:(?:text_model|language_model|model)\.)+", "", name)
 
 
 def read_record(model: str | Path) -> dict[str, Any]:
