@@ -348,6 +348,24 @@ def tiny_sana():
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen():
+    """A tiny Qwen-Image pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_qwen
+
+    return wrap(make_tiny_qwen(), {"size": 16})
+
+
+@pytest.fixture(scope="session")
+def tiny_zimage():
+    """A tiny Z-Image pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_zimage
+
+    return wrap(make_tiny_zimage(), {"size": 16})
+
+
+@pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory):
     """A tiny SD3 pipeline behind the adapter. Shared by all tests: change copies only."""
     from sfumato.pipeline import wrap

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 
 import sfumato as sf
 from conftest import LENGTH, make_tiny_flux, make_tiny_pixart, make_tiny_sd3, tiny_vae
@@ -17,9 +18,11 @@ from sfumato.pipeline.codec import Codec
 from sfumato.pipeline.conditioning import Role
 from tiny_families import tiny_dc_ae
 
-FAMILIES = ["tiny_pixart", "tiny_sana", "tiny_sd3", "tiny_flux"]
+FAMILIES = ["tiny_pixart", "tiny_sana", "tiny_sd3", "tiny_flux", "tiny_qwen", "tiny_zimage"]
 ALL = ["tiny_sd", "tiny_sdxl", *FAMILIES]
 PROMPTS = ["a red star", "a photo of a blue circle"]
+OWN = {"qwen": {"negative_prompt": " "}}
+"""What the pipeline's own call is given besides the prompt in its model's card."""
 
 
 @pytest.fixture(params=FAMILIES)
@@ -46,6 +49,12 @@ def own_encoding(p, prompts):
         said = signature(p.pipe.__call__).parameters["complex_human_instruction"].default
         tokens, mask, *_ = p.pipe.encode_prompt(prompts, False, complex_human_instruction=said)
         return tokens, mask, None
+    if p.family == "qwen":
+        return *p.pipe.encode_prompt(prompts, max_sequence_length=512), None
+    if p.family == "zimage":
+        rows, _ = p.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        tokens, ones = pad_sequence(rows, True), [torch.ones(len(row)) for row in rows]
+        return tokens, pad_sequence(ones, True), None
     if p.family == "sd3":
         tokens, _, pooled, _ = p.pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
         return tokens, None, pooled
@@ -85,14 +94,17 @@ def test_sd3_without_t5_and_flux_schnell(tmp_path_factory):
 
 def test_roles_and_words(any_family):
     cond = any_family.encode([*PROMPTS, ""])
-    start = 1 if any_family.tokenizers[0].bos_token_id is not None and any_family.family != "flux" else 0
+    # The start token, or what a chat template has before the prompt, and what there is behind it.
+    start = {"pixart": 0, "flux": 0, "qwen": 0, "zimage": 3}.get(any_family.family, 1)
+    end = {"sana": 0, "qwen": 5, "zimage": 5}.get(any_family.family, 1)
     words = [len(prompt.split()) for prompt in cond.prompts]
     for row, n in enumerate(words):
         if any_family.family == "sana":  # whose empty prompt is the space that ends the instruction
             words[row] = n = n or 1
-        expected = [Role.START] * start + [Role.WORD] * n + [Role.END] * any_family.closed + [Role.PADDING]
+        expected = [Role.START] * start + [Role.WORD] * n + [Role.END] * end + [Role.PADDING]
+        expected = expected[: cond.roles.shape[1]]  # the longest may have no padding
         assert cond.roles[row, : len(expected)].tolist() == expected
-    assert any_family.last_word_token(cond).tolist() == [start + n - 1 if n else 0 for n in words]
+    assert any_family.last_word_token(cond).tolist() == [max(start + n - 1, 0) for n in words]
     assert torch.equal(cond.roles == Role.PADDING, ~cond.mask)
     found = any_family.find(cond, "red star")
     assert found[0, start + 1 : start + 3].all() and not found[1:].any()
@@ -103,7 +115,7 @@ def test_roles_and_words(any_family):
 def test_token_ids_and_embeddings_are_encoded_as_their_text(any_family):
     p, prompt = any_family, "a red star"
     expected = p.encode(prompt)
-    options = {"padding": "max_length", "padding_side": "right", "return_tensors": "pt"}
+    options = {"padding": p.padding, "padding_side": "right", "return_tensors": "pt"}
     ids = [
         tokenizer([p._texts([prompt])[0]], max_length=length, **options).input_ids
         for tokenizer, length in zip(p.tokenizers, p.text_lengths(), strict=True)
@@ -146,6 +158,15 @@ def own_prediction(p, z, timestep, cond):
     if p.family == "sana":
         options = {"encoder_attention_mask": cond.mask, "encoder_hidden_states": cond.tokens}
         return network(z, timestep=step * network.config.timestep_scale, return_dict=False, **options)[0]
+    if p.family == "zimage":
+        pictures, said = list(z[:, :, None]), [x[m] for x, m in zip(cond.tokens, cond.mask, strict=True)]
+        return -torch.stack(network(pictures, (1000 - step) / 1000, said, return_dict=False)[0])[:, :, 0]
+    if p.family == "qwen":
+        options = {"encoder_hidden_states": cond.tokens, "img_shapes": [[(1, z.shape[-2] // 2, z.shape[-1] // 2)]] * 2}
+        packed = p.pipe._pack_latents(z, *z.shape)
+        mask = cond.mask.long()
+        out = network(packed, timestep=step / 1000, encoder_hidden_states_mask=mask, return_dict=False, **options)[0]
+        return p.pipe._unpack_latents(out, *(side * p.scale_factor for side in z.shape[-2:]), p.scale_factor)[:, :, 0]
     if p.family == "pixart":
         options = {"encoder_attention_mask": cond.mask.long(), "added_cond_kwargs": {}}
         out = network(z, encoder_hidden_states=cond.tokens, timestep=step, return_dict=False, **options)[0]
@@ -182,19 +203,21 @@ def own_pictures(p, prompts, seeds, steps, **options):
     p.pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     binning = {"use_resolution_binning": False} if p.family in ("pixart", "sana") else {}
-    options = {"num_inference_steps": steps, "height": p.size, "width": p.size, "output_type": "pt", **binning, **options}
-    return p.pipe(prompts, generator=generators, **options).images
+    sizes = {"num_inference_steps": steps, "height": p.size, "width": p.size}
+    return p.pipe(prompts, generator=generators, output_type="pt", **sizes, **binning, **options).images
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
 def test_draw_equals_the_diffusers_pipeline(p, cfg_scale):
     seeds = [3, 11]
-    options = {"guidance_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
-    if p.family == "flux":
-        options = {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
+    guidance = {
+        "flux": {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale}, "qwen": {"true_cfg_scale": cfg_scale},
+        "zimage": {"guidance_scale": cfg_scale - 1},
+    }.get(p.family, {"guidance_scale": cfg_scale})  # fmt: skip
+    options = {**guidance, "negative_prompt": ["a blue square"] * 2}
     ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
     assert ours.shape == (2, 3, p.size, p.size)
-    torch.testing.assert_close(ours, own_pictures(p, PROMPTS, seeds, 4, **options), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, own_pictures(p, list(PROMPTS), seeds, 4, **options), rtol=0, atol=1e-5)
     alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square", batch=1)
     torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
     other = p.draw("", seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
@@ -202,7 +225,7 @@ def test_draw_equals_the_diffusers_pipeline(p, cfg_scale):
 
 
 def test_defaults_are_the_pipelines_own(p):
-    theirs = own_pictures(p, "a red star", [5], 3)
+    theirs = own_pictures(p, "a red star", [5], 3, **OWN.get(p.family, {}))
     torch.testing.assert_close(p.draw("a red star", 5, sampling_steps=3), theirs, rtol=0, atol=1e-5)
 
 
@@ -257,7 +280,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(p, tmp_path):
     drawn = p.draw("a red star", 1, sampling_steps=2)
     torch.testing.assert_close(again.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-6)
     foreign = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-    theirs = own_pictures(wrap(foreign, p.defaults), "a red star", [1], 2)
+    theirs = own_pictures(wrap(foreign, p.defaults), "a red star", [1], 2, **OWN.get(p.family, {}))
     torch.testing.assert_close(drawn, theirs, rtol=0, atol=1e-5)
 
 
@@ -299,7 +322,8 @@ def test_copies_share_what_they_do_not_own(p):
 
 def test_projections_adapters_and_taps(p):
     kinds = {projection.kind for projection in p.projections()}
-    assert kinds >= ({"cross.k", "cross.v", "self.q"} if p.family in ("pixart", "sana") else {"joint.k", "text.k", "text.in"})
+    crossed = p.family in ("pixart", "sana")
+    assert kinds >= ({"cross.k", "cross.v", "self.q"} if crossed else {"joint.k", "text.k", "text.in"})
     before = p.draw("a red star", 1, sampling_steps=2)
     made = p.add_adapter("a", rank=2)
     try:
@@ -315,21 +339,70 @@ def test_projections_adapters_and_taps(p):
     assert tap.value is not None
 
 
+def test_adapters_travel_in_the_spelling_of_diffusers(p, tmp_path):
+    one, other, theirs = p.copy(), p.copy(), p.copy()
+    made = one.add_adapter("a", rank=2, generator=torch.Generator().manual_seed(0))
+    for up in made.up.values():
+        torch.nn.init.normal_(up, std=0.3, generator=torch.Generator().manual_seed(1))
+    made.save_lora(tmp_path / "lora.safetensors")
+    drawn = one.draw("a red star", 1, sampling_steps=2)
+    assert (drawn - p.draw("a red star", 1, sampling_steps=2)).abs().max() > 1e-3
+    other.load_adapter("a", tmp_path / "lora.safetensors")
+    torch.testing.assert_close(other.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-5)
+    pytest.importorskip("peft")
+    if not hasattr(theirs.pipe, "load_lora_weights"):  # PixArt's
+        theirs.network.load_lora_adapter(load_file(tmp_path / "lora.safetensors"), prefix=p.anatomy.component)
+    else:
+        theirs.pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    torch.testing.assert_close(theirs.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-5)
+
+
+def test_attention_is_watched_and_changed(p):
+    plain = p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0)
+    with p.record_attention(None) as seen:
+        shown = p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0)
+    torch.testing.assert_close(shown, plain, rtol=0, atol=1e-5)
+    assert set(seen.maps) == set(p.anatomy.sites()) and seen.rows[-1].tolist() == [True, True, False, False]
+    with p.record_attention(None) as called:
+        own_pictures(p, list(PROMPTS), [1, 2], 2, **{"negative_prompt": ["", ""]})
+    halves = [rows for rows in called.rows if rows is not None]
+    assert bool(halves) == (p.family != "flux")
+    for rows in halves:  # in one call, or in two
+        assert rows.sum() == (2 if len(rows) == 4 else 0 if p.family == "qwen" else 2)
+    kind = "cross" if p.family in ("pixart", "sana") else "joint"
+    with p.edit_attention(lambda site, probs: probs.flip(-1), kind):
+        assert (p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0) - plain).abs().max() > 1e-4
+    assert torch.equal(p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0), plain)
+
+
+def test_prompts_of_different_lengths_join_and_padding_is_not_seen(p):
+    short, long = p.encode("art"), p.encode("a photo of a blue circle")
+    joined = type(short).cat([short, long])
+    assert joined.mask.shape == joined.roles.shape == joined.tokens.shape[:2] and len(joined) == 2
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = p.denoiser(z, 0.5, joined)
+        apart = torch.cat([p.denoiser(z[:1], 0.5, short), p.denoiser(z[1:], 0.5, long)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+
+
 def test_pictures_and_latents_as_the_pipeline_scales_them(p):
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
-    config = p.pipe.vae.config
-    shift = config.get("shift_factor") or 0.0
-    latents = z / config.scaling_factor + shift
+    config, frame = p.pipe.vae.config, (lambda x: x[:, :, None]) if p.family == "qwen" else (lambda x: x)
+    shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
+    if p.family == "qwen":
+        shift, scale = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+        scale = 1 / scale
     with torch.no_grad():
-        expected = p.pipe.vae.decode(latents, return_dict=False)[0]
-        assert torch.equal(p.decode_latents(z), expected)
-        torch.testing.assert_close(p.scale_latents(latents), z)
-        encoded = p.pipe.vae.encode(expected)
+        expected = p.pipe.vae.decode(frame(z / scale + shift), return_dict=False)[0]
+        expected = expected[:, :, 0] if p.family == "qwen" else expected
+        torch.testing.assert_close(p.decode_latents(z), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(p.scale_latents(z / scale + shift), z)
+        encoded = p.pipe.vae.encode(frame(expected))
         mean = encoded.latent if p.family == "sana" else encoded.latent_dist.mode()
-        torch.testing.assert_close(
-            p.encode_image(expected), (mean - shift) * config.scaling_factor
-        )
-    assert (shift == 0) == (p.family in ("pixart", "sana"))
+        mean = mean[:, :, 0] if p.family == "qwen" else mean
+        torch.testing.assert_close(p.encode_image(expected), (mean - shift) * scale)
+    assert bool(torch.as_tensor(shift).any()) == (p.family not in ("pixart", "sana"))
     with pytest.raises(BadInput, match="multiple of 4 pixels"):
         p.latent_shape(18)
 

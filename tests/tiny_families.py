@@ -2,7 +2,141 @@
 
 from __future__ import annotations
 
-from conftest import WORDS
+import re
+
+from conftest import WORDS, byte_letters, tiny_vae
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+"""The released Qwen tokenizers' chat template, without tools and pictures."""
+
+
+def qwen_tokenizer(known: str = "", words=WORDS):
+    """A genuine Qwen tokenizer that knows these words, and those of the text ``known``, each as one token."""
+    from transformers import Qwen2Tokenizer
+
+    spaced = dict.fromkeys([*re.findall(r"[A-Za-z]+", known), *words])
+    # A word's merges come before those that would break it up.
+    first = ["assistant", "Describe", "system", "user", *sorted(words, key=len, reverse=True)]
+    merges: dict[tuple[str, str], None] = {}
+    for start, found in (("Ġ", spaced), ("", first)):
+        for word in found:
+            left = start or word[0]
+            for letter in word[0 if start else 1 :]:
+                merges[left, letter] = None
+                left += letter
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    pieces = [*byte_letters(), *("".join(pair) for pair in merges), *special]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=list(merges), eos_token="<|im_end|>", chat_template=CHATML)
+    tokenizer.add_tokens(special, special_tokens=True)
+    return tokenizer
+
+
+def tiny_qwen_vl(tokenizer, width: int = 16):
+    """Qwen 2.5 VL, whose eyes are as small as they can be."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None,
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def tiny_qwen3(tokenizer, width: int = 16, layers: int = 2, head: bool = False):
+    """Qwen 3, with or without the head that names the next word."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return (Qwen3ForCausalLM if head else Qwen3Model)(config).eval()
+
+
+def make_tiny_zimage(seed: int = 0):
+    """A ZImagePipeline: Qwen 3, one stream of text and picture."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = qwen_tokenizer()
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=16,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[2, 2, 4],
+            axes_lens=[600, 32, 32],
+        ).eval()
+        for name in ("x_pad_token", "cap_pad_token"):  # which are empty until they are loaded
+            torch.nn.init.normal_(getattr(transformer, name), std=0.02)
+        vae = tiny_vae(scaling_factor=0.36, shift_factor=0.12)
+        flow = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+        return ZImagePipeline(flow, vae, tiny_qwen3(tokenizer), tokenizer, transformer)
+
+
+def make_tiny_qwen(seed: int = 0):
+    """A QwenImagePipeline: a chat template of the genuine length, two streams, an autoencoder of videos."""
+    import torch
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    template = (
+        "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of "
+        "the objects and background:"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = qwen_tokenizer(template)
+        vae = AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[-0.7, 0.1, 0.4, -0.2],
+            latents_std=[2.8, 1.4, 2.3, 1.9],
+        ).eval()
+        transformer = QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(2, 2, 4),
+        ).eval()
+        flow = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, max_shift=0.9)
+        return QwenImagePipeline(flow, vae, tiny_qwen_vl(tokenizer), tokenizer, transformer)
 
 
 def gemma_tokenizer(known: str, words=WORDS):

@@ -26,12 +26,14 @@ from .base import Text2Image
 from .flux import Flux
 from .image import ImageModel, load_image_model
 from .pixart import PixArtSigma
+from .qwen import QwenImage
 from .sana import Sana
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .video import VideoModel
+from .zimage import ZImage
 
 _FAMILIES: dict[str, type[Text2Image]] = {
     "StableDiffusionPipeline": StableDiffusion,
@@ -40,6 +42,8 @@ _FAMILIES: dict[str, type[Text2Image]] = {
     "FluxPipeline": Flux,
     "PixArtSigmaPipeline": PixArtSigma,
     "SanaPipeline": Sana,
+    "QwenImagePipeline": QwenImage,
+    "ZImagePipeline": ZImage,
 }
 """Families by the name of diffusers' pipeline class, which is imported when such a model is loaded."""
 _CONTROLLED: dict[str, type[Text2Image]] = {

@@ -36,6 +36,11 @@ class Organs(Prompts, Model):
     default_cfg_scale: ClassVar[float]
     anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
 
+    conditional_first: ClassVar[bool] = False
+    """Whether the pipeline's own call, where both halves of guidance are one batch, puts the conditional half first."""
+    rescaled: Callable[[Tensor, Tensor], Tensor] | None = None
+    """What a draw makes of the guided and the conditional prediction, where guidance is more than their mixture."""
+
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         self.pipe = pipe
         self.defaults = {"cfg_scale": self.default_cfg_scale, **(defaults or {})}

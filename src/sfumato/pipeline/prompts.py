@@ -28,6 +28,8 @@ class Prompts(ABC):
     """What files of learned words call the text encoders, where there are several."""
     closed: ClassVar[bool] = True
     """Whether the tokenizers close a prompt with their end token; those of language models do not."""
+    padding: ClassVar[str] = "max_length"
+    """Up to where prompts are padded: "max_length", or the "longest" of those encoded together."""
 
     @property
     @abstractmethod
@@ -75,7 +77,7 @@ class Prompts(ABC):
             raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
         texts, reads = self._texts(prompts), []
         for tokenizer, length in zip(self.tokenizers, self.text_lengths(), strict=True):
-            reads.append(text.tokenize(tokenizer, texts, length, self.device))
+            reads.append(text.tokenize(tokenizer, texts, length, self.device, self.padding))
         with torch.set_grad_enabled(grad):
             encoded = self._encode(reads, size or self.size)
         return encoded.replace(prompts=tuple(prompts))
@@ -132,7 +134,7 @@ class Prompts(ABC):
         return self._texts([phrase])[0]
 
     def last_word_token(self, cond: Conditioning) -> Tensor:
-        """Index of the last word's last token in each row; 0 (the start token, if there is one) for the empty prompt.
+        """Index of the last word's last token in each row; of the last start token, or 0, for the empty prompt.
 
         Where several encoders' rows stand one after the other, it is the first one's.
         """

@@ -65,8 +65,13 @@ def layout(*reads: Read) -> Layout:
     )
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.device) -> Read:
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], length: int, device: torch.device, padding: str = "max_length"
+) -> Read:
     """Texts as ``length`` tokens each, words learned as several tokens written out.
+
+    Args:
+        padding: "longest" pads to the longest of them only.
 
     Warns:
         UserWarning: a text is longer; the warning names what is cut off.
@@ -78,7 +83,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.
             message = f"the prompt has {len(ids)} tokens, the model reads {length}; cut off: {rest!r}"
             warnings.warn(message, stacklevel=3)
     options = {"truncation": True, "padding_side": "right", "return_tensors": "pt"}
-    out = tokenizer(texts, padding="max_length", max_length=length, **options)
+    out = tokenizer(texts, padding=padding, max_length=length, **options)
     return Read(out.input_ids.to(device), out.attention_mask.to(device), tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 

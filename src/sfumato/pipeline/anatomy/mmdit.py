@@ -1,8 +1,9 @@
-"""Diffusion transformers with joint attention, of text and picture in one softmax: Stable Diffusion 3 and Flux."""
+"""Diffusion transformers with joint attention, of text and picture in one softmax: SD3, Flux.1 and Qwen-Image."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from sfumato.errors import BadInput
 from ..conditioning import Conditioning
 from .base import foreign
 from .dit import Transformer
-from .explicit import JointAttention, Listener
+from .explicit import JointAttention, Listener, QwenAttention
 from .parts import Projection, Site
 
 _TEXT_SIDE = re.compile(r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.")
@@ -42,12 +43,13 @@ class SD3Anatomy(Transformer):
                     found.append(Site(f"{block}.{name}", kind, self.resolution, module, self.context))
         return found
 
+    readers: ClassVar[Mapping[str, str]] = {
+        "context_embedder": "text.in", "time_text_embed.text_embedder.linear_1": "pooled.in"
+    }  # fmt: skip
+    """The linear maps that read the text encoders' embeddings, with their kinds."""
+
     def every_projection(self) -> list[Projection]:
-        embedder = self.network.time_text_embed.text_embedder
-        found = [
-            Projection("context_embedder", "text.in", self.network.context_embedder, 0),
-            Projection("time_text_embed.text_embedder.linear_1", "pooled.in", embedder.linear_1, 0),
-        ]
+        found = [Projection(n, kind, self.network.get_submodule(n), 0) for n, kind in self.readers.items()]
         for site in self.sites():
             names = {f"{site.kind}.{what}": f"to_{what}" for what in ("q", "k", "v")}
             names |= {f"{site.kind}.out": "to_out.0"}
@@ -129,6 +131,34 @@ class FluxAnatomy(SD3Anatomy):
 
     def result(self, prediction: Tensor, out: Tensor | None) -> Tensor:
         return self.packed(prediction)
+
+
+class QwenAnatomy(FluxAnatomy):
+    """``QwenImageTransformer2DModel``: blocks of two streams; a mask for the text; latents packed as Flux's.
+
+    "text.in" reads the embeddings after a norm (``txt_norm``).
+    """
+
+    trunks = ("transformer_blocks",)
+    readers: ClassVar = {"txt_in": "text.in"}
+
+    def explicit(self, site: Site, listeners: list[Listener], original: Any) -> QwenAttention:
+        return QwenAttention(site, listeners, original)
+
+    def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
+        whole = cond.mask.is_meta or bool(cond.mask.all())
+        return {
+            "encoder_hidden_states": cond.tokens.to(self.network.dtype),
+            "encoder_hidden_states_mask": None if whole else cond.mask,
+            "img_shapes": [[(1, z.shape[-2] // 2, z.shape[-1] // 2)]] * len(z),
+        }
+
+    def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
+        return foreign(inputs["encoder_hidden_states"], inputs.get("encoder_hidden_states_mask"))
+
+    def unpacked(self, z: Tensor, inputs: dict[str, Any]) -> Float[Tensor, "batch channel height width"]:
+        _, height, width = inputs["img_shapes"][0][0]
+        return _unpacked(z, height, width)
 
 
 def _unpacked(z: Tensor, height: int, width: int) -> Float[Tensor, "batch channel height2 width2"]:
