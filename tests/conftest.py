@@ -366,6 +366,15 @@ def tiny_zimage():
 
 
 @pytest.fixture(scope="session")
+def tiny_flux2():
+    """A tiny Flux.2 Klein pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_flux2
+
+    return wrap(make_tiny_flux2(), {"size": 16})
+
+
+@pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory):
     """A tiny SD3 pipeline behind the adapter. Shared by all tests: change copies only."""
     from sfumato.pipeline import wrap

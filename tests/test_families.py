@@ -18,10 +18,10 @@ from sfumato.pipeline.codec import Codec
 from sfumato.pipeline.conditioning import Role
 from tiny_families import tiny_dc_ae
 
-FAMILIES = ["tiny_pixart", "tiny_sana", "tiny_sd3", "tiny_flux", "tiny_qwen", "tiny_zimage"]
+FAMILIES = ["tiny_pixart", "tiny_sana", "tiny_sd3", "tiny_flux", "tiny_qwen", "tiny_zimage", "tiny_flux2"]
 ALL = ["tiny_sd", "tiny_sdxl", *FAMILIES]
 PROMPTS = ["a red star", "a photo of a blue circle"]
-OWN = {"qwen": {"negative_prompt": " "}}
+OWN = {"qwen": {"negative_prompt": " ", "true_cfg_scale": 4.0}}
 """What the pipeline's own call is given besides the prompt in its model's card."""
 
 
@@ -51,6 +51,8 @@ def own_encoding(p, prompts):
         return tokens, mask, None
     if p.family == "qwen":
         return *p.pipe.encode_prompt(prompts, max_sequence_length=512), None
+    if p.family == "flux2":
+        return p.pipe.encode_prompt(prompts)[0], None, None
     if p.family == "zimage":
         rows, _ = p.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         tokens, ones = pad_sequence(rows, True), [torch.ones(len(row)) for row in rows]
@@ -95,8 +97,8 @@ def test_sd3_without_t5_and_flux_schnell(tmp_path_factory):
 def test_roles_and_words(any_family):
     cond = any_family.encode([*PROMPTS, ""])
     # The start token, or what a chat template has before the prompt, and what there is behind it.
-    start = {"pixart": 0, "flux": 0, "qwen": 0, "zimage": 3}.get(any_family.family, 1)
-    end = {"sana": 0, "qwen": 5, "zimage": 5}.get(any_family.family, 1)
+    start = {"pixart": 0, "flux": 0, "qwen": 0, "zimage": 3, "flux2": 3}.get(any_family.family, 1)
+    end = {"sana": 0, "qwen": 5, "zimage": 5, "flux2": 11}.get(any_family.family, 1)
     words = [len(prompt.split()) for prompt in cond.prompts]
     for row, n in enumerate(words):
         if any_family.family == "sana":  # whose empty prompt is the space that ends the instruction
@@ -161,6 +163,11 @@ def own_prediction(p, z, timestep, cond):
     if p.family == "zimage":
         pictures, said = list(z[:, :, None]), [x[m] for x, m in zip(cond.tokens, cond.mask, strict=True)]
         return -torch.stack(network(pictures, (1000 - step) / 1000, said, return_dict=False)[0])[:, :, 0]
+    if p.family == "flux2":
+        ids = {"img_ids": p.pipe._prepare_latent_ids(z), "txt_ids": p.pipe._prepare_text_ids(cond.tokens)}
+        packed, words = p.pipe._pack_latents(z), cond.tokens
+        out = network(packed, encoder_hidden_states=words, timestep=step / 1000, return_dict=False, **ids)[0]
+        return p.pipe._unpack_latents_with_ids(out, ids["img_ids"], *z.shape[-2:])
     if p.family == "qwen":
         options = {"encoder_hidden_states": cond.tokens, "img_shapes": [[(1, z.shape[-2] // 2, z.shape[-1] // 2)]] * 2}
         packed = p.pipe._pack_latents(z, *z.shape)
@@ -204,7 +211,7 @@ def own_pictures(p, prompts, seeds, steps, **options):
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     binning = {"use_resolution_binning": False} if p.family in ("pixart", "sana") else {}
     sizes = {"num_inference_steps": steps, "height": p.size, "width": p.size}
-    return p.pipe(prompts, generator=generators, output_type="pt", **sizes, **binning, **options).images
+    return p(prompts, generator=generators, output_type="pt", **sizes, **binning, **options).images
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
@@ -214,13 +221,14 @@ def test_draw_equals_the_diffusers_pipeline(p, cfg_scale):
         "flux": {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale}, "qwen": {"true_cfg_scale": cfg_scale},
         "zimage": {"guidance_scale": cfg_scale - 1},
     }.get(p.family, {"guidance_scale": cfg_scale})  # fmt: skip
-    options = {**guidance, "negative_prompt": ["a blue square"] * 2}
-    ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
+    negative = "" if p.family == "flux2" else "a blue square"  # its pipeline takes no other
+    options = {**guidance, **({"negative_prompt": [negative] * 2} if negative else {})}
+    ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative=negative)
     assert ours.shape == (2, 3, p.size, p.size)
     torch.testing.assert_close(ours, own_pictures(p, list(PROMPTS), seeds, 4, **options), rtol=0, atol=1e-5)
-    alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square", batch=1)
+    alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative=negative, batch=1)
     torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
-    other = p.draw("", seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
+    other = p.draw("", seeds, sampling_steps=4, cfg_scale=cfg_scale, negative=negative)
     assert (ours - other).abs().max() > 1e-3  # the text is listened to
 
 
@@ -364,11 +372,10 @@ def test_attention_is_watched_and_changed(p):
     torch.testing.assert_close(shown, plain, rtol=0, atol=1e-5)
     assert set(seen.maps) == set(p.anatomy.sites()) and seen.rows[-1].tolist() == [True, True, False, False]
     with p.record_attention(None) as called:
-        own_pictures(p, list(PROMPTS), [1, 2], 2, **{"negative_prompt": ["", ""]})
-    halves = [rows for rows in called.rows if rows is not None]
-    assert bool(halves) == (p.family != "flux")
-    for rows in halves:  # in one call, or in two
-        assert rows.sum() == (2 if len(rows) == 4 else 0 if p.family == "qwen" else 2)
+        own_pictures(p, list(PROMPTS), [1, 2], 2, **OWN.get(p.family, {}))
+    (rows,) = called.rows  # of the last call: the pipeline's own may make two, the other half first
+    halves = {"flux": None, "qwen": [False] * 2, "flux2": [False] * 2, "zimage": [True, True, False, False]}
+    assert (rows if rows is None else rows.tolist()) == halves.get(p.family, [False, False, True, True])
     kind = "cross" if p.family in ("pixart", "sana") else "joint"
     with p.edit_attention(lambda site, probs: probs.flip(-1), kind):
         assert (p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0) - plain).abs().max() > 1e-4
@@ -388,20 +395,25 @@ def test_prompts_of_different_lengths_join_and_padding_is_not_seen(p):
 
 def test_pictures_and_latents_as_the_pipeline_scales_them(p):
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
-    config, frame = p.pipe.vae.config, (lambda x: x[:, :, None]) if p.family == "qwen" else (lambda x: x)
-    shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor")
+    vae, frame = p.pipe.vae, (lambda x: x[:, :, None]) if p.family == "qwen" else (lambda x: x)
+    shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor")
     if p.family == "qwen":
-        shift, scale = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+        shift, scale = (torch.tensor(vae.config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
         scale = 1 / scale
+    if p.family == "flux2":
+        shift = vae.bn.running_mean.view(1, -1, 1, 1)
+        scale = 1 / (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
+    patched, whole = (p.pipe._patchify_latents, p.pipe._unpatchify_latents) if p.family == "flux2" else (lambda x: x,) * 2
     with torch.no_grad():
-        expected = p.pipe.vae.decode(frame(z / scale + shift), return_dict=False)[0]
+        latents = whole(z / scale + shift)
+        expected = vae.decode(frame(latents), return_dict=False)[0]
         expected = expected[:, :, 0] if p.family == "qwen" else expected
         torch.testing.assert_close(p.decode_latents(z), expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(p.scale_latents(z / scale + shift), z)
-        encoded = p.pipe.vae.encode(frame(expected))
+        torch.testing.assert_close(p.scale_latents(latents), z)
+        encoded = vae.encode(frame(expected))
         mean = encoded.latent if p.family == "sana" else encoded.latent_dist.mode()
         mean = mean[:, :, 0] if p.family == "qwen" else mean
-        torch.testing.assert_close(p.encode_image(expected), (mean - shift) * scale)
+        torch.testing.assert_close(p.encode_image(expected), (patched(mean) - shift) * scale)
     assert bool(torch.as_tensor(shift).any()) == (p.family not in ("pixart", "sana"))
     with pytest.raises(BadInput, match="multiple of 4 pixels"):
         p.latent_shape(18)

@@ -100,6 +100,46 @@ def make_tiny_zimage(seed: int = 0):
         return ZImagePipeline(flow, vae, tiny_qwen3(tokenizer), tokenizer, transformer)
 
 
+def make_tiny_flux2(seed: int = 0, distilled: bool = False):
+    """A Flux2KleinPipeline: three layers of Qwen 3, fused single blocks, latents in patches with statistics."""
+    import torch
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = qwen_tokenizer()
+        vae = AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+        ).eval()
+        vae.bn.running_mean.normal_()
+        vae.bn.running_var.uniform_(0.5, 2.0)
+        transformer = Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        ).eval()
+        flow = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+        encoder = tiny_qwen3(tokenizer, layers=27, head=True)
+        return Flux2KleinPipeline(flow, vae, encoder, tokenizer, transformer, is_distilled=distilled)
+
+
 def make_tiny_qwen(seed: int = 0):
     """A QwenImagePipeline: a chat template of the genuine length, two streams, an autoencoder of videos."""
     import torch

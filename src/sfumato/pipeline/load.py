@@ -24,6 +24,7 @@ from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
 from .flux import Flux
+from .flux2 import Flux2Klein
 from .image import ImageModel, load_image_model
 from .pixart import PixArtSigma
 from .qwen import QwenImage
@@ -40,6 +41,7 @@ _FAMILIES: dict[str, type[Text2Image]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "Flux2KleinPipeline": Flux2Klein,
     "PixArtSigmaPipeline": PixArtSigma,
     "SanaPipeline": Sana,
     "QwenImagePipeline": QwenImage,

@@ -125,7 +125,7 @@ class Steering:
             known = run.asked[-1]
             if known is None:  # it encodes what to steer away from by itself, and only if it guides
                 return "apart" if len(run.asked) > 1 else None
-        return "together" if known else None
+        return self.owner.halves if known else None
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(*args, **kwargs)

@@ -160,10 +160,10 @@ class JointAttention(ExplicitAttention):
             query, key = (self.rotated(x, image_rotary_emb) for x in (query, key))
         out = self.attend(query, key, value, query.shape[-1] ** -0.5, _bias(attention_mask, query))
         if encoder_hidden_states is None:
-            return out if attn.pre_only else attn.to_out[1](attn.to_out[0](out))
+            return out if getattr(attn, "pre_only", False) else attn.to_out[1](attn.to_out[0](out))
         length = encoder_hidden_states.shape[1]
         text_out, picture = out[:, :length], out[:, length:]
-        text_out = text_out if attn.context_pre_only else attn.to_add_out(text_out)
+        text_out = text_out if getattr(attn, "context_pre_only", False) else attn.to_add_out(text_out)
         return attn.to_out[1](attn.to_out[0](picture)), text_out
 
     def rotated(self, x: Float[Tensor, "batch head length width"], positions: Any) -> Tensor:
@@ -192,6 +192,27 @@ class QwenAttention(JointAttention):
 
     def rotated(self, x: Float[Tensor, "batch head length width"], positions: Any) -> Tensor:
         return turned(x, positions)
+
+
+class FusedAttention(ExplicitAttention):
+    """Flux.2's single blocks: one layer makes queries, keys, values and the feed-forward's input."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch length width"],
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        **kwargs,
+    ) -> Float[Tensor, "batch length width"]:
+        made = attn.to_qkv_mlp_proj(hidden_states)
+        joined, rest = made.split([3 * attn.inner_dim, made.shape[-1] - 3 * attn.inner_dim], dim=-1)
+        query, key, value = (heads(x, attn.heads) for x in joined.chunk(3, dim=-1))
+        query, key = normed(attn, query, key)
+        if image_rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, image_rotary_emb) for x in (query, key))
+        out = self.attend(query, key, value, query.shape[-1] ** -0.5, _bias(attention_mask, query))
+        return attn.to_out(torch.cat([out, attn.mlp_act_fn(rest)], dim=-1))
 
 
 class SingleStreamAttention(ExplicitAttention):

@@ -1,4 +1,4 @@
-"""Diffusion transformers with joint attention, of text and picture in one softmax: SD3, Flux.1 and Qwen-Image."""
+"""Diffusion transformers with joint attention, of text and picture in one softmax: SD3, Flux and Qwen-Image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from sfumato.errors import BadInput
 from ..conditioning import Conditioning
 from .base import foreign
 from .dit import Transformer
-from .explicit import JointAttention, Listener, QwenAttention
+from .explicit import ExplicitAttention, FusedAttention, JointAttention, Listener, QwenAttention
 from .parts import Projection, Site
 
 _TEXT_SIDE = re.compile(r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.")
 _TEXT_KEYS = re.compile(r"\.attn\.add_[kv]_proj\.")
 _TIME_AND_OUTPUT = ("time_text_embed.", "norm_out.", "proj_out.")
+_TIME2_AND_OUTPUT = ("time_guidance_embed.", "norm_out.", "proj_out.")
 
 
 class SD3Anatomy(Transformer):
@@ -161,6 +162,52 @@ class QwenAnatomy(FluxAnatomy):
         return _unpacked(z, height, width)
 
 
+class Flux2Anatomy(FluxAnatomy):
+    """``Flux2Transformer2DModel``: blocks of two streams, then of one, whose projections are fused with feed-forward.
+
+    The single blocks have places of attention, but no projections of their own kind: ``to_qkv_mlp_proj`` and ``to_out``
+    are reached by the adapter target "transformer" and by name. Padding of the text is seen, as by diffusers.
+    """
+
+    default_guidance = 4.0
+    readers: ClassVar = {"context_embedder": "text.in"}
+    subsets: ClassVar = {
+        **SD3Anatomy.subsets,
+        "noxattn": lambda name: not _TEXT_SIDE.search(name) and not name.startswith(_TIME2_AND_OUTPUT),
+    }
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    @property
+    def resolution(self) -> int:
+        return self.side
+
+    def explicit(self, site: Site, listeners: list[Listener], original: Any) -> ExplicitAttention:
+        fused = hasattr(site.module, "to_qkv_mlp_proj")
+        return (FusedAttention if fused else JointAttention)(site, listeners, original)
+
+    def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
+        tokens = cond.tokens.to(self.network.dtype)
+        ranges = [torch.arange(n, device=z.device) for n in (1, *z.shape[-2:], 1)]
+        words = torch.zeros(tokens.shape[1], 4, dtype=torch.long, device=z.device)
+        words[:, 3] = torch.arange(len(words), device=z.device)
+        given = {"encoder_hidden_states": tokens, "txt_ids": words, "img_ids": torch.cartesian_prod(*ranges)}
+        if self.network.config.guidance_embeds:
+            given["guidance"] = self.guidance(z, cond, guidance)
+        return given
+
+    def packed(self, z: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch channel"]:
+        return z.flatten(2).transpose(1, 2)
+
+    def unpacked(self, z: Tensor, inputs: dict[str, Any]) -> Float[Tensor, "batch channel height width"]:
+        return z.transpose(1, 2).unflatten(2, (int(inputs["img_ids"][..., 1].max()) + 1, -1))
+
+    def prediction(self, out: Tensor, z: Tensor) -> Float[Tensor, "batch channel height width"]:
+        return out.transpose(1, 2).unflatten(2, tuple(z.shape[-2:]))
+
+
 def _unpacked(z: Tensor, height: int, width: int) -> Float[Tensor, "batch channel height2 width2"]:
     """The inverse of packing, for so many patches."""
     return z.unflatten(2, (-1, 2, 2)).unflatten(1, (height, width)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
@@ -170,5 +217,5 @@ def _part(module: nn.Module, name: str) -> nn.Module | None:
     """A submodule, or None where the layer does without it."""
     found: Any = module
     for step in name.split("."):
-        found = None if found is None else (found[0] if step == "0" else getattr(found, step, None))
+        found = getattr(found, step, None)
     return found
