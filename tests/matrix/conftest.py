@@ -77,7 +77,8 @@ def call(pipe: Text2Image, prompts: list[str], seeds: list[int], sampling_steps:
     # PixArt draws at the nearest of its own sizes unless told otherwise.
     binning = {"use_resolution_binning"} & inspect.signature(type(pipe.pipe).__call__).parameters.keys()
     options = {"num_inference_steps": sampling_steps, "height": pipe.size, "width": pipe.size, **options}
-    return pipe(list(prompts), generator=generators, output_type="pt", **dict.fromkeys(binning, False), **options).images
+    options |= {"output_type": "pt", **dict.fromkeys(binning, False)}
+    return pipe(list(prompts), generator=generators, **options).images
 
 
 def state(model: Any) -> dict[str, Any]:
