@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -159,6 +160,11 @@ class Prompts(ABC):
     def _sections(self) -> list[tuple[Any, int]]:
         """The tokenizers whose tokens are the rows of a conditioning, one after the other, and how many each."""
         return [(self.tokenizers[0], self.text_lengths()[0])]
+
+    def sections(self, cond: Conditioning) -> list[Conditioning]:
+        """A conditioning cut up by tokenizer, where several encoders' rows stand one after the other (SD3)."""
+        starts = [0, *accumulate(length for _, length in self._sections())]
+        return [cond.part(slice(*ends)) for ends in pairwise(starts)]
 
     def told(self, asked: str | Sequence[str] | Conditioning | None) -> Conditioning:
         """`encode` for prompts, a conditioning as it is, None as `unconditional`."""
