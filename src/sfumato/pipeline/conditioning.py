@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
@@ -30,8 +29,7 @@ class Conditioning(Condition):
 
     Attributes:
         tokens: per-token embeddings, the input of cross-attention, or of joint attention. Where several encoders' rows
-            stand one after the other (SD3), ids, mask and roles are theirs in the same order. Families that pad to no
-            fixed length (Qwen-Image) have as many as the longest prompt.
+            stand one after the other (SD3), ids, mask and roles are theirs in the same order.
         ids: token ids of the (first) text encoder, start and end tokens and padding included.
         mask: True for the start token, the words and the first end token; False for padding.
         pooled: pooled text embedding (SDXL, SD3, Flux), or None.
@@ -59,19 +57,13 @@ class Conditioning(Condition):
         return self.replace(**rows, roles=roles)
 
     def padded(self, length: int) -> Self:
-        """The same with rows of padding up to ``length`` tokens."""
+        """The same with rows of padding, which are zeros, up to ``length`` tokens."""
         more = length - self.ids.shape[1]
         if more <= 0:
             return self
         rows = {"tokens": pad(self.tokens, (0, 0, 0, more)), "ids": pad(self.ids, (0, more))}
         roles = None if self.roles is None else pad(self.roles, (0, more), value=int(Role.PADDING))
         return self.replace(**rows, mask=pad(self.mask, (0, more)), roles=roles)
-
-    @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, in order, padded to the longest; the parts must say the same fields."""
-        length = max(part.ids.shape[1] for part in parts)
-        return super().cat([part.padded(length) for part in parts])
 
     def as_half(self, conditional: bool) -> Conditioning:
         """These rows as one half of guidance, so that what looks inside the network can tell the halves apart."""

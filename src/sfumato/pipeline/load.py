@@ -93,7 +93,7 @@ def load(
         return load_image_model(own, folder, index, _device(device))
     name = str(index["_class_name"])
     if name not in _FAMILIES:
-        raise BadInput(f"{model} is a {name}, which is not supported; supported are {_SUPPORTED}")
+        raise BadInput(f"{model} is a {name}, {_unsupported(name)}")
     _check_classes(source, index)
     if folder is not None:
         _check_files(folder, index)
@@ -148,13 +148,24 @@ def wrap(
     name = type(pipe).__name__
     adapter = (_FAMILIES | _CONTROLLED if controlled else _FAMILIES).get(name)
     if adapter is None:
-        raise BadInput(f"{name} is not supported; supported are {_SUPPORTED}")
+        raise BadInput(f"this is a {name}, {_unsupported(name)}")
     if not adapter.plain(pipe):
         raise BadInput(
             f"this {name} is an inpainting, editing or guidance-distilled variant, which is not supported; "
             f"supported are plain {_SUPPORTED}"
         )
     return adapter(pipe, defaults)
+
+
+def _unsupported(name: str) -> str:
+    """What to say of a pipeline's class that is none of the families': which is its plain one, or which there are."""
+    stems = {re.sub("Pipeline$", "", known): known for known in _FAMILIES}
+    kin = [stem for stem in stems if re.match(rf"{stem}[A-Z]", name)]
+    if kin and name not in stems.values():
+        known = stems[max(kin, key=len)]
+        what = "for inpainting, editing, refining, further inputs or fewer steps, which is not supported"
+        return f"a variant of {_FAMILIES[known].title} {what}: take a plain {known}"
+    return f"which is not supported; supported are {_SUPPORTED}"
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -23,8 +23,8 @@ class QwenImage(Text2Image):
 
     ``cfg_scale`` is diffusers' ``true_cfg_scale``, at first 4, and what it steers away from is at first " ", as in the
     model's card (diffusers' own call guides only where a negative prompt is given). The guided prediction keeps the
-    norm of the conditional one in every patch. A conditioning's rows are those of the prompt and of what closes the
-    chat template behind it, as many as the longest prompt has.
+    norm of the conditional one in every patch. A conditioning's rows are those of the prompt, of what closes the chat
+    template behind it, and of padding, which is zeros and which the network is not given.
     """
 
     family = "qwen"
@@ -83,7 +83,7 @@ class QwenImage(Text2Image):
         kept = slice(self._before, self._before + _LENGTH)
         rows: Any = {name: x[:, kept] for name, x in layout.items()}
         tokens = out.hidden_states[-1][:, kept]
-        return Conditioning(tokens=torch.where(rows["mask"][..., None], tokens, 0), **rows)
+        return Conditioning(tokens=torch.where(rows["mask"][..., None], tokens, 0), **rows).padded(_LENGTH)
 
     def unconditional(
         self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None

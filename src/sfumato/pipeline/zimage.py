@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from . import chat, text
@@ -14,14 +12,16 @@ from .codec import Codec
 from .conditioning import Conditioning
 
 _LENGTH = 512
-_SIZE = 1024
+_SIDE = 128
+"""Of the latent of a picture of the default size; the pipeline has no word for it."""
 
 
 class ZImage(Text2Image):
     """The adapter for ``ZImagePipeline``.
 
     Diffusers writes guidance here as c + g (c - u); ``cfg_scale`` is 1 + g, as in all other families, at first 6. A
-    conditioning's rows are those of the chat template with the prompt in it, as many as the longest has.
+    conditioning's rows are those of the chat template with the prompt in it, and of padding, which is zeros and which
+    the network is not given.
     """
 
     family = "zimage"
@@ -46,7 +46,7 @@ class ZImage(Text2Image):
         return Codec(self.pipe.vae, multiple=2)
 
     def _size(self) -> int:
-        return _SIZE
+        return getattr(self.pipe, "default_sample_size", _SIDE) * self.scale_factor
 
     def text_parts(self) -> list[tuple[str, str]]:
         return [("tokenizer", "text_encoder")]
@@ -63,7 +63,5 @@ class ZImage(Text2Image):
     def _encode(self, reads: list[text.Read], size: int) -> Conditioning:
         (read,) = reads
         out = text.run(self.pipe.text_encoder, read, attention_mask=read.mask.bool(), output_hidden_states=True)
-        longest = int(read.mask.sum(dim=1).max())
         framed = chat.framed(text.layout(read), self.tokenizers[0], *chat.around(self._texts([chat.PROMPT])[0]))
-        rows: Any = {name: x[:, :longest] for name, x in framed.items()}
-        return Conditioning(tokens=torch.where(rows["mask"][..., None], out.hidden_states[-2][:, :longest], 0), **rows)
+        return Conditioning(tokens=torch.where(framed["mask"][..., None], out.hidden_states[-2], 0), **framed)

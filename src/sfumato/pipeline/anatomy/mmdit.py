@@ -147,10 +147,12 @@ class QwenAnatomy(FluxAnatomy):
         return QwenAttention(site, listeners, original)
 
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
-        whole = cond.mask.is_meta or bool(cond.mask.all())
+        # As the pipeline does it: as long as the longest, and without a mask where nothing is masked.
+        length = cond.mask.shape[1] if cond.mask.is_meta else max(1, int(cond.mask.sum(dim=1).max()))
+        mask = cond.mask[:, :length]
         return {
-            "encoder_hidden_states": cond.tokens.to(self.network.dtype),
-            "encoder_hidden_states_mask": None if whole else cond.mask,
+            "encoder_hidden_states": cond.tokens[:, :length].to(self.network.dtype),
+            "encoder_hidden_states_mask": None if mask.is_meta or bool(mask.all()) else mask,
             "img_shapes": [[(1, z.shape[-2] // 2, z.shape[-1] // 2)]] * len(z),
         }
 
