@@ -227,4 +227,6 @@ def dynamic_shift(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
 
 
 def _flows(solver: Any) -> bool:
-    return solver.config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    config = solver.config
+    table = "beta_schedule" in config and not config.get("use_flow_sigmas")  # some schedulers can be either
+    return not table and config.get("prediction_type", "flow_prediction") == "flow_prediction"

@@ -30,7 +30,7 @@ class Prompts(ABC):
     closed: ClassVar[bool] = True
     """Whether the tokenizers close a prompt with their end token; those of language models do not."""
     padding: ClassVar[str] = "max_length"
-    """Up to where prompts are padded for the text encoders: "max_length", or the "longest" of those encoded together."""
+    """Up to where text encoders get prompts padded: "max_length", or the "longest" of those encoded together."""
 
     @property
     @abstractmethod
