@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 
 from sfumato.pipeline import Conditioning
-from sfumato.pipeline.anatomy import FluxAnatomy, PixArtAnatomy, SanaAnatomy, SD3Anatomy, UNetAnatomy
+from sfumato.pipeline.anatomy import (
+    Flux2Anatomy,
+    FluxAnatomy,
+    PixArtAnatomy,
+    QwenAnatomy,
+    SanaAnatomy,
+    SD3Anatomy,
+    UNetAnatomy,
+    ZImageAnatomy,
+)
 
 LENGTH, WIDTH, POOLED = 5, 16, 12
 
@@ -68,7 +77,39 @@ def flux(guidance_embeds: bool = True):
     return FluxAnatomy(network, side=8)
 
 
-MAKERS = {f.__name__: f for f in (unet, pixart, sana, sd3, sd35, flux)}
+def qwen():
+    from diffusers import QwenImageTransformer2DModel
+
+    network = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=WIDTH, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    return QwenAnatomy(network, side=8)
+
+
+def flux2():
+    from diffusers import Flux2Transformer2DModel
+
+    network = Flux2Transformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=WIDTH, axes_dims_rope=(2, 2, 2, 2), timestep_guidance_channels=16,
+    )  # fmt: skip
+    return Flux2Anatomy(network, side=8)
+
+
+def zimage():
+    from diffusers import ZImageTransformer2DModel
+
+    network = ZImageTransformer2DModel(
+        in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH,
+        axes_dims=[2, 2, 4], axes_lens=[100, 16, 16],
+    )  # fmt: skip
+    for name in ("x_pad_token", "cap_pad_token"):  # which are empty until they are loaded
+        torch.nn.init.normal_(getattr(network, name))
+    return ZImageAnatomy(network, side=8)
+
+
+MAKERS = {f.__name__: f for f in (unet, pixart, sana, sd3, sd35, flux, qwen, flux2, zimage)}
 
 
 def make(name: str, dtype: torch.dtype = torch.float32):
@@ -100,5 +141,5 @@ def latent(anatomy, rows: int = 2, dtype: torch.dtype = torch.float32, shape=(8,
 
 def number(anatomy, timestep: float = 500.0, rows: int = 2) -> torch.Tensor:
     """The network's own number for a scheduler's timestep."""
-    scale = {"SanaTransformer2DModel": 0.001, "FluxTransformer2DModel": 0.001}.get(anatomy.name, 1.0)
+    scale = 1.0 if anatomy.name.startswith(("UNet", "PixArt", "SD3")) else 0.001
     return torch.full((rows,), timestep) * scale

@@ -339,6 +339,42 @@ def tiny_pixart():
 
 
 @pytest.fixture(scope="session")
+def tiny_sana():
+    """A tiny Sana pipeline behind the adapter, for 32x32 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_sana
+
+    return wrap(make_tiny_sana())
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen():
+    """A tiny Qwen-Image pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_qwen
+
+    return wrap(make_tiny_qwen(), {"size": 16})
+
+
+@pytest.fixture(scope="session")
+def tiny_zimage():
+    """A tiny Z-Image pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_zimage
+
+    return wrap(make_tiny_zimage(), {"size": 16})
+
+
+@pytest.fixture(scope="session")
+def tiny_flux2():
+    """A tiny Flux.2 Klein pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_flux2
+
+    return wrap(make_tiny_flux2(), {"size": 16})
+
+
+@pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory):
     """A tiny SD3 pipeline behind the adapter. Shared by all tests: change copies only."""
     from sfumato.pipeline import wrap

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
 
 from anatomy_cases import LENGTH, MAKERS, POOLED, WIDTH, latent, make, number, told
 from sfumato.errors import BadInput
@@ -14,7 +14,7 @@ from sfumato.pipeline import attention
 from sfumato.pipeline.anatomy import KINDS, SUBSETS
 
 every = pytest.mark.parametrize("name", MAKERS)
-JOINT = ("sd3", "sd35", "flux")
+JOINT = ("sd3", "sd35", "flux", "qwen", "flux2", "zimage")
 CROSS = [f"{where}.{what}" for where in ("cross", "self") for what in ("q", "k", "v", "out")]
 TEXT = [f"{where}.{what}" for where in ("joint", "text") for what in ("q", "k", "v", "out")]
 HAS = {
@@ -24,6 +24,9 @@ HAS = {
     "sd3": [*TEXT, "text.in", "pooled.in"],
     "sd35": [*CROSS[4:], *TEXT, "text.in", "pooled.in"],
     "flux": [*TEXT, "text.in", "pooled.in"],
+    "qwen": [*TEXT, "text.in"],
+    "flux2": [*TEXT, "text.in"],
+    "zimage": [*CROSS[4:], *TEXT, "text.in"],
 }
 
 
@@ -94,7 +97,8 @@ def test_sets_of_parameters_are_disjoint_and_named_after_what_they_do(name):
     assert weights == {n for n in strict if n.endswith("weight")} and strict.keys() < xattn.keys()
     left = {n.split(".")[0] for n in full.keys() - xattn.keys() - rest.keys()}
     allowed = {"time_embedding", "conv_norm_out", "conv_out", "adaln_single", "time_embed", "time_text_embed"}
-    assert left <= allowed | {"norm_out", "proj_out", "scale_shift_table"}
+    allowed |= {"norm_out", "proj_out", "scale_shift_table", "time_guidance_embed", "t_embedder", "all_final_layer"}
+    assert left <= allowed
     if any(kind.startswith("self") for kind in anatomy.kinds):
         own = anatomy.parameters("selfattn")
         assert own and own.keys() < rest.keys()
@@ -149,12 +153,22 @@ def plain_call(name, network, z, timestep, cond):
         return out.chunk(2, dim=1)[0]
     if name == "sana":
         return network(z, timestep=t * 0.001, encoder_attention_mask=cond.mask, **words).sample
+    n, c, h, w = z.shape
+    if name == "zimage":
+        said = [x[m] for x, m in zip(cond.tokens, cond.mask, strict=True)]
+        return torch.stack(network(list(z[:, :, None]), t * 0.001, said).sample)[:, :, 0]
+    if name == "qwen":
+        packed, shapes = QwenImagePipeline._pack_latents(z, n, c, h, w), [[(1, h // 2, w // 2)]] * n
+        out = network(packed, timestep=t * 0.001, encoder_hidden_states_mask=cond.mask, img_shapes=shapes, **words)
+        return QwenImagePipeline._unpack_latents(out.sample, h, w, 1)[:, :, 0]
+    if name == "flux2":
+        pack, ids = Flux2KleinPipeline._pack_latents, Flux2KleinPipeline._prepare_latent_ids(z)
+        told = {"guidance": torch.full((n,), 4.0), "txt_ids": Flux2KleinPipeline._prepare_text_ids(cond.tokens)}
+        out = network(pack(z), timestep=t * 0.001, img_ids=ids, **told, **words).sample
+        return Flux2KleinPipeline._unpack_latents_with_ids(out, ids, h, w)
     words["pooled_projections"] = cond.pooled
     if name in ("sd3", "sd35"):
         return network(hidden_states=z, timestep=t, **words).sample
-    from diffusers import FluxPipeline
-
-    n, c, h, w = z.shape
     out = network(
         hidden_states=FluxPipeline._pack_latents(z, n, c, h, w), timestep=t * 0.001, guidance=torch.full((n,), 3.5),
         txt_ids=torch.zeros(cond.tokens.shape[1], 3),
@@ -192,10 +206,12 @@ def test_a_foreign_call_is_read_back_whether_positional_or_by_name(name):
     for (call, as_dict), wanted in zip(calls, (True, False), strict=True):
         assert as_dict is wanted
         assert torch.equal(call.z, z) and torch.equal(call.timestep, number(anatomy))
-        assert torch.equal(call.cond.tokens, cond.tokens)
-        if name in JOINT:
+        seen = cond.mask if name == "zimage" else torch.ones_like(cond.mask)  # which is given no padding
+        assert torch.equal(call.cond.tokens[seen], cond.tokens[seen])
+        if call.cond.pooled is not None:
             assert torch.equal(call.cond.pooled, cond.pooled)
-        if name in ("pixart", "sana"):
+        assert ("pooled.in" in anatomy.kinds) == (call.cond.pooled is not None)
+        if name in ("pixart", "sana", "qwen", "zimage"):
             assert torch.equal(call.cond.mask, cond.mask)
         args, kwargs = anatomy.arguments(call.z, call.timestep, call.inputs)
         again = anatomy.prediction(original(*args, **kwargs).sample, z)
@@ -205,12 +221,13 @@ def test_a_foreign_call_is_read_back_whether_positional_or_by_name(name):
     values = dict(given)
     positional = [values.get(p) for p in order[: max(order.index(p) for p in values) + 1]]
     again = anatomy.read((args[0], *positional), {})
-    assert torch.equal(again.z, z) and torch.equal(again.cond.tokens, cond.tokens)
+    assert torch.equal(again.z, z) and torch.equal(again.cond.tokens[seen], cond.tokens[seen])
 
 
-def test_packing_an_odd_latent_is_refused():
-    anatomy = make("flux")
-    with pytest.raises(BadInput, match="7x8 cannot be packed"):
+@pytest.mark.parametrize("name", ["flux", "qwen", "zimage"])
+def test_packing_an_odd_latent_is_refused(name):
+    anatomy = make(name)
+    with pytest.raises(BadInput, match="7x8 cannot be"):
         anatomy.call(latent(anatomy, shape=(7, 8)), number(anatomy), told())
 
 
@@ -233,12 +250,13 @@ def test_attention_in_the_open_is_the_layers_own(name, dtype):
     before = {site: site.module.processor for site in anatomy.sites()}
     with attention.record(host(anatomy), None, lambda site: True, 1) as seen:
         shown = run(anatomy, dtype=dtype)
-    # Sana's linear attention computes in float32 itself, whatever the network's precision.
-    tolerance = 1e-5 if dtype == torch.float32 or name == "sana" else 1e-10
+    # Some compute in float32 themselves, whatever the network's precision: Sana's linear attention, complex rotations.
+    tolerance = 1e-5 if dtype == torch.float32 or name in ("sana", "qwen", "zimage") else 1e-10
     assert (shown - plain).abs().max() <= tolerance * plain.abs().max()
     assert set(seen.maps) == set(anatomy.sites())
     for site, probs in seen.maps.items():
         picture, text = site.resolution**2, LENGTH
+        picture, text = (32, 32) if name == "zimage" else (picture, text)  # padded to multiples of it
         shape = {"cross": (picture, text), "self": (picture, picture), "joint": (text + picture,) * 2}[site.kind]
         assert probs.shape == (2, site.module.heads, *shape)
         torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs[..., 0]))
@@ -247,13 +265,13 @@ def test_attention_in_the_open_is_the_layers_own(name, dtype):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["pixart", "sana"])
-def test_cross_attention_does_not_look_at_padding(name):
+@pytest.mark.parametrize("name", ["pixart", "sana", "qwen"])
+def test_attention_does_not_look_at_padding(name):
     anatomy = make(name)
-    with attention.record(host(anatomy), "cross", lambda site: True, 1) as seen:
+    with attention.record(host(anatomy), "joint" if name in JOINT else "cross", lambda site: True, 1) as seen:
         run(anatomy)
     for probs in seen.maps.values():
-        assert probs[1, ..., 3:].max() == 0 and probs[0, ..., 3:].min() > 0
+        assert probs[1, ..., 3:LENGTH].max() == 0 and probs[0, ..., 3:LENGTH].min() > 0
 
 
 @torch.no_grad()

@@ -1,11 +1,15 @@
-"""PixArt, SD3 and Flux through the adapter, each held to what diffusers itself does."""
+"""Families of transformers through the adapter, each held to what diffusers itself does."""
 
 from __future__ import annotations
+
+import json
+from inspect import signature
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 
 import sfumato as sf
 from conftest import LENGTH, make_tiny_flux, make_tiny_pixart, make_tiny_sd3, tiny_vae
@@ -13,10 +17,13 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.codec import Codec
 from sfumato.pipeline.conditioning import Role
+from tiny_families import make_tiny_flux2, tiny_dc_ae
 
-FAMILIES = ["tiny_pixart", "tiny_sd3", "tiny_flux"]
+FAMILIES = ["tiny_pixart", "tiny_sana", "tiny_sd3", "tiny_flux", "tiny_qwen", "tiny_zimage", "tiny_flux2"]
 ALL = ["tiny_sd", "tiny_sdxl", *FAMILIES]
 PROMPTS = ["a red star", "a photo of a blue circle"]
+OWN = {"qwen": {"negative_prompt": " ", "true_cfg_scale": 4.0}}
+"""What the pipeline's own call is given besides the prompt in its model's card."""
 
 
 @pytest.fixture(params=FAMILIES)
@@ -39,6 +46,18 @@ def own_encoding(p, prompts):
     if p.family == "pixart":
         tokens, mask, *_ = p.pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
         return tokens, mask, None
+    if p.family == "sana":
+        said = signature(p.pipe.__call__).parameters["complex_human_instruction"].default
+        tokens, mask, *_ = p.pipe.encode_prompt(prompts, False, complex_human_instruction=said)
+        return tokens, mask, None
+    if p.family == "qwen":
+        return *p.pipe.encode_prompt(prompts, max_sequence_length=512), None
+    if p.family == "flux2":
+        return p.pipe.encode_prompt(prompts)[0], None, None
+    if p.family == "zimage":
+        rows, _ = p.pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        tokens, ones = pad_sequence(rows, True), [torch.ones(len(row)) for row in rows]
+        return tokens, pad_sequence(ones, True), None
     if p.family == "sd3":
         tokens, _, pooled, _ = p.pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
         return tokens, None, pooled
@@ -50,12 +69,24 @@ def own_encoding(p, prompts):
 def test_encode_equals_the_pipelines_own_bit_for_bit(p):
     tokens, mask, pooled = own_encoding(p, PROMPTS)
     cond = p.encode(PROMPTS)
-    assert torch.equal(cond.tokens, tokens)
-    assert mask is None or torch.equal(cond.mask, mask.bool())
+    length = tokens.shape[1]
+    assert torch.equal(cond.tokens[:, :length], tokens)
+    assert mask is None or torch.equal(cond.mask[:, :length], mask.bool())
+    if length < cond.tokens.shape[1]:  # those pipelines pad to the longest
+        assert p.family in ("qwen", "zimage")
+        assert not cond.mask[:, length:].any() and not cond.tokens[:, length:].any()
     assert cond.pooled is pooled is None or torch.equal(cond.pooled, pooled)
-    assert cond.ids.shape == cond.mask.shape == cond.roles.shape == tokens.shape[:2]
+    assert cond.ids.shape == cond.mask.shape == cond.roles.shape == cond.tokens.shape[:2]
     guidance = {"flux": 3.5}.get(p.family)
     assert cond.guidance is None if guidance is None else (cond.guidance == guidance).all()
+
+
+@torch.no_grad()
+def test_sana_steers_away_from_what_is_read_without_the_instruction(tiny_sana):
+    _, _, tokens, mask = tiny_sana.pipe.encode_prompt("a star", negative_prompt="a blue square")
+    cond = tiny_sana.unconditional(2, "a blue square")
+    assert torch.equal(cond.tokens, tokens.repeat(2, 1, 1)) and torch.equal(cond.mask, mask.bool().repeat(2, 1))
+    assert not torch.allclose(cond.tokens[:1, 1], tiny_sana.encode("a blue square").tokens[:, 1])
 
 
 def test_sd3_without_t5_and_flux_schnell(tmp_path_factory):
@@ -70,12 +101,16 @@ def test_sd3_without_t5_and_flux_schnell(tmp_path_factory):
 
 def test_roles_and_words(any_family):
     cond = any_family.encode([*PROMPTS, ""])
-    start = 1 if any_family.tokenizers[0].bos_token_id is not None and any_family.family != "flux" else 0
+    # The start token, or what a chat template has before the prompt, and what there is behind it.
+    start = {"pixart": 0, "flux": 0, "qwen": 0, "zimage": 3, "flux2": 3}.get(any_family.family, 1)
+    end = {"sana": 0, "qwen": 5, "zimage": 5, "flux2": 11}.get(any_family.family, 1)
     words = [len(prompt.split()) for prompt in cond.prompts]
     for row, n in enumerate(words):
-        expected = [Role.START] * start + [Role.WORD] * n + [Role.END] + [Role.PADDING]
+        if any_family.family == "sana":  # whose empty prompt is the space that ends the instruction
+            words[row] = n = n or 1
+        expected = [Role.START] * start + [Role.WORD] * n + [Role.END] * end + [Role.PADDING]
         assert cond.roles[row, : len(expected)].tolist() == expected
-    assert any_family.last_word_token(cond).tolist() == [start + n - 1 if n else 0 for n in words]
+    assert any_family.last_word_token(cond).tolist() == [max(start + n - 1, 0) for n in words]
     assert torch.equal(cond.roles == Role.PADDING, ~cond.mask)
     found = any_family.find(cond, "red star")
     assert found[0, start + 1 : start + 3].all() and not found[1:].any()
@@ -86,8 +121,9 @@ def test_roles_and_words(any_family):
 def test_token_ids_and_embeddings_are_encoded_as_their_text(any_family):
     p, prompt = any_family, "a red star"
     expected = p.encode(prompt)
+    options = {"padding": p.padding, "padding_side": "right", "return_tensors": "pt"}
     ids = [
-        tokenizer([p._texts([prompt])[0]], padding="max_length", max_length=length, return_tensors="pt").input_ids
+        tokenizer([p._texts([prompt])[0]], max_length=length, **options).input_ids
         for tokenizer, length in zip(p.tokenizers, p.text_lengths(), strict=True)
     ]
     tables = [getattr(p.pipe, encoder).get_input_embeddings().weight for _, encoder in p.text_parts()]
@@ -125,6 +161,24 @@ def test_learned_words_reach_every_text_encoder(any_family):
 def own_prediction(p, z, timestep, cond):
     """The prediction by diffusers' own call of the network, as its pipeline writes it."""
     network, step = p.pipe.transformer, timestep.expand(len(z))
+    if p.family == "sana":
+        options = {"encoder_attention_mask": cond.mask, "encoder_hidden_states": cond.tokens}
+        return network(z, timestep=step * network.config.timestep_scale, return_dict=False, **options)[0]
+    if p.family == "zimage":
+        pictures, said = list(z[:, :, None]), [x[m] for x, m in zip(cond.tokens, cond.mask, strict=True)]
+        return -torch.stack(network(pictures, (1000 - step) / 1000, said, return_dict=False)[0])[:, :, 0]
+    if p.family == "flux2":
+        ids = {"img_ids": p.pipe._prepare_latent_ids(z), "txt_ids": p.pipe._prepare_text_ids(cond.tokens)}
+        packed, words = p.pipe._pack_latents(z), cond.tokens
+        out = network(packed, encoder_hidden_states=words, timestep=step / 1000, return_dict=False, **ids)[0]
+        return p.pipe._unpack_latents_with_ids(out, ids["img_ids"], *z.shape[-2:])
+    if p.family == "qwen":
+        options = {"encoder_hidden_states": cond.tokens, "img_shapes": [[(1, z.shape[-2] // 2, z.shape[-1] // 2)]] * 2}
+        packed = p.pipe._pack_latents(z, *z.shape)
+        longest = cond.mask.sum(dim=1).max()
+        mask, options["encoder_hidden_states"] = cond.mask[:, :longest].long(), cond.tokens[:, :longest]
+        out = network(packed, timestep=step / 1000, encoder_hidden_states_mask=mask, return_dict=False, **options)[0]
+        return p.pipe._unpack_latents(out, *(side * p.scale_factor for side in z.shape[-2:]), p.scale_factor)[:, :, 0]
     if p.family == "pixart":
         options = {"encoder_attention_mask": cond.mask.long(), "added_cond_kwargs": {}}
         out = network(z, encoder_hidden_states=cond.tokens, timestep=step, return_dict=False, **options)[0]
@@ -143,13 +197,13 @@ def own_prediction(p, z, timestep, cond):
 @torch.no_grad()
 @pytest.mark.parametrize("timestep", [1000.0, 640.25, 1.0])
 def test_denoiser_is_diffusers_own_call_bit_for_bit(p, timestep):
-    z = torch.randn(2, *p.latent_shape(16), generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor(min(timestep, 999.0) // 1 if p.family == "pixart" else timestep)
     cond = p.encode(PROMPTS)
     t = p.clock.time(timestep)
     expected = own_prediction(p, z, timestep, cond)
     assert torch.equal(p.denoiser(z, t, cond), expected)
-    assert torch.equal(p.denoiser(z, torch.tensor([t, t]), cond), expected)
+    assert torch.equal(p.denoiser(z, torch.tensor([t, t], dtype=torch.float64), cond), expected)
     assert not torch.allclose(p.denoiser(z, t, p.encode("")), expected)
     x0 = p.denoiser.predict(z, t, cond, "x0")
     alpha, sigma = p.clock.process.alpha_sigma(t)
@@ -160,28 +214,31 @@ def test_denoiser_is_diffusers_own_call_bit_for_bit(p, timestep):
 def own_pictures(p, prompts, seeds, steps, **options):
     p.pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    binning = {"use_resolution_binning": False} if p.family == "pixart" else {}
-    options = {"num_inference_steps": steps, "height": 16, "width": 16, "output_type": "pt", **binning, **options}
-    return p.pipe(prompts, generator=generators, **options).images
+    binning = {"use_resolution_binning": False} if p.family in ("pixart", "sana") else {}
+    sizes = {"num_inference_steps": steps, "height": p.size, "width": p.size}
+    return p(prompts, generator=generators, output_type="pt", **sizes, **binning, **options).images
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
 def test_draw_equals_the_diffusers_pipeline(p, cfg_scale):
     seeds = [3, 11]
-    options = {"guidance_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
-    if p.family == "flux":
-        options = {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale, "negative_prompt": ["a blue square"] * 2}
-    ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
-    assert ours.shape == (2, 3, 16, 16)
-    torch.testing.assert_close(ours, own_pictures(p, PROMPTS, seeds, 4, **options), rtol=0, atol=1e-5)
-    alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square", batch=1)
+    guidance = {
+        "flux": {"guidance_scale": 3.5, "true_cfg_scale": cfg_scale}, "qwen": {"true_cfg_scale": cfg_scale},
+        "zimage": {"guidance_scale": cfg_scale - 1},
+    }.get(p.family, {"guidance_scale": cfg_scale})  # fmt: skip
+    negative = "" if p.family == "flux2" else "a blue square"  # its pipeline takes no other
+    options = {**guidance, **({"negative_prompt": [negative] * 2} if negative else {})}
+    ours = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative=negative)
+    assert ours.shape == (2, 3, p.size, p.size)
+    torch.testing.assert_close(ours, own_pictures(p, list(PROMPTS), seeds, 4, **options), rtol=0, atol=1e-5)
+    alone = p.draw(PROMPTS, seeds, sampling_steps=4, cfg_scale=cfg_scale, negative=negative, batch=1)
     torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
-    other = p.draw("", seeds, sampling_steps=4, cfg_scale=cfg_scale, negative="a blue square")
+    other = p.draw("", seeds, sampling_steps=4, cfg_scale=cfg_scale, negative=negative)
     assert (ours - other).abs().max() > 1e-3  # the text is listened to
 
 
 def test_defaults_are_the_pipelines_own(p):
-    theirs = own_pictures(p, "a red star", [5], 3)
+    theirs = own_pictures(p, "a red star", [5], 3, **OWN.get(p.family, {}))
     torch.testing.assert_close(p.draw("a red star", 5, sampling_steps=3), theirs, rtol=0, atol=1e-5)
 
 
@@ -201,7 +258,8 @@ def test_named_schedulers(p):
     own = p.draw("a red star", 5, sampling_steps=20)
     for name in ("ddim", "dpm++"):
         drawn = p.draw("a red star", 5, sampling_steps=20, scheduler=name)
-        assert (drawn - own).abs().max() < (1e-6 if name == "ddim" else 0.2)
+        own_name = "dpm++" if p.family == "sana" else "ddim"
+        assert (drawn - own).abs().max() < (1e-6 if name == own_name else 0.2)
     with pytest.raises(BadInput, match="this model was trained under"):
         p.draw("a red star", 5, sampling_steps=2, scheduler=wrong_kind(p))
 
@@ -235,7 +293,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(p, tmp_path):
     drawn = p.draw("a red star", 1, sampling_steps=2)
     torch.testing.assert_close(again.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-6)
     foreign = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-    theirs = own_pictures(wrap(foreign), "a red star", [1], 2)
+    theirs = own_pictures(wrap(foreign, p.defaults), "a red star", [1], 2, **OWN.get(p.family, {}))
     torch.testing.assert_close(drawn, theirs, rtol=0, atol=1e-5)
 
 
@@ -277,7 +335,8 @@ def test_copies_share_what_they_do_not_own(p):
 
 def test_projections_adapters_and_taps(p):
     kinds = {projection.kind for projection in p.projections()}
-    assert kinds >= ({"cross.k", "cross.v", "self.q"} if p.family == "pixart" else {"joint.k", "text.k", "text.in"})
+    crossed = p.family in ("pixart", "sana")
+    assert kinds >= ({"cross.k", "cross.v", "self.q"} if crossed else {"joint.k", "text.k", "text.in"})
     before = p.draw("a red star", 1, sampling_steps=2)
     made = p.add_adapter("a", rank=2)
     try:
@@ -293,39 +352,81 @@ def test_projections_adapters_and_taps(p):
     assert tap.value is not None
 
 
-def test_pictures_and_latents_as_the_pipeline_scales_them(p):
-    z = torch.randn(2, *p.latent_shape(16), generator=torch.Generator().manual_seed(0))
-    config = p.pipe.vae.config
-    latents = z / config.scaling_factor + (config.shift_factor or 0.0)
+def test_adapters_travel_in_the_spelling_of_diffusers(p, tmp_path):
+    one, other, theirs = p.copy(), p.copy(), p.copy()
+    made = one.add_adapter("a", rank=2, generator=torch.Generator().manual_seed(0))
+    for up in made.up.values():
+        torch.nn.init.normal_(up, std=0.3, generator=torch.Generator().manual_seed(1))
+    made.save_lora(tmp_path / "lora.safetensors")
+    drawn = one.draw("a red star", 1, sampling_steps=2)
+    assert (drawn - p.draw("a red star", 1, sampling_steps=2)).abs().max() > 1e-3
+    other.load_adapter("a", tmp_path / "lora.safetensors")
+    torch.testing.assert_close(other.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-5)
+    pytest.importorskip("peft")
+    if not hasattr(theirs.pipe, "load_lora_weights"):
+        assert p.family == "pixart"  # for which diffusers has no loader
+        return
+    theirs.pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    torch.testing.assert_close(theirs.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-5)
+
+
+def test_attention_is_watched_and_changed(p):
+    plain = p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0)
+    with p.record_attention(None) as seen:
+        shown = p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0)
+    torch.testing.assert_close(shown, plain, rtol=0, atol=1e-5)
+    assert set(seen.maps) == set(p.anatomy.sites()) and seen.rows[-1].tolist() == [True, True, False, False]
+    with p.record_attention(None) as called:
+        own_pictures(p, list(PROMPTS), [1, 2], 2, **OWN.get(p.family, {}))
+    (rows,) = called.rows  # of the last call: the pipeline's own may make two, the other half first
+    halves = {"flux": None, "qwen": [False] * 2, "flux2": [False] * 2, "zimage": [True, True, False, False]}
+    assert (rows if rows is None else rows.tolist()) == halves.get(p.family, [False, False, True, True])
+    kind = "cross" if p.family in ("pixart", "sana") else "joint"
+    with p.edit_attention(lambda site, probs: probs.flip(-1), kind):
+        assert (p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0) - plain).abs().max() > 1e-4
+    assert torch.equal(p.draw(PROMPTS, [1, 2], sampling_steps=2, cfg_scale=3.0), plain)
+
+
+def test_a_picture_depends_on_its_own_prompt_only(p):
+    short, long = p.encode("art"), p.encode("a photo of a blue circle")
+    joined = type(short).cat([short, long])
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = p.pipe.vae.decode(latents, return_dict=False)[0]
-        assert torch.equal(p.decode_latents(z), expected)
+        together = p.denoiser(z, 0.5, joined)
+        apart = torch.cat([p.denoiser(z[:1], 0.5, short), p.denoiser(z[1:], 0.5, long)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+
+
+def test_pictures_and_latents_as_the_pipeline_scales_them(p):
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
+    vae, frame = p.pipe.vae, (lambda x: x[:, :, None]) if p.family == "qwen" else (lambda x: x)
+    shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor")
+    if p.family == "qwen":
+        shift, scale = (torch.tensor(vae.config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+        scale = 1 / scale
+    if p.family == "flux2":
+        shift = vae.bn.running_mean.view(1, -1, 1, 1)
+        scale = 1 / (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
+    patched, whole = (lambda x: x), (lambda x: x)
+    if p.family == "flux2":
+        patched, whole = p.pipe._patchify_latents, p.pipe._unpatchify_latents
+    with torch.no_grad():
+        latents = whole(z / scale + shift)
+        expected = vae.decode(frame(latents), return_dict=False)[0]
+        expected = expected[:, :, 0] if p.family == "qwen" else expected
+        torch.testing.assert_close(p.decode_latents(z), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(p.scale_latents(latents), z)
-        mean = p.pipe.vae.encode(expected).latent_dist.mode()
-        torch.testing.assert_close(
-            p.encode_image(expected), (mean - (config.shift_factor or 0.0)) * config.scaling_factor
-        )
-    assert (config.shift_factor is None) == (p.family == "pixart")
+        encoded = vae.encode(frame(expected))
+        mean = encoded.latent if p.family == "sana" else encoded.latent_dist.mode()
+        mean = mean[:, :, 0] if p.family == "qwen" else mean
+        torch.testing.assert_close(p.encode_image(expected), (patched(mean) - shift) * scale)
+    assert bool(torch.as_tensor(shift).any()) == (p.family not in ("pixart", "sana"))
     with pytest.raises(BadInput, match="multiple of 4 pixels"):
         p.latent_shape(18)
 
 
 def test_codec_takes_a_deterministic_autoencoder():
-    from diffusers import AutoencoderDC
-
-    vae = AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock",) * 3,
-        decoder_block_types=("ResBlock",) * 3,
-        encoder_block_out_channels=(4, 8, 8),
-        decoder_block_out_channels=(4, 8, 8),
-        encoder_layers_per_block=(1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1),
-        encoder_qkv_multiscales=((), (), ()),
-        decoder_qkv_multiscales=((), (), ()),
-        scaling_factor=0.4,
-    )
+    vae = tiny_dc_ae()
     codec = Codec(vae)
     assert codec.factor == 4 and codec.latent_shape(16) == (4, 4, 4)
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -354,3 +455,47 @@ def test_variants_are_refused(tmp_path_factory):
     pipe.vae = tiny_vae(8)
     with pytest.raises(BadInput, match="variant"):
         wrap(pipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLPipeline"),  # the refiner's
+        ("StableDiffusionInpaintPipeline", "StableDiffusionPipeline"),
+        ("StableDiffusion3ControlNetPipeline", "StableDiffusion3Pipeline"),
+        ("FluxFillPipeline", "FluxPipeline"),
+        ("SanaSprintPipeline", "SanaPipeline"),
+        ("QwenImageEditPipeline", "QwenImagePipeline"),
+        ("ZImageOmniPipeline", "ZImagePipeline"),
+        ("Flux2KleinInpaintPipeline", "Flux2KleinPipeline"),
+    ],
+)
+def test_folders_of_variants_are_refused_with_the_plain_class(tiny_sd, tmp_path, name, known):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "unet": ["diffusers", "X"]}))
+    with pytest.raises(BadInput, match=rf"is a {name}, a variant of .* not supported: take a plain {known}$"):
+        sf.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["Flux3Pipeline", "Flux2Pipeline", "LongCatImagePipeline"])
+def test_folders_of_families_that_are_not_known_are_refused_with_those_that_are(tmp_path, name):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(BadInput, match=rf"is a {name}, which is not supported; supported are .*FluxPipeline.*ZImage"):
+        sf.load(tmp_path, device="cpu")
+
+
+@torch.no_grad()
+def test_a_distilled_flux2_is_drawn_from_without_guidance():
+    p = wrap(make_tiny_flux2(distilled=True), {"size": 16})
+    theirs = own_pictures(p, "a red star", [5], 3)
+    torch.testing.assert_close(p.draw("a red star", 5, sampling_steps=3), theirs, rtol=0, atol=1e-5)
+    assert p.defaults["cfg_scale"] == 1.0
+
+
+def test_text_encoders_whose_names_differ_from_one_version_to_another_are_complete(tiny_qwen, tmp_path):
+    """As in released folders of Qwen-Image, written before transformers put "language_model" into the names."""
+    tiny_qwen.pipe.save_pretrained(tmp_path)
+    (file,) = (tmp_path / "text_encoder").glob("*.safetensors")
+    tensors = {key.replace("model.language_model.", "model."): x for key, x in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    again = sf.load(tmp_path, device="cpu")
+    assert torch.equal(again.encode(PROMPTS).tokens, tiny_qwen.encode(PROMPTS).tokens)

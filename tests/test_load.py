@@ -218,7 +218,7 @@ def test_unsupported_families_are_refused_with_those_supported(saved):
 def test_variants_with_other_inputs_are_refused(tiny_sd):
     from diffusers import DDPMPipeline, UNet2DConditionModel
 
-    with pytest.raises(BadInput, match="DDPMPipeline is not supported"):
+    with pytest.raises(BadInput, match="DDPMPipeline, which is not supported"):
         wrap(DDPMPipeline(tiny_sd.network, tiny_sd.pipe.scheduler))
     pipe = tiny_sd.copy().pipe
     pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)

@@ -263,3 +263,13 @@ def test_a_search_that_determines_nothing_is_refused():
 def test_bad_settings(setting, message):
     with pytest.raises(BadInput, match=message):
         RECE(concepts=("star",), **setting)
+
+
+def test_without_cross_attention_each_map_that_reads_embeddings_is_searched(tiny_flux):
+    eraser = RECE(concepts=("star",), epochs=2)
+    edit = eraser.solve(tiny_flux)
+    assert set(edit.weights) == {"context_embedder.weight", "time_text_embed.text_embedder.linear_1.weight"}
+    assert len(edit.log["residuals"]) == len(edit.log["pooled"]["residuals"]) == 3
+    plain = UCE(concepts=("star",)).solve(tiny_flux)
+    assert all(not torch.equal(edit.weights[name], plain.weights[name]) for name in plain.weights)
+    assert edit.embeddings.shape[-1] == tiny_flux.encode("star").tokens.shape[-1]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import LENGTH
 from sfumato.erase.parts.closed_form import condition_number, gram, orthogonal_targets, rank_update, ridge_edit
 from sfumato.erase.uce import TEMPLATES, UCE, aligned_rows
 from sfumato.errors import BadInput
@@ -274,3 +275,36 @@ def test_an_own_anchor_is_said_and_changes_nothing(tiny_sd):
 def test_bad_settings(arguments, message):
     with pytest.raises(BadInput, match=message):
         UCE(**arguments)
+
+
+@pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux"])
+def test_without_cross_attention_the_maps_that_read_the_embeddings_are_edited(family, request):
+    p = request.getfixturevalue(family)
+    erased = UCE(concepts=("star",), anchors=("circle",), lam=1e-6, preserve=()).apply(p)
+    before, after = p.parameters("full"), erased.parameters("full")
+    read = {f"{kind}.weight" for kind in ("context_embedder", "time_text_embed.text_embedder.linear_1")}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == read
+    star, circle = p.encode("star"), p.encode("circle")
+    pooled = "time_text_embed.text_embedder.linear_1.weight"
+    goal = circle.pooled @ before[pooled].T
+    left = (star.pooled @ after[pooled].T - goal).norm() / (star.pooled @ before[pooled].T - goal).norm()
+    assert left < 0.9  # the empty prompt, which is preserved, pulls the other way
+    z = torch.randn(1, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
+    away = lambda pipe, cond: (pipe.denoiser(z, 0.7, cond) - p.denoiser(z, 0.7, circle)).norm()
+    assert away(erased, star) < away(p, star)
+
+
+def test_the_rows_of_several_encoders_are_aligned_each(tiny_sd3):
+    concept, anchor = tiny_sd3.encode("a red star"), tiny_sd3.encode("circle")
+    c, a = aligned_rows(tiny_sd3, concept, anchor, "last-word")
+    clip, t5 = LENGTH, 2  # where "star" stands for CLIP (behind the start token), and for T5
+    assert torch.equal(c, concept.tokens[0, [3, clip + t5]]) and torch.equal(a, anchor.tokens[0, [1, clip]])
+    c, a = aligned_rows(tiny_sd3, concept, anchor, "from-last-word")
+    assert len(c) == len(a) == (LENGTH - 3) + (256 - 2)
+    assert torch.equal(c[0], concept.tokens[0, 3]) and torch.equal(c[LENGTH - 3], concept.tokens[0, LENGTH + 2])
+
+
+@pytest.mark.parametrize("family", ["tiny_qwen", "tiny_zimage", "tiny_flux2"])
+def test_where_no_embedding_is_read_directly_it_refuses(family, request):
+    with pytest.raises(BadInput, match=r"UCE does not fit .* no cross.k or cross.v: erasers that fit it are .*esd"):
+        UCE(concepts=("star",)).apply(request.getfixturevalue(family))

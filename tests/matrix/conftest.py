@@ -16,22 +16,35 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import catalog
+from sfumato.attack.base import Attack
+from sfumato.erase.base import Eraser
+from sfumato.erase.parts.edit import ClosedForm
 from sfumato.pipeline import Text2Image, VideoModel
 
-from .families import FAMILIES
+from .families import FAMILIES, OF_A_KIND
 
 CAPTIONS = ("a red star", "a blue circle", "a photo of a square")
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """``method``: every method of the file's ``VERB``, and its own ``TOYS``; ``family``: every family."""
+    """``method``: all of the file's ``VERB`` and its own ``TOYS``; ``family``: every family; both: every pair."""
     names = metafunc.fixturenames
     if "method" in names:
         found = [(m.name, m.load()) for m in catalog.methods(metafunc.module.VERB)]
         found += [(cls.__name__, cls) for cls in getattr(metafunc.module, "TOYS", ())]
-        metafunc.parametrize("method", [cls for _, cls in found], ids=[name for name, _ in found])
-    if "family" in names:
+        if "family" in names:
+            pairs = [_pair(name, cls, family) for name, cls in found for family in FAMILIES]
+            metafunc.parametrize(("method", "family"), pairs)
+        else:
+            metafunc.parametrize("method", [cls for _, cls in found], ids=[name for name, _ in found])
+    elif "family" in names:
         metafunc.parametrize("family", FAMILIES)
+
+
+def _pair(name: str, method: type, family: str) -> Any:
+    """A method on a family: among the slow tests where it takes long, and does on others of that anatomy."""
+    long = issubclass(method, Attack | Eraser) and not issubclass(method, ClosedForm) and family in OF_A_KIND
+    return pytest.param(method, family, id=f"{name}-{family}", marks=[pytest.mark.slow] if long else [])
 
 
 @pytest.fixture
@@ -78,7 +91,8 @@ def call(pipe: Text2Image, prompts: list[str], seeds: list[int], sampling_steps:
     # PixArt draws at the nearest of its own sizes unless told otherwise.
     binning = {"use_resolution_binning"} & inspect.signature(type(pipe.pipe).__call__).parameters.keys()
     options = {"num_inference_steps": sampling_steps, "height": pipe.size, "width": pipe.size, **options}
-    return pipe(prompts, generator=generators, output_type="pt", **dict.fromkeys(binning, False), **options).images
+    options |= {"output_type": "pt", **dict.fromkeys(binning, False)}
+    return pipe(list(prompts), generator=generators, **options).images
 
 
 def state(model: Any) -> dict[str, Any]:

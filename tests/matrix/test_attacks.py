@@ -21,7 +21,7 @@ from sfumato.plan import Plan
 from sfumato.train.loop import Run
 
 from .conftest import files_of, state
-from .families import FAMILIES
+from .families import FAMILIES, OF_A_KIND
 
 VERB = "attack"
 PROMPTS, SEEDS = ["a red star", "a photo of a star"], [3, 4]
@@ -103,7 +103,7 @@ def test_it_is_an_attack_that_says_what_it_sees(method):
 
 
 def test_some_family_is_attacked_and_the_others_are_left_alone(method, request):
-    tried = [search_once(method, family, request) for family in FAMILIES]
+    tried = [search_once(method, family, request) for family in FAMILIES if family not in OF_A_KIND]
     assert any(isinstance(found, Found) for *_, found in tried)
     assert all(before == after for _, before, after, _ in tried)
 

@@ -92,7 +92,7 @@ def test_a_plain_diffusers_pipeline_will_do_and_the_seed_decides_every_bit(done,
     *_, erased, log = done
     bare, network = pipe.pipe, pipe.network
     if "size" in pipe.defaults:  # which a plain pipeline of Flux keeps in an attribute
-        bare.default_sample_size = pipe.size // pipe.scale_factor
+        bare.default_sample_size = pipe.size // bare.vae_scale_factor
     flags = [network.requires_grad_(True).train().training, *(x.requires_grad for x in network.parameters())]
     torch.manual_seed(12345)
     again, told = eraser(method).run(bare)

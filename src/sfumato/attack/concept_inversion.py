@@ -361,7 +361,7 @@ def new_word(pipe: Text2Image) -> str:
 def neutral_word(pipe: Text2Image) -> str:
     """The first of `INIT_WORDS` that is one token in every text encoder."""
     for word in INIT_WORDS:
-        if all(len(tokenizer(word).input_ids) == 3 for tokenizer in pipe.tokenizers):
+        if all(_content(tokenizer, word) == 1 for tokenizer in pipe.tokenizers):
             return word
     raise BadInput(f"none of {', '.join(INIT_WORDS)} is one token of this model: name an init word")
 
@@ -374,9 +374,14 @@ def check_length(pipe: Text2Image, templates: Sequence[str], tokens: int) -> Non
         raise BadInput(f"{tokens} new tokens do not fit: this model's context holds {room}")
     for tokenizer in pipe.tokenizers:
         for template in templates:
-            need = len(tokenizer(template.replace("{}", " ")).input_ids) - 2 + tokens
+            need = _content(tokenizer, template.replace("{}", " ")) + tokens
             if need > room:
                 raise BadInput(
                     f"{tokens} new tokens do not fit into {template!r}: that makes {need} tokens, and this "
                     f"model's context holds {room}"
                 )
+
+
+def _content(tokenizer: Any, text: str) -> int:
+    """How many tokens a text is, start and end tokens left out, as it stands inside a prompt."""
+    return min(len(tokenizer(said, add_special_tokens=False).input_ids) for said in (text, f" {text}"))

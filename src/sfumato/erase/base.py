@@ -40,7 +40,9 @@ class Eraser(Tuned, ABC):
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
     """Settings with which it takes about a second on a tiny pipeline, for the tests that all erasers share."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Kinds of attention projections (see `Text2Image.projections`) without which it has nothing to work on."""
+    """Kinds of projections (see `Text2Image.projections`) without which it has nothing to work on."""
+    needs_instead: ClassVar[tuple[str, ...]] = ()
+    """Kinds that it works on where a network has not what it `needs`; none: it works on nothing else."""
     keeps_adapters: ClassVar[bool] = False
     """Whether it can edit beneath attached adapters, which then go on acting on the result; else they are refused."""
     draws: ClassVar[bool] = True
@@ -186,10 +188,7 @@ class Eraser(Tuned, ABC):
         """Whether it is a pipeline whose network has what the method edits: projections of all kinds it `needs`."""
         if not isinstance(pipe, Text2Image):
             return False
-        try:
-            return all(pipe.projections(kind) for kind in cls.needs)
-        except BadInput:  # a kind that this network does not know
-            return False
+        return any(_has(pipe, kinds) for kinds in (cls.needs, cls.needs_instead or cls.needs))
 
     def within(self, folder: Path | None, pipe: Text2Image) -> tuple[Text2Image, dict[str, Any]]:
         """`erased`, for methods that have nothing to keep in a folder."""
@@ -208,6 +207,13 @@ class Eraser(Tuned, ABC):
         for x in [*factors, *(x for part in made.parts().values() for x in part.parameters())]:
             x.requires_grad_(False)
             x.grad = None
+
+
+def _has(pipe: Text2Image, kinds: Sequence[str]) -> bool:
+    try:
+        return all(pipe.projections(kind) for kind in kinds)
+    except BadInput:  # a kind that this network does not know
+        return False
 
 
 def fitting(pipe: Model) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sfumato.fields import Natural, NotNegative
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.anatomy import Projection
 
 from .parts.edit import Edit
 from .parts.revival import Regulariser, Stack, rounds
-from .uce import UCE, preserve_gram
+from .uce import UCE, Read, edited_maps, joined, preserve_gram
 
 ILL_CONDITIONED = 1e10
 """Condition number from which on a search in float64 is good to fewer than about six digits."""
@@ -31,6 +32,9 @@ class RECE(UCE):
     released code. The fields of `UCE` govern the edit it starts from; in the rounds, every token of the context is
     paired with the anchor's, targets and ``lam`` refer to the weights as they then are, and only the search refers
     to the original ones.
+
+    On SD3 and Flux.1 it works on the two maps that read the encoders' embeddings, each by itself; `UCE` says how far
+    that reaches. What revives a concept inside joint attention is not searched for.
 
     Cost: one Gram matrix of all projections and one product with each in the end. As every edit multiplies
     all projections from the right by one and the same matrix, the rounds work on (d, d) matrices only (not so with
@@ -87,16 +91,30 @@ class RECE(UCE):
             search after the last edit has no solution. Its ``embeddings`` are those found after 0, 1, ... edits,
             start token left out if it is skipped.
         """
-        projections = pipe.projections("cross.v", "cross.k")
+        edits: list[Edit] = []
+        for read, maps in edited_maps(pipe).items():
+            edits.append(self._revived(pipe, read, maps, score, edits))
+        return joined(edits)
+
+    def _revived(
+        self,
+        pipe: Text2Image,
+        read: Read,
+        projections: Sequence[Projection],
+        score: Callable[[Text2Image], float] | None,
+        before: Sequence[Edit],
+    ) -> Edit:
+        """`solve` for the maps that read the same embeddings; ``before`` is what was edited of the others."""
         names = [f"{p.name}.weight" for p in projections]
         stack = Stack([p.weight.detach() for p in projections], shared=self.variant == "replace")
-        start, log = self.edit(pipe, stack.original)
-        first = 1 if self.skip_start_token else 0
-        concept, anchor = (pipe.encode(words).tokens[:, first:] for words in self.pairs())
-        kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word")
+        start, log = self.edit(pipe, stack.original, read)
+        first = 1 if self.skip_start_token and read == "tokens" else 0
+        conds = [pipe.encode(words) for words in self.pairs()]
+        concept, anchor = (c.pooled[:, None] if read == "pooled" else c.tokens[:, first:] for c in conds)
+        kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word", read)
 
         def finish(maps: list[Tensor]) -> Edit:
-            return Edit(dict(zip(names, stack.weights(maps), strict=True)))
+            return joined([Edit(dict(zip(names, stack.weights(maps), strict=True))), *before])
 
         done: list[Any] = []
         scores: list[Any] = []

@@ -166,6 +166,8 @@ class FlowClock(Clock):
         even: the steps are spaced over [1 / steps, 1] (Flux) instead of as the scheduler does it by itself.
         backward: the number falls from ``scale`` at the picture to 0 at the noise.
         negated: the network's output is x0 - eps.
+        shift: mu of a scheduler with a dynamic shift, for so many tokens and steps and its configuration; None:
+            `dynamic_shift`.
     """
 
     scale: float = 1000.0
@@ -173,6 +175,7 @@ class FlowClock(Clock):
     even: bool = False
     backward: bool = False
     negated: bool = False
+    shift: Callable[[int, int, Mapping[str, Any]], float] | None = None
 
     # The deterministic step of DDIM is Euler's here: z_s = z_t + (s - t) (eps - x0).
     solvers: ClassVar[Solvers] = {"ddim": _euler, "dpm++": _dpm}
@@ -207,14 +210,15 @@ class FlowClock(Clock):
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
         options: dict[str, Any] = {"device": device}
         if solver.config.get("use_dynamic_shifting"):
-            options["mu"] = dynamic_shift((shape[-2] // self.patch) * (shape[-1] // self.patch), solver.config)
+            tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch)
+            options["mu"] = (self.shift or dynamic_shift)(tokens, steps, solver.config)
         if self.even and not solver.config.get("use_flow_sigmas"):
             solver.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **options)
         else:
             solver.set_timesteps(steps, **options)
 
 
-def dynamic_shift(tokens: int, config: Mapping[str, Any]) -> float:
+def dynamic_shift(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
     """mu of a flow scheduler for a picture of so many tokens: linear between the configuration's two ends."""
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
@@ -223,4 +227,6 @@ def dynamic_shift(tokens: int, config: Mapping[str, Any]) -> float:
 
 
 def _flows(solver: Any) -> bool:
-    return solver.config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    config = solver.config
+    table = "beta_schedule" in config and not config.get("use_flow_sigmas")  # some schedulers can be either
+    return not table and config.get("prediction_type", "flow_prediction") == "flow_prediction"

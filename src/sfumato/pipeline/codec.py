@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from sfumato.errors import BadInput
 
@@ -86,12 +87,12 @@ class Codec:
     def scale(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         """The autoencoder's own latents as the network sees them."""
         mean, std = self._statistics(z)
-        return (z - mean) / std * self.vae.config.scaling_factor
+        return (z - mean) / std * self.vae.config.get("scaling_factor", 1.0)
 
     def unscale(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         """The inverse of `scale`."""
         mean, std = self._statistics(z)
-        return z / self.vae.config.scaling_factor * std + mean
+        return z / self.vae.config.get("scaling_factor", 1.0) * std + mean
 
     def _statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         config = self.vae.config
@@ -99,3 +100,55 @@ class Codec:
         if mean is None or std is None:
             return config.get("shift_factor") or 0.0, 1.0
         return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
+
+
+class PatchCodec(Codec):
+    """An autoencoder whose latents the network sees in patches of 2x2, normalised by channel (``AutoencoderKLFlux2``).
+
+    A latent is here what the network sees: four times the channels, at half the side. Mean and variance are those that
+    the autoencoder's batch norm has kept.
+    """
+
+    @property
+    def factor(self) -> int:
+        return 2 * super().factor
+
+    @property
+    def channels(self) -> int:
+        return 4 * super().channels
+
+    def scale(self, z: Float[Tensor, "batch channel h2 w2"]) -> Float[Tensor, "batch channel4 h w"]:
+        mean, std = self._statistics(z)
+        return (pixel_unshuffle(z, 2) - mean) / std
+
+    def unscale(self, z: Float[Tensor, "batch channel4 h w"]) -> Float[Tensor, "batch channel h2 w2"]:
+        mean, std = self._statistics(z)
+        return pixel_shuffle(z * std + mean, 2)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        norm, eps = self.vae.bn, self.vae.config.batch_norm_eps
+        mean, variance = (x.view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
+        return mean.to(like), (variance + eps).sqrt().to(like)
+
+
+class FrameCodec(Codec):
+    """An autoencoder of videos (``AutoencoderKLQwenImage``), to which a picture is one frame."""
+
+    @property
+    def factor(self) -> int:
+        return 2 ** len(self.vae.config.temperal_downsample)
+
+    @property
+    def channels(self) -> int:
+        return self.vae.config.z_dim
+
+    def encode(
+        self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch channel h w"]:
+        posterior = self.vae.encode(x[:, :, None].to(self.vae.dtype)).latent_dist
+        z = posterior.mode() if generator is None else posterior.sample(generator=generator)
+        return self.scale(z[:, :, 0]).to(x.dtype)
+
+    def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
+        frames = self.unscale(z)[:, :, None].to(self.vae.dtype)
+        return self.vae.decode(frames, return_dict=False)[0][:, :, 0].to(z.dtype)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .contract import Condition
 
@@ -47,6 +49,21 @@ class Conditioning(Condition):
     roles: Int[Tensor, "batch length"] | None = None
     prompts: tuple[str, ...] = ()
     conditional: Bool[Tensor, "batch"] | None = None
+
+    def part(self, where: slice) -> Self:
+        """The same with these rows of tokens only, such as one encoder's of several that stand one after the other."""
+        roles = None if self.roles is None else self.roles[:, where]
+        rows = {"tokens": self.tokens[:, where], "ids": self.ids[:, where], "mask": self.mask[:, where]}
+        return self.replace(**rows, roles=roles)
+
+    def padded(self, length: int) -> Self:
+        """The same with rows of padding, which are zeros, up to ``length`` tokens."""
+        more = length - self.ids.shape[1]
+        if more <= 0:
+            return self
+        rows = {"tokens": pad(self.tokens, (0, 0, 0, more)), "ids": pad(self.ids, (0, more))}
+        roles = None if self.roles is None else pad(self.roles, (0, more), value=int(Role.PADDING))
+        return self.replace(**rows, mask=pad(self.mask, (0, more)), roles=roles)
 
     def as_half(self, conditional: bool) -> Conditioning:
         """These rows as one half of guidance, so that what looks inside the network can tell the halves apart."""

@@ -170,6 +170,7 @@ class ToldDenoiser:
         interval: the noise levels, in ``measure``, at which there is guidance; None is all.
         guide: see `Model.draw`.
         around: a context to be in while the denoiser is called with this condition.
+        rescale: what the guided and the conditional prediction become, for models whose guidance keeps a norm.
         again: compute each call once more in the backward pass instead of keeping what it needs.
     """
 
@@ -181,6 +182,7 @@ class ToldDenoiser:
     measure: Literal["t", "logsnr"] = "t"
     guide: Guide | None = None
     around: Callable[[Condition | None], AbstractContextManager] = nullcontext
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None
     again: bool = False
 
     @property
@@ -204,7 +206,7 @@ class ToldDenoiser:
             if cond is None or self.scale == 1 or self.empty is None:
                 return self.denoiser(z, t, told)
             empty = cond.drop(torch.ones(len(cond), dtype=torch.bool), self.empty)
-            return Guided(self.denoiser, cond, empty, self.scale, self.interval, self.measure)(z, t)
+            return Guided(self.denoiser, cond, empty, self.scale, self.interval, self.measure, self.rescale)(z, t)
 
 
 def check_guidance(cfg_scale: float) -> float:

@@ -17,8 +17,11 @@ from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
 from .flux import Flux
+from .flux2 import Flux2Klein
 from .image import ImageModel, load_image_model
 from .pixart import PixArtSigma
+from .qwen import QwenImage
+from .sana import Sana
 from .saving import RECORD, quiet
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
@@ -27,13 +30,18 @@ from .single import read as single
 from .single.facts import PICKLE
 from .sound import PICKLES, check_classes, check_complete, check_files, check_finite, variant_of
 from .video import VideoModel
+from .zimage import ZImage
 
 _FAMILIES: dict[str, type[Text2Image]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "Flux2KleinPipeline": Flux2Klein,
     "PixArtSigmaPipeline": PixArtSigma,
+    "SanaPipeline": Sana,
+    "QwenImagePipeline": QwenImage,
+    "ZImagePipeline": ZImage,
 }
 """Families by the name of diffusers' pipeline class, which is imported when such a model is loaded."""
 _CONTROLLED: dict[str, type[Text2Image]] = {
@@ -79,7 +87,7 @@ def load(
         return made_here
     name = str(index["_class_name"])
     if name not in _FAMILIES:
-        raise BadInput(f"{model} is a {name}, which is not supported; supported are {_SUPPORTED}")
+        raise BadInput(f"{model} is a {name}, {_unsupported(name)}")
     check_classes(source, index)
     if folder is not None:
         check_files(folder, index)
@@ -163,13 +171,24 @@ def wrap(
     name = type(pipe).__name__
     adapter = (_FAMILIES | _CONTROLLED if controlled else _FAMILIES).get(name)
     if adapter is None:
-        raise BadInput(f"{name} is not supported; supported are {_SUPPORTED}")
+        raise BadInput(f"this is a {name}, {_unsupported(name)}")
     if not adapter.plain(pipe):
         raise BadInput(
             f"this {name} is an inpainting, editing or guidance-distilled variant, which is not supported; "
             f"supported are plain {_SUPPORTED}"
         )
     return adapter(pipe, defaults)
+
+
+def _unsupported(name: str) -> str:
+    """What to say of a pipeline's class that is none of the families': which is its plain one, or which there are."""
+    stems = {re.sub("Pipeline$", "", known): known for known in _FAMILIES}
+    kin = [stem for stem in stems if re.match(rf"{stem}[A-Z]", name)]
+    if kin and name not in stems.values():
+        known = stems[max(kin, key=len)]
+        what = "for inpainting, editing, refining, further inputs or fewer steps, which is not supported"
+        return f"a variant of {_FAMILIES[known].title} {what}: take a plain {known}"
+    return f"which is not supported; supported are {_SUPPORTED}"
 
 
 def _device(device: str | torch.device | None) -> torch.device:

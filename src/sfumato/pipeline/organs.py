@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,13 @@ class Organs(Prompts, Model):
     """The family's name in sentences."""
     default_cfg_scale: ClassVar[float]
     anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
+
+    halves: ClassVar[Literal["together", "apart"]] = "together"
+    """Whether the pipeline's own call, where one can see whether it guides, puts both halves of guidance in a batch."""
+    conditional_first: ClassVar[bool] = False
+    """Whether the pipeline's own call, where both halves of guidance are one batch, puts the conditional half first."""
+    rescaled: Callable[[Tensor, Tensor], Tensor] | None = None
+    """What a draw makes of the guided and the conditional prediction, where guidance is more than their mixture."""
 
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         self.pipe = pipe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -26,6 +27,10 @@ class Prompts(ABC):
     pipe: Any
     text_keys: ClassVar[tuple[str, ...]] = ()
     """What files of learned words call the text encoders, where there are several."""
+    closed: ClassVar[bool] = True
+    """Whether the tokenizers close a prompt with their end token; those of language models do not."""
+    padding: ClassVar[str] = "max_length"
+    """Up to where text encoders get prompts padded: "max_length", or the "longest" of those encoded together."""
 
     @property
     @abstractmethod
@@ -73,7 +78,7 @@ class Prompts(ABC):
             raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
         texts, reads = self._texts(prompts), []
         for tokenizer, length in zip(self.tokenizers, self.text_lengths(), strict=True):
-            reads.append(text.tokenize(tokenizer, texts, length, self.device))
+            reads.append(text.tokenize(tokenizer, texts, length, self.device, self.padding))
         with torch.set_grad_enabled(grad):
             encoded = self._encode(reads, size or self.size)
         return encoded.replace(prompts=tuple(prompts))
@@ -90,7 +95,8 @@ class Prompts(ABC):
 
         Args:
             ids: padded token ids, start and end tokens included; one tensor for all text encoders, or one each.
-            mask: 1 for tokens, 0 for padding, in the same form; None: all up to the first end token.
+            mask: 1 for tokens, 0 for padding, in the same form; None: all up to the first end token, or to the padding
+                where prompts are not `closed`.
             embeddings: in the same form (None for an encoder that reads ids): instead of each token's embedding
                 another, or weights of all the words (one-hot rows, or mixtures), told by their width. They are
                 differentiated through with ``grad``.
@@ -112,7 +118,7 @@ class Prompts(ABC):
             reads = []
             for (tokenizer, encoder), row in zip(parts, fields, strict=True):
                 table = getattr(self.pipe, encoder).get_input_embeddings()
-                reads.append(text.given(getattr(self.pipe, tokenizer), table, *row))
+                reads.append(text.given(getattr(self.pipe, tokenizer), table, *row, closed=self.closed))
             encoded = self._encode(reads, size or self.size)
         return encoded.replace(prompts=("",) * len(encoded))
 
@@ -124,8 +130,12 @@ class Prompts(ABC):
         """The prompts as the pipeline hands them to its tokenizers."""
         return prompts
 
+    def _phrase(self, phrase: str) -> str:
+        """A part of a prompt as it stands in what `_texts` gives."""
+        return self._texts([phrase])[0]
+
     def last_word_token(self, cond: Conditioning) -> Tensor:
-        """Index of the last word's last token in each row; 0 (the start token, if there is one) for the empty prompt.
+        """Index of the last word's last token in each row; of the last start token, or 0, for the empty prompt.
 
         Where several encoders' rows stand one after the other, it is the first one's.
         """
@@ -138,15 +148,23 @@ class Prompts(ABC):
         """Which rows of a conditioning's tokens stand for a phrase; every occurrence, none where it does not occur."""
         found, start = torch.zeros_like(cond.mask), 0
         for tokenizer, length in self._sections():
-            words = tokenizer(self._texts([phrase])[0], add_special_tokens=False).input_ids
             section = slice(start, start + length)
-            found[:, section] = text.find(cond.ids[:, section], words) & cond.mask[:, section]
+            # Some tokenizers write the space before a word into its token, but at the start of a text there is none.
+            said = self._phrase(phrase).strip()
+            for spelled in (said, f" {said}") if said else ():
+                words = tokenizer(spelled, add_special_tokens=False).input_ids
+                found[:, section] |= text.find(cond.ids[:, section], words) & cond.mask[:, section]
             start += length
         return found
 
     def _sections(self) -> list[tuple[Any, int]]:
         """The tokenizers whose tokens are the rows of a conditioning, one after the other, and how many each."""
         return [(self.tokenizers[0], self.text_lengths()[0])]
+
+    def sections(self, cond: Conditioning) -> list[Conditioning]:
+        """A conditioning cut up by tokenizer, where several encoders' rows stand one after the other (SD3)."""
+        starts = [0, *accumulate(length for _, length in self._sections())]
+        return [cond.part(slice(*ends)) for ends in pairwise(starts)]
 
     def told(self, asked: str | Sequence[str] | Conditioning | None) -> Conditioning:
         """`encode` for prompts, a conditioning as it is, None as `unconditional`."""

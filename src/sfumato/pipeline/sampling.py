@@ -230,7 +230,7 @@ class _Walk:
         guided = self.scale != 1.0 or cond is None
         return ToldDenoiser(
             p.denoiser, cond, p.unconditional(len(rows), rows.negative, self.size) if guided else None, self.scale,
-            self.cfg_interval, guide=self.guide, again=self.grad == "checkpoint",
+            self.cfg_interval, guide=self.guide, rescale=p.rescaled, again=self.grad == "checkpoint",
         )  # fmt: skip
 
     def begin(self, solver: Any, rows: Rows, generators: list[torch.Generator]) -> tuple[int, Tensor]:

@@ -135,11 +135,15 @@ def check_complete(pipe: DiffusionPipeline, folder: Path | None) -> None:
             stored: set[str] = set()
             for file in (folder / part).glob("*.safetensors"):
                 with safe_open(file, "pt") as opened:
-                    stored |= {key.removeprefix("text_model.") for key in opened.keys()}  # noqa: SIM118
-            names = (name for name, _ in module.named_parameters())
-            missing = [name for name in names if name.removeprefix("text_model.") not in stored]
+                    stored |= {_inner(key) for key in opened.keys()}  # noqa: SIM118
+            missing = [name for name, _ in module.named_parameters() if _inner(name) not in stored]
         if missing:
             raise BadInput(f"the weight {missing[0]} of {part} is missing: fetch or write the model again")
+
+
+def _inner(name: str) -> str:
+    """A weight's name without that of the model around, which differs from one version of transformers to another."""
+    return re.sub(r"^(?:(?:text_model|language_model|model)\.)+", "", name)
 
 
 def plain_files(part: Path) -> list[Path]:

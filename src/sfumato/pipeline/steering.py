@@ -125,7 +125,7 @@ class Steering:
             known = run.asked[-1]
             if known is None:  # it encodes what to steer away from by itself, and only if it guides
                 return "apart" if len(run.asked) > 1 else None
-        return "together" if known else None
+        return self.owner.halves if known else None
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(*args, **kwargs)
@@ -178,12 +178,12 @@ class Steering:
 
     def _rows(self, n: int, run: Run, device: torch.device) -> Bool[Tensor, "batch"] | None:
         """Which of the rows that diffusers' own call makes are conditional: where both halves are in one batch the
-        second one, and where there are two calls the first."""
+        second one (or the first, where the family has it so), and where there are two calls the first."""
         halves = self.halves(run)
         if halves == "apart":
             return torch.full((n,), run.calls == 0, device=device)
         if halves == "together" and n == 2 * run.pictures:
-            return torch.arange(n, device=device) >= run.pictures
+            return (torch.arange(n, device=device) < run.pictures) == self.owner.conditional_first
         return None
 
 

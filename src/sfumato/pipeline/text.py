@@ -65,8 +65,13 @@ def layout(*reads: Read) -> Layout:
     )
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.device) -> Read:
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], length: int, device: torch.device, padding: str = "max_length"
+) -> Read:
     """Texts as ``length`` tokens each, words learned as several tokens written out.
+
+    Args:
+        padding: "longest" pads to the longest of them only.
 
     Warns:
         UserWarning: a text is longer; the warning names what is cut off.
@@ -77,7 +82,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int, device: torch.
             rest = tokenizer.decode(ids[length - 1 : -1]).strip()
             message = f"the prompt has {len(ids)} tokens, the model reads {length}; cut off: {rest!r}"
             warnings.warn(message, stacklevel=3)
-    out = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    options = {"truncation": True, "padding_side": "right", "return_tensors": "pt"}
+    out = tokenizer(texts, padding=padding, max_length=length, **options)
     return Read(out.input_ids.to(device), out.attention_mask.to(device), tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
@@ -87,10 +93,17 @@ def given(
     ids: Int[Tensor, "batch length"],
     mask: Tensor | None,
     rows: Float[Tensor, "batch length width"] | None,
+    closed: bool = True,
 ) -> Read:
-    """The caller's own tokens; see `Text2Image.encode_ids`."""
+    """The caller's own tokens; see `Text2Image.encode_ids`.
+
+    Args:
+        closed: whether prompts end with the end token; where they do not, what is no padding counts.
+    """
     end = tokenizer.eos_token_id
-    if mask is None:
+    if mask is None and not closed:
+        mask = (ids != tokenizer.pad_token_id).long()
+    elif mask is None:
         ended = (ids == end).cumsum(dim=1)
         mask = (ended - (ids == end).long() == 0).long()
     read = Read(ids, mask.to(ids), tokenizer.bos_token_id, end)
@@ -110,7 +123,7 @@ def run(encoder: nn.Module, read: Read, **options: Any) -> Any:
     if read.embeddings is None:
         return encoder(read.ids, **options)
     table: Any = encoder.get_input_embeddings()
-    rows = read.embeddings.to(table.weight.dtype)
+    rows = read.embeddings.to(table.weight.dtype) * scale_of(table)
     if "inputs_embeds" in inspect.signature(encoder.forward).parameters:
         return encoder(inputs_embeds=rows, **options)
     hook = table.register_forward_hook(lambda module, inputs, output: rows)
@@ -118,6 +131,12 @@ def run(encoder: nn.Module, read: Read, **options: Any) -> Any:
         return encoder(read.ids, **options)
     finally:
         hook.remove()
+
+
+def scale_of(table: nn.Module) -> Tensor | float:
+    """The factor between a row of an embedding table and what it gives for that token: 1 but in Gemma's."""
+    scale: Any = getattr(table, "embed_scale", 1.0)
+    return scale.to(table.weight.dtype) if torch.is_tensor(scale) else scale
 
 
 def pooled(last: Float[Tensor, "batch length width"], read: Read) -> Float[Tensor, "batch width"]:

@@ -18,6 +18,7 @@ from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import atomic_file
 
 from .organs import Organs
+from .text import scale_of
 
 # What stands where: an owner, the name of its attribute, and the tokenizer or embedding table that is there.
 _State = list[tuple[Any, str, Any]]
@@ -112,7 +113,7 @@ def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToke
         if known.keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
             raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as <{word}>")
         with torch.no_grad():
-            mean = table(torch.tensor([ids], device=p.device))[0].float().mean(dim=0, keepdim=True)
+            mean = table.weight[torch.tensor(ids, device=p.device)].float().mean(dim=0, keepdim=True)
         rows.append(mean.repeat(vectors, 1))
     return LearnedToken(p, word, rows)
 
@@ -170,6 +171,7 @@ class _Extended(nn.Module):
     def __init__(self, table: nn.Module, rows: nn.Parameter, first: int):
         super().__init__()
         self.table, self.rows, self.first = table, rows, first
+        self.embed_scale = scale_of(table)
 
     @property
     def weight(self) -> Float[Tensor, "words width"]:
@@ -178,7 +180,7 @@ class _Extended(nn.Module):
     def forward(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
         first = self.first
         old = self.table(ids.clamp(max=first - 1))
-        new = F.embedding((ids - first).clamp(min=0), self.rows.to(old.device)).to(old.dtype)
+        new = F.embedding((ids - first).clamp(min=0), self.rows.to(old.device)).to(old.dtype) * scale_of(self.table)
         return torch.where((ids >= first)[..., None], new, old)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ class Guided:
     times, or to those log-SNRs with ``measure="logsnr"`` (arXiv:2404.07724); outside it the conditional
     prediction is returned, for one network call. Where both are needed and the two conditionings can be
     joined (tensors, or a type with ``cat``) they go through the network as one batch. A conditioning given
-    to the call takes the place of ``cond``.
+    to the call takes the place of ``cond``. ``rescale`` makes of the guided and the conditional prediction the one that
+    is returned.
     """
 
     denoiser: Denoiser
@@ -32,6 +34,7 @@ class Guided:
     scale: float
     interval: tuple[float, float] | None = None
     measure: Literal["t", "logsnr"] = "t"
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def process(self) -> GaussianProcess:
@@ -48,6 +51,7 @@ class Guided:
             return self.denoiser(z, t, cond)
         with_cond, without = self.both(z, t, cond)
         guided = without + self.scale * (with_cond - without)
+        guided = guided if self.rescale is None else self.rescale(guided, with_cond)
         if inside.all():
             return guided
         return torch.where(pad_right(inside, z.ndim).to(z.device), guided, with_cond)

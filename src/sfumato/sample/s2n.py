@@ -85,7 +85,7 @@ class S2N(Tuned, Rule):
         from .s2n_scheduler import S2NScheduler
 
         table = dict(getattr(config, "config", config) or {})
-        if table and not {"beta_schedule", "trained_betas"} & table.keys():
+        if table and (not {"beta_schedule", "trained_betas"} & table.keys() or table.get("use_flow_sigmas")):
             raise BadInput(f"{table.get('_class_name', 'this scheduler')} has no table of betas, which S2N steps need")
         # Latents are not bounded by 1: clipping, diffusers' default for pixels, must not sneak in.
         return S2NScheduler.from_config({"clip_sample": False, **table}, **asdict(self), grid=grid)

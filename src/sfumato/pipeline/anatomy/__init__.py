@@ -2,11 +2,12 @@
 
 from .base import Anatomy
 from .dit import PixArtAnatomy, SanaAnatomy
-from .mmdit import FluxAnatomy, SD3Anatomy
+from .mmdit import Flux2Anatomy, FluxAnatomy, QwenAnatomy, SD3Anatomy
 from .parts import KINDS, SUBSETS, Call, Context, Projection, Site
+from .single import ZImageAnatomy
 from .unet import UNetAnatomy
 
 __all__ = [
-    "KINDS", "SUBSETS", "Anatomy", "Call", "Context", "FluxAnatomy", "PixArtAnatomy", "Projection", "SD3Anatomy",
-    "SanaAnatomy", "Site", "UNetAnatomy",
+    "KINDS", "SUBSETS", "Anatomy", "Call", "Context", "Flux2Anatomy", "FluxAnatomy", "PixArtAnatomy", "Projection",
+    "QwenAnatomy", "SD3Anatomy", "SanaAnatomy", "Site", "UNetAnatomy", "ZImageAnatomy",
 ]  # fmt: skip

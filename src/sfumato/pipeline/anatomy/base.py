@@ -37,6 +37,8 @@ class Anatomy(ABC):
     output: ClassVar[Callable[..., Any]]
     first: ClassVar[str] = "hidden_states"
     """The name that the network's forward has for its noisy input."""
+    told: ClassVar[str] = "timestep"
+    """The name that it has for its number."""
     subsets: ClassVar[Mapping[str, Callable[[str], bool]]]
     """Which parameter names belong to a set."""
     default_guidance: float = 1.0
@@ -207,7 +209,7 @@ class Anatomy(ABC):
                 others take none.
         """
         args, kwargs = self.arguments(z.to(self.network.dtype), time, self.inputs(z, cond, guidance))
-        facts = {"rows": cond.conditional, "step": None, "text": cond.tokens.shape[1]}
+        facts = {"rows": cond.conditional, "step": None, "text": self.text_rows(kwargs)}
         with self.context.during(own=True, **facts):
             out = self.network(*args, **kwargs, return_dict=False)[0]
         return self.prediction(out, z).to(z.dtype)
@@ -224,6 +226,11 @@ class Anatomy(ABC):
         """What the text projections of attention read of the text encoders' rows: here these themselves."""
         return tokens
 
+    def text_length(self, inputs: dict[str, Any]) -> int:
+        """How many tokens of text the network computes with, given these inputs."""
+        text = inputs.get("encoder_hidden_states")
+        return 0 if text is None else text.shape[1]
+
     def arguments(
         self, z: Tensor, timestep: Tensor | float, inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -235,7 +242,7 @@ class Anatomy(ABC):
         ``return_dict``."""
         given = dict(self._signature.bind(self.network, *args, **kwargs).arguments)
         given = {k: v for k, v in list(given.items())[1:] if k != "return_dict"}
-        z, timestep = given.pop(self.first), given.pop("timestep")
+        z, timestep = given.pop(self.first), given.pop(self.told)
         return Call(self, self.unpacked(z, given), timestep, given)
 
     def asks_for_dict(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

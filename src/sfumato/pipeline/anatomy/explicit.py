@@ -157,14 +157,97 @@ class JointAttention(ExplicitAttention):
                 text[i] = text[i] if norm is None else norm(text[i])
             query, key, value = (torch.cat(pair, dim=2) for pair in zip(text, (query, key, value), strict=True))
         if image_rotary_emb is not None:
-            query, key = (apply_rotary_emb(x, image_rotary_emb) for x in (query, key))
+            query, key = (self.rotated(x, image_rotary_emb) for x in (query, key))
         out = self.attend(query, key, value, query.shape[-1] ** -0.5, _bias(attention_mask, query))
         if encoder_hidden_states is None:
-            return out if attn.pre_only else attn.to_out[1](attn.to_out[0](out))
+            return out if getattr(attn, "pre_only", False) else attn.to_out[1](attn.to_out[0](out))
         length = encoder_hidden_states.shape[1]
         text_out, picture = out[:, :length], out[:, length:]
-        text_out = text_out if attn.context_pre_only else attn.to_add_out(text_out)
+        text_out = text_out if getattr(attn, "context_pre_only", False) else attn.to_add_out(text_out)
         return attn.to_out[1](attn.to_out[0](picture)), text_out
+
+    def rotated(self, x: Float[Tensor, "batch head length width"], positions: Any) -> Tensor:
+        """Queries or keys at their rotary positions."""
+        return apply_rotary_emb(x, positions)
+
+
+class QwenAttention(JointAttention):
+    """Qwen-Image's: the padding of the text is not looked at, and positions are complex numbers, for each stream."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch picture width"],
+        encoder_hidden_states: Float[Tensor, "batch text width"] | None = None,
+        encoder_hidden_states_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        **kwargs,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        positions: Any = None if image_rotary_emb is None else torch.cat(image_rotary_emb[::-1])
+        if encoder_hidden_states_mask is not None:
+            picture = encoder_hidden_states_mask.new_ones(hidden_states.shape[:2], dtype=torch.bool)
+            attention_mask = torch.cat([encoder_hidden_states_mask.bool(), picture], dim=1)[:, None, None]
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, positions)
+
+    def rotated(self, x: Float[Tensor, "batch head length width"], positions: Any) -> Tensor:
+        return turned(x, positions)
+
+
+class FusedAttention(ExplicitAttention):
+    """Flux.2's single blocks: one layer makes queries, keys, values and the feed-forward's input."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch length width"],
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        **kwargs,
+    ) -> Float[Tensor, "batch length width"]:
+        made = attn.to_qkv_mlp_proj(hidden_states)
+        joined, rest = made.split([3 * attn.inner_dim, made.shape[-1] - 3 * attn.inner_dim], dim=-1)
+        query, key, value = (heads(x, attn.heads) for x in joined.chunk(3, dim=-1))
+        query, key = normed(attn, query, key)
+        if image_rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, image_rotary_emb) for x in (query, key))
+        out = self.attend(query, key, value, query.shape[-1] ** -0.5, _bias(attention_mask, query))
+        return attn.to_out(torch.cat([out, attn.mlp_act_fn(rest)], dim=-1))
+
+
+class SingleStreamAttention(ExplicitAttention):
+    """Z-Image's: one sequence, which has the picture first and then the text; listeners see the text first.
+
+    Both are padded to multiples of 32 tokens, which count. Every row of a batch has positions of its own.
+    """
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch length width"],
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        freqs_cis: Tensor | None = None,
+        **kwargs,
+    ) -> Float[Tensor, "batch length width"]:
+        query, key, value = (heads(f(hidden_states), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v))
+        query, key = normed(attn, query, key)
+        if freqs_cis is not None:
+            query, key = (turned(x, freqs_cis[:, None]) for x in (query, key))
+        text = self.site.text if self.site.kind == "joint" else 0
+        picture = hidden_states.shape[1] - text
+        query, key, value = (x.roll(text, dims=2) for x in (query, key, value))
+        if attention_mask is not None:
+            attention_mask = attention_mask.roll(text, dims=-1)
+            attention_mask = attention_mask[:, None, None] if attention_mask.ndim == 2 else attention_mask
+        out = self.attend(query, key, value, query.shape[-1] ** -0.5, _bias(attention_mask, query))
+        return attn.to_out[1](attn.to_out[0](out.roll(picture, dims=1)))
+
+
+def turned(x: Float[Tensor, "*batch length width"], positions: Tensor) -> Float[Tensor, "*batch length width"]:
+    """Pairs of neighbouring numbers, taken as complex ones, times the positions (length, width / 2); in float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * positions).flatten(-2).type_as(x)
 
 
 def _bias(mask: Tensor | None, like: Tensor) -> Tensor | None:

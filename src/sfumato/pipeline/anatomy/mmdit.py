@@ -1,8 +1,9 @@
-"""Diffusion transformers with joint attention, of text and picture in one softmax: Stable Diffusion 3 and Flux."""
+"""Diffusion transformers with joint attention, of text and picture in one softmax: SD3, Flux and Qwen-Image."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +15,13 @@ from sfumato.errors import BadInput
 from ..conditioning import Conditioning
 from .base import foreign
 from .dit import Transformer
-from .explicit import JointAttention, Listener
+from .explicit import ExplicitAttention, FusedAttention, JointAttention, Listener, QwenAttention
 from .parts import Projection, Site
 
 _TEXT_SIDE = re.compile(r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.")
 _TEXT_KEYS = re.compile(r"\.attn\.add_[kv]_proj\.")
 _TIME_AND_OUTPUT = ("time_text_embed.", "norm_out.", "proj_out.")
+_TIME2_AND_OUTPUT = ("time_guidance_embed.", "norm_out.", "proj_out.")
 
 
 class SD3Anatomy(Transformer):
@@ -42,12 +44,13 @@ class SD3Anatomy(Transformer):
                     found.append(Site(f"{block}.{name}", kind, self.resolution, module, self.context))
         return found
 
+    readers: ClassVar[Mapping[str, str]] = {
+        "context_embedder": "text.in", "time_text_embed.text_embedder.linear_1": "pooled.in"
+    }  # fmt: skip
+    """The linear maps that read the text encoders' embeddings, with their kinds."""
+
     def every_projection(self) -> list[Projection]:
-        embedder = self.network.time_text_embed.text_embedder
-        found = [
-            Projection("context_embedder", "text.in", self.network.context_embedder, 0),
-            Projection("time_text_embed.text_embedder.linear_1", "pooled.in", embedder.linear_1, 0),
-        ]
+        found = [Projection(n, kind, self.network.get_submodule(n), 0) for n, kind in self.readers.items()]
         for site in self.sites():
             names = {f"{site.kind}.{what}": f"to_{what}" for what in ("q", "k", "v")}
             names |= {f"{site.kind}.out": "to_out.0"}
@@ -131,6 +134,82 @@ class FluxAnatomy(SD3Anatomy):
         return self.packed(prediction)
 
 
+class QwenAnatomy(FluxAnatomy):
+    """``QwenImageTransformer2DModel``: blocks of two streams; a mask for the text; latents packed as Flux's.
+
+    "text.in" reads the embeddings after a norm (``txt_norm``).
+    """
+
+    trunks = ("transformer_blocks",)
+    readers: ClassVar = {"txt_in": "text.in"}
+
+    def explicit(self, site: Site, listeners: list[Listener], original: Any) -> QwenAttention:
+        return QwenAttention(site, listeners, original)
+
+    def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
+        # As the pipeline does it: as long as the longest, and without a mask where nothing is masked.
+        length = cond.mask.shape[1] if cond.mask.is_meta else max(1, int(cond.mask.sum(dim=1).max()))
+        mask = cond.mask[:, :length]
+        return {
+            "encoder_hidden_states": cond.tokens[:, :length].to(self.network.dtype),
+            "encoder_hidden_states_mask": None if mask.is_meta or bool(mask.all()) else mask,
+            "img_shapes": [[(1, z.shape[-2] // 2, z.shape[-1] // 2)]] * len(z),
+        }
+
+    def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
+        return foreign(inputs["encoder_hidden_states"], inputs.get("encoder_hidden_states_mask"))
+
+    def unpacked(self, z: Tensor, inputs: dict[str, Any]) -> Float[Tensor, "batch channel height width"]:
+        _, height, width = inputs["img_shapes"][0][0]
+        return _unpacked(z, height, width)
+
+
+class Flux2Anatomy(FluxAnatomy):
+    """``Flux2Transformer2DModel``: blocks of two streams, then of one, whose projections are fused with feed-forward.
+
+    The single blocks have places of attention, but no projections of their own kind: ``to_qkv_mlp_proj`` and ``to_out``
+    are reached by the adapter target "transformer" and by name. Padding of the text is seen, as by diffusers.
+    """
+
+    default_guidance = 4.0
+    readers: ClassVar = {"context_embedder": "text.in"}
+    subsets: ClassVar = {
+        **SD3Anatomy.subsets,
+        "noxattn": lambda name: not _TEXT_SIDE.search(name) and not name.startswith(_TIME2_AND_OUTPUT),
+    }
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    @property
+    def resolution(self) -> int:
+        return self.side
+
+    def explicit(self, site: Site, listeners: list[Listener], original: Any) -> ExplicitAttention:
+        fused = hasattr(site.module, "to_qkv_mlp_proj")
+        return (FusedAttention if fused else JointAttention)(site, listeners, original)
+
+    def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
+        tokens = cond.tokens.to(self.network.dtype)
+        ranges = [torch.arange(n, device=z.device) for n in (1, *z.shape[-2:], 1)]
+        words = torch.zeros(tokens.shape[1], 4, dtype=torch.long, device=z.device)
+        words[:, 3] = torch.arange(len(words), device=z.device)
+        given = {"encoder_hidden_states": tokens, "txt_ids": words, "img_ids": torch.cartesian_prod(*ranges)}
+        if self.network.config.guidance_embeds:
+            given["guidance"] = self.guidance(z, cond, guidance)
+        return given
+
+    def packed(self, z: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch channel"]:
+        return z.flatten(2).transpose(1, 2)
+
+    def unpacked(self, z: Tensor, inputs: dict[str, Any]) -> Float[Tensor, "batch channel height width"]:
+        return z.transpose(1, 2).unflatten(2, (int(inputs["img_ids"][..., 1].max()) + 1, -1))
+
+    def prediction(self, out: Tensor, z: Tensor) -> Float[Tensor, "batch channel height width"]:
+        return out.transpose(1, 2).unflatten(2, tuple(z.shape[-2:]))
+
+
 def _unpacked(z: Tensor, height: int, width: int) -> Float[Tensor, "batch channel height2 width2"]:
     """The inverse of packing, for so many patches."""
     return z.unflatten(2, (-1, 2, 2)).unflatten(1, (height, width)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
@@ -140,5 +219,5 @@ def _part(module: nn.Module, name: str) -> nn.Module | None:
     """A submodule, or None where the layer does without it."""
     found: Any = module
     for step in name.split("."):
-        found = None if found is None else (found[0] if step == "0" else getattr(found, step, None))
+        found = getattr(found, step, None)
     return found

@@ -122,6 +122,7 @@ class Called(Protocol):
     @property
     def context(self) -> Context: ...
     def conditioning(self, inputs: dict[str, Any]) -> Conditioning: ...
+    def text_length(self, inputs: dict[str, Any]) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +151,7 @@ class Call:
 
     def told(self) -> AbstractContextManager[None]:
         """Whoever looks at the network from inside sees, in the block, that this call is in progress."""
-        text = self.inputs.get("encoder_hidden_states")
-        facts = {"rows": self.rows, "step": self.step, "text": 0 if text is None else text.shape[1]}
+        facts = {"rows": self.rows, "step": self.step, "text": self.anatomy.text_length(self.inputs)}
         return self.anatomy.context.during(**facts)
 
     @property
