@@ -42,7 +42,7 @@ def synthetic(folder: Path, width: int) -> Path:
         vocab_size=49408, hidden_size=text, intermediate_size=4 * text, num_hidden_layers=12, num_attention_heads=12
     )
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    network = UNet2DConditionModel(block_out_channels=widths, cross_attention_dim=text)
+    network = UNet2DConditionModel(sample_size=64, block_out_channels=widths, cross_attention_dim=text)
     pipe = StableDiffusionPipeline(
         AutoencoderKL(**blocks, block_out_channels=(32, 64, 64, 64), layers_per_block=2),
         CLIPTextModel(words),

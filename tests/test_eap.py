@@ -246,7 +246,7 @@ def test_what_was_found_is_told(tiny_sd):
     assert sum(w["preserved"] for w in words) == 6
     assert {w["first"] for w in words} & {0} and {w["last"] for w in words} & {2}
     assert any(w["drift"] is not None and w["drift"] > 0 for w in words)
-    assert log["found"] == {"most sensitive to erasing star": [w["word"] for w in words]}
+    assert log["found"] == {"words found while erasing star": [w["word"] for w in words]}
 
 
 def test_command_record_and_report_name_the_words(tiny_sd, tmp_path, capsys):

@@ -97,8 +97,8 @@ class EAP(ByGradient):
     the words on which the student has drifted most. Several concepts: one drawn at random for each row of a batch.
 
     The log says what was found: for each candidate its logit, how often and when it was preserved, and how far it had
-    ``drift``ed (mean squared error of x0) when the search looked at it. The words with the highest logits, on which
-    the edit does most harm, stand in the report.
+    ``drift``ed (mean squared error of x0) when the search looked at it. The words with the highest logits, which are
+    what the search found, stand in the report.
 
     Cost: per update about 2 (S - 1) network passes for the latents of the weights' step, (S - 1) for each step of the
     search, and 13 more: about 3 times ESD's with one search. Candidates are encoded once, the vocabulary in passing.
@@ -115,11 +115,11 @@ class EAP(ByGradient):
         "paper": {"radius": None},
         "nudity": {"variant": "u", "nearest": 2000, "centres": 50},
         "sketch": {
-            "updates": 150, "lr": 1e-3, "batch": 4, "sampling_steps": 20, "word_lr": 0.1, "temperature": 1.0,
+            "updates": 80, "lr": 1e-3, "batch": 4, "sampling_steps": 10, "word_lr": 0.1, "temperature": 1.0,
         },
     }  # fmt: skip
     """Settings by name: the published ones with nothing excluded; those of the published script for unsafe words, which
-    trains what ESD-u does; and some for models as small as the embedded one (untuned: ESD's, and a quicker search)."""
+    trains what ESD-u does; and some for models as small as the embedded one (the first that were tried)."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"updates": 2, "sampling_steps": 2, "lr": 1e-3}
 
@@ -187,7 +187,7 @@ class EAP(ByGradient):
             "losses": history["weights/loss" if self.searches else "loss"],
             "search_losses": history.get("words/loss", []),
             "words": found,
-            "found": {f"most sensitive to erasing {c}": [w["word"] for w in some[:SHOWN]] for c, some in found.items()},
+            "found": {f"words found while erasing {c}": [w["word"] for w in some[:SHOWN]] for c, some in found.items()},
         }
 
     def candidates(self, pipe: Text2Image) -> list[list[str]]:
