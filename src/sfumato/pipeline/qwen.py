@@ -79,7 +79,7 @@ class QwenImage(Text2Image):
     def _encode(self, reads: list[text.Read], size: int) -> Conditioning:
         (read,) = reads
         out = text.run(self.pipe.text_encoder, read, attention_mask=read.mask, output_hidden_states=True)
-        layout = chat.framed(text.layout(read), self.tokenizers[0], *self.pipe.prompt_template_encode.split("{}"))
+        layout: Any = chat.framed(text.layout(read), self.tokenizers[0], *self.pipe.prompt_template_encode.split("{}"))
         kept = slice(self._before, self._before + _LENGTH)
         rows: Any = {name: x[:, kept] for name, x in layout.items()}
         tokens = out.hidden_states[-1][:, kept]

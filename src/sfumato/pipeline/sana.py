@@ -77,7 +77,8 @@ class Sana(Text2Image):
         tokens = text.run(self.pipe.text_encoder, read, attention_mask=read.mask)[0]
         length = tokens.shape[1]
         kept = [0, *range(max(1, length - _LENGTH + 1), length)]
-        rows = {name: x[:, kept] for name, x in text.layout(read).items()}
+        layout: Any = text.layout(read)
+        rows = {name: x[:, kept] for name, x in layout.items()}
         return Conditioning(tokens=tokens[:, kept], **rows)
 
     def unconditional(

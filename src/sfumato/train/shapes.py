@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from diffusers import (
     AutoencoderKL,
@@ -20,8 +21,20 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from .tokenizer import learn_pieces, learn_tokenizer
 
-if TYPE_CHECKING:
-    from .t2i import TrainT2I
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What shapes the networks; see the fields of `sfumato.train.t2i.TrainT2I`."""
+
+    size: int
+    latent_channels: int
+    channels: tuple[int, ...]
+    layers: int
+    width: int
+    blocks: int
+    text_width: int
+    text_layers: int
+    context: int
 
 
 class Shape(ABC):
@@ -33,11 +46,11 @@ class Shape(ABC):
     """The recipe's settings that shape the network; the text encoder's are the same for all."""
 
     @abstractmethod
-    def network(self, recipe: TrainT2I) -> nn.Module:
+    def network(self, sizes: Sizes) -> nn.Module:
         """The denoising network, from scratch."""
 
     @abstractmethod
-    def text_encoder(self, recipe: TrainT2I, tokenizer: Any) -> nn.Module:
+    def text_encoder(self, sizes: Sizes, tokenizer: Any) -> nn.Module:
         """The text encoder for what ``tokenizer`` says, from scratch."""
 
     @abstractmethod
@@ -69,31 +82,31 @@ class UNetShape(Shape):
     component = "unet"
     settings = ("channels", "layers")
 
-    def network(self, recipe: TrainT2I) -> UNet2DConditionModel:
-        levels = len(recipe.channels)
+    def network(self, sizes: Sizes) -> UNet2DConditionModel:
+        levels = len(sizes.channels)
         return UNet2DConditionModel(
-            sample_size=recipe.size // 8,
-            in_channels=recipe.latent_channels,
-            out_channels=recipe.latent_channels,
-            block_out_channels=recipe.channels,
-            layers_per_block=recipe.layers,
+            sample_size=sizes.size // 8,
+            in_channels=sizes.latent_channels,
+            out_channels=sizes.latent_channels,
+            block_out_channels=sizes.channels,
+            layers_per_block=sizes.layers,
             down_block_types=("CrossAttnDownBlock2D",) * levels,
             up_block_types=("CrossAttnUpBlock2D",) * levels,
-            cross_attention_dim=recipe.text_width,
+            cross_attention_dim=sizes.text_width,
             attention_head_dim=4,
             norm_num_groups=16,
         )
 
-    def text_encoder(self, recipe: TrainT2I, tokenizer: Any) -> CLIPTextModel:
-        width = recipe.text_width
+    def text_encoder(self, sizes: Sizes, tokenizer: Any) -> CLIPTextModel:
+        width = sizes.text_width
         return CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
                 hidden_size=width,
                 intermediate_size=4 * width,
                 num_attention_heads=4,
-                num_hidden_layers=recipe.text_layers,
-                max_position_embeddings=recipe.context,
+                num_hidden_layers=sizes.text_layers,
+                max_position_embeddings=sizes.context,
                 projection_dim=width,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
@@ -131,30 +144,30 @@ class PixArtShape(Shape):
     component = "transformer"
     settings = ("width", "blocks")
 
-    def network(self, recipe: TrainT2I) -> PixArtTransformer2DModel:
-        heads = recipe.width // HEAD
+    def network(self, sizes: Sizes) -> PixArtTransformer2DModel:
+        heads = sizes.width // HEAD
         return PixArtTransformer2DModel(
-            sample_size=recipe.size // 8,
+            sample_size=sizes.size // 8,
             patch_size=1,
-            in_channels=recipe.latent_channels,
-            out_channels=recipe.latent_channels,
+            in_channels=sizes.latent_channels,
+            out_channels=sizes.latent_channels,
             num_attention_heads=heads,
             attention_head_dim=HEAD,
-            num_layers=recipe.blocks,
-            cross_attention_dim=recipe.width,
-            caption_channels=recipe.text_width,
+            num_layers=sizes.blocks,
+            cross_attention_dim=sizes.width,
+            caption_channels=sizes.text_width,
             use_additional_conditions=False,
         )
 
-    def text_encoder(self, recipe: TrainT2I, tokenizer: Any) -> T5EncoderModel:
-        width = recipe.text_width
+    def text_encoder(self, sizes: Sizes, tokenizer: Any) -> T5EncoderModel:
+        width = sizes.text_width
         return T5EncoderModel(
             T5Config(
                 vocab_size=len(tokenizer),
                 d_model=width,
                 d_kv=width // 4,
                 d_ff=2 * width,
-                num_layers=recipe.text_layers,
+                num_layers=sizes.text_layers,
                 num_heads=4,
                 feed_forward_proj="gated-gelu",
                 dropout_rate=0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -29,7 +29,7 @@ from .loop import Run
 from .outputs import is_there, ours
 from .parent import Parent, open_parent
 from .schedule import Schedule, resolved_precision
-from .shapes import HEAD, SHAPES, Shape
+from .shapes import HEAD, SHAPES, Shape, Sizes
 from .state import configuration, goes_on
 
 
@@ -145,9 +145,9 @@ class TrainT2I(Tuned, Schedule):
     def plan(self) -> Plan:
         """Memory of the larger stage, and time from one forward pass of each network (a step costs about three)."""
         self._fits()
-        vae, network = self.autoencoder(), self.shape.network(self)
+        vae, network = self.autoencoder(), self.shape.network(self.sizes)
         tokens = self.shape.learn([""], self.context, self.vocabulary)
-        text = self.shape.text_encoder(self, tokens)
+        text = self.shape.text_encoder(self.sizes, tokens)
         began = time.perf_counter()
         vae(torch.zeros(self.autoencoder_batch, 3, self.size, self.size))
         between = time.perf_counter()
@@ -238,7 +238,8 @@ class TrainT2I(Tuned, Schedule):
     def _fits(self) -> None:
         """Refuse what there is no memory for: networks, batches, and the latents and captions of all pictures."""
         with torch.device("meta"):
-            trained = sum(p.numel() for net in (self.autoencoder(), self.shape.network(self)) for p in net.parameters())
+            networks = self.autoencoder(), self.shape.network(self.sizes)
+            trained = sum(p.numel() for network in networks for p in network.parameters())
         require_memory(16 * trained, "networks of these channels")  # weights, gradients, two moments
         most = max(self.autoencoder_batch, self.batch // 64)
         require_memory(12 * self.size**2 * (16 + most), f"batches of pictures of {self.size} pixels a side")
@@ -284,12 +285,17 @@ class TrainT2I(Tuned, Schedule):
         if component not in parent.pipeline.parts():
             raise BadInput(f"{self.start_from} has no {component}: give the architecture that it was trained with")
         settings = ", ".join(self.shape.settings)
-        network = parent.part(component, self.shape.network(self), f"{settings}, latent_channels and text_width")
+        network = parent.part(component, self.shape.network(self.sizes), f"{settings}, latent_channels and text_width")
         network.register_to_config(sample_size=self.size // 8)
         tokenizer = parent.pipeline.tokenizers[0]
-        like = self.shape.text_encoder(self, tokenizer)
+        like = self.shape.text_encoder(self.sizes, tokenizer)
         text = parent.part("text_encoder", like, "text_width, text_layers and context")
         return autoencoder, (network, text, tokenizer)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What shapes the networks."""
+        return Sizes(**{field.name: getattr(self, field.name) for field in fields(Sizes)})
 
     @property
     def shape(self) -> Shape:
@@ -299,7 +305,7 @@ class TrainT2I(Tuned, Schedule):
     def _fresh(self, captions: list[str]) -> tuple[nn.Module, nn.Module, Any]:
         """A network and a text encoder from scratch, and a tokenizer learnt from the captions."""
         tokenizer = self.shape.learn(captions, self.context, self.vocabulary)
-        return self.shape.network(self), self.shape.text_encoder(self, tokenizer), tokenizer
+        return self.shape.network(self.sizes), self.shape.text_encoder(self.sizes, tokenizer), tokenizer
 
     def _first(self) -> Schedule:
         """The first stage's schedule."""
