@@ -209,7 +209,7 @@ class Anatomy(ABC):
                 others take none.
         """
         args, kwargs = self.arguments(z.to(self.network.dtype), time, self.inputs(z, cond, guidance))
-        facts = {"rows": cond.conditional, "step": None, "text": self.text_rows(kwargs)}
+        facts = {"rows": cond.conditional, "step": None, "text": self.text_length(kwargs)}
         with self.context.during(own=True, **facts):
             out = self.network(*args, **kwargs, return_dict=False)[0]
         return self.prediction(out, z).to(z.dtype)
