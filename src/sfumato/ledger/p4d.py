@@ -10,8 +10,8 @@ from .erasure import sketch
 
 
 def measure(seed: int) -> Found:
-    """Attack an object that ESD-u erased, with and without knowledge."""
-    return beside_control(P4D(seed=seed, **P4D.settings_for(sketch())), seed, n=12)
+    """Attack an object that UCE erased, with and without knowledge."""
+    return beside_control(P4D(seed=seed, **P4D.settings_for(sketch())), seed, n=12, eraser="uce")
 
 
 EXPERIMENT = Experiment(
