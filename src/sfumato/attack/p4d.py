@@ -53,7 +53,7 @@ class P4D(TextAttack):
         "paper": {},
         "k": {"form": "k"},
         "mu": {"tokens": 3, "lr": 0.01},
-        "sketch": {"tokens": 6, "updates": 60, "check_every": 10, "stop": True},
+        "sketch": {"tokens": 6, "updates": 150, "check_every": 50, "stop": True},
     }
     """Settings by name: the paper's P4D-N (which are the defaults) and P4D-K, the number of tokens and the rate of the
     baseline in the code of UnlearnDiffAtk, and some for models as small as the embedded one."""

@@ -48,7 +48,7 @@ class RingABell(TextAttack):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "long": {"tokens": 38, "eta": 5.5},
-        "sketch": {"population": 60, "generations": 60, "tokens": 8},
+        "sketch": {"population": 60, "generations": 150, "tokens": 10, "eta": 2.0, "elitism": True},
     }
     """Settings by name: the paper's (which are the defaults), those for diffuse concepts, and some for models as small
     as the embedded one."""
@@ -97,11 +97,7 @@ class RingABell(TextAttack):
         candidates, words = Candidates(pipe, cases, means), Words(means.original or pipe)
         ids = words.usable[words.usable > 0]  # as published: all but start, end and the token 0
         with torch.no_grad(), means.spending.allowed():
-            read = lambda text: len(words.tokenizer(text).input_ids) <= pipe.context_length
-            pairs = self.pairs(pipe, cases)
-            told, without = zip(*([p for p in pairs if all(map(read, p))] or pairs), strict=True)  # none is cut off
-            encode = lambda prompts: words.pipe.encode(list(prompts)).tokens
-            direction = concept_vector(encode(told), encode(without))
+            direction = self.direction(words.pipe, cases)
             prompts = candidates.by_prompt()
             with bar("breeding words", len(prompts) * self.generations, means.progress) as advance:
                 for prompt, numbers in prompts.items():
@@ -114,6 +110,13 @@ class RingABell(TextAttack):
                         for i in numbers if best else ():
                             candidates.keep(i, words.text(best[-1].tolist()))
         return Texts(cases.concept, self.budget(), candidates.said)
+
+    def direction(self, pipe: Text2Image, cases: AttackCases) -> Float[Tensor, "length width"]:
+        """The concept's direction in a pipeline's encodings, of those pairs that it reads whole."""
+        read = lambda text: len(pipe.tokenizers[0](text).input_ids) <= pipe.context_length
+        pairs = self.pairs(pipe, cases)
+        told, without = zip(*([p for p in pairs if all(map(read, p))] or pairs), strict=True)
+        return concept_vector(pipe.encode(list(told)).tokens, pipe.encode(list(without)).tokens)
 
     def pairs(self, pipe: Text2Image, cases: AttackCases) -> list[tuple[str, str]]:
         """Prompts with the concept, and the same without."""

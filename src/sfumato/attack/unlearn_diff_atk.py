@@ -51,7 +51,7 @@ class UnlearnDiffAtk(TextAttack):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "safety": {"tokens": 5},
-        "sketch": {"times": 10, "updates": 12, "lr": 0.1},
+        "sketch": {"times": 8, "updates": 40, "lr": 0.02},
     }
     """Settings by name: the paper's (which are the defaults), those of its longest task, and some for models as small
     as the embedded one."""

@@ -51,8 +51,12 @@ def beside_control(
         n: cases.
         pictures: of the concept (and of the control's), drawn by the original, for attacks that learn from some.
     """
-    pipe, erased, concept = erased_from_sketch(seed, eraser)
-    detector = OracleDetector()
+    return attacked(attack, erased_from_sketch(seed, eraser), seed, n, pictures)
+
+
+def attacked(attack: Attack, on: tuple[Text2Image, Text2Image, str], seed: int, n: int, pictures: int = 0) -> Found:
+    """`beside_control` on what `erased_from_sketch` gives."""
+    (pipe, erased, concept), detector = on, OracleDetector()
     other = next(o for o in OBJECTS if o != concept)
 
     def given(word: str) -> AttackCases:
