@@ -8,6 +8,7 @@ from sfumato import cli, memory
 from sfumato.data.cases import sketch_cases
 from sfumato.errors import BadInput
 from sfumato.memory import out_of_memory, require_memory, total_memory
+from sfumato.train.schedule import Schedule
 
 
 def test_the_machine_is_asked(monkeypatch):
@@ -38,6 +39,7 @@ def test_the_ways_in_which_libraries_say_it():
         "train t2i --size 8000000 --out out",
         "train t2i --batch 100000000000 --out out",
         "train t2i --channels 16000000 --out out",
+        "distill multistep-cm --teacher sketch --steps 2 --batch 100000000000 --out out",
         "train sid2 --data digits --batch 1000000000 --size 8 --out out",
     ],
 )
@@ -47,6 +49,11 @@ def test_sizes_beyond_reason_are_refused_before_the_work(args, tmp_path, monkeyp
     err = capsys.readouterr().err
     assert "this machine has" in err or "more than 1,000,000 seeds" in err, err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_the_optimiser_cannot_take_is_refused():
+    with pytest.raises(BadInput, match=r"lr must be at most 1e\+06, got 1e\+38"):
+        Schedule(updates=1, batch=1, lr=1e38)
 
 
 def test_retained_words_that_all_show_what_was_erased_are_refused():

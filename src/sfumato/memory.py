@@ -42,5 +42,5 @@ def require_memory(need: int, what: str) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says, in one of the ways of the libraries below, that memory has run out."""
-    words = ("can't allocate memory", "out of memory", "not enough memory", "Unable to allocate")
+    words = ("allocate memory", "out of memory", "not enough memory", "Unable to allocate", "size calculation overflow")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))

@@ -35,7 +35,6 @@ from torch import Tensor
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import atomic_folder, clear_leftovers, held
 from sfumato.finite import NONE, finite
-from sfumato.memory import require_memory
 
 from . import state
 from .ahead import Batches, ahead, pinned
@@ -81,7 +80,6 @@ class Run:
         if s.batch < parts:
             raise BadInput(f"a batch of {s.batch} cannot be cut into {parts} micro-batches on all processes")
         first = s.accumulate * self.accelerator.process_index
-        require_memory(1000 * s.batch, f"batches of {s.batch:,} rows")
         self.rows = cut(s.batch, parts)[first : first + s.accumulate]
         self.modules, self.copies = recipe.modules(), recipe.copies()
         # Sharding turns networks into something that only trains; what they were is put back at the end.

@@ -10,6 +10,10 @@ import torch
 
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Seed, check
+from sfumato.memory import require_memory
+
+HIGHEST = 1e6
+"""Learning rate: what is far beyond it overflows in the optimiser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.lr > HIGHEST:
+            raise BadInput(f"lr must be at most {HIGHEST:g}, got {self.lr:g}")
+        require_memory(1000 * self.batch, f"batches of {self.batch:,} rows")
         if self.accumulate > self.batch:
             raise BadInput(f"a batch of {self.batch} cannot be cut into {self.accumulate} micro-batches")
 
