@@ -79,7 +79,7 @@ class FluxAnatomy(SD3Anatomy):
         side: of the latent at the default picture size, which the network's configuration does not say.
     """
 
-    trunks = ("transformer_blocks", "single_transformer_blocks")
+    trunks: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
     default_guidance = 3.5
 
     def __init__(self, network: nn.Module, side: int = 128):
