@@ -12,13 +12,15 @@ LEVELS = (
     ("distill",),
     ("erase", "attack", "steer", "edit", "customize", "protect", "attribute", "classify", "explain"),
     ("audit", "ledger", "report"),
+    ("bench",),
     ("commands",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
 COMMON = {
-    "errors", "fields", "files", "foreign", "hub", "plan", "progress", "catalog", "settings", "text", "versions",
+    "catalog", "cells", "errors", "fields", "files", "foreign", "hub", "plan", "progress", "settings", "text",
+    "versions",
     "sfumato",
     "__main__",
 }  # fmt: skip

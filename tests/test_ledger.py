@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import held
 from sfumato.ledger import core, runner, table
+from sfumato.plan import makespan
 
 
 @given(st.floats(-5, 5), st.integers(3, 6))
@@ -139,7 +140,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_figures(toy, monkeypatch, capfd)
 
 def test_a_change_is_named_and_starts_anew(toy, monkeypatch, capfd):
     monkeypatch.setenv("FAILS_AT", "baseline 1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SfumatoError, match="the power went"):
         runner.run("toy", toy.folder, jobs=1, progress=False)
     monkeypatch.delenv("FAILS_AT")
     Path(os.environ["MEASURED"]).unlink()
@@ -152,7 +153,7 @@ def test_a_change_is_named_and_starts_anew(toy, monkeypatch, capfd):
 
 def test_seeds_that_are_added_are_measured_beside_those_that_are_there(toy, monkeypatch):
     monkeypatch.setenv("FAILS_AT", "baseline 1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SfumatoError, match="the power went"):
         runner.run("toy", toy.folder, jobs=1, progress=False)
     monkeypatch.delenv("FAILS_AT")
     Path(os.environ["MEASURED"]).unlink()
@@ -175,10 +176,10 @@ def test_what_measures_seconds_runs_alone(toy):
 
 
 def test_makespan():
-    assert runner.makespan([], 2) == 0
-    assert runner.makespan([3, 1, 1, 1], 2) == 3
-    assert runner.makespan([1, 1, 4], 2) == 5
-    assert runner.makespan([2, 2, 2], 1) == 6
+    assert makespan([], 2) == 0
+    assert makespan([3, 1, 1, 1], 2) == 3
+    assert makespan([1, 1, 4], 2) == 5
+    assert makespan([2, 2, 2], 1) == 6
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(toy):

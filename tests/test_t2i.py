@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import PixArtSigmaPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.errors import BadInput
+from sfumato.pipeline import wrap
 from sfumato.train.diffusion import DiffusionRecipe, scheduler
 from sfumato.train.parent import chain
+from sfumato.train.shapes import SHAPES
 from sfumato.train.t2i import TrainT2I
-from sfumato.train.tokenizer import learn_tokenizer
+from sfumato.train.tokenizer import learn_pieces, learn_tokenizer
 
 
 def test_tokenizer_knows_its_words_and_spells_others():
@@ -127,6 +129,42 @@ def test_recipe_from_a_folder_to_a_pipeline(trained):
     image = pipe("a red box", num_inference_steps=2, height=16, width=16, output_type="np").images[0]
     assert image.shape == (16, 16, 3)
     assert not list(trained.rglob("*.bin"))
+
+
+def test_pieces_know_their_words_and_spell_others():
+    captions = ["a red star", "a Blue moon, chalk style"]
+    tokenizer = learn_pieces(captions, context=12, vocabulary=600)
+    assert tokenizer.tokenize("a red moon, chalk") == ["\u2581a", "\u2581red", "\u2581moon", ",", "\u2581chalk"]
+    assert len(tokenizer.tokenize("xylo")) == 5 and tokenizer.unk_token_id not in tokenizer("xylo 7-9").input_ids
+    assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
+    small = learn_pieces(captions, context=12, vocabulary=len(tokenizer) - 3)
+    assert len(small) == len(tokenizer) - 3 and "\u2581a" in small.get_vocab()
+
+
+def test_a_transformer_is_trained_as_a_pipeline_calls_it(tiny, trained, tmp_path):
+    """The autoencoder of another; the network's call in training is the adapter's, masked words and all."""
+    recipe = replace(
+        tiny, architecture="pixart", width=32, blocks=1, text_layers=1, start_from=str(trained),
+        start_with="autoencoder", autoencoder_updates=0, seed=1,
+    )  # fmt: skip
+    folder = recipe.run(tmp_path / "run", progress=False)
+    assert same(trained, folder, "vae")
+    pipe = PixArtSigmaPipeline.from_pretrained(folder, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    asked = {"use_resolution_binning": False, "height": 16, "width": 16, "output_type": "np"}
+    assert pipe("a red box", num_inference_steps=2, **asked).images[0].shape == (16, 16, 3)
+    p, shape = wrap(pipe), SHAPES["pixart"]
+    assert p.denoiser.prediction == "v" and p.size == 16
+    z, prompts = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0)), ["a Red box ", ""]
+    tokenizer = p.tokenizers[0]
+    ids, t = shape.ids(tokenizer, prompts), torch.tensor([300, 300])
+    trained_as = shape.predict(pipe.transformer, pipe.text_encoder, z, t, ids)
+    called_as = p.anatomy.call(z, t, p.encode(prompts))
+    torch.testing.assert_close(trained_as, called_as, atol=1e-5, rtol=1e-4)
+    with pytest.raises(BadInput, match="has no transformer"):
+        replace(recipe, start_with="all").run(tmp_path / "all", progress=False)
+    with pytest.raises(BadInput, match="multiple of 32"):
+        replace(recipe, width=40)
 
 
 def test_training_goes_on_from_a_pipeline(tiny, trained, tmp_path):

@@ -28,6 +28,7 @@ COMMANDS = {
     "erase": "take a concept out of a text-to-image model",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
     "compare": "two audits side by side, or quality against cost of a teacher and its students",
+    "bench": "erasers, concepts, seeds and attacks on one model, in one table and one page",
     "attack": "try to bring an erased concept back",
     "train": "train a model",
     "distill": "from many sampling steps to few",

@@ -67,3 +67,11 @@ def human_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def makespan(seconds: Sequence[float], jobs: int) -> float:
+    """Wall time of pieces of work, each begun in order as soon as one of ``jobs`` workers is free."""
+    free = [0.0] * jobs
+    for spent in seconds:
+        free[free.index(min(free))] += spent
+    return max(free)

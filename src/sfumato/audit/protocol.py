@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json
@@ -69,18 +70,20 @@ def parameters_changed(before: Text2Image, after: Text2Image) -> tuple[int, int]
 
     Adapters that are active on the edited pipeline count as changed.
     """
-    changed = total = 0
+    total = sum(p.numel() for part in before.parts().values() for p in part.parameters())
+    return sum(p.numel() for p in changed_tensors(before, after)), total
+
+
+def changed_tensors(before: Text2Image, after: Text2Image) -> Iterator[Tensor]:
+    """The parameters of ``after`` that differ from ``before``'s, or that only it has, and those of its adapters."""
     old_parts = before.parts()
     for name, part in after.parts().items():
         old = dict(old_parts[name].named_parameters()) if name in old_parts else {}
         for key, new in part.named_parameters():
-            same = key in old and old[key].shape == new.shape and torch.equal(old[key].to(new), new)
-            changed += 0 if same else new.numel()
+            if not (key in old and old[key].shape == new.shape and torch.equal(old[key].to(new), new)):
+                yield new
     for adapter in after.adapters.values():
-        changed += sum(p.numel() for p in adapter.parameters())
-    for part in old_parts.values():
-        total += sum(p.numel() for p in part.parameters())
-    return changed, total
+        yield from adapter.parameters()
 
 
 def edit_record(after: str | os.PathLike | Text2Image, edit: Any) -> dict[str, Any]:

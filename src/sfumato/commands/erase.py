@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +57,8 @@ def erase(method: Eraser, pipe: Text2Image, folder: Path | None = None) -> tuple
     and ``log`` (what the method says about how it went)."""
     import torch
 
+    from sfumato.pipeline.timing import peak_memory
+
     start = time.perf_counter()
     erased, log = method.run(pipe, folder)
     seconds = time.perf_counter() - start
@@ -102,17 +103,3 @@ def check_words(model: str, concepts: tuple[str, ...]) -> None:
     for concept in concepts:
         if not known & set(concept.lower().split()):
             raise unknown("concept of the sketch world", concept, words)
-
-
-def peak_memory(pipe: Text2Image) -> int | None:
-    """Peak bytes on the GPU that holds ``pipe``, otherwise of this process (not known on Windows)."""
-    if pipe.device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(pipe.device)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import multiprocessing
-import os
 import platform
 import re
-import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sfumato.cells import Failed, finished
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import held, refuse_existing, sha256_of, write_json
 from sfumato.foreign import read_json
-from sfumato.plan import Plan, human_time
+from sfumato.plan import Plan, human_time, makespan
 from sfumato.versions import versions
 
 from .core import Experiment, Table, effect, load, verdict
@@ -114,14 +112,6 @@ def expected(experiment: Experiment, cells: Sequence[Cell], jobs: int) -> float:
     return makespan([cost[cell.arm] if isinstance(cost, Mapping) else cost for cell in cells], jobs)
 
 
-def makespan(seconds: Sequence[float], jobs: int) -> float:
-    """Wall time of pieces of work, each begun in order as soon as one of ``jobs`` workers is free."""
-    free = [0.0] * jobs
-    for spent in seconds:
-        free[free.index(min(free))] += spent
-    return max(free)
-
-
 def _key(experiment: Experiment) -> dict[str, str]:
     """What figures rest on, each under the name by which a change of it is told."""
     module = importlib.import_module(getattr(experiment.measure, "__module__", __name__))
@@ -152,76 +142,21 @@ def _keep_if_unchanged(kept: Path, key: dict[str, str]) -> list[str]:
 
 def _measure_all(experiment: Experiment, cells: Sequence[Cell], kept: Path, jobs: int) -> Iterator[Cell]:
     """Measure the cells, ``jobs`` at a time, and yield each when its file is there."""
-    if jobs == 1:
-        for cell in cells:
-            with _one_thread():
-                _measure(experiment, cell, kept / cell.file)
-            yield cell
-        return
-    context, waiting = multiprocessing.get_context("spawn"), list(cells)
-    running: dict[Any, tuple[Any, Cell]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop(0)
-                process = context.Process(target=_beside, args=(experiment, cell, kept / cell.file), daemon=True)
-                with _told_one_thread():
-                    process.start()
-                running[process.sentinel] = process, cell
-            for sentinel in wait(list(running)):
-                process, cell = running.pop(sentinel)
-                process.join()
-                if process.exitcode:
-                    raise SfumatoError(
-                        f"{experiment.name}: {cell} failed (its error is above); the cells that are finished are kept, "
-                        "so the same command goes on from there"
-                    )
-                yield cell
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-            process.join()
+    for cell, result in finished(cells, partial(_measure, experiment), jobs=jobs):
+        if isinstance(result, Failed):
+            print(result.details, file=sys.stderr)
+            raise SfumatoError(
+                f"{experiment.name}: {cell} failed ({result.reason}); the cells that are finished are kept, so "
+                "the same command goes on from there"
+            )
+        write_json(kept / cell.file, result, overwrite=True)
+        yield cell
 
 
-def _beside(experiment: Experiment, cell: Cell, file: Path) -> None:
-    """`_measure` in a process of its own, which leaves it to its parent what an interrupt from the keyboard ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _measure(experiment, cell, file)
-
-
-def _measure(experiment: Experiment, cell: Cell, file: Path) -> None:
+def _measure(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     began = time.perf_counter()
     figures = experiment.measure(cell.seed, *([cell.arm] if experiment.arms else []))
-    write_json(file, {"figures": figures, "seconds": time.perf_counter() - began}, overwrite=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch on one thread, in this process."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _told_one_thread() -> Iterator[None]:
-    """The environment in which a process that is started uses one thread, whichever library counts them."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return {"figures": figures, "seconds": time.perf_counter() - began}
 
 
 def _read(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -20,3 +21,15 @@ def seconds_per_row(p: Text2Image, batch: int = 1) -> float:
     start = time.perf_counter()
     float(p.denoiser(z, 0.5, cond).sum())
     return (time.perf_counter() - start) / batch
+
+
+def peak_memory(pipe: Text2Image) -> int | None:
+    """Peak bytes on the GPU that holds ``pipe``, otherwise of this process (not known on Windows)."""
+    if pipe.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(pipe.device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""The second stage of latent diffusion: U-Net and text encoder together, on latents that were encoded once."""
+"""The second stage of latent diffusion: network and text encoder together, on latents that were encoded once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import draw
 from .recipe import Recipe
+from .shapes import SHAPES, Shape
 
 
 def scheduler() -> DDIMScheduler:
@@ -28,7 +29,7 @@ def scheduler() -> DDIMScheduler:
 
 
 class DiffusionRecipe(Recipe):
-    """Joint training of U-Net and text encoder on cached latents, v-prediction with min-SNR weights.
+    """Joint training of a network and its text encoder on cached latents, v-prediction with min-SNR weights.
 
     ``group`` neighbouring rows (a scene and its twin) stand in a batch together; ``tilt`` draws noisy times more often,
     with a density proportional to t^tilt; ``gamma`` 0 weighs all times alike; ``power`` is the weights' exponent.
@@ -38,7 +39,7 @@ class DiffusionRecipe(Recipe):
 
     def __init__(
         self,
-        unet,
+        network,
         text,
         tokenizer,
         scheduler,
@@ -49,22 +50,14 @@ class DiffusionRecipe(Recipe):
         group: int = 1,
         tilt: float = 0.0,
         power: float = 1.0,
+        shape: Shape = SHAPES["unet"],
     ):
-        self.unet, self.text, self.scheduler, self.latents = unet, text, scheduler, latents
+        self.network, self.text, self.scheduler, self.latents, self.shape = network, text, scheduler, latents, shape
         self.dropout, self.gamma, self.power, self.group, self.tilt = dropout, gamma, power, group, tilt
-        encode = lambda texts: (
-            tokenizer(
-                texts,
-                padding="max_length",
-                truncation=True,
-                max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids
-        )
-        self.ids, self.empty = encode(captions).to(torch.int32), encode([""])
+        self.ids, self.empty = shape.ids(tokenizer, captions).to(torch.int32), shape.ids(tokenizer, [""])
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.text}
+        return {self.shape.component: self.network, "text_encoder": self.text}
 
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
         rows = draw.grouped(len(self.latents), size, self.group, rng)
@@ -73,7 +66,7 @@ class DiffusionRecipe(Recipe):
         return {"x": self.latents[rows], "ids": torch.where(drop[:, None], self.empty, ids)}
 
     def loss(self, batch: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        device = self.unet.device
+        device = self.network.device
         x, ids = batch["x"].to(device), batch["ids"].to(device)
         eps = draw.normal(x.shape, rng).to(device)
         times = len(self.scheduler.alphas_cumprod)
@@ -83,7 +76,7 @@ class DiffusionRecipe(Recipe):
             t = draw.integers(times, len(x), rng).to(device)
         alpha2 = self.scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
         alpha, sigma = alpha2.sqrt(), (1 - alpha2).sqrt()
-        v = self.unet(alpha * x + sigma * eps, t, self.text(ids).last_hidden_state).sample.float()
+        v = self.shape.predict(self.network, self.text, alpha * x + sigma * eps, t, ids).float()
         snr = alpha2 / (1 - alpha2)
         weight = (snr.clamp(max=self.gamma) / (snr + 1)) ** self.power if self.gamma else 1.0
         error = (v - (alpha * eps - sigma * x)).square()

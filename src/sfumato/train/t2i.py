@@ -1,4 +1,4 @@
-"""Train a small text-to-image model of Stable Diffusion's shape from captioned pictures."""
+"""Train a small text-to-image model, of Stable Diffusion's shape or PixArt's, from captioned pictures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.errors import BadInput
@@ -28,18 +27,20 @@ from .loop import Run
 from .outputs import is_there, ours
 from .parent import Parent, open_parent
 from .schedule import Schedule, resolved_precision
+from .shapes import HEAD, SHAPES, Shape
 from .state import configuration, goes_on
-from .tokenizer import learn_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainT2I(Tuned, Schedule):
-    """Latent diffusion from captions: an autoencoder first, then text encoder and U-Net together.
+    """Latent diffusion from captions: an autoencoder first, then text encoder and denoising network together.
 
     Stage 1 trains an ``AutoencoderKL`` of factor 8 (squared and a little absolute error, small KL). Stage 2
-    encodes every picture once and trains ``CLIPTextModel`` and ``UNet2DConditionModel`` jointly with v-prediction
+    encodes every picture once and trains text encoder and network jointly with v-prediction
     (arXiv 2202.00512, eq. in section 4), min-SNR weighting (arXiv 2303.09556, eq. 8: min(SNR, gamma) / (SNR + 1) for v)
-    and caption dropout for classifier-free guidance. The result is a ``StableDiffusionPipeline`` folder.
+    and caption dropout for classifier-free guidance. With the architecture "unet" these are ``CLIPTextModel`` and
+    ``UNet2DConditionModel``, and the result is a ``StableDiffusionPipeline`` folder; with "pixart" they are
+    ``T5EncoderModel`` and ``PixArtTransformer2DModel``, and it is a ``PixArtSigmaPipeline`` folder.
 
     Killed at any moment, the same command goes on where it stopped, to the same bits.
     Cost: the plan that is printed first tells the time; ``docs/model.md`` says how the embedded model was made.
@@ -84,12 +85,18 @@ class TrainT2I(Tuned, Schedule):
     """Latents in an update of the second stage."""
     lr: Positive = 7e-4
     """Highest learning rate of the second stage."""
+    architecture: Literal["unet", "pixart"] = "unet"
+    """What is trained: Stable Diffusion's U-Net with CLIP's text encoder, or PixArt's transformer with T5's."""
     channels: tuple[Count, ...] = (96, 128)
     """Channels of the U-Net's levels."""
+    width: Count = 160
+    """Channels of the transformer, a multiple of 32."""
+    blocks: Count = 6
+    """Blocks of the transformer."""
     text_width: Annotated[int, at_least(4)] = 128
     """Width of the text embedding."""
     layers: Count = 1
-    """Residual blocks a level."""
+    """Residual blocks a level of the U-Net."""
     text_layers: Count = 2
     """Layers of the text encoder."""
     context: Annotated[int, within(3, 4096)] = 32
@@ -121,6 +128,8 @@ class TrainT2I(Tuned, Schedule):
             raise BadInput(f"autoencoder_channels must be four multiples of 8: got {self.autoencoder_channels}")
         if not self.channels or not all(c > 0 and c % 16 == 0 for c in self.channels):
             raise BadInput(f"channels must be multiples of 16: got {self.channels}")
+        if self.width % HEAD:
+            raise BadInput(f"width must be a multiple of {HEAD}: got {self.width}")
         if self.text_width < 4 or self.text_width % 4:
             raise BadInput(f"text_width must be a multiple of 4: got {self.text_width}")
         if min(self.latent_channels, self.layers, self.text_layers, self.pictures) < 1 or self.context < 3:
@@ -133,14 +142,17 @@ class TrainT2I(Tuned, Schedule):
     @torch.no_grad()
     def plan(self) -> Plan:
         """Memory of the larger stage, and time from one forward pass of each network (a step costs about three)."""
-        vae, unet = self.autoencoder(), self.unet()
+        vae, network = self.autoencoder(), self.shape.network(self)
+        tokens = self.shape.learn([""], self.context, self.vocabulary)
+        text = self.shape.text_encoder(self, tokens)
         began = time.perf_counter()
         vae(torch.zeros(self.autoencoder_batch, 3, self.size, self.size))
         between = time.perf_counter()
         z = torch.zeros(self.batch, self.latent_channels, self.size // 8, self.size // 8)
-        unet(z, 500, torch.zeros(self.batch, self.context, self.text_width))
+        ids = self.shape.ids(tokens, [""] * self.batch)
+        self.shape.predict(network, text, z, torch.full((self.batch,), 500), ids)
         first, second = between - began, time.perf_counter() - between
-        trained = 4 * max(sum(p.numel() for p in net.parameters()) for net in (vae, unet))
+        trained = 4 * max(sum(p.numel() for p in net.parameters()) for net in (vae, network))
         memory = {"weights, averaged too": 2 * trained, "gradients": trained, "optimiser": 2 * trained}
         seconds = 3 * (first * self.autoencoder_updates + second * self.updates)
         return Plan(f"train a text-to-image pipeline on {self.data}", memory=memory, seconds=seconds)
@@ -195,10 +207,10 @@ class TrainT2I(Tuned, Schedule):
 
         # Whether the first stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)
-        unet, text, tokenizer = given or self._fresh(captions)
-        unet = unet.to(memory_format=torch.channels_last)
+        network, text, tokenizer = given or self._fresh(captions)
+        network = network.to(memory_format=torch.channels_last)
         recipe = DiffusionRecipe(
-            unet,
+            network,
             text,
             tokenizer,
             scheduler(),
@@ -209,25 +221,17 @@ class TrainT2I(Tuned, Schedule):
             pictures.group,
             self.tilt,
             self.min_snr_power,
+            self.shape,
         )
         run = Run(recipe, second, out / "diffusion", keys)
         run.fit(progress)
-        pipe = StableDiffusionPipeline(
-            vae=autoencoder,
-            text_encoder=text.eval(),
-            tokenizer=tokenizer,
-            unet=unet.eval(),
-            scheduler=scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipe = self.shape.pipeline(autoencoder, text.eval(), tokenizer, network.eval(), scheduler())
         trained = wrap(pipe, {"cfg_scale": self.cfg_scale})
         run.finish(lambda: trained.save(out / "pipeline", overwrite=overwrite, provenance=self.made(parent)))
 
     def _second_keys(self, parent: Parent | None, given: bool) -> dict[str, Any]:
         """What shapes the second stage, apart from its schedule; ``given`` says whether it starts from ``parent``."""
-        names = ("channels", "layers", "text_layers", "text_width", "context", "vocabulary")
+        names = (*self.shape.settings, "text_layers", "text_width", "context", "vocabulary")
         return {
             **self._shared(),
             **{name: getattr(self, name) for name in names},
@@ -246,7 +250,7 @@ class TrainT2I(Tuned, Schedule):
         return {name: getattr(self, name) for name in ("data", "caption", "pictures", "size")}
 
     def _given(self, parent: Parent) -> tuple[AutoencoderKL, tuple[nn.Module, nn.Module, Any] | None]:
-        """The autoencoder of ``parent`` and, unless that is all that is wanted, its U-Net, text encoder and tokenizer.
+        """The autoencoder of ``parent``, and if more is wanted its network, text encoder and tokenizer.
 
         Raises:
             BadInput: they do not fit these settings.
@@ -259,17 +263,26 @@ class TrainT2I(Tuned, Schedule):
                 f"{self.start_from} does not predict v, which this recipe trains: take its autoencoder alone, with "
                 "--start-with autoencoder"
             )
-        unet = parent.part("unet", self.unet(), "channels, layers, latent_channels and text_width")
-        unet.register_to_config(sample_size=self.size // 8)
+        component = self.shape.component
+        if component not in parent.pipeline.parts():
+            raise BadInput(f"{self.start_from} has no {component}: give the architecture that it was trained with")
+        settings = ", ".join(self.shape.settings)
+        network = parent.part(component, self.shape.network(self), f"{settings}, latent_channels and text_width")
+        network.register_to_config(sample_size=self.size // 8)
         tokenizer = parent.pipeline.tokenizers[0]
-        like = self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
-        return autoencoder, (unet, parent.part("text_encoder", like, "text_width, text_layers and context"), tokenizer)
+        like = self.shape.text_encoder(self, tokenizer)
+        text = parent.part("text_encoder", like, "text_width, text_layers and context")
+        return autoencoder, (network, text, tokenizer)
+
+    @property
+    def shape(self) -> Shape:
+        """The kind of pipeline that is made."""
+        return SHAPES[self.architecture]
 
     def _fresh(self, captions: list[str]) -> tuple[nn.Module, nn.Module, Any]:
-        """A U-Net and a text encoder from scratch, and a tokenizer learnt from the captions."""
-        tokenizer = learn_tokenizer(captions, self.context, self.vocabulary)
-        unet = self.unet()
-        return unet, self.text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id), tokenizer
+        """A network and a text encoder from scratch, and a tokenizer learnt from the captions."""
+        tokenizer = self.shape.learn(captions, self.context, self.vocabulary)
+        return self.shape.network(self), self.shape.text_encoder(self, tokenizer), tokenizer
 
     def _first(self) -> Schedule:
         """The first stage's schedule."""
@@ -315,37 +328,3 @@ class TrainT2I(Tuned, Schedule):
             # The posterior starts narrow (deviation e^-3): at its usual width of 1 it drowns what it should carry.
             autoencoder.quant_conv.bias[self.latent_channels :] = -6.0
         return autoencoder
-
-    def unet(self) -> UNet2DConditionModel:
-        """A U-Net of Stable Diffusion's kind with cross-attention at every level."""
-        levels = len(self.channels)
-        return UNet2DConditionModel(
-            sample_size=self.size // 8,
-            in_channels=self.latent_channels,
-            out_channels=self.latent_channels,
-            block_out_channels=self.channels,
-            layers_per_block=self.layers,
-            down_block_types=("CrossAttnDownBlock2D",) * levels,
-            up_block_types=("CrossAttnUpBlock2D",) * levels,
-            cross_attention_dim=self.text_width,
-            attention_head_dim=4,
-            norm_num_groups=16,
-        )
-
-    def text_encoder(self, vocabulary: int, bos: int, eos: int) -> CLIPTextModel:
-        """CLIP's text encoder with ``text_layers`` layers, from scratch."""
-        width = self.text_width
-        return CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=vocabulary,
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_attention_heads=4,
-                num_hidden_layers=self.text_layers,
-                max_position_embeddings=self.context,
-                projection_dim=width,
-                bos_token_id=bos,
-                eos_token_id=eos,
-                pad_token_id=eos,
-            )
-        )

@@ -1,14 +1,18 @@
-"""A CLIP tokenizer learnt from captions, so that a small world needs a small vocabulary and no download."""
+"""Tokenizers learnt from captions, so that a small world needs a small vocabulary and no download."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from string import ascii_lowercase, digits
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5TokenizerFast
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # How CLIP cuts text into words before it merges bytes (arXiv 2103.00020).
@@ -54,3 +58,26 @@ def learn_tokenizer(captions: Iterable[str], context: int, vocabulary: int = 409
         settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context}
         Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
         return CLIPTokenizer.from_pretrained(folder)
+
+
+def learn_pieces(captions: Iterable[str], context: int, vocabulary: int = 4096) -> T5TokenizerFast:
+    """A T5 tokenizer with a piece for each word of ``captions``, the most frequent first, in lower case.
+
+    Args:
+        captions: texts to learn from; the result does not depend on their order.
+        context: the longest prompt in tokens, the end token included.
+        vocabulary: largest number of tokens; letters, digits and signs are always among them.
+
+    Returns:
+        A genuine ``T5TokenizerFast`` (a unigram model); words that it never saw are spelt by letters.
+    """
+    words: Counter[str] = Counter()
+    for caption in captions:
+        words.update(re.findall(r"\w+", caption.lower()))
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -12.0)]
+    signs = [(c, -14.0) for c in sorted({*ascii_lowercase, *digits, *",.;:-'!?\"()"})]
+    common = sorted(words, key=lambda word: (-words[word], word))[: max(0, vocabulary - len(special) - len(signs) - 1)]
+    total = sum(words[word] for word in common)
+    learnt = [(f"▁{word}", math.log(words[word] / total)) for word in common]
+    pieces = [*special, *learnt, *signs, ("<extra_id_0>", 0.0)]
+    return T5TokenizerFast(vocab=pieces, extra_ids=1, model_max_length=context)

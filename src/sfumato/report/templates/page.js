@@ -9,3 +9,26 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
+for (const table of document.querySelectorAll("table.sortable")) {
+  const size = { B: 1, kB: 1e3, MB: 1e6, GB: 1e9, s: 1, min: 60, h: 3600, "%": 1 };
+  const figure = (cell) => {
+    const found = /^[<>]?\s*([+\u2212-]?[\d\s]*\.?\d+(?:e[-+]?\d+)?)\s*(%|kB|MB|GB|B|min|s|h)?/.exec(cell.textContent.trim());
+    return found ? Number(found[1].replace(/\s/g, "").replace("\u2212", "-")) * (size[found[2]] ?? 1) : NaN;
+  };
+  table.querySelectorAll("button.sort").forEach((button, column) => {
+    let downwards = column === 0;
+    button.addEventListener("click", () => {
+      downwards = !downwards;
+      const rows = [...table.tBodies[0].rows], sign = downwards ? -1 : 1;
+      rows.sort((a, b) => {
+        const [x, y] = [a, b].map((row) => figure(row.cells[column]));
+        if (column === 0) return sign * a.cells[0].textContent.localeCompare(b.cells[0].textContent);
+        if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y);
+        return sign * (x - y);
+      });
+      table.tBodies[0].append(...rows);
+      for (const head of table.tHead.rows[0].cells) head.removeAttribute("aria-sort");
+      button.parentElement.setAttribute("aria-sort", downwards ? "descending" : "ascending");
+    });
+  });
+}

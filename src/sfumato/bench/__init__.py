@@ -1,0 +1,5 @@
+"""Many methods side by side: cells that are measured one by one, kept, and made into one table and one page."""
+
+from .erase import Bench
+
+__all__ = ["Bench"]

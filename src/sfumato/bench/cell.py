@@ -1,0 +1,136 @@
+"""One cell of the bench of erasers: a method takes concepts out of a model once, and an audit judges it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from sfumato import catalog
+from sfumato.audit import Audit
+from sfumato.audit.protocol import changed_tensors
+from sfumato.errors import BadInput
+from sfumato.pipeline import Text2Image, load_text2image
+from sfumato.pipeline.timing import peak_memory
+from sfumato.report import page
+from sfumato.report.audit import AuditReport
+from sfumato.report.schema import Interval
+from sfumato.report.words import average
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured at once.
+
+    Attributes:
+        method: of the verb erase.
+        concepts: what it erases, together.
+        seed: of the edit, of prompts and noise.
+        settings: the method's other settings.
+        audit: settings of `Audit`, "before" (the model) among them; "attacks" as (name, settings).
+        model_hash: of the model's weights.
+    """
+
+    method: str
+    concepts: tuple[str, ...]
+    seed: int
+    settings: Mapping[str, Any]
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    model_hash: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method}, {' + '.join(self.concepts)}, seed {self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Of everything that decides the result, so that a change of any is another cell."""
+        told = json.dumps(asdict(self), sort_keys=True, default=str)
+        return f"{self.method}-{self.seed}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """The cell's figures (JSON types), with its audit's ``report`` and ``page``.
+
+    Raises:
+        BadInput: the method does not fit the model, or the settings are none.
+    """
+    settings = dict(cell.audit)
+    pipe = load_text2image(settings.pop("before"), settings.get("device"), _dtype(settings))
+    cls = catalog.get(cell.method, "erase").load()
+    eraser = cls(concepts=cell.concepts, seed=cell.seed, **cell.settings)
+    began = time.perf_counter()
+    erased, log = eraser.run(pipe)
+    seconds = time.perf_counter() - began
+    record = {
+        "method": {"name": cell.method}, "configuration": asdict(eraser),
+        "cost": {"seconds": seconds, "peak_memory_bytes": peak_memory(erased)},
+    }  # fmt: skip
+    attacks = [catalog.get(name, "attack").load()(**chosen) for name, chosen in settings.pop("attacks", ())]
+    told = {**settings, "attacks": attacks, "seed": cell.seed, "edit": record, "progress": False}
+    report = Audit(before=pipe, after=erased, concepts=cell.concepts, **told).run()
+    return {
+        "figures": figures(report, pipe, erased),
+        "settings": {k: v for k, v in asdict(eraser).items() if k not in ("concepts", "seed")},
+        "log": _plain(log),
+        "report": report.to_json(),
+        "page": page.render(report, report.gallery),
+    }
+
+
+def figures(report: AuditReport, before: Text2Image, after: Text2Image) -> dict[str, Any]:
+    """What the table shows of an audit; None for what was not measured."""
+    near, far = retention(report, before)
+    json = lambda interval: None if interval is None else interval.to_json("value")
+    return {
+        "erasure": json(average(list(report.erasure.values()))),
+        "near": json(near),
+        "far": json(far),
+        "integrity": json(report.integrity and report.integrity.mean),
+        "alignment before": json(report.alignment and report.alignment.before),
+        "alignment": json(report.alignment and report.alignment.after),
+        "attacks": {name: attack.to_json() for name, attack in report.attacks.items()},
+        "seconds": report.cost.seconds,
+        "peak_memory_bytes": report.cost.peak_memory_bytes,
+        "parameters_changed": report.cost.parameters_changed,
+        "bytes": sum(x.numel() * x.element_size() for x in changed_tensors(before, after)),
+    }
+
+
+def retention(report: AuditReport, pipe: Text2Image) -> tuple[Interval | None, Interval | None]:
+    """(mean retention of what is near to the erased concepts, of what is far).
+
+    Near is what the audit's cases call so (of the same kind as a concept); where they do not say, the half of the
+    retained concepts that the model's text encoder puts nearest to an erased one.
+    """
+    groups: Mapping[str, Sequence[str]] = report.protocol["groups"]
+    near = {word for name, words in groups.items() if name.startswith("Near") for word in words}
+    if not near and len(report.retention) > 1:
+        near = set(nearest(pipe, list(report.concepts), list(report.retention)))
+    sides = [[i for word, i in report.retention.items() if (word in near) is side] for side in (True, False)]
+    return average(sides[0]), average(sides[1])
+
+
+def nearest(pipe: Text2Image, concepts: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The half of ``words`` with the largest cosine between the embedding of its last word and a concept's."""
+    cond = pipe.encode([*concepts, *words])
+    rows = cond.tokens[torch.arange(len(cond)), pipe.last_word_token(cond)].double()
+    rows = rows / rows.norm(dim=-1, keepdim=True)
+    likeness = (rows[len(concepts) :] @ rows[: len(concepts)].T).amax(1)
+    return [words[i] for i in likeness.argsort(descending=True, stable=True)[: (len(words) + 1) // 2].tolist()]
+
+
+def _dtype(settings: Mapping[str, Any]) -> torch.dtype | None:
+    if (name := settings.get("dtype")) is None:
+        return None
+    if name not in ("float32", "float16", "bfloat16"):
+        raise BadInput(f"dtype must be float32, float16 or bfloat16, got {name!r}")
+    return getattr(torch, name)
+
+
+def _plain(log: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(log, default=str, allow_nan=True).replace("NaN", "null").replace("Infinity", "null"))

@@ -1,0 +1,279 @@
+"""The page and the table of a bench: methods side by side, each figure with its interval over cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.files import atomic_file, write_json
+from sfumato.metrics.bootstrap import mean_interval
+from sfumato.report.page import environment
+from sfumato.report.schema import Interval
+from sfumato.report.words import MISSING, bounds, number, percent, seconds, size, value
+from sfumato.text import shown
+
+TOP, BOTTOM = 12, 372
+"""Pixels: where the plot begins and ends; across, places are in per cent of the width."""
+LINE, NEIGHBOURS = 15.0, 16.0
+"""Pixels and per cent: how near to each other two names must not be."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell: its ``figures`` (see `sfumato.bench.cell.figures`) and where its ``audit`` lies, or ``why`` not."""
+
+    method: str
+    concepts: Sequence[str]
+    seed: int
+    figures: Mapping[str, Any] | None = None
+    audit: str = ""
+    why: str = ""
+    refused: bool = False
+
+    @property
+    def together(self) -> str:
+        return " + ".join(self.concepts)
+
+    def rate(self, name: str) -> float | None:
+        """A figure's value; None where it was not measured."""
+        told = (self.figures or {}).get(name)
+        return told["value"] if isinstance(told, Mapping) else told
+
+    @property
+    def kept(self) -> float | None:
+        """Mean of what is kept near and far."""
+        have = [x for x in (self.rate("near"), self.rate("far")) if x is not None]
+        return sum(have) / len(have) if have else None
+
+    def recovered(self, attack: str) -> float | None:
+        found = (self.figures or {}).get("attacks", {}).get(attack)
+        return None if not found or not found["recovered"] else found["recovered"]["rate"]
+
+    @property
+    def withstood(self) -> float | None:
+        """The share of pictures without the concept under the attack that does best on this cell, or none at all."""
+        if self.figures is None:
+            return None
+        shares = [self.recovered(name) for name in self.figures["attacks"]]
+        plain = self.rate("erasure")
+        left = [1 - x for x in shares if x is not None]
+        return min([*left, *([] if plain is None else [plain])], default=None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's figures over its cells."""
+
+    method: str
+    cells: Sequence[Entry]
+
+    @property
+    def measured(self) -> list[Entry]:
+        return [cell for cell in self.cells if cell.figures is not None]
+
+    @property
+    def why(self) -> list[str]:
+        """The sentences of the cells that could not be measured, each once."""
+        return list(dict.fromkeys(cell.why for cell in self.cells if cell.why))
+
+    def over_cells(self, figure: Callable[[Entry], float | None]) -> Interval | None:
+        """Mean over cells, with its bootstrap interval."""
+        have = [x for cell in self.measured if (x := figure(cell)) is not None]
+        if not have:
+            return None
+        values, rng = torch.tensor(have, dtype=torch.float64), torch.Generator().manual_seed(0)
+        made = mean_interval(values, rng, method="percentile")
+        return Interval(made.value, made.low, made.high, made.n)
+
+    @cached_property
+    def erasure(self) -> Interval | None:
+        return self.over_cells(lambda cell: cell.rate("erasure"))
+
+    @cached_property
+    def near(self) -> Interval | None:
+        return self.over_cells(lambda cell: cell.rate("near"))
+
+    @cached_property
+    def far(self) -> Interval | None:
+        return self.over_cells(lambda cell: cell.rate("far"))
+
+    @cached_property
+    def kept(self) -> Interval | None:
+        return self.over_cells(lambda cell: cell.kept)
+
+    @cached_property
+    def withstood(self) -> Interval | None:
+        return self.over_cells(lambda cell: cell.withstood)
+
+    @cached_property
+    def integrity(self) -> Interval | None:
+        return self.over_cells(lambda cell: cell.rate("integrity"))
+
+    @cached_property
+    def alignment(self) -> Interval | None:
+        """After the edit less before it."""
+        both = lambda cell: (cell.rate("alignment"), cell.rate("alignment before"))
+        return self.over_cells(lambda cell: None if None in both(cell) else both(cell)[0] - both(cell)[1])
+
+    def recovered(self, attack: str) -> Interval | None:
+        return self.over_cells(lambda cell: cell.recovered(attack))
+
+    def mean(self, name: str) -> float | None:
+        have = [x for cell in self.measured if (x := cell.rate(name)) is not None]
+        return sum(have) / len(have) if have else None
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("erasure", "near", "far", "kept", "withstood", "integrity", "alignment")
+        told = {name: getattr(self, name) for name in names}
+        attacks = {name: self.recovered(name) for name in attacks_of(self.cells)}
+        plain = ("seconds", "peak_memory_bytes", "parameters_changed", "bytes")
+        return {
+            "method": self.method, "cells": len(self.measured), "why": self.why,
+            **{name: i and i.to_json("value") for name, i in told.items()},
+            "recovered": {name: i and i.to_json("value") for name, i in attacks.items()},
+            **{name: self.mean(name) for name in plain},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All cells, and how they were measured."""
+
+    entries: Sequence[Entry]
+    configuration: Mapping[str, Any]
+    model_hash: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    reproduce: str = ""
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """By method, those that withstand the most first; what was not measured last."""
+        names = dict.fromkeys(e.method for e in self.entries)
+        made = [Row(name, [e for e in self.entries if e.method == name]) for name in names]
+        return sorted(made, key=lambda row: -1.0 if row.withstood is None else row.withstood.value or 0.0, reverse=True)
+
+    @property
+    def attacks(self) -> list[str]:
+        return attacks_of(self.entries)
+
+    @property
+    def sets(self) -> list[str]:
+        return list(dict.fromkeys(e.together for e in self.entries))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "methods": [row.to_json() for row in self.rows],
+            "cells": [{**asdict(e), "concepts": list(e.concepts)} for e in self.entries],
+            "configuration": dict(self.configuration), "model": self.model_hash, "versions": dict(self.versions),
+            "reproduce": self.reproduce,
+        }  # fmt: skip
+
+    def write(self, folder: str | Path) -> None:
+        """``bench.json``, ``table.md`` and ``index.html`` beside the cells, each whole."""
+        folder = Path(folder)
+        write_json(folder / "bench.json", self.to_json(), overwrite=True)
+        for name, text in (("table.md", self.markdown()), ("index.html", render(self))):
+            with atomic_file(folder / name, overwrite=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, as text."""
+        header = ["method", "erased", "withstands", "kept near", "kept far", "integrity", "alignment"]
+        header += [f"recovered: {name}" for name in self.attacks] + ["time", "memory", "changed", "size", "cells"]
+        rows = []
+        for row in self.rows:
+            rates = (row.erasure, row.withstood, row.near, row.far)
+            told = [f"{value(i)} {bounds(i)}".strip() for i in rates]
+            told.append(value(row.integrity, False))
+            told.append(MISSING if row.alignment is None else f"{row.alignment.value:+.3f}")
+            told += [value(row.recovered(name)) for name in self.attacks]
+            memory, count = row.mean("peak_memory_bytes"), row.mean("parameters_changed")
+            told += [seconds(row.mean("seconds")), size(None if memory is None else round(memory)), number(count)]
+            stored = row.mean("bytes")
+            told += [size(None if stored is None else round(stored)), f"{len(row.measured)} of {len(row.cells)}"]
+            rows.append([row.method, *told])
+        return header, rows
+
+    def markdown(self) -> str:
+        header, rows = self.table()
+        line = lambda cells: "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+        text = "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
+        why = [f"- {row.method}: {w}" for row in self.rows for w in row.why]
+        return text + "\n" + ("\nNot measured:\n\n" + "\n".join(why) + "\n" if why else "")
+
+
+def attacks_of(cells: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(name for cell in cells if cell.figures for name in cell.figures["attacks"]))
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A method on the plot: per cent across and pixels down, with the ends of both intervals; ``best`` on the front.
+
+    ``label``: pixels down of its name, moved away from those of its neighbours.
+    """
+
+    method: str
+    x: float
+    y: float
+    left: float
+    right: float
+    high: float
+    low: float
+    best: bool
+    text: str
+    label: float = 0.0
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Names of the points that no other beats in one figure and equals in the other; more is better in both."""
+    beaten = lambda p, q: q[0] >= p[0] and q[1] >= p[1] and q != p
+    return {name for name, p in points.items() if not any(beaten(p, q) for q in points.values())}
+
+
+def spots(rows: Sequence[Row]) -> tuple[list[Spot], list[tuple[float, str]], list[tuple[float, str]]]:
+    """The methods on the plane of what is kept and what is withstood, and the ticks of both axes."""
+    have = [(row, row.kept, row.withstood) for row in rows]
+    told = [(row, k, w) for row, k, w in have if k is not None and w is not None and k.measured and w.measured]
+    if not told:
+        return [], [], []
+    ends = lambda i: (i.value if i.low is None else i.low, i.value if i.high is None else i.high)
+    left = min(0.9, int(10 * min(ends(k)[0] for _, k, _ in told)) / 10)
+    floor = min(0.9, int(10 * min(ends(w)[0] for _, _, w in told)) / 10)
+    x = lambda v: 12 + 84 * (v - left) / (1 - left)
+    y = lambda v: BOTTOM - (BOTTOM - TOP) * (v - floor) / (1 - floor)
+    best = front({row.method: (k.value, w.value) for row, k, w in told})
+    made = [
+        Spot(
+            row.method, x(k.value), y(w.value), x(ends(k)[0]), x(ends(k)[1]), y(ends(w)[1]), y(ends(w)[0]),
+            row.method in best, f"{row.method}: kept {percent(k.value)}, withstands {percent(w.value)}",
+        )
+        for row, k, w in told
+    ]  # fmt: skip
+    ticks = lambda low, at: [(at(low + (1 - low) * i / 4), percent(low + (1 - low) * i / 4)) for i in range(5)]
+    return apart(made), ticks(left, x), ticks(floor, y)
+
+
+def apart(dots: Sequence[Spot]) -> list[Spot]:
+    """Names that would lie on one another are moved down, one line each."""
+    placed: list[Spot] = []
+    for dot in sorted(dots, key=lambda d: (d.y, d.x)):
+        label = dot.y - 7
+        while any(abs(d.label - label) < LINE and abs(d.x - dot.x) < NEIGHBOURS for d in placed):
+            label += LINE
+        placed.append(replace(dot, label=label))
+    return placed
+
+
+def render(report: BenchReport) -> str:
+    """The page as text."""
+    report = shown(report)
+    header, rows = report.table()
+    dots, across, up = spots(report.rows)
+    page = environment().get_template("bench.html.j2")
+    return page.render(report=report, header=header, rows=rows, dots=dots, across=across, up=up)

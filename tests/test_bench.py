@@ -1,0 +1,153 @@
+"""The bench: cells are kept and gone on with, other settings are refused by name, and figures are the cells' own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from sfumato.bench import Bench, erase
+from sfumato.bench.cell import Cell, measure
+from sfumato.cells import Failed
+from sfumato.errors import BadInput
+from sfumato.report.bench import BenchReport, Entry, Row, apart, front, render, spots
+
+SMALL = Bench(concepts=("fish", "star,red"), methods=("uce", "esd-x"), attacks=(), seeds=(1, 2), n=2, n_retain=1)
+
+
+def figures(erased: float = 0.75, near: float = 0.5, far: float = 1.0, recovered: float | None = None) -> dict:
+    rate = lambda x: {"value": x, "low": x, "high": x, "n": 4}
+    attacks = {} if recovered is None else {"p": {"recovered": {"rate": recovered, "low": 0, "high": 1, "n": 4}}}
+    return {
+        "erasure": rate(erased), "near": rate(near), "far": rate(far), "integrity": rate(0.1), "alignment": None,
+        "alignment before": None, "attacks": attacks, "seconds": 2.0, "peak_memory_bytes": 10**8,
+        "parameters_changed": 100, "bytes": 400,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Cells that are measured in no time; the methods of which fail, and after how many the power goes."""
+    settings = {"fails": (), "lasts": 10**6, "done": []}
+
+    def finished(cells, measure, **rest):
+        for cell in cells:
+            if len(settings["done"]) >= settings["lasts"]:
+                raise KeyboardInterrupt
+            settings["done"].append(cell)
+            if cell.method in settings["fails"]:
+                yield cell, Failed("it does not fit", refused=True)
+            else:
+                yield cell, {"figures": figures(), "settings": {}, "log": {}, "report": {}, "page": "<p>audit</p>"}
+
+    monkeypatch.setattr(erase, "finished", finished)
+    return settings
+
+
+def test_cells_are_all_combinations_and_their_names_are_made_of_what_decides_them():
+    cells = SMALL.cells()
+    assert len(cells) == len({c.key for c in cells}) == 8
+    assert {c.concepts for c in cells} == {("fish",), ("star", "red")}
+    assert {c.key for c in SMALL.cells()} == {c.key for c in cells}
+    assert not {c.key for c in replace(SMALL, n=3).cells()} & {c.key for c in cells}
+    assert len({replace(cells[0], settings={"lr": x}).key for x in (1, 2)}) == 2
+    assert len({replace(cells[0], model_hash=x).key for x in ("a", "b")}) == 2
+
+
+def test_a_bench_that_was_killed_goes_on_and_one_that_grows_keeps_its_cells(fake, tmp_path):
+    fake["lasts"] = 3
+    with pytest.raises(KeyboardInterrupt):
+        SMALL.run(tmp_path / "bench")
+    fake["lasts"] = 10**6
+    SMALL.run(tmp_path / "bench")
+    assert len(fake["done"]) == 8
+    report = replace(SMALL, seeds=(1, 2, 3)).run(tmp_path / "bench")
+    assert len(fake["done"]) == 12 and len(report.entries) == 12
+    read = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert {row["method"]: row["cells"] for row in read["methods"]} == {"uce": 6, "esd-x": 6}
+    for entry in report.entries:
+        assert (tmp_path / "bench" / entry.audit).read_text() == "<p>audit</p>"
+
+
+def test_other_settings_are_refused_by_name_and_nothing_is_measured(fake, tmp_path):
+    SMALL.run(tmp_path / "bench")
+    done = len(fake["done"])
+    with pytest.raises(BadInput, match=r"n: 2 there, 5 here.*another folder"):
+        replace(SMALL, n=5).run(tmp_path / "bench")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BadInput, match=r"thesis\.txt"):
+        SMALL.run(tmp_path / "other")
+    assert len(fake["done"]) == done and (tmp_path / "other" / "thesis.txt").exists()
+
+
+def test_a_method_that_does_not_fit_says_so_and_the_rest_goes_on(fake, tmp_path):
+    fake["fails"] = ("esd-x",)
+    report = SMALL.run(tmp_path / "bench")
+    rows = {row.method: row for row in report.rows}
+    assert len(rows["uce"].measured) == 4 and not rows["esd-x"].measured
+    assert rows["esd-x"].why == ["it does not fit"] and report.rows[-1].method == "esd-x"
+    assert "- esd-x: it does not fit" in (tmp_path / "bench" / "table.md").read_text()
+    assert "refused" in (tmp_path / "bench" / "index.html").read_text()
+
+
+def test_figures_are_means_over_cells_and_the_best_attack_decides():
+    cells = [
+        Entry("uce", ("a",), 1, figures(0.9, 0.4, 0.8, recovered=0.5)),
+        Entry("uce", ("a",), 2, figures(0.7, 0.6, 1.0, recovered=0.1)),
+        Entry("uce", ("a",), 3, why="lost"),
+    ]
+    row = Row("uce", cells)
+    assert row.erasure.value == pytest.approx(0.8) and row.erasure.n == 2
+    assert row.kept.value == pytest.approx((0.6 + 0.8) / 2)
+    # attacked: 1 - 0.5; not attacked well: what is there without any attack, 0.7, is less than 1 - 0.1
+    assert [c.withstood for c in cells] == [0.5, 0.7, None] and row.withstood.value == pytest.approx(0.6)
+    assert row.recovered("p").value == pytest.approx(0.3) and row.alignment is None
+
+
+def test_the_front_is_what_nobody_beats():
+    points = {"a": (1.0, 0.2), "b": (0.5, 0.9), "c": (0.5, 0.8), "d": (0.4, 0.1), "e": (0.5, 0.9)}
+    assert front(points) == {"a", "b", "e"}
+
+
+def test_names_on_the_plot_do_not_lie_on_one_another():
+    rows = [Row(f"m{i}", [Entry(f"m{i}", ("a",), 1, figures(0.9, 0.9, 0.9))]) for i in range(5)]
+    dots, across, up = spots(rows)
+    labels = sorted(dot.label for dot in apart(dots))
+    assert min(b - a for a, b in pairwise(labels)) >= 15
+    assert len(across) == len(up) == 5 and all(dot.best for dot in dots)
+
+
+def test_the_page_is_safe_with_any_name_and_without_any_cell():
+    hostile = Entry("uce", ("<script>x</script>\u202e",), 1, figures())
+    told = {"model": "<b>", "seeds": [1]}
+    page = render(BenchReport([hostile], told, "0" * 64, {"sfumato": "0"}))
+    assert "<script>x" not in page and "\u202e" not in page
+    assert "failed" in render(BenchReport([Entry("uce", ("a",), 1, why="lost")], told, "0" * 64, {"sfumato": "0"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ("uec",)}, "uce"),
+        ({"attacks": ("concept",)}, "concept-inversion"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"concepts": ("a", "a")}, "named twice"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(BadInput, match=message):
+        Bench(**settings)
+
+
+def test_a_cell_is_measured_whole():
+    """The embedded model, once, with as few pictures and steps as there can be."""
+    audit = {"before": "sketch", "n": 2, "n_retain": 1, "n_attack": 1, "sampling_steps": 1, "attacks": []}
+    found = measure(Cell("uce", ("fish",), 1, {}, audit))
+    seen = found["figures"]
+    assert seen["parameters_changed"] * 4 == seen["bytes"] > 0
+    assert seen["near"]["n"] + seen["far"]["n"] >= 0 and seen["erasure"]["n"] == 2
+    assert "<html" in found["page"] and found["report"]["concepts"] == ["fish"]
+    json.dumps(found)
