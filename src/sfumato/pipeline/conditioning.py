@@ -50,7 +50,7 @@ class Conditioning(Condition):
     prompts: tuple[str, ...] = ()
     conditional: Bool[Tensor, "batch"] | None = None
 
-    def part(self, where: slice) -> Self:
+    def part(self, where: slice | list[int]) -> Self:
         """The same with these rows of tokens only, such as one encoder's of several that stand one after the other."""
         roles = None if self.roles is None else self.roles[:, where]
         rows = {"tokens": self.tokens[:, where], "ids": self.ids[:, where], "mask": self.mask[:, where]}

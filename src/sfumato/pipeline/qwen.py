@@ -79,11 +79,10 @@ class QwenImage(Text2Image):
     def _encode(self, reads: list[text.Read], size: int) -> Conditioning:
         (read,) = reads
         out = text.run(self.pipe.text_encoder, read, attention_mask=read.mask, output_hidden_states=True)
-        layout: Any = chat.framed(text.layout(read), self.tokenizers[0], *self.pipe.prompt_template_encode.split("{}"))
+        layout = chat.framed(text.layout(read), self.tokenizers[0], *self.pipe.prompt_template_encode.split("{}"))
+        tokens = torch.where(layout["mask"][..., None], out.hidden_states[-1], 0)
         kept = slice(self._before, self._before + _LENGTH)
-        rows: Any = {name: x[:, kept] for name, x in layout.items()}
-        tokens = out.hidden_states[-1][:, kept]
-        return Conditioning(tokens=torch.where(rows["mask"][..., None], tokens, 0), **rows).padded(_LENGTH)
+        return Conditioning(tokens=tokens, **layout).part(kept).padded(_LENGTH)
 
     def unconditional(
         self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None

@@ -77,9 +77,7 @@ class Sana(Text2Image):
         tokens = text.run(self.pipe.text_encoder, read, attention_mask=read.mask)[0]
         length = tokens.shape[1]
         kept = [0, *range(max(1, length - _LENGTH + 1), length)]
-        layout: Any = text.layout(read)
-        rows = {name: x[:, kept] for name, x in layout.items()}
-        return Conditioning(tokens=tokens[:, kept], **rows)
+        return Conditioning(tokens=tokens, **text.layout(read)).part(kept)
 
     def unconditional(
         self, n: int = 1, negative: str | Conditioning | None = None, size: int | None = None
