@@ -75,7 +75,8 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="learning rate and batch of ESD-x's preset 'sketch', for all arms; EAP's search as first tried at seed 0 on 'star'",
+    tuning="learning rate and batch of ESD-x's preset 'sketch', for all arms; EAP's search as first tried, on 'star' "
+    "at seed 0",
     measure=measure,
     arms=("EAP", "neutral", "plain", "original"),
     compare=compare,
