@@ -166,8 +166,7 @@ class FlowClock(Clock):
         even: the steps are spaced over [1 / steps, 1] (Flux) instead of as the scheduler does it by itself.
         backward: the number falls from ``scale`` at the picture to 0 at the noise.
         negated: the network's output is x0 - eps.
-        shift: mu of a scheduler with a dynamic shift, for so many tokens and steps and its configuration; None:
-            `dynamic_shift`.
+        shift: mu of a scheduler with a dynamic shift, for so many tokens and steps; None: `dynamic_shift`.
     """
 
     scale: float = 1000.0
@@ -175,7 +174,7 @@ class FlowClock(Clock):
     even: bool = False
     backward: bool = False
     negated: bool = False
-    shift: Callable[[int, int, Mapping[str, Any]], float] | None = None
+    shift: Callable[[int, int], float] | None = None
 
     # The deterministic step of DDIM is Euler's here: z_s = z_t + (s - t) (eps - x0).
     solvers: ClassVar[Solvers] = {"ddim": _euler, "dpm++": _dpm}
@@ -211,14 +210,14 @@ class FlowClock(Clock):
         options: dict[str, Any] = {"device": device}
         if solver.config.get("use_dynamic_shifting"):
             tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch)
-            options["mu"] = (self.shift or dynamic_shift)(tokens, steps, solver.config)
+            options["mu"] = self.shift(tokens, steps) if self.shift else dynamic_shift(tokens, solver.config)
         if self.even and not solver.config.get("use_flow_sigmas"):
             solver.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **options)
         else:
             solver.set_timesteps(steps, **options)
 
 
-def dynamic_shift(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
+def dynamic_shift(tokens: int, config: Mapping[str, Any]) -> float:
     """mu of a flow scheduler for a picture of so many tokens: linear between the configuration's two ends."""
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)

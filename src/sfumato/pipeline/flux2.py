@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ class Flux2Klein(Text2Image):
         return Conditioning(tokens=tokens, **chat.framed(text.layout(read), self.tokenizers[0], *around))
 
 
-def _empirical(tokens: int, steps: int, config: Mapping[str, Any]) -> float:
+def _empirical(tokens: int, steps: int) -> float:
     """mu as the pipeline itself has it."""
     from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
