@@ -60,7 +60,8 @@ def start_detached(pipe: Text2Image, cond: Conditioning) -> Iterator[None]:
         first = (cond.roles == Role.START).all(dim=0).cpu()
 
     def hook(module: Any, args: tuple, out: Tensor) -> Tensor:
-        return torch.where(first.to(out.device)[:, None], out.detach(), out)
+        starts = first[: out.shape[1]].to(out.device)  # some networks cut off padding
+        return torch.where(starts[:, None], out.detach(), out)
 
     with ExitStack() as stack:
         for projection in pipe.projections(*kinds) if first.any() else ():
