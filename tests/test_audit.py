@@ -364,6 +364,7 @@ class Rewording(Attack):
         return 2.0 * cases * len(self.words) * sampling_steps
 
     needs_judge: ClassVar[bool] = True
+    looks_first: ClassVar[bool] = False
 
     def search(self, pipe, cases, means):
         judge, said = means.judge, {}

@@ -217,7 +217,8 @@ class FlowClock(Clock):
         else:
             solver.set_timesteps(steps, **options)
         if not solver.timesteps.isfinite().all():  # a single step that is to end at a time of its own (shift_terminal)
-            raise BadInput(f"this pipeline's {type(solver).__name__} cannot make {counted(steps, 'step')}: ask for more")
+            name = type(solver).__name__
+            raise BadInput(f"this pipeline's {name} cannot make {counted(steps, 'step')}: ask for more")
 
 
 def dynamic_shift(tokens: int, config: Mapping[str, Any]) -> float:
