@@ -91,6 +91,9 @@ class DoCo(ByGradient):
     "memorisation" is left out. ``preserve`` adds pictures of these prompts to those retained.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-4, 3e-4, 1e-3), "updates": (70, 140), "head_start": (20, 40),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "style": {"kind": "style"},
         "object": {"discriminator_lr": 1e-4, "augment": True},
