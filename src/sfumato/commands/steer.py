@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from sfumato.commands.options import STEPS
 from sfumato.commands.sample import Sample, drawn, jobs_of, seed_alias, write
-from sfumato.commands.verb import load_equipped, read
+from sfumato.commands.verb import equipped, load_any, read
 from sfumato.plan import human_time
 
 EXAMPLE = 'sfumato steer {name} "a red star" --model sketch --seeds 0-3 --out {name}/'
@@ -21,7 +21,7 @@ class Steer(Sample):
 def main(args: list[str]) -> None:
     entry, patch, options = read("steer", seed_alias(args), Steer, EXAMPLE, STEPS)
     jobs = jobs_of(options, EXAMPLE.format(name=entry.name))
-    pipe = load_equipped(options.model, options)
+    pipe = equipped(load_any(options.model, options), options.model, options)
     start = time.perf_counter()
     with patch.patch(pipe) as told:
         pictures, settings = drawn(pipe, jobs, options)
