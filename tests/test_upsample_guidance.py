@@ -27,6 +27,7 @@ from sfumato.noise import (
 )
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.pipeline import ImageModel, VideoModel, wrap
+from sfumato.pipeline.steering import Interceptor
 from sfumato.sample import ddim
 from sfumato.steer.parts.resolutions import (
     matched_alpha_bar,
@@ -303,17 +304,15 @@ def test_both_halves_of_guidance_and_every_scheduler(tiny_sd):
 def test_sdxl_is_told_the_size_of_each_picture(tiny_sdxl):
     p, seen = tiny_sdxl, []
 
-    def watch(module, args, kwargs):
-        seen.append((args[0].shape[-1], kwargs["added_cond_kwargs"]["time_ids"][0].tolist()))
+    class Watch(Interceptor):
+        def predict(self, forward, call, run):
+            seen.append((call.z.shape[-1], call.cond.size_ids[0].tolist()))
+            return forward(call)
 
-    handle = p.network.register_forward_pre_hook(watch, with_kwargs=True)
     side, size = p.latent_shape()[-1], p.size
-    try:
-        for told in ("target", "trained"):
-            with UpsampleGuidance(told_size=told).patch(p):
-                p.draw("art", 0, sampling_steps=2, cfg_scale=1.0, size=2 * size)
-    finally:
-        handle.remove()
+    for told in ("target", "trained"):
+        with UpsampleGuidance(told_size=told).patch(p), p.intercept(Watch(), "features"):
+            p.draw("art", 0, sampling_steps=2, cfg_scale=1.0, size=2 * size)
     ids = lambda n: [n, n, 0, 0, n, n]
     large, small, trained = (2 * side, ids(2 * size)), (side, ids(size)), (2 * side, ids(size))
     assert seen == [large, small, large, trained, small, trained], "the second step is not guided"
