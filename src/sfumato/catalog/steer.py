@@ -21,4 +21,13 @@ METHODS: tuple[Method, ...] = (
         beware="Transformers were not seen to gain; in latents guidance to the end leaves artefacts.",
         ledger="upsample-guidance",
     ),
+    Method(
+        "steer", "resolution-chromatography", "sfumato.steer.resolution_chromatography:ResolutionChromatography",
+        ("hwang2024chromatography", "hwang2024upsample"),
+        "Says from the noise schedule which resolution is made when, and gives each its own prompt.",
+        cost="none; mixing predictions takes a call a step for each prompt",
+        when="One prompt for the layout and another for the details; a look at what a schedule does.",
+        beware="Stable Diffusion's schedule never makes the coarsest levels; latents keep to the law only roughly.",
+        ledger="resolution-chromatography",
+    ),
 )  # fmt: skip
