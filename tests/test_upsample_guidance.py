@@ -27,8 +27,10 @@ from sfumato.noise import (
 )
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.pipeline import ImageModel, VideoModel, wrap
+from sfumato.pipeline.anatomy import Call
 from sfumato.pipeline.steering import Interceptor
 from sfumato.sample import ddim
+from sfumato.steer.parts.calls import resized
 from sfumato.steer.parts.resolutions import (
     matched_alpha_bar,
     matched_logsnr,
@@ -316,6 +318,18 @@ def test_sdxl_is_told_the_size_of_each_picture(tiny_sdxl):
     ids = lambda n: [n, n, 0, 0, n, n]
     large, small, trained = (2 * side, ids(2 * size)), (side, ids(size)), (2 * side, ids(size))
     assert seen == [large, small, large, trained, small, trained], "the second step is not guided"
+
+
+def test_what_others_put_beside_the_size_stays(tiny_sdxl):
+    """Such as the embeddings of an IP-Adapter's picture."""
+    p, picture = tiny_sdxl, torch.zeros(1, 3)
+    z = torch.zeros(1, 4, 8, 8)
+    inputs = p.anatomy.inputs(z, p.encode("art"))
+    inputs["added_cond_kwargs"]["image_embeds"] = picture
+    call = resized(Call(p.anatomy, z, 1, inputs), z[..., :4, :4], (16, 24))
+    added = call.inputs["added_cond_kwargs"]
+    assert added["image_embeds"] is picture and added["time_ids"].tolist() == [[16, 24, 0, 0, 16, 24]]
+    assert call.inputs["encoder_hidden_states"] is inputs["encoder_hidden_states"]
 
 
 def test_residuals_of_a_controlnet_are_averaged_for_the_small_picture(tiny_sd):

@@ -42,6 +42,7 @@ __all__ = [
     "step_rates",
 ]  # fmt: skip
 
+
 def measure(
     model: Model, asked: Any, seeds: Sequence[int], sampling_steps: int = 50, **options: Any
 ) -> tuple[Float[Tensor, "steps"], Float[Tensor, "steps n *dims"]]:
@@ -187,7 +188,9 @@ class ResolutionChromatography(Patch):
             "noise alone"
             for m, x in zip(levels, theory.missing, strict=True) if x > 0.05
         ]  # fmt: skip
-        if asked is not None and self.schedule == "model":
+        if asked is not None and self.schedule != "model":
+            notes.append(f"nothing was measured: the model was not trained under the schedule {self.schedule}")
+        elif asked is not None:
             at, x0 = measure(model, list(asked), seeds, sampling_steps)
             present = signal_present(x0, levels)
             panels["measured: signal that is there"] = {

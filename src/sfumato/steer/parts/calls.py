@@ -70,7 +70,12 @@ def _changed(call: Call, z: Tensor, before: Conditioning, after: Conditioning) -
     """The call's inputs, with all as it is for ``after`` and ``z`` that is not as for ``before``."""
     anatomy: Any = call.anatomy
     was, now = anatomy.inputs(call.z, before), anatomy.inputs(z, after)
-    return call.inputs | {name: value for name, value in now.items() if not same(value, was[name])}
+    inputs = dict(call.inputs)
+    for name, value in now.items():
+        if not same(value, was[name]):  # what others have put beside it, such as pictures of an IP-Adapter, stays
+            beside = inputs.get(name) if isinstance(value, dict) else None
+            inputs[name] = {**beside, **value} if isinstance(beside, dict) else value
+    return inputs
 
 
 def _pooled(residuals: Any, factors: tuple[int, ...]) -> Any:
