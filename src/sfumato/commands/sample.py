@@ -120,6 +120,12 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
         if unheard := strangers(model.tokenizers[0], asked):
             names = ", ".join(map(repr, unheard))
             warnings.warn(f"{options.model} has no word for {names}: what it draws for that is chance", stacklevel=2)
+    if options.size is not None and options.size > model.size and not getattr(model, "patches", ()):
+        warnings.warn(
+            f"{options.model} was trained on pictures of {model.size} pixels: in larger ones it repeats what it draws; "
+            "`sfumato steer upsample-guidance` with the same words draws whole multiples without that",
+            stacklevel=2,
+        )
     steps = model.sampling_steps if options.sampling_steps is None else options.sampling_steps
     writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
     Plan(f"{counted(len(jobs), 'picture')} with {counted(steps, 'step')}", writes=writes).show()

@@ -31,6 +31,9 @@ from .runs import Follower, Run
 Place = Literal["conditioning", "attention", "features", "prediction"]
 PLACES: tuple[Place, ...] = get_args(Place)
 """Where a pipeline can be steered, in the order of acting, whatever the order of entering."""
+_OUTWARDS: tuple[Place, ...] = ("features", "attention", "conditioning", "prediction")
+"""The order in which those who stand before the network do so, the nearest first: what runs the network in parts
+(features) is given the conditioning that the others have made."""
 
 
 Forward = Callable[[Call], Float[Tensor, "batch channel height width"]]
@@ -114,8 +117,9 @@ class Steering:
             follower.remove()
 
     def chain(self, method: str) -> list[Callable]:
-        """The interceptors' methods in the order of acting."""
-        ordered = sorted(self.interceptors, key=lambda pair: PLACES.index(pair[0]))
+        """The interceptors' methods in the order of acting; of ``predict``, each is called by the one after it."""
+        order = _OUTWARDS if method == "predict" else PLACES
+        ordered = sorted(self.interceptors, key=lambda pair: order.index(pair[0]))
         return [getattr(interceptor, method) for _, interceptor in ordered]
 
     def halves(self, run: Run) -> Literal["together", "apart"] | None:
