@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, shaped
 from sfumato.pipeline import Text2Image, read_record
+from sfumato.pipeline.offload import stored
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.pipeline.saving import RECORD
 from sfumato.report.schema import Cost
@@ -80,8 +81,8 @@ def changed_tensors(before: Text2Image, after: Text2Image) -> Iterator[Tensor]:
     """The parameters of ``after`` that differ from ``before``'s, or that only it has, and those of its adapters."""
     old_parts = before.parts()
     for name, part in after.parts().items():
-        old = dict(old_parts[name].named_parameters()) if name in old_parts else {}
-        for key, new in part.named_parameters():
+        old = dict(stored(old_parts[name])) if name in old_parts else {}
+        for key, new in stored(part):
             if not (key in old and old[key].shape == new.shape and torch.equal(old[key].to(new), new)):
                 yield new
     for adapter in after.adapters.values():

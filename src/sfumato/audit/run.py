@@ -77,8 +77,9 @@ class Audit:
     scheduler: str | None = None
     """ddim or dpm++; by default the pipeline's."""
     detector: str | Detector | None = None
-    """"oracle" (sketch world), or a folder or hub id of a transformers image classifier or CLIP; KIND:MODEL, as in
-    "classifier:FOLDER" or "zero-shot:FOLDER", where several kinds of detector could look with the same model."""
+    """"oracle" (sketch world); "imagenet" (a thousand classes) or "nudenet", if installed; or a folder or hub id of a
+    transformers image classifier or CLIP, or a classifier's file in ONNX; KIND:MODEL, as in "classifier:FOLDER" or
+    "zero-shot:FOLDER", where several kinds of detector could look with the same model."""
     attacks: Sequence[str | Attack] = ("concept-inversion",)
     """Names of attacks; empty for none."""
     distance: str | Distance | None = None
@@ -100,11 +101,16 @@ class Audit:
     """Precision of the models' weights; by default float32. Pipelines that are given keep theirs."""
     prediction: Literal["eps", "v"] | None = None
     """What the networks in single files predict, where the files do not say it; folders say it."""
+    offload: Literal["model", "sequential"] | None = None
+    """Keep the weights in the machine's own memory, and bring to the accelerator one part of a model at a time, or one
+    layer; attacks need whole parts."""
     progress: bool = True
     """Show bars."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.offload == "sequential" and self.attacks:
+            raise BadInput("attacks need whole parts of a model: offload by model, or leave the attacks out")
         object.__setattr__(self, "concepts", check_concepts(self.concepts, self.retain))
 
     def run(self, announce: Callable[[Plan], None] | None = None) -> AuditReport:
@@ -205,7 +211,7 @@ class Audit:
         if not isinstance(model, (str, os.PathLike)):
             return wrap(model)
         dtype = getattr(torch, self.dtype) if self.dtype else None
-        return load_text2image(os.fspath(model), self.device, dtype, self.prediction)
+        return load_text2image(os.fspath(model), self.device, dtype, self.prediction, self.offload)
 
     def _changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults and that a command line can say."""
