@@ -33,6 +33,7 @@ def protocol(setup: Setup, figures: Judged, names: tuple[str, str]) -> dict[str,
     """
     old, sampling, every = setup.old, setup.sampling, [*setup.cases.retained, *setup.targets]
     steps = {"after_sampling_steps": n} if (n := setup.new.distilled_steps) else {}
+    spoken = {"languages": [c.language for c in setup.targets]} if setup.cases.languages else {}
     resized = {"detector": setup.detector.resize, "distance": setup.distance.resize}
     return {
         "before": identity(old, names[0]),
@@ -40,6 +41,7 @@ def protocol(setup: Setup, figures: Judged, names: tuple[str, str]) -> dict[str,
         "detector": setup.detector.describe(),
         "prompts": [c.prompt for c in every],
         "seeds": [c.seed for c in every],
+        **spoken,
         "scheduler": _scheduler(old, sampling["scheduler"]),
         "sampling_steps": sampling["sampling_steps"],
         **steps,

@@ -61,9 +61,11 @@ class Audit:
     retain: Sequence[str] | None = None
     """What must have been kept; by default, in the sketch world, all its other words."""
     prompts: Sequence[str] | None = None
-    """Prompts with {concept} in them; by default four plain ones, or the sketch world's own."""
+    """Prompts with {concept} in them; by default four plain ones, or the sketch world's own. Or a file with a row for
+    each language: its name, the concept's name in it, and prompts with {concept}, apart by tabs (or commas in .csv);
+    attacks take the first row's."""
     n: Count = 64
-    """Pictures for each erased concept."""
+    """Pictures for each erased concept, and in each language."""
     n_retain: Count = 8
     """Pictures for each retained concept, at least."""
     n_attack: Count = 32
@@ -143,14 +145,15 @@ class Audit:
         distance, attacks = make_distance(self.distance), [make_attack(a, old) for a in self.attacks]
         for attack in attacks:
             for concept, rows in cases.targets.items():
-                attack.check(new, AttackCases(concept, rows[: self.n_attack]))
+                attack.check(new, AttackCases(concept, rows[: min(self.n, self.n_attack)]))
         sampling = {
             "sampling_steps": self.sampling_steps, "cfg_scale": self.cfg_scale, "scheduler": self.scheduler,
             "batch": self.batch or (64 if old.size <= 128 else 8),
         }  # fmt: skip
         named = dict(zip(attack_names(attacks), attacks, strict=True))
         aligned = alignment_measure(self.clip, detector)
-        return Setup(old, new, cases, detector, distance, aligned, named, self.n_attack, sampling, self.progress)
+        n_attack = min(self.n, self.n_attack) if cases.languages else self.n_attack
+        return Setup(old, new, cases, detector, distance, aligned, named, n_attack, sampling, self.progress)
 
     def draw(self, setup: Setup) -> Drawn:
         """The pictures of both models."""
@@ -174,6 +177,7 @@ class Audit:
             concepts=list(self.concepts),
             erasure=figures.erasure,
             retention=figures.retention,
+            languages=figures.languages,
             integrity=figures.integrity,
             alignment=figures.alignment,
             attacks=figures.attacks,
