@@ -78,7 +78,7 @@ def load(
             is not there, or a folder that predicts something else; of a single file, see `sfumato.pipeline.single`.
     """
     if offload is not None:
-        accelerator(device)
+        device = accelerator(None if device is None else _device(device))
         made = load(model, "cpu", dtype, prediction)
         if not isinstance(made, Text2Image):
             raise BadInput(f"{model} is one network, of which no part can be offloaded: leave offload out")

@@ -50,11 +50,11 @@ def begin(pipe: Any, how: Offload, device: torch.device) -> None:
 
 
 def kind(pipe: Any) -> Offload | None:
-    """How a pipeline is offloaded; None where it is not."""
+    """How a pipeline is offloaded; None where it is not (accelerate spreads models over devices by such hooks too)."""
     hooked = [m for m in pipe.components.values() if isinstance(m, nn.Module) and hasattr(m, "_hf_hook")]
-    if not hooked:
-        return None
-    return "sequential" if any(x.is_meta for m in hooked for x in m.parameters()) else "model"
+    if any(x.is_meta for m in hooked for x in m.parameters()):
+        return "sequential"
+    return "model" if hooked and getattr(pipe, "_all_hooks", ()) else None
 
 
 def device_of(module: nn.Module) -> torch.device | None:

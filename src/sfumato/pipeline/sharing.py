@@ -30,7 +30,8 @@ def copy(p: P, own: str | Iterable[str] | None) -> P:
 def _copy(p: P, own: str | Iterable[str] | None) -> P:
     offload.refuse(p.pipe, "copied or edited")
     owned = _owned(p, own)
-    parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
+    how = offload.kind(p.pipe)
+    parts = {name: _copy_module(part, name, owned, how is not None) for name, part in p.parts().items()}
     scheduler = copying.deepcopy(p.pipe.scheduler)
     components = {**p.pipe.components, **parts, "scheduler": scheduler}
     accepted = inspect.signature(type(p.pipe).__init__).parameters
@@ -42,7 +43,7 @@ def _copy(p: P, own: str | Iterable[str] | None) -> P:
     # Pipelines correct settings of the scheduler that they are given (steps_offset); a copy must draw the same.
     made.pipe.scheduler = copying.deepcopy(p.pipe.scheduler)
     made.origin = p.origin
-    if how := offload.kind(p.pipe):
+    if how is not None:
         _offload(made, how, p.device, owned)
     # The constructor froze everything; what the copy owns is there to be trained.
     for name, part in made.parts().items():
@@ -73,7 +74,7 @@ def _owned(p: Organs, own: str | Iterable[str] | None) -> set[str]:
     return full
 
 
-def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
+def _copy_module(module: nn.Module, prefix: str, owned: set[str], offloaded: bool) -> nn.Module:
     """A deep copy whose parameters are new objects over the old storage; the owned ones are cloned."""
     memo: dict[int, object] = {}
     for name, parameter in module.named_parameters():
@@ -83,7 +84,8 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
     for layer in module.modules():
-        offload.forgotten(layer, memo)
+        if offloaded:
+            offload.forgotten(layer, memo)
         # Adapters, taps and attention edits belong to the original: copied, they would go on acting on its
         # behalf.
         memo[id(layer._forward_hooks)] = foreign(layer._forward_hooks)
@@ -91,5 +93,6 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
         if isinstance(processor, ExplicitAttention):
             memo[id(processor)] = processor.original
     made = copying.deepcopy(module, memo)
-    offload.free(made)
+    if offloaded:
+        offload.free(made)
     return made
