@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from conftest import make_tiny_sd
 from sfumato import cli
@@ -102,3 +103,22 @@ def test_what_cannot_be_is_refused(tiny_sd):
         offload.accelerator("cpu")
     with pytest.raises(BadInput, match="unknown offload 'disk': choose from model, sequential"):
         offload.begin(tiny_sd.pipe, "disk", CPU)
+
+
+def test_hooks_that_spread_a_model_over_devices_are_no_offloading(tmp_path_factory):
+    made = wrap(make_tiny_sd(tmp_path_factory))
+    add_hook_to_module(made.network, AlignDevicesHook(CPU))
+    assert offload.kind(made.pipe) is None and offload.kind(made.copy().pipe) is None
+    assert hasattr(made.network, "_hf_hook"), "left alone"
+    assert torch.equal(made.copy().draw("star", 0, sampling_steps=1), made.draw("star", 0, sampling_steps=1))
+
+
+def test_turned_off_again_weights_stay_where_they_are(offloaded):
+    made = offloaded("model")
+    sent: list[object] = []
+    for hook in made.pipe._all_hooks:
+        hook.hook.init_hook = sent.append
+    made.pipe.remove_all_hooks()
+    assert offload.kind(made.pipe) is None and offload.device_of(made.network) is None
+    made.draw("star", 0, sampling_steps=1)
+    assert sent == []

@@ -74,7 +74,8 @@ def wake(module: nn.Module) -> None:
 def put_away(pipe: Any) -> None:
     """What diffusers does at the end of a call: every part that is offloaded as a whole leaves the accelerator."""
     for hook in getattr(pipe, "_all_hooks", ()):
-        hook.offload()
+        if hasattr(hook.model, "_hf_hook"):  # not turned off since
+            hook.offload()
 
 
 def refuse(pipe: Any, what: str) -> None:
