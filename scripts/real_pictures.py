@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -95,8 +96,8 @@ def seen(detector: Detector, pictures: Sequence[Real]) -> dict[str, Any]:
         there = any(bool(detector(x, name).present) for name in one.names if knows(detector, name))
         hits += there
         missed += [] if there else [one.file]
-        others = pictures[(i + 1) % len(pictures)].names if len(pictures) > 1 else ()
-        others = [name for name in others if knows(detector, name) and name not in one.names]
+        near = pictures[(i + 1) % len(pictures)].names if len(pictures) > 1 else ()
+        others = [name for name in near if knows(detector, name) and name not in one.names]
         wrong += bool(others)
         false += any(bool(detector(x, name).present) for name in others)
     rate = lambda k, n: {"rate": k / n, "interval": wilson(k, n)[:2], "n": n} if n else None
@@ -120,6 +121,11 @@ def known(detector: Detector, pictures: Sequence[Real]) -> list[Real]:
     return [one for one in pictures if any(knows(detector, name) for name in one.names)]
 
 
+def blur(picture: Image.Image, radius: int) -> Image.Image:
+    """The picture after a Gaussian blur."""
+    return picture.filter(ImageFilter.GaussianBlur(radius))
+
+
 def jpeg(picture: Image.Image, quality: int) -> Image.Image:
     """The picture after JPEG."""
     stream = BytesIO()
@@ -128,8 +134,8 @@ def jpeg(picture: Image.Image, quality: int) -> Image.Image:
 
 
 DAMAGES: Mapping[str, Sequence[Callable[[Image.Image], Image.Image]]] = {
-    "blur of 1, 2, 4 pixels": [lambda p, r=r: p.filter(ImageFilter.GaussianBlur(r)) for r in (1, 2, 4)],
-    "JPEG of quality 90, 50, 10": [lambda p, q=q: jpeg(p, q) for q in (90, 50, 10)],
+    "blur of 1, 2, 4 pixels": [partial(blur, radius=radius) for radius in (1, 2, 4)],
+    "JPEG of quality 90, 50, 10": [partial(jpeg, quality=quality) for quality in (90, 50, 10)],
 }
 """Each in three strengths, weak to strong."""
 

@@ -54,7 +54,7 @@ def kind(pipe: Any) -> Offload | None:
     hooked = [m for m in pipe.components.values() if isinstance(m, nn.Module) and hasattr(m, "_hf_hook")]
     if any(x.is_meta for m in hooked for x in m.parameters()):
         return "sequential"
-    return "model" if hooked and getattr(pipe, "_all_hooks", ()) else None
+    return "model" if hooked and getattr(pipe, "_all_hooks", []) else None
 
 
 def device_of(module: nn.Module) -> torch.device | None:
@@ -73,7 +73,7 @@ def wake(module: nn.Module) -> None:
 
 def put_away(pipe: Any) -> None:
     """What diffusers does at the end of a call: every part that is offloaded as a whole leaves the accelerator."""
-    for hook in getattr(pipe, "_all_hooks", ()):
+    for hook in getattr(pipe, "_all_hooks", []):
         if hasattr(hook.model, "_hf_hook"):  # not turned off since
             hook.offload()
 
