@@ -3,8 +3,8 @@
     python scripts/models.py           # write
     python scripts/models.py --check   # say whether it is out of date, exit status 1 if it is
 
-The instances are those of the tests (tests/conftest.py, tests/tiny_families.py), on which the matrices in tests/matrix/
-run what is said here to run.
+The instances are those of the tests (tests/conftest.py, tests/tiny_families.py). "yes" is what a method's own `check`
+says; the matrices in tests/matrix/ run the methods, those that train or search partly among the slow tests.
 """
 
 from __future__ import annotations
@@ -35,9 +35,19 @@ from sfumato.pipeline.saving import quiet  # noqa: E402
 HEAD = """# Models
 
 Written by `python scripts/models.py`: what follows is what the methods say when they are asked on a tiny instance of
-every family; the tests run what is said to run. A model is loaded from a folder written by `save_pretrained`, whose
-`model_index.json` names one of these classes. A variant of one of them (inpainting, editing, ControlNet, a refiner) is
-refused, and so is a class that is not here, in a sentence that names those that are.
+every family. A model is loaded from a folder written by `save_pretrained`, whose `model_index.json` names one of these
+classes. A variant of one of them (inpainting, editing, ControlNet, a refiner) is refused, and so is a class that is not
+here, in a sentence that names those that are.
+
+How much a "yes" says: asked whether it could, the method took the tiny instance (its `check` passed, or it could be set
+up there). The tests also run it on such instances, with settings that take a second: closed forms, patches and samplers
+on every family at each run; other erasers, and attacks, on Stable Diffusion 1.x/2.x, PixArt-Sigma, SD3 and Z-Image,
+and on the other families in the slow tests only (`pytest -m slow`). Nothing here was run on published weights,
+and nothing says how well a method does its work on a family that its paper does not treat.
+
+Names and shapes are tested on published sizes too, as [`tests/published.py`](../tests/published.py) lists them. Those
+were read off diffusers' conversion scripts, its documentation and the defaults of its classes; none of them was checked
+against the `config.json` that lies beside the model's own weights.
 """
 WORDS = """
 ## What the words mean

@@ -2,7 +2,8 @@
 
 Read off diffusers' own conversion scripts (SD3.5's number of blocks, heads and positions, Sana 1.6B, Flux.2 dev and
 Klein), its documentation and its classes' defaults (SD 1.x, PixArt-Sigma, SD3 medium, Flux.1, Qwen-Image, Z-Image). The
-counts of parameters are what these configurations give here; those of the models' cards are rounded.
+counts of parameters are what these configurations give here; those of the models' cards are rounded. None of them was
+checked against the ``config.json`` beside the model's own weights: what a model changed there would not be noticed.
 """
 
 from __future__ import annotations

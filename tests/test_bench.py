@@ -156,6 +156,25 @@ def test_a_cell_is_measured_whole():
     json.dumps(found)
 
 
+def test_what_a_file_predicts_is_said_to_every_cell(monkeypatch):
+    """It decides the figures, and the files of 2.x do not say it; where nothing is said, cells keep their names."""
+    assert "prediction" not in SMALL.settings()
+    (cell, *_) = replace(SMALL, prediction="v").cells()  # as the embedded model says itself
+    assert cell.audit["prediction"] == "v" and cell.key not in {c.key for c in SMALL.cells()}
+    asked = []
+
+    def load(*given, **named):
+        asked.append((given, named))
+        raise BadInput("enough")
+
+    with monkeypatch.context() as patched, pytest.raises(BadInput, match="enough"):
+        patched.setattr("sfumato.bench.cell.load_text2image", load)
+        measure(cell)
+    assert asked == [(("sketch", None, None, "v"), {})]
+    with pytest.raises(BadInput, match="says itself that it predicts"):
+        replace(SMALL, prediction="eps").cells()
+
+
 def test_every_method_has_as_many_trials_and_its_present_settings_are_one():
     now, grid = {"lr": 1.0, "batch": 4}, {"lr": (1.0, 2.0, 3.0), "updates": (5, 6)}
     tried = settings_of(now, grid, 4, seed=0)

@@ -234,7 +234,7 @@ class Gentle(Base):
     """Steps; by default as many as it takes."""
     hidden: list = field(default_factory=list, init=False)
 
-    def plan(self, pipe):
+    def costs(self, pipe):
         return Plan("gently", memory={"weights": 36})
 
     def run(self, pipe, folder=None):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +63,69 @@ def test_a_full_disk_leaves_nothing(tiny_sd, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="disk is full"):
         write(tiny_sd, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+WRITERS = {
+    "single-file": "sfumato.pipeline.single.write.save_file", "diffusers": "safetensors.torch.save_file",
+    "lora": "sfumato.pipeline.lora.save_file", "kohya": "sfumato.pipeline.lora.save_file",
+    "peft": "sfumato.pipeline.low_rank.save_file",
+}  # fmt: skip
+"""Format of an export -> what writes its weights."""
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_sd, erased, tmp_path_factory):
+    """(edited, base) as folders."""
+    where = tmp_path_factory.mktemp("edit")
+    return erased.save(where / "erased"), tiny_sd.save(where / "base")
+
+
+def export(folders, style, out, *flags):
+    edited, base = map(str, folders)
+    lora = [] if style in ("single-file", "diffusers") else ["--base", base, "--pictures", "0"]
+    return ["export", "--model", edited, "--device", "cpu", "--format", style, "--out", str(out), *lora, *flags]
+
+
+@pytest.mark.parametrize("style", WRITERS)
+def test_a_disk_that_fills_up_in_mid_export_leaves_what_was_there(style, folders, tmp_path, monkeypatch, capsys):
+    out = tmp_path / ("folder" if style in ("diffusers", "peft") else "m.safetensors")
+
+    def full(tensors, path, *args, **kwargs):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WRITERS[style], full)
+        assert main(export(folders, style, out)) == 2
+        assert "the disk is full" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    # what a run leaves that was killed while it wrote
+    remains = tmp_path / f".{out.name}.tmp-{2**22 + 1}"
+    remains.mkdir()
+    (remains / "model.safetensors").write_bytes(b"half")
+    assert main(export(folders, style, out)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name], "cleared away"
+    files = [out] if out.is_file() else sorted(f for f in out.rglob("*") if f.is_file())
+    before = [f.read_bytes() for f in files]
+    with monkeypatch.context() as patched:
+        patched.setattr(WRITERS[style], full)
+        assert main(export(folders, style, out, "--overwrite")) == 2
+    assert [f.read_bytes() for f in files] == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_half_an_export_is_refused_by_who_reads_it(folders, tiny_sd, tmp_path):
+    for style, read in (("single-file", sf.load), ("kohya", lambda file: tiny_sd.copy().load_adapter("l", file))):
+        file = tmp_path / f"{style}.safetensors"
+        assert main(export(folders, style, file)) == 0
+        data = file.read_bytes()
+        for part in (4, 40, len(data) // 2, len(data) - 1):
+            file.write_bytes(data[:part])
+            with pytest.raises(BadInput, match="fetch or write it again"):
+                read(file)
+    assert main(export(folders, "diffusers", tmp_path / "d")) == 0
+    weights = next((tmp_path / "d" / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BadInput, match="fetch or write it again"):
+        sf.load(tmp_path / "d", "cpu")
 
 
 def test_truncation_is_the_nearest_of_its_rank():

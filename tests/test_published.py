@@ -1,4 +1,7 @@
-"""Published configurations: names and shapes on the meta device, numbers with one block of the published widths."""
+"""Published configurations: names and shapes on the meta device, numbers with one block of the published widths.
+
+They are as diffusers says (see `published`), and were not checked against the models' own ``config.json``.
+"""
 
 from __future__ import annotations
 

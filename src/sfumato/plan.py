@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sfumato.text import visible
 
@@ -49,6 +50,12 @@ class Plan:
         for label, text in self.lines():
             table.add_row(Text(visible(label), "dim"), Text(visible(text)))
         Console(file=sys.stderr, highlight=False).print(table)
+
+
+def weights_of(parts: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of the weights of each of a model's networks, in the precision that they have."""
+    sizes = {name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()}
+    return {f"weights of {name}": size for name, size in sizes.items() if size}
 
 
 def human_bytes(size: float) -> str:

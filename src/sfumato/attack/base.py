@@ -19,7 +19,7 @@ from sfumato.files import atomic_folder, save_png, write_json
 from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.timing import seconds_per_row
-from sfumato.plan import Plan
+from sfumato.plan import Plan, weights_of
 from sfumato.settings import Tuned
 from sfumato.text import counted
 from sfumato.train.schedule import NEUTRAL
@@ -182,11 +182,10 @@ class Attack(Tuned, ABC):
         rows = min(rows, self.max_rows or rows)
         title = f"{type(self).__name__} against {cases.concept!r}: {rows:,.0f} rows through the network, "
         title += f"and {counted(pictures, 'picture')} with {counted(steps, 'step')}"
-        weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
         a_row = seconds_per_row(pipe, 8)
         searching = min(rows * a_row, self.max_seconds or rows * a_row)
         seconds = searching + 2 * steps * pictures * a_row
-        return Plan(title, memory={"weights": weights}, seconds=seconds)
+        return Plan(title, memory=weights_of(pipe.parts()), seconds=seconds)
 
     def run(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,6 +46,7 @@ class Judged:
     seen: Mapping[str, float | None]
     unasked: Mapping[str, float | None]
     moved: Float[Tensor, "n"]
+    languages: Mapping[str, schema.Language] = field(default_factory=dict)
 
 
 def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
@@ -64,6 +65,7 @@ def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
         {**seen, **seen_kept},
         {concept: share(setup.detector(kept, concept).present) for concept in setup.cases.targets},
         moved,
+        languages_of(setup, drawn, torch.Generator().manual_seed(seed)),
     )
 
 
@@ -88,6 +90,17 @@ def erasure_of(
         seen[concept] = share(there[0])
         start += len(rows)
     return rates, seen
+
+
+def languages_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> dict[str, schema.Language]:
+    """Language -> how much of what was asked for in it is gone, and was there before; a part of `erasure_of`."""
+    found = {}
+    for language in setup.cases.languages:
+        own = drawn.asked[[i for i, case in enumerate(setup.targets) if case.language == language]]
+        (concept,) = setup.cases.targets
+        before, after = (setup.detector(to_float(x), concept).present for x in (own.before, own.after))
+        found[language] = schema.Language(interval(rate_interval(~after, rng)), share(before))
+    return found
 
 
 def retention_of(

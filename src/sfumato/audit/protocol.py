@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, shaped
 from sfumato.pipeline import Text2Image, read_record
+from sfumato.pipeline.offload import stored
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.pipeline.saving import RECORD
 from sfumato.report.schema import Cost
@@ -32,6 +33,7 @@ def protocol(setup: Setup, figures: Judged, names: tuple[str, str]) -> dict[str,
     """
     old, sampling, every = setup.old, setup.sampling, [*setup.cases.retained, *setup.targets]
     steps = {"after_sampling_steps": n} if (n := setup.new.distilled_steps) else {}
+    spoken = {"languages": [c.language for c in setup.targets]} if setup.cases.languages else {}
     resized = {"detector": setup.detector.resize, "distance": setup.distance.resize}
     return {
         "before": identity(old, names[0]),
@@ -39,6 +41,7 @@ def protocol(setup: Setup, figures: Judged, names: tuple[str, str]) -> dict[str,
         "detector": setup.detector.describe(),
         "prompts": [c.prompt for c in every],
         "seeds": [c.seed for c in every],
+        **spoken,
         "scheduler": _scheduler(old, sampling["scheduler"]),
         "sampling_steps": sampling["sampling_steps"],
         **steps,
@@ -80,8 +83,8 @@ def changed_tensors(before: Text2Image, after: Text2Image) -> Iterator[Tensor]:
     """The parameters of ``after`` that differ from ``before``'s, or that only it has, and those of its adapters."""
     old_parts = before.parts()
     for name, part in after.parts().items():
-        old = dict(old_parts[name].named_parameters()) if name in old_parts else {}
-        for key, new in part.named_parameters():
+        old = dict(stored(old_parts[name])) if name in old_parts else {}
+        for key, new in stored(part):
             if not (key in old and old[key].shape == new.shape and torch.equal(old[key].to(new), new)):
                 yield new
     for adapter in after.adapters.values():

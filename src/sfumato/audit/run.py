@@ -61,9 +61,11 @@ class Audit:
     retain: Sequence[str] | None = None
     """What must have been kept; by default, in the sketch world, all its other words."""
     prompts: Sequence[str] | None = None
-    """Prompts with {concept} in them; by default four plain ones, or the sketch world's own."""
+    """Prompts with {concept} in them; by default four plain ones, or the sketch world's own. Or a file with a row for
+    each language: its name, the concept's name in it, and prompts with {concept}, apart by tabs (or commas in .csv);
+    attacks take the first row's."""
     n: Count = 64
-    """Pictures for each erased concept."""
+    """Pictures for each erased concept, and in each language."""
     n_retain: Count = 8
     """Pictures for each retained concept, at least."""
     n_attack: Count = 32
@@ -77,8 +79,9 @@ class Audit:
     scheduler: str | None = None
     """ddim or dpm++; by default the pipeline's."""
     detector: str | Detector | None = None
-    """"oracle" (sketch world), or a folder or hub id of a transformers image classifier or CLIP; KIND:MODEL, as in
-    "classifier:FOLDER" or "zero-shot:FOLDER", where several kinds of detector could look with the same model."""
+    """"oracle" (sketch world); "imagenet" (a thousand classes) or "nudenet", if installed; or a folder or hub id of a
+    transformers image classifier or CLIP, or a classifier's file in ONNX; KIND:MODEL, as in "classifier:FOLDER" or
+    "zero-shot:FOLDER", where several kinds of detector could look with the same model."""
     attacks: Sequence[str | Attack] = ("concept-inversion",)
     """Names of attacks; empty for none."""
     distance: str | Distance | None = None
@@ -100,11 +103,16 @@ class Audit:
     """Precision of the models' weights; by default float32. Pipelines that are given keep theirs."""
     prediction: Literal["eps", "v"] | None = None
     """What the networks in single files predict, where the files do not say it; folders say it."""
+    offload: Literal["model", "sequential"] | None = None
+    """Keep the weights in the machine's own memory, and bring to the accelerator one part of a model at a time, or one
+    layer; attacks need whole parts."""
     progress: bool = True
     """Show bars."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.offload == "sequential" and self.attacks:
+            raise BadInput("attacks need whole parts of a model: offload by model, or leave the attacks out")
         object.__setattr__(self, "concepts", check_concepts(self.concepts, self.retain))
 
     def run(self, announce: Callable[[Plan], None] | None = None) -> AuditReport:
@@ -137,14 +145,15 @@ class Audit:
         distance, attacks = make_distance(self.distance), [make_attack(a, old) for a in self.attacks]
         for attack in attacks:
             for concept, rows in cases.targets.items():
-                attack.check(new, AttackCases(concept, rows[: self.n_attack]))
+                attack.check(new, AttackCases(concept, rows[: min(self.n, self.n_attack)]))
         sampling = {
             "sampling_steps": self.sampling_steps, "cfg_scale": self.cfg_scale, "scheduler": self.scheduler,
             "batch": self.batch or (64 if old.size <= 128 else 8),
         }  # fmt: skip
         named = dict(zip(attack_names(attacks), attacks, strict=True))
         aligned = alignment_measure(self.clip, detector)
-        return Setup(old, new, cases, detector, distance, aligned, named, self.n_attack, sampling, self.progress)
+        n_attack = min(self.n, self.n_attack) if cases.languages else self.n_attack
+        return Setup(old, new, cases, detector, distance, aligned, named, n_attack, sampling, self.progress)
 
     def draw(self, setup: Setup) -> Drawn:
         """The pictures of both models."""
@@ -168,6 +177,7 @@ class Audit:
             concepts=list(self.concepts),
             erasure=figures.erasure,
             retention=figures.retention,
+            languages=figures.languages,
             integrity=figures.integrity,
             alignment=figures.alignment,
             attacks=figures.attacks,
@@ -205,7 +215,7 @@ class Audit:
         if not isinstance(model, (str, os.PathLike)):
             return wrap(model)
         dtype = getattr(torch, self.dtype) if self.dtype else None
-        return load_text2image(os.fspath(model), self.device, dtype, self.prediction)
+        return load_text2image(os.fspath(model), self.device, dtype, self.prediction, self.offload)
 
     def _changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults and that a command line can say."""

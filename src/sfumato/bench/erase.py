@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sfumato import catalog
 from sfumato.audit import Audit
@@ -44,7 +44,7 @@ class Bench:
     """
 
     model: str = "sketch"
-    """An embedded model, a folder written by save_pretrained, or a hub id."""
+    """An embedded model, a folder written by save_pretrained, a .safetensors file of SD 1.x, 2.x or XL, or a hub id."""
     concepts: tuple[str, ...] = ()
     """What to erase, each a concept, or several at once with commas between them ("star,fish"); by default, in the
     sketch world, an object, a colour, a style, an object of a colour, and three and six objects at once."""
@@ -76,6 +76,8 @@ class Bench:
     """Folder or hub id of a CLIP for alignment, as for `sfumato audit`."""
     device: str | None = None
     """Where the models run: cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
+    prediction: Literal["eps", "v"] | None = None
+    """What the network in a single file predicts, where the file does not say it; folders say it."""
     jobs: Count = 2
     """Cells at a time on this machine, in processes of one thread each; figures do not depend on it."""
     ray: str | None = None
@@ -96,7 +98,7 @@ class Bench:
 
     @cached_property
     def pipe(self) -> Text2Image:
-        return load_text2image(self.model, self.device)
+        return load_text2image(self.model, self.device, prediction=self.prediction)
 
     @cached_property
     def sets(self) -> tuple[tuple[str, ...], ...]:
@@ -110,6 +112,8 @@ class Bench:
         """What decides the figures of every cell alike."""
         drawing = ("n", "n_retain", "n_attack", "sampling_steps", "cfg_scale", "retain", "prompts", "device")
         chosen = {name: getattr(self, name) for name in (*drawing, "detector", "distance", "clip")}
+        if self.prediction is not None:  # cells of models that say it themselves keep their names
+            chosen["prediction"] = self.prediction
         entries = catalog.methods("attack")
         attacks = [m for m in entries if self.attacks is None or m.name in self.attacks]
         told = [(m.name, m.load().settings_for(self.pipe)) for m in attacks]

@@ -60,6 +60,8 @@ def main(args: list[str]) -> None:
     before = options.original or origin(options.model)
     if before is not None and options.images is None:
         check_words(before, (options.concept,))
+    if options.offload == "sequential":
+        raise BadInput("attacks need whole parts of a model: use --offload model")
     erased = load_equipped(options.model, options)
     original = load(before, options) if before is not None and options.images is None else None
     cases, judge = _given(options, original or erased, method.seed)

@@ -46,6 +46,7 @@ def summary(report: AuditRecord) -> None:
     from sfumato.report.words import average, full
 
     rows = [(f"erased: {concept}", full(rate)) for concept, rate in report.erasure.items()]
+    rows += [(f"  in {language}", full(found.erased)) for language, found in report.languages.items()]
     kept = average(list(report.retention.values()))
     rows.append((f"kept: mean of {len(report.retention)} others", full(kept)))
     if report.integrity:

@@ -78,8 +78,9 @@ def room(asked: Room) -> list[tuple[str, str, str]]:
     if not cls.fits(partial.pipe):
         raise BadInput(f"{asked.method} does not fit this {type(partial.pipe.pipe).__name__}: see sfumato choose erase")
     # what it needs does not depend on the word
-    made = cls(concepts=("a",), **settings_for(cls, asked.model)).plan(partial.pipe)
-    rows += [(f"{asked.method}: {part}", "", human_bytes(size)) for part, size in made.memory.items()]
+    made = cls(concepts=("a",), **settings_for(cls, asked.model)).costs(partial.pipe)
+    own = {part: size for part, size in made.memory.items() if not part.startswith("weights of ")}  # those are there
+    rows += [(f"{asked.method}: {part}", "", human_bytes(size)) for part, size in own.items()]
     if hasattr(cls, "run_in_folder"):
         rows.append((f"{asked.method}, by files: weights concerned", "", human_bytes(partial.held)))
     return rows

@@ -80,7 +80,7 @@ def component_wise(method: Eraser, options: Erase) -> bool:
     asked = options.component_wise
     if asked == "never" or (asked == "auto" and not Path(options.model).expanduser().is_dir()):
         return False
-    odd = [f"--{name}" for name in ("dtype", "prediction") if getattr(options, name) is not None]
+    odd = [f"--{name}" for name in ("dtype", "prediction", "offload") if getattr(options, name) is not None]
     odd += ["--device"] if options.device not in (None, "cpu") else []
     fits = isinstance(method, ClosedForm) and not odd
     if asked == "auto":
@@ -138,7 +138,7 @@ def erase(method: Eraser, pipe: Model, folder: Path | None = None) -> tuple[Mode
     erased, log = method.run(pipe, folder)
     seconds = time.perf_counter() - start
     before, after = (dict(model.network.named_parameters()) for model in (pipe, erased))
-    changed = sum(p.numel() for name, p in after.items() if name in before and not torch.equal(p, before[name]))
+    changed = sum(p.numel() for name, p in after.items() if name in before and not torch.equal(p, before[name].to(p)))
     changed += sum(p.numel() for adapter in erased.adapters.values() for p in adapter.parameters())
     cost = {
         "seconds": seconds,
@@ -160,7 +160,7 @@ def record_of(
 
 def plan(entry: catalog.Method, method: Eraser, pipe: Any, writes: list[str]) -> Plan:
     """The method's own plan; where that cannot tell the time, with the catalogue's words."""
-    made = method.plan(pipe)
+    made = method.costs(pipe)
     return replace(made, writes=writes, time=made.time or ("" if made.seconds else entry.cost))
 
 

@@ -36,6 +36,9 @@ class Where:
     """Precision of the weights; by default float32."""
     prediction: Literal["eps", "v"] | None = None
     """What the network in a single file predicts, where the file does not say it; folders say it."""
+    offload: Literal["model", "sequential"] | None = None
+    """Keep the weights in the machine's own memory, and bring one part at a time to the accelerator (model), or one
+    layer (sequential: slowest, and for drawing only)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,7 @@ def load_any(model: str, where: Where) -> Model:
     """
     from sfumato.pipeline import load
 
-    return load(model, device=where.device, dtype=dtype_of(where), prediction=where.prediction)
+    return load(model, where.device, dtype_of(where), where.prediction, where.offload)
 
 
 def dtype_of(where: Where) -> torch.dtype | None:
@@ -174,7 +177,7 @@ def load(model: str, where: Where) -> Text2Image:
     """
     from sfumato.pipeline import load_text2image
 
-    return load_text2image(model, device=where.device, dtype=dtype_of(where), prediction=where.prediction)
+    return load_text2image(model, where.device, dtype_of(where), where.prediction, where.offload)
 
 
 def load_equipped(model: str, options: Equipped) -> Text2Image:

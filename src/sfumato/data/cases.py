@@ -25,11 +25,12 @@ TEMPLATES = ("a photo of {concept}", "a picture of {concept}", "{concept}", "a c
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to draw. ``names``: the concepts that the prompt asks for."""
+    """One picture to draw. ``names``: the concepts that the prompt asks for; ``language``: where there are several."""
 
     prompt: str
     seed: int
     names: tuple[str, ...]
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Cases:
     def concepts(self) -> list[str]:
         """The retained concepts, near ones first."""
         return [c for group in self.groups.values() for c in group]
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages in which an erased concept is asked for; none where nothing is said of them."""
+        return list(dict.fromkeys(c.language for rows in self.targets.values() for c in rows if c.language))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sfumato.fields import Seed
 from sfumato.finite import finite
 from sfumato.pipeline import ImageModel, Model, Text2Image
 from sfumato.pipeline.lent import lent, require_finite, tensors
+from sfumato.pipeline.offload import refuse
 from sfumato.settings import Tuned
 
 from .parts.beneath import beneath, put_back
@@ -107,10 +108,13 @@ class Eraser(Tuned, ABC):
 
     def plan(self, pipe: Text2Image) -> Plan:
         """What it will cost, where that can be told beforehand; by default the memory of the weights."""
-        from sfumato.plan import Plan
+        from sfumato.plan import Plan, weights_of
 
-        memory = sum(x.numel() * x.element_size() for _, _, x in tensors(pipe))
-        return Plan(f"{type(self).__name__}: {', '.join(self.concepts)}", memory={"weights": memory})
+        return Plan(f"{type(self).__name__}: {', '.join(self.concepts)}", memory=weights_of(pipe.parts()))
+
+    def costs(self, pipe: Text2Image) -> Plan:
+        """`plan`, with what settings that all methods of a kind share change of it."""
+        return self.plan(pipe)
 
     # What is the same for all
 
@@ -178,6 +182,8 @@ class Eraser(Tuned, ABC):
                 f"adapters are attached to this pipeline ({names}), and {type(self).__name__} cannot work beneath them:"
                 f" merge or remove them first, or erase with {' or '.join(others)}, which keep them"
             )
+        if isinstance(pipe, Text2Image):
+            refuse(pipe.pipe, "edited")
         require_finite(pipe)
         if isinstance(pipe, Text2Image):
             encode_words(pipe, list(self.concepts))

@@ -104,6 +104,7 @@ class KPOP(ByGradient):
     """Settings by name: those of the third version (the defaults), of the first two, and of the authors' run on unsafe
     words; "strong-key" gives the prompt a rate that can keep up with the weights; "sketch" suits the embedded model."""
 
+    recomputes: ClassVar[bool] = False
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"updates": 2, "sampling_steps": 2, "lr": 1e-3, "prompt_rows": 3,
                                             "insertion": "inmidout", "prompt_lr": 1e-2}  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("cross.k", "cross.v")

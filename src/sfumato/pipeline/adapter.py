@@ -57,8 +57,9 @@ class Adapter:
         self.gate: Callable[[Conditioning], Float[Tensor, "rows"]] | None = None
         self._owner = owner
         self.scale = 1.0
-        self.down = {n: _parameter(_down(m, rank, generator), m) for n, m in self.layers.items()}
-        self.up = {n: _parameter(torch.zeros(_widths(m)[1], rank), m) for n, m in self.layers.items()}
+        where = None if owner is None else owner.device  # offloaded weights are elsewhere
+        self.down = {n: _parameter(_down(m, rank, generator), m, where) for n, m in self.layers.items()}
+        self.up = {n: _parameter(torch.zeros(_widths(m)[1], rank), m, where) for n, m in self.layers.items()}
         self._handles = [attach(m, self._hook(n)) for n, m in self.layers.items()]
 
     @property
@@ -220,7 +221,7 @@ def _down(layer: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator | 
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def _parameter(x: Tensor, layer: nn.Module) -> nn.Parameter:
+def _parameter(x: Tensor, layer: nn.Module, where: torch.device | None) -> nn.Parameter:
     # Factors train in float32 even beside half-precision weights: their updates would be rounded away.
     dtype = layer.weight.dtype if layer.weight.dtype == torch.float64 else torch.float32
-    return nn.Parameter(x.to(layer.weight.device, dtype))
+    return nn.Parameter(x.to(where or layer.weight.device, dtype))

@@ -18,7 +18,7 @@ import torch
 from sfumato.data import world
 from sfumato.errors import BadInput
 
-from . import adapter, attention, lora, sampling, saving, sharing, steering, tokens
+from . import adapter, attention, lora, offload, sampling, saving, sharing, steering, tokens
 from .anatomy import Site
 from .organs import Organs
 from .single import write
@@ -187,6 +187,28 @@ class Text2Image(Organs):
     invert = sampling.invert
     trajectory = sampling.trajectory
     states = sampling.states
+
+    # Room
+
+    def offload(self, how: offload.Offload = "model", device: torch.device | str | None = None) -> Self:
+        """Keep the weights in the machine's own memory, and bring them to the accelerator only while they compute.
+
+        It is diffusers' own offloading, turned on in place. "model" has one part (a text encoder, the network, the
+        autoencoder) there at a time; copies are offloaded alike, but a network that they own weights of stays.
+        "sequential" has one layer there at a time, which is slow, and leaves a pipeline that can draw only: it cannot
+        be copied, edited, attacked or saved.
+
+        Args:
+            device: the accelerator; by default the one of this machine.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            BadInput: there is no accelerator, or an unknown ``how``.
+        """
+        offload.begin(self.pipe, how, offload.accelerator(device))
+        return self
 
     # Copies and files
 

@@ -13,6 +13,7 @@ from sfumato.finite import require_finite as require_finite_weights
 from .base import Text2Image
 from .contract import Model
 from .load import wrap
+from .offload import stored
 
 
 @contextmanager
@@ -61,6 +62,6 @@ def require_finite(p: Model) -> None:
 def tensors(p: Model) -> Iterator[tuple[str, str, Tensor]]:
     """(part, name, tensor) of all weights of a model and of the adapters attached to it."""
     for part, module in p.parts().items():
-        yield from ((part, name, x) for name, x in module.named_parameters())
+        yield from ((part, name, x) for name, x in stored(module))
     for key, adapter in p.adapters.items():
         yield from ((f"adapter {key}", name, x) for name, x in adapter.state_dict().items())

@@ -19,6 +19,7 @@ from .base import Text2Image
 from .flux import Flux
 from .flux2 import Flux2Klein
 from .image import ImageModel, load_image_model
+from .offload import Offload, accelerator
 from .pixart import PixArtSigma
 from .qwen import QwenImage
 from .sana import Sana
@@ -58,6 +59,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     prediction: single.Said | None = None,
+    offload: Offload | None = None,
 ) -> Text2Image | ImageModel:
     """Load a text-to-image pipeline, or an `ImageModel` of this project; only safetensors weights are read.
 
@@ -68,11 +70,19 @@ def load(
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
         prediction: what the network in a single file predicts, where the file does not say it; folders say it.
+        offload: "model" or "sequential" keeps the weights in the machine's own memory, and brings one part or one layer
+            at a time to the device, which must be an accelerator; see `Text2Image.offload`.
 
     Raises:
         BadInput: unknown name, not a diffusers folder, pickled or damaged weights, an unsupported family, a device that
             is not there, or a folder that predicts something else; of a single file, see `sfumato.pipeline.single`.
     """
+    if offload is not None:
+        device = accelerator(None if device is None else _device(device))
+        made = load(model, "cpu", dtype, prediction)
+        if not isinstance(made, Text2Image):
+            raise BadInput(f"{model} is one network, of which no part can be offloaded: leave offload out")
+        return made.offload(offload, device)
     if (file := single_file(model)) is not None:
         return _adapted(single.read(file, dtype, prediction), model, _device(device), dtype)
     folder = _folder(str(model))
@@ -142,13 +152,14 @@ def load_text2image(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     prediction: single.Said | None = None,
+    offload: Offload | None = None,
 ) -> Text2Image:
     """`load`, for what needs a model that takes text.
 
     Raises:
         BadInput: as `load`; a model that takes none.
     """
-    found = load(model, device, dtype, prediction)
+    found = load(model, device, dtype, prediction, offload)
     if not isinstance(found, Text2Image):
         raise BadInput(f"{model} draws pictures without text: here a text-to-image pipeline is needed")
     return found

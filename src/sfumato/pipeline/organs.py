@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
 
+from . import offload
 from .anatomy import Anatomy, Projection, UNetAnatomy
 from .clock import Clock, TableClock
 from .codec import Codec
@@ -112,7 +113,7 @@ class Organs(Prompts, Model):
 
     @property
     def device(self) -> torch.device:
-        return self.network.device
+        return offload.device_of(self.network) or self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,6 +143,7 @@ class Organs(Prompts, Model):
         Closed forms solve for projections of these. In a U-Net they are ``cond.tokens``; PixArt and Sana project those
         first.
         """
+        offload.wake(self.network)
         return self.anatomy.text_rows(cond.tokens)
 
     def parameters(self, subset: str = "full") -> dict[str, nn.Parameter]:

@@ -20,6 +20,7 @@ from sfumato.progress import bar
 from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 
+from . import offload
 from .adapter import Adapter
 from .conditioning import Conditioning
 from .contract import Condition, Gradient, Guide, Noised, Start, Told
@@ -101,6 +102,7 @@ def draw(
         for chunk in chunks:
             z, _ = _last(walk.states(chunk, advance))
             pictures.append(finished(p.decode_latents(z), grad, chunk.seeds))
+            offload.put_away(p.pipe)
     return torch.cat(pictures)
 
 

@@ -24,6 +24,7 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_folder, tensors_sha256, write_json
 from sfumato.text import plain
 
+from .offload import refuse, stored
 from .organs import Organs
 from .tokens import without_learned
 
@@ -77,6 +78,7 @@ def save(p: Organs, folder: str | Path, overwrite: bool, provenance: dict[str, A
     if p.patches:
         names = " and ".join(type(patch).__name__ for patch in p.patches)
         raise BadInput(f"{names} acts on this pipeline and cannot be saved with it: leave its block first")
+    refuse(p.pipe, "saved")
     with without_learned(p):
         return _save(p, Path(folder), overwrite, provenance)
 
@@ -145,7 +147,7 @@ def weights_sha256(parts: dict[str, nn.Module]) -> str:
     named = {
         f"{part}.{name.removeprefix('text_model.')}": x
         for part, m in parts.items()
-        for name, x in m.named_parameters()
+        for name, x in stored(m)
     }
     return tensors_sha256(named)
 

@@ -7,10 +7,12 @@ import inspect
 from collections.abc import Iterable
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from sfumato.errors import BadInput
 
+from . import offload
 from .anatomy.explicit import ExplicitAttention
 from .hooks import foreign
 from .organs import Organs
@@ -26,8 +28,10 @@ def copy(p: P, own: str | Iterable[str] | None) -> P:
 
 
 def _copy(p: P, own: str | Iterable[str] | None) -> P:
+    offload.refuse(p.pipe, "copied or edited")
     owned = _owned(p, own)
-    parts = {name: _copy_module(part, name, owned) for name, part in p.parts().items()}
+    how = offload.kind(p.pipe)
+    parts = {name: _copy_module(part, name, owned, how is not None) for name, part in p.parts().items()}
     scheduler = copying.deepcopy(p.pipe.scheduler)
     components = {**p.pipe.components, **parts, "scheduler": scheduler}
     accepted = inspect.signature(type(p.pipe).__init__).parameters
@@ -39,11 +43,20 @@ def _copy(p: P, own: str | Iterable[str] | None) -> P:
     # Pipelines correct settings of the scheduler that they are given (steps_offset); a copy must draw the same.
     made.pipe.scheduler = copying.deepcopy(p.pipe.scheduler)
     made.origin = p.origin
+    if how is not None:
+        _offload(made, how, p.device, owned)
     # The constructor froze everything; what the copy owns is there to be trained.
     for name, part in made.parts().items():
         for key, parameter in part.named_parameters():
             parameter.requires_grad_(f"{name}.{key}" in owned)
     return made
+
+
+def _offload(made: Organs, how: offload.Offload, device: torch.device, owned: set[str]) -> None:
+    """A copy is offloaded like its original; but what is trained stays where its gradients are."""
+    offload.begin(made.pipe, how, device)
+    if any(name.startswith(f"{made.anatomy.component}.") for name in owned):
+        offload.keep(made.pipe, made.network, device)
 
 
 def _owned(p: Organs, own: str | Iterable[str] | None) -> set[str]:
@@ -61,7 +74,7 @@ def _owned(p: Organs, own: str | Iterable[str] | None) -> set[str]:
     return full
 
 
-def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
+def _copy_module(module: nn.Module, prefix: str, owned: set[str], offloaded: bool) -> nn.Module:
     """A deep copy whose parameters are new objects over the old storage; the owned ones are cloned."""
     memo: dict[int, object] = {}
     for name, parameter in module.named_parameters():
@@ -71,10 +84,15 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str]) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
     for layer in module.modules():
+        if offloaded:
+            offload.forgotten(layer, memo)
         # Adapters, taps and attention edits belong to the original: copied, they would go on acting on its
         # behalf.
         memo[id(layer._forward_hooks)] = foreign(layer._forward_hooks)
         processor = getattr(layer, "processor", None)
         if isinstance(processor, ExplicitAttention):
             memo[id(processor)] = processor.original
-    return copying.deepcopy(module, memo)
+    made = copying.deepcopy(module, memo)
+    if offloaded:
+        offload.free(made)
+    return made

@@ -115,7 +115,8 @@ def given(
             f"embeddings of shape {tuple(rows.shape)} for token ids of shape {tuple(ids.shape)}: give one row a token, "
             f"of {width} numbers (an embedding) or of {words} (weights of the words)"
         )
-    return replace(read, embeddings=rows @ table.weight.to(rows.dtype) if rows.shape[2] == words else rows)
+    rows = rows.to(ids.device)  # where the table is not, if it is offloaded
+    return replace(read, embeddings=rows @ table.weight.to(rows) if rows.shape[2] == words else rows)
 
 
 def run(encoder: nn.Module, read: Read, **options: Any) -> Any:

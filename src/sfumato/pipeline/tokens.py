@@ -113,7 +113,8 @@ def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToke
         if known.keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
             raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as <{word}>")
         with torch.no_grad():
-            mean = table.weight[torch.tensor(ids, device=p.device)].float().mean(dim=0, keepdim=True)
+            chosen = table.weight[torch.tensor(ids, device=table.weight.device)]  # which may be offloaded
+            mean = chosen.to(p.device, torch.float32).mean(dim=0, keepdim=True)
         rows.append(mean.repeat(vectors, 1))
     return LearnedToken(p, word, rows)
 

@@ -99,6 +99,25 @@ class Integrity:
 
 
 @dataclass(frozen=True)
+class Language:
+    """How much is erased of what is asked for in one language.
+
+    ``erased``: share of the edited model's pictures without the concept. ``seen``: share of the original's with it;
+    where that is small the model does not understand the language, and ``erased`` says nothing.
+    """
+
+    erased: Interval | None
+    seen: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"erased": self.erased and self.erased.to_json(), "seen": self.seen}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Language:
+        return cls(Interval.from_json(data["erased"]), data["seen"])
+
+
+@dataclass(frozen=True)
 class Alignment:
     """How well pictures match their prompts, before and after, by ``measure`` (for example "CLIP score")."""
 
@@ -181,6 +200,8 @@ class AuditRecord:
     concepts: Sequence[str]
     erasure: Mapping[str, Interval | None]
     retention: Mapping[str, Interval | None]
+    languages: Mapping[str, Language] = field(default_factory=dict)
+    """By language, where the concept was asked for in several; absent from the file where it was not."""
     integrity: Integrity | None = None
     alignment: Alignment | None = None
     attacks: Mapping[str, Attack] = field(default_factory=dict)
@@ -204,6 +225,7 @@ class AuditRecord:
             "concepts": list(self.concepts),
             "erasure": {k: v and v.to_json() for k, v in self.erasure.items()},
             "retention": {k: v and v.to_json() for k, v in self.retention.items()},
+            **({"languages": {k: v.to_json() for k, v in self.languages.items()}} if self.languages else {}),
             "integrity": self.integrity and self.integrity.to_json(),
             "alignment": self.alignment and self.alignment.to_json(),
             "attacks": {k: v.to_json() for k, v in self.attacks.items()},
@@ -219,9 +241,9 @@ class AuditRecord:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; raises `BadInput` naming what is missing or unknown."""
         known = {f.name for f in fields(AuditRecord)}
-        if not isinstance(data, Mapping) or set(data) != known:
+        if not isinstance(data, Mapping) or set(data) | {"languages"} != known:
             keys = set(data) if isinstance(data, Mapping) else set()
-            odd = [f"missing {k!r}" for k in sorted(known - keys)]
+            odd = [f"missing {k!r}" for k in sorted(known - keys - {"languages"})]
             odd += [f"unknown {k!r}" for k in sorted(keys - known)]
             raise BadInput(f"not a report of this version of sfumato: {', '.join(odd)}")
         try:
@@ -229,6 +251,7 @@ class AuditRecord:
                 **{k: data[k] for k in ("concepts", "protocol", "method", "created", "sfumato", "reproduce")},
                 erasure={k: Interval.from_json(v) for k, v in data["erasure"].items()},
                 retention={k: Interval.from_json(v) for k, v in data["retention"].items()},
+                languages={k: Language.from_json(v) for k, v in data.get("languages", {}).items()},
                 integrity=data["integrity"] and Integrity.from_json(data["integrity"]),
                 alignment=data["alignment"] and Alignment.from_json(data["alignment"]),
                 attacks={k: Attack.from_json(v) for k, v in data["attacks"].items()},

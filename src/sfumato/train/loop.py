@@ -40,6 +40,7 @@ from . import state
 from .ahead import Batches, ahead, pinned
 from .draw import Share, cut, step_seed
 from .journal import Journal
+from .optimizers import in_eight_bits
 from .processes import Trained, joined, seed_globally
 from .recipe import Gradients, Loose, Loss, Recipe, Turn
 from .scale import LossScale
@@ -128,6 +129,7 @@ class Run:
         s, weights = self.schedule, {name: self.masters[name] for name in self._names(turn)}
         plain = partial(torch.optim.AdamW, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
         make = turn.optimizer or partial(plain, fused=self.device.type == "cuda")
+        make = in_eight_bits(make) if s.optimizer == "adam8bit" else make
         prefix = f"{turn.name}/" if len(self.turns) > 1 else ""
         return state.Updated(prefix, weights, make(list(weights.values()), lr=self.rate(turn)))
 

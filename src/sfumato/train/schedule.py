@@ -12,6 +12,8 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Seed, check
 from sfumato.memory import require_memory
 
+from .optimizers import require_eight_bits
+
 HIGHEST = 1e6
 """Learning rate: what is far beyond it overflows in the optimiser."""
 
@@ -41,6 +43,9 @@ class Schedule:
     """AdamW's constant in the denominator."""
     weight_decay: NotNegative = 0.01
     """AdamW's weight decay."""
+    optimizer: Literal["adam", "adam8bit"] = "adam"
+    """Adam (or AdamW) as torch has it, or bitsandbytes' with a state of 8 bits, an extra for GPUs: a quarter of the
+    optimiser's memory."""
     clip_norm: NotNegative = 1.0
     """Largest gradient norm; 0: any."""
     ema: Decay = 0.999
@@ -67,6 +72,8 @@ class Schedule:
         check(self)
         if self.lr > HIGHEST:
             raise BadInput(f"lr must be at most {HIGHEST:g}, got {self.lr:g}")
+        if self.optimizer == "adam8bit":
+            require_eight_bits()
         require_memory(1000 * self.batch, f"batches of {self.batch:,} rows")
         if self.accumulate > self.batch:
             raise BadInput(f"a batch of {self.batch} cannot be cut into {self.accumulate} micro-batches")

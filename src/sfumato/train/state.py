@@ -156,13 +156,15 @@ class Updated:
             LookupError: moments of a parameter that it does not update.
         """
         place = {n: i for i, n in enumerate(self.weights)}
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, dict[str, Any]] = {}
         for key, value in moments.items():
             if not key.startswith(self.prefix):
                 continue
             name, field = key.removeprefix(self.prefix).rsplit("/", 1)
             sharded = value.shape == self.weights[name].shape and value.ndim
             value = like(self.weights[name], value) if sharded else value
+            if not value.ndim and not value.is_floating_point():
+                value = int(value)  # bitsandbytes counts steps so
             state.setdefault(place[name], {})[field] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
@@ -176,7 +178,10 @@ def collect(weights: Tensors, average: Tensors, updated: Iterable[Updated]) -> d
 
 def configuration(name: str, schedule: Schedule, own: dict[str, Any] | None = None) -> dict[str, Any]:
     """What shapes a run, in plain values: the recipe's name, the schedule, and what is the recipe's own."""
-    return plain({"recipe": name, **asdict(schedule.schedule()), **(own or {})})
+    told = asdict(schedule.schedule())
+    if told["optimizer"] == "adam":  # as runs say nothing of it that began when there was no other
+        del told["optimizer"]
+    return plain({"recipe": name, **told, **(own or {})})
 
 
 def goes_on(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.errors import BadInput
 from sfumato.pipeline import Model, Text2Image
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.train.loop import Run
@@ -49,6 +51,13 @@ def seeds(n: int, generator: torch.Generator) -> list[int]:
 class ByGradient(Tuning, Eraser):
     """Fields of an eraser that trains in the loop, and its run; not a method itself."""
 
+    recomputes: ClassVar[bool] = True
+    """Whether its losses can be recomputed in the backward pass; not where attention is edited for some calls only."""
+
+    checkpointing: bool = False
+    """Compute the networks' activations again in the backward pass instead of keeping them: much less memory, and about
+    a third more time."""
+
     def __post_init__(self) -> None:
         Eraser.__post_init__(self)
         Tuning.__post_init__(self)
@@ -62,7 +71,31 @@ class ByGradient(Tuning, Eraser):
         if (device := own_device()) is not None:
             for part in pipe.parts().values():
                 part.to(device)
-        return self.erased(pipe, folder)
+        if not self.checkpointing:
+            return self.erased(pipe, folder)
+        with recomputing(pipe.network) as before:
+            made, log = self.erased(pipe, folder)
+        settle(made.network, before)
+        return made, log
+
+    def check(self, pipe: Model) -> None:
+        """See `Eraser.check`."""
+        super().check(pipe)
+        if not self.checkpointing:
+            return
+        if not self.recomputes:
+            raise BadInput(f"the losses of {type(self).__name__} cannot be recomputed: leave checkpointing off")
+        if not getattr(pipe.network, "_supports_gradient_checkpointing", False):
+            raise BadInput(f"a {type(pipe.network).__name__} cannot recompute activations: leave checkpointing off")
+
+    def beyond(self) -> dict[str, Any]:
+        return {name: value for name, value in super().beyond().items() if name != "checkpointing"}
+
+    def costs(self, pipe: Text2Image) -> Plan:
+        made = self.plan(pipe)
+        if self.optimizer != "adam8bit" or "optimiser" not in made.memory:
+            return made
+        return replace(made, memory={**made.memory, "optimiser": made.memory["optimiser"] // 4})
 
     def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
         """`course` of a recipe with one loss: the losses, one per update."""
@@ -81,6 +114,31 @@ class ByGradient(Tuning, Eraser):
         for module in recipe.modules().values():
             module.requires_grad_(False)
         return history
+
+
+@contextmanager
+def recomputing(network: nn.Module) -> Iterator[dict[str, bool]]:
+    """In the block the network's blocks, and those of copies made there, keep no activations for the backward pass.
+
+    Yields:
+        What was so before, for `settle`.
+    """
+    kept = {name: m.gradient_checkpointing for name, m in network.named_modules() if _can_recompute(m)}
+    network.enable_gradient_checkpointing()
+    try:
+        yield kept
+    finally:
+        settle(network, kept)
+
+
+def settle(network: nn.Module, kept: Mapping[str, bool]) -> None:
+    """Put back which blocks of a network, or of its copy, keep no activations."""
+    for name, flag in kept.items():
+        network.get_submodule(name).gradient_checkpointing = flag
+
+
+def _can_recompute(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "gradient_checkpointing", None), bool)
 
 
 class InTurns(Recipe):
@@ -142,9 +200,9 @@ def make_plan(pipe: Model, title: str, trained: int, passes: float, batch: int =
 
     One pass is timed here, on ``batch`` rows; a backward pass is taken to cost two forward ones.
     """
-    from sfumato.plan import Plan
+    from sfumato.plan import Plan, weights_of
 
-    weights = sum(p.numel() * p.element_size() for part in pipe.parts().values() for p in part.parameters())
-    memory = {"weights": weights + 4 * trained, "gradients": 4 * trained, "optimiser": 8 * trained}
+    memory = weights_of(pipe.parts())
+    memory |= {"trained copy": 4 * trained, "gradients": 4 * trained, "optimiser": 8 * trained}
     row = seconds_per_row(pipe, batch)
     return Plan(title, memory=memory, seconds=None if row is None else passes * batch * row)

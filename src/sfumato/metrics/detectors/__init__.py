@@ -12,12 +12,16 @@ from sfumato.errors import BadInput
 
 from .base import Detection, Detector
 from .classifier import ClassifierDetector
+from .imagenet import ImageNetDetector
+from .nudenet import NudeNetDetector
+from .onnx import OnnxDetector
 from .oracle import OracleDetector
 from .scenes import SceneDetector
 from .zero_shot import ZeroShotDetector
 
 __all__ = [
-    "ClassifierDetector", "Detection", "Detector", "OracleDetector", "SceneDetector", "ZeroShotDetector",
+    "ClassifierDetector", "Detection", "Detector", "ImageNetDetector", "NudeNetDetector", "OnnxDetector",
+    "OracleDetector", "SceneDetector", "ZeroShotDetector",
     "detector_for", "kinds", "make_detector",
 ]  # fmt: skip
 
@@ -34,9 +38,9 @@ def make_detector(spec: str | os.PathLike | Detector, concepts: Sequence[str]) -
     """A detector from what a command line can say.
 
     Args:
-        spec: KEY or KEY:MODEL of a kind ("oracle", "classifier:FOLDER", "zero-shot:FOLDER"); or a folder or hub id
-            alone, for the kind that can read it: CLIP-style models are a `ZeroShotDetector`, image classifiers a
-            `ClassifierDetector`. A detector is returned as it is.
+        spec: KEY or KEY:MODEL of a kind ("oracle", "imagenet", "classifier:FOLDER", "zero-shot:FOLDER"); or a folder,
+            file or hub id alone, for the kind that can read it: CLIP-style models are a `ZeroShotDetector`, image
+            classifiers a `ClassifierDetector`, or in ONNX an `OnnxDetector`. A detector is returned as it is.
         concepts: all that pictures may show, for detectors that tell them from each other.
 
     Raises:

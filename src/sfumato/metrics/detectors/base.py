@@ -35,6 +35,8 @@ class Detector(ABC):
     name: str
     hash: str
     threshold: float | str
+    version: str = ""
+    """Of the package that brings the weights or runs them, where it is none of those that every record names."""
     resize: str
     words: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Attribute -> all that it can be, where the detector knows a whole world; empty where it does not."""
@@ -75,7 +77,8 @@ class Detector(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What a report's protocol says about the detector."""
-        return {"name": self.name, "hash": self.hash, "threshold": self.threshold}
+        told = {"name": self.name, "hash": self.hash, "threshold": self.threshold}
+        return {**told, "version": self.version} if self.version else told
 
 
 def needed(model: str, key: str) -> str:

@@ -9,20 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.errors import BadInput, unknown
+from sfumato.errors import BadInput
 from sfumato.foreign import reading
 
 from ..vision import load_vision, module_sha256, reads_text
-from .base import Detection, Detector, needed
+from .base import Detection, needed
+from .labels import LabelDetector, joined
+from .onnx import OnnxDetector
 
 
-class ClassifierDetector(Detector):
-    """Any `transformers` image classifier: the concept is seen when its label is among the ``top`` most
-    likely.
-
-    A concept matches a label by name, whatever the case; labels with synonyms ("tench, Tinca tinca") by any
-    of them.
-    """
+class ClassifierDetector(LabelDetector):
+    """Any `transformers` image classifier: the concept is seen when its label is among the ``top`` most likely."""
 
     key = "classifier"
 
@@ -44,33 +41,16 @@ class ClassifierDetector(Detector):
 
     @classmethod
     def reads(cls, model: str) -> bool:
-        return not reads_text(model)
+        return not os.path.isfile(model) and not OnnxDetector.reads(model) and not reads_text(model)
 
     @classmethod
     def make(cls, model: str, concepts: Sequence[str]) -> ClassifierDetector:
         return cls(needed(model, cls.key))
 
-    def index(self, concept: str) -> int:
-        """The number of the concept's label; raises `BadInput` listing the labels where there is none."""
-        wanted = _plain(concept)
-        for i, label in enumerate(self.labels):
-            if wanted in (_plain(label), *map(_plain, label.split(","))):
-                return i
-        raise unknown(f"label of {self.model.name}", concept, self.labels)
-
-    def check(self, concept: str) -> None:
-        self.index(concept)
-
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
-        index, parts = self.index(concept), []
+        parts = []
         for x in images.split(self.batch):
             pixels = self.model.prepare(x.to(self.model.device, torch.float32))
-            parts.append(self.model.network(pixel_values=pixels).logits.float().cpu())
-        logits = torch.cat(parts) if parts else torch.empty(0, len(self.labels))
-        top = logits.topk(min(self.top, len(self.labels)), dim=1).indices
-        return Detection((top == index).any(dim=1), logits.softmax(dim=1)[:, index])
-
-
-def _plain(label: str) -> str:
-    return label.strip().lower().replace("_", " ")
+            parts.append(self.model.network(pixel_values=pixels).logits.float().cpu().softmax(dim=1))
+        return self.judged(joined(parts, self.labels), concept)

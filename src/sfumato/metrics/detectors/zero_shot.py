@@ -13,6 +13,7 @@ from sfumato.errors import BadInput
 
 from ..vision import ClipModel, module_sha256, reads_text
 from .base import Detection, Detector, needed
+from .onnx import OnnxDetector
 
 
 class ZeroShotDetector(Detector):
@@ -42,7 +43,7 @@ class ZeroShotDetector(Detector):
 
     @classmethod
     def reads(cls, model: str) -> bool:
-        return reads_text(model)
+        return not os.path.isfile(model) and not OnnxDetector.reads(model) and reads_text(model)
 
     @classmethod
     def make(cls, model: str, concepts: Sequence[str]) -> ZeroShotDetector:

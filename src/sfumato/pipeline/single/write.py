@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
 
+from ..offload import refuse
 from ..organs import Organs
 from ..saving import describe, write_bpe
 from ..tokens import without_learned
@@ -50,6 +51,7 @@ def write(
     """
     if p.patches:
         raise BadInput("a patch acts on this pipeline and cannot be written with it: leave its block first")
+    refuse(p.pipe, "written")
     with without_learned(p):
         merged = p.merged() if p.adapters else p
         layout = layout_for(merged)
