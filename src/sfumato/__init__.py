@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "attack", "audit", "catalog", "data", "distill", "erase", "errors", "files", "ledger", "metrics", "nets", "noise",
-    "pipeline", "report", "sample", "steer", "train",
+    "pipeline", "protect", "report", "sample", "steer", "train",
 )  # fmt: skip
 _NAMES = {
     "load": "pipeline",
