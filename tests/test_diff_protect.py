@@ -173,6 +173,15 @@ def test_times_and_noise_belong_to_the_picture(tiny_sd):
     torch.testing.assert_close(residuals(tiny_sd, cond, rngs(2))(z[1:]), both[1:], rtol=1e-4, atol=1e-5)
 
 
+def test_the_posterior_of_an_autoencoder_of_frames_is_that_of_one_frame(tiny_qwen):
+    x = rand(1, 3, tiny_qwen.size, tiny_qwen.size).float()
+    with torch.no_grad():
+        mean, std = tiny_qwen.posterior(x)
+        draw, noise = tiny_qwen.encode_image(x, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(0)
+        torch.testing.assert_close(mean, tiny_qwen.encode_image(x))
+        torch.testing.assert_close(mean + std * torch.randn(mean[:, :, None].shape, generator=noise)[:, :, 0], draw)
+
+
 @pytest.mark.parametrize("wrong", [torch.zeros(1, 5, 4, 4), torch.zeros(3, 4, 4), torch.full((1, 3, 4, 4), 1.5),
                                    torch.zeros(1, 3, 4, 4, dtype=torch.uint8)])  # fmt: skip
 def test_what_is_no_picture_is_refused(tiny_sd, wrong):
