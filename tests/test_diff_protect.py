@@ -288,6 +288,8 @@ def test_changes_keep_the_size_and_what_they_should():
     assert all(change(x).shape == x.shape for change in survival.CHANGES.values())
     doubled = survival.upscaled(lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3))
     torch.testing.assert_close(doubled(flat), flat)
+    with pytest.raises(BadInput, match="no diffusers pipeline on this machine"):
+        survival.diffusion_upscaler("no/such-upscaler")
     spot = torch.zeros(1, 1, 9, 9)
     spot[..., 4, 4] = 1
     assert float(survival.blurred(spot)[0, 0, 4, 4]) == pytest.approx(1 / (2 * np.pi), abs=0.005)

@@ -142,7 +142,8 @@ def residuals(p: Text2Image, cond: Conditioning, generators: list[torch.Generato
         t = torch.stack([(torch.randint(steps, (), generator=g) + 1) / steps for g in generators])
         eps = _normal(z.shape[1:], generators).to(z)
         alpha, sigma = p.process.alpha_sigma(t, z)
-        return p.denoiser.predict(alpha * z + sigma * eps, t, cond, "eps") - eps
+        noised = alpha * z + sigma * eps
+        return p.process.convert(p.denoiser(noised, t, cond), noised, t, p.denoiser.prediction, "eps") - eps
 
     return residual
 

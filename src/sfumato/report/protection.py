@@ -74,7 +74,7 @@ class ProtectionReport:
             times = first["moved"]["value"] / max(first["chance"]["value"], 1e-12)
             said.append(f"It moves latents {number(times)} times as far as random noise of the same budget does.")
             if first["left"] is None:
-                said.append("That is no further than chance: this picture is not protected against this model.")
+                said.append("That is no further than chance: against this model they are not protected.")
             known = [(row["left"], row["name"]) for row in rest if row["left"] is not None]
             if known:
                 least, name = min(known)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class Utility:
         if n < 3:
             return Measured(value, torch.zeros(n, dtype=torch.float64))
         # the jackknife: what each picture's absence does, for distances whose influences are not at hand
-        without = [self._score(Features(_but(generated.values, i), **_about(generated))) for i in range(n)]
+        without = [self._score(replace(generated, values=_but(generated.values, i), known=None)) for i in range(n)]
         own = torch.tensor([(n - 1) * (value - x) for x in without], dtype=torch.float64)
         return Measured(value, own - own.mean())
 
@@ -144,8 +144,3 @@ def views(original: Float[Tensor, "m 3 side side"], n: int = VIEWS, seed: int = 
 
 def _but(x: Tensor, i: int) -> Tensor:
     return torch.cat([x[:i], x[i + 1 :]])
-
-
-def _about(features: Features) -> dict[str, str]:
-    names: Sequence[str] = ("extractor", "weights", "resize")
-    return {name: getattr(features, name) for name in names}

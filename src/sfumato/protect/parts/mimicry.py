@@ -166,5 +166,5 @@ def _drawn(
     p: Text2Image, prompt: str, seeds: Sequence[int], side: int, sampling_steps: int, **how: Any
 ) -> Float[Tensor, "n 3 side side"]:
     steps = p.distilled_steps or sampling_steps
-    settings = {} if p.distilled_steps else {"scheduler": "ddim"}
+    settings: dict[str, Any] = {} if p.distilled_steps else {"scheduler": "ddim"}
     return p.draw([prompt], list(seeds), sampling_steps=steps, cfg_scale=1.0, size=side, **settings, **how)
