@@ -55,7 +55,7 @@ class CopyScope(Attribution):
     for worths and counts missing ones as 0 (`sfumato.attribute.parts.game.dividends`): a table with gaps is refused.
     """
 
-    EXAMPLE: ClassVar[Mapping[str, Any]] = {"phrases": ("red", "star"), "sampling_steps": 1}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"phrases": ("red", "star"), "sampling_steps": 2}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"kid": {"distance": "kid"}}
 
     distance: str = "fid"
