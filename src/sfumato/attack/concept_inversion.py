@@ -70,6 +70,7 @@ class ConceptInversion(Tuning, Attack):
         "n_images": 2, "updates": 3, "lr": 0.05, "batch": 2, "checkpoint_every": 1,
         "init_word": "circle", "templates": ("a photo of {}", "{}"),
     }  # fmt: skip
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (5e-3, 2e-2, 6e-2), "updates": (60, 120, 240)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {
