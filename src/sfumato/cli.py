@@ -32,6 +32,8 @@ COMMANDS = {
     "compare": "two audits side by side, or quality against cost of a teacher and its students",
     "bench": "erasers, concepts, seeds and attacks on one model, in one table and one page",
     "attack": "try to bring an erased concept back",
+    "attribute": "share out a likeness among the parts of the workflow that made it",
+    "protect": "change pictures a little, so that models imitate and edit them badly",
     "train": "train a model",
     "distill": "from many sampling steps to few",
     "information": "what a model knows at each noise level: mean squared error and mutual information",

@@ -1,4 +1,4 @@
-"""What every attribution promises. The verb has no method yet: a toy keeps the promise, and these tests, from rotting.
+"""What every attribution promises; a toy keeps the promise from being one of a single method.
 
 ``run(pipe, prompts, seeds) -> shares``: by name of a judged part of the pipeline, one number a picture [n].
 """

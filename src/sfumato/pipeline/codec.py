@@ -149,6 +149,13 @@ class FrameCodec(Codec):
         z = posterior.mode() if generator is None else posterior.sample(generator=generator)
         return self.scale(z[:, :, 0]).to(x.dtype)
 
+    def posterior(
+        self, x: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch channel h w"], Float[Tensor, "batch channel h w"]]:
+        drawn = self.vae.encode(x[:, :, None].to(self.vae.dtype)).latent_dist
+        mean, std = drawn.mode()[:, :, 0], drawn.std[:, :, 0]
+        return self.scale(mean).to(x.dtype), (self.scale(std) - self.scale(torch.zeros_like(std))).to(x.dtype)
+
     def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         frames = self.unscale(z)[:, :, None].to(self.vae.dtype)
         return self.vae.decode(frames, return_dict=False)[0][:, :, 0].to(z.dtype)

@@ -1,0 +1,1 @@
+"""What protections are made of, and how they are judged."""
