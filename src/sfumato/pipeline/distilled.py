@@ -17,10 +17,11 @@ _WIDTH = 256
 """Of the guidance embedding, as guidance-distilled checkpoints have it."""
 
 
-def few_steps(model: Any, sampling_steps: int, start: float = 1.0) -> None:
+def few_steps(model: Any, sampling_steps: int, start: float = 1.0, ancestral: bool = False) -> None:
     """From now on ``model`` samples in S = ``sampling_steps`` DDIM steps t = 1, (S - 1) / S, ... without guidance.
 
-    With a ``start`` below 1 all times are that much smaller, and the noise is that of the first.
+    With a ``start`` below 1 all times are that much smaller, and the noise is that of the first. With ``ancestral`` the
+    steps draw from q(z_s | z_t, x0), but for the last.
 
     Changed in place, and saved with it. A text-to-image pipeline does so by itself, ``pipe(prompt)`` in diffusers too:
     its scheduler becomes a `FewStepScheduler`, and its network is marked as guidance-distilled, which is what makes
@@ -29,15 +30,15 @@ def few_steps(model: Any, sampling_steps: int, start: float = 1.0) -> None:
     """
     if isinstance(model, ImageModel):
         model.defaults |= {
-            "scheduler": "ddim", "sampling_steps": sampling_steps, "distilled_steps": sampling_steps, "cfg_scale": 1.0,
-            "start_time": start,
+            "scheduler": "ddpm" if ancestral else "ddim", "options": {}, "sampling_steps": sampling_steps,
+            "distilled_steps": sampling_steps, "cfg_scale": 1.0, "start_time": start,
         }  # fmt: skip
         return
     check_few_steps(model)
     pipe, network = model.pipe, model.network
     config = pipe.scheduler.config
     clip = config.get("clip_sample", False)
-    settings = {"distilled_steps": sampling_steps, "start_time": start, "clip_sample": clip}
+    settings = {"distilled_steps": sampling_steps, "start_time": start, "clip_sample": clip, "ancestral": ancestral}
     pipe.scheduler = FewStepScheduler.from_config(config, **settings)
     model.defaults |= {"sampling_steps": sampling_steps, "cfg_scale": 1.0}
     if network.config.get("time_cond_proj_dim") is None:

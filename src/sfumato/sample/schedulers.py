@@ -16,6 +16,7 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (diffusers looks here for the base of what it loads)
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -131,19 +132,26 @@ class FewStepScheduler(DDIMScheduler):
     """The scheduler of a distilled model: DDIM through t = 1, (S - 1) / S, ..., 1 / S to 0, whatever it is asked for.
 
     The times are exact also where S does not divide the training timesteps, where the network is asked between two of
-    them, as in training. Deterministic, and each step ends at the next one's start, the last at t = 0.
+    them, as in training. Each step ends at the next one's start, the last at t = 0. Deterministic unless ``ancestral``.
 
     Args:
         distilled_steps: S. Other arguments are `DDIMScheduler`'s; the spacing and the offset play no part.
         start_time: where the first step starts, in (0, 1]; below 1 all times are that much smaller, and the latents
             start as noise of that level, sigma_t eps.
+        ancestral: every step but the last draws from q(z_s | z_t, x0) instead of taking DDIM's.
 
     Raises:
         BadInput: fewer than one step; a start outside (0, 1].
     """
 
     @extends_ddim
-    def __init__(self, timestep_spacing: str = "trailing", distilled_steps: int = 4, start_time: float = 1.0):
+    def __init__(
+        self,
+        timestep_spacing: str = "trailing",
+        distilled_steps: int = 4,
+        start_time: float = 1.0,
+        ancestral: bool = False,
+    ):
         if distilled_steps < 1:
             raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
         if not 0 < start_time <= 1:
@@ -177,8 +185,12 @@ class FewStepScheduler(DDIMScheduler):
         timestep: float | Tensor,
         sample: Float[Tensor, "batch *dims"],
         return_dict: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """From the start of a segment to its end, which is the start of the one below."""
+        """From the start of a segment to its end, which is the start of the one below.
+
+        ``generator`` is for ancestral steps: one, or one for each picture; None is torch's global one.
+        """
         steps, start = self.config.distilled_steps, self.config.start_time
         segment = round((float(timestep) + 1) / self.config.num_train_timesteps * steps / start)
         t, s = segment / steps * start, (segment - 1) / steps * start
@@ -188,5 +200,9 @@ class FewStepScheduler(DDIMScheduler):
             x0 = self._threshold_sample(x0)
         elif self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        end, _ = self.process.posterior(sample, x0, t, s, eta=0.0)
+        ancestral = self.config.ancestral and segment > 1  # the last step ends without noise
+        end, var = self.process.posterior(sample, x0, t, s, eta=1.0 if ancestral else 0.0)
+        if ancestral:
+            noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
+            end = self.process.sample(end, var, noise)
         return DDIMSchedulerOutput(prev_sample=end, pred_original_sample=x0) if return_dict else (end, x0)
