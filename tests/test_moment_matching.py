@@ -13,15 +13,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from noise_cases import normal
-from sfumato.distill.moment_matching import Gradient, MomentMatching, MomentTraining
+from sfumato.distill.moment_matching import MomentMatching, MomentTraining
+from sfumato.distill.parts.instant import Gradient, change_along, preconditioned
 from sfumato.distill.parts.moments import (
     auxiliary_loss,
-    change_along,
     draw_pair_of_times,
     instant_loss,
     loss_weight,
     next_state,
-    preconditioned,
     student_loss,
     teacher_loss,
 )

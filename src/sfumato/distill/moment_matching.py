@@ -19,17 +19,16 @@ from sfumato.train.draw import integers, normal
 from sfumato.train.draw import uniform as uniformly
 from sfumato.train.recipe import Gradients, Recipe, Turn
 
-from .base import Distiller, Model
+from .base import Distiller, Model, guidance
 from .parts.data import CleanData, FromPictures
+from .parts.instant import Gradient
 from .parts.moments import (
     Weight,
     auxiliary_loss,
-    change_along,
     draw_pair_of_times,
     instant_loss,
     loss_weight,
     next_state,
-    preconditioned,
     student_loss,
     teacher_loss,
 )
@@ -111,7 +110,7 @@ class MomentTraining(Recipe):
 
     def __init__(self, method: MomentMatching, teacher: Any, student: Any, auxiliary: Any, data: CleanData):
         self.method, self.teacher, self.student, self.auxiliary, self.data = method, teacher, student, auxiliary, data
-        self.scale = teacher.defaults["cfg_scale"] if method.cfg_scale is None else method.cfg_scale
+        self.scale = guidance(teacher, method.cfg_scale)
         auxiliary.network.requires_grad_(True)
         self.instant = method.variant == "instant"
         if self.instant:
@@ -213,56 +212,3 @@ class MomentTraining(Recipe):
         times = uniform(self.method.sampling_steps)
         made = ddpm(self.student.denoiser, z, times, cond, generator=rng, final_noise=False)
         return (self.student.decode_latents(made) + 1).clamp(0, 2) / 2
-
-
-class Gradient:
-    """nu of the instant variant: the teacher's scaled gradient on what the student makes, and what it would change.
-
-    ``squares`` are the running means of squared gradients and their number; a checkpoint holds them.
-    """
-
-    def __init__(self, teacher: Any):
-        self.network = teacher.network
-        wide = lambda p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
-        squares = {name: wide(p) for name, p in self.network.named_parameters()}
-        self.squares = nn.Module()
-        self.squares._buffers.update({**squares, "count": torch.zeros((), dtype=torch.int64)})
-        self.direction: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def take(self, gradients: Gradients, decay: float, eps: float) -> None:
-        """nu from the mean gradient of one batch."""
-        buffers: Any = self.squares._buffers
-        buffers["count"] += 1
-        for name, square in ((n, s) for n, s in buffers.items() if n != "count"):
-            gradient = gradients.get(f"auxiliary.{name}")
-            # what overflowed in half precision says nothing; what had no part in the loss has no gradient
-            gradient = torch.zeros_like(square) if gradient is None else gradient.to(square).nan_to_num(0.0, 0.0, 0.0)
-            square.lerp_(gradient.square(), 1 - decay)
-            self.direction[name] = preconditioned(gradient, square, int(buffers["count"]), decay, eps)
-
-    def change(self, prediction: Any) -> Tensor:
-        """By how much what ``prediction()`` asks of the teacher's network changes along nu."""
-        asked = _Asked(self.network)
-        norms = (layer for layer in self.network.modules() if isinstance(layer, nn.GroupNorm))
-        # torch's forward mode of this layer cannot take what is transposed
-        whole = [layer.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),)) for layer in norms]
-        weights = {f"network.{name}": p for name, p in self.network.named_parameters()}
-        direction = {f"network.{name}": nu for name, nu in self.direction.items()}
-        call = lambda given: torch.func.functional_call(asked, given, (prediction,))
-        try:
-            return change_along(call, weights, direction)
-        finally:
-            for hook in whole:
-                hook.remove()
-
-
-class _Asked(nn.Module):
-    """Something that asks a network, as a module, so that torch can give the network other weights meanwhile."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, ask: Any) -> Tensor:
-        return ask()

@@ -1,4 +1,4 @@
-"""Moment matching (arXiv:2406.04103): its draws, its losses, and the step of the instant variant.
+"""Moment matching (arXiv:2406.04103): its draws and its losses.
 
 A student's clean prediction x~ at (z_t, t) and a z_s that follows from it; the moments match where, for every z_s, the
 mean of x~ is the teacher's prediction. Norms and inner products are sums over a picture.
@@ -6,13 +6,11 @@ mean of x~ is the teacher's prediction. Norms and inner products are sums over a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.noise import GaussianProcess
 from sfumato.train.draw import uniform
@@ -90,31 +88,3 @@ def instant_loss(
 ) -> Float[Tensor, "batch"]:
     """-w(s) <x~, J_theta(z_s) nu>: `student_loss` with an auxiliary that is a small step phi = theta - nu away."""
     return -weight * (x * change.detach()).flatten(1).sum(1)
-
-
-def preconditioned(gradient: Tensor, square: Tensor, count: int, decay: float, eps: float) -> Tensor:
-    """Lam times a gradient, Lam = 1 / (sqrt(v) + eps): Adam's scaling by the running mean of squares.
-
-    Args:
-        square: the running mean, with ``gradient`` in it already; it started from zero.
-        count: gradients in it, at least 1.
-        decay: of the running mean.
-    """
-    return gradient / ((square / (1 - decay**count)).sqrt() + eps)
-
-
-def change_along(
-    predict: Callable[[Mapping[str, Tensor]], Float[Tensor, "batch *dims"]],
-    weights: Mapping[str, Tensor],
-    direction: Mapping[str, Tensor],
-) -> Float[Tensor, "batch *dims"]:
-    """J nu: by how much a prediction changes when its weights move along ``direction``; forward-mode, no gradient.
-
-    Args:
-        predict: from weights by name to the prediction.
-        direction: one tensor for each of ``weights``.
-    """
-    primal: dict[str, Any] = {name: w.detach() for name, w in weights.items()}
-    tangent = {name: direction[name].to(w) for name, w in primal.items()}
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward mode
-        return torch.func.jvp(predict, (primal,), (tangent,))[1]
