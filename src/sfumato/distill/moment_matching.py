@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, within
 from sfumato.pipeline import few_steps
+from sfumato.plan import Plan
 from sfumato.sample import Guided, ddpm, predict
 from sfumato.sample.times import uniform
 from sfumato.train.draw import integers, normal
@@ -87,6 +88,15 @@ class MomentMatching(FromPictures, Distiller):
     """Guidance of the teacher that goes into the student; 1 is none, by default the teacher's own."""
 
     passes: ClassVar[float] = 12.0
+
+    def plan(self) -> Plan:
+        plan = super().plan()
+        weights = plan.memory["gradients"]
+        if self.variant == "alternating":
+            more = {"auxiliary": weights, "its optimiser": 2 * weights}
+        else:
+            more = {"squares of the teacher's gradient, and nu": 2 * weights}
+        return replace(plan, memory={**plan.memory, **more})
 
     def recipe(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> MomentTraining:
         data = self.open_data(teacher, folder, self.seed, progress)
