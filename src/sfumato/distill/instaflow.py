@@ -61,7 +61,7 @@ class InstaFlow(FromPictures, Distiller):
         "reflow_updates": 1, "reflow_lr": 1e-3, "perceptual": "oracle", "perceptual_updates": 1,
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "stable-diffusion-1.5": {"cfg_scale": 5.0},
+        "stable-diffusion-1-5": {"cfg_scale": 5.0},
         "pilot": {"cfg_scale": 6.0},
         "3-rectified-flow": {"cfg_scale": 6.0, "reflows": 2},
         # Not from the paper, and not tuned: its shape at a hundredth of its length, at the rates of a small network.
