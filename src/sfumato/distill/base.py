@@ -77,6 +77,12 @@ class Distiller(Tuned, Schedule, ABC):
             progress: show bars while preparing.
         """
 
+    def prepare(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> None:
+        """What comes before `recipe`, on all processes together: stages of training, pairs that the teacher draws.
+
+        The student may be changed. A run that goes on calls it again, so what it made is kept in ``folder``.
+        """
+
     def finish(self, student: Model) -> None:
         """Tell the trained student how it draws: by default in ``sampling_steps`` steps without noise or guidance."""
         few_steps(student, self.sampling_steps)
@@ -179,6 +185,7 @@ class Distiller(Tuned, Schedule, ABC):
         parent = self.parent(teacher)
         own = {**self.beyond(), "teacher": parent["sha256"]}
         goes_on(out / "training", configuration(self.name(), self, own))
+        self.prepare(teacher, student, out, progress and process.is_main_process)
         with process.main_process_first():  # the others find what it has prepared
             recipe = self.recipe(teacher, student, out, progress and process.is_main_process)
         run = Run(recipe, self, out / "training", own)
@@ -186,6 +193,19 @@ class Distiller(Tuned, Schedule, ABC):
         student.network.requires_grad_(False).eval()
         self.finish(student)
         run.finish(lambda: student.save(out / "model", overwrite=overwrite, provenance=self.made(parent)))
+
+
+def guidance(teacher: Any, asked: float | None) -> float:
+    """The teacher's guidance that goes into the student: what is asked for, by default the teacher's own.
+
+    Raises:
+        BadInput: it is asked for of a teacher that cannot be guided.
+    """
+    if asked is None:
+        return teacher.defaults["cfg_scale"]
+    if asked != 1 and teacher.unconditional(1) is None:
+        raise BadInput(f"cfg_scale={asked:g}, but this teacher is told nothing, so it has no guidance: leave it out")
+    return asked
 
 
 @lru_cache(maxsize=1)

@@ -96,7 +96,6 @@ class LPIPS:
         self.hash = module_sha256(self.network)
         self.resize = f"none, or bilinear to {LPIPS_SIDE} pixels where smaller"
 
-    @torch.no_grad()
     def __call__(
         self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n"]:

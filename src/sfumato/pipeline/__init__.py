@@ -4,13 +4,13 @@ from .anatomy import KINDS, SUBSETS, Projection
 from .base import Text2Image
 from .conditioning import Conditioning, Frames, Labels
 from .contract import Condition, Model, Noised
-from .distilled import few_steps
+from .distilled import as_flow, few_steps
 from .image import ImageModel
 from .load import EMBEDDED, load, load_text2image, origin_of, read_record, wrap
 from .video import VideoModel
 
 __all__ = [
     "EMBEDDED", "KINDS", "SUBSETS", "Condition", "Conditioning", "Frames", "ImageModel", "Labels", "Model", "Noised",
-    "Projection", "Text2Image", "VideoModel", "few_steps",
+    "Projection", "Text2Image", "VideoModel", "as_flow", "few_steps",
     "load", "load_text2image", "origin_of", "read_record", "wrap",
 ]  # fmt: skip

@@ -8,19 +8,22 @@ import torch
 from torch import nn
 
 from sfumato.errors import BadInput
-from sfumato.sample.schedulers import FewStepScheduler
+from sfumato.noise import GaussianProcess, RectifiedFlow
+from sfumato.sample.schedulers import FewStepScheduler, RectifiedFlowScheduler
 
 from .base import Text2Image
+from .clock import FlowClock
 from .image import ImageModel
 
 _WIDTH = 256
 """Of the guidance embedding, as guidance-distilled checkpoints have it."""
 
 
-def few_steps(model: Any, sampling_steps: int, start: float = 1.0) -> None:
+def few_steps(model: Any, sampling_steps: int, start: float = 1.0, ancestral: bool = False) -> None:
     """From now on ``model`` samples in S = ``sampling_steps`` DDIM steps t = 1, (S - 1) / S, ... without guidance.
 
-    With a ``start`` below 1 all times are that much smaller, and the noise is that of the first.
+    With a ``start`` below 1 all times are that much smaller, and the noise is that of the first. With ``ancestral`` the
+    steps draw from q(z_s | z_t, x0), but for the last.
 
     Changed in place, and saved with it. A text-to-image pipeline does so by itself, ``pipe(prompt)`` in diffusers too:
     its scheduler becomes a `FewStepScheduler`, and its network is marked as guidance-distilled, which is what makes
@@ -29,16 +32,21 @@ def few_steps(model: Any, sampling_steps: int, start: float = 1.0) -> None:
     """
     if isinstance(model, ImageModel):
         model.defaults |= {
-            "scheduler": "ddim", "sampling_steps": sampling_steps, "distilled_steps": sampling_steps, "cfg_scale": 1.0,
-            "start_time": start,
+            "scheduler": "ddpm" if ancestral else "ddim", "options": {}, "sampling_steps": sampling_steps,
+            "distilled_steps": sampling_steps, "cfg_scale": 1.0, "start_time": start,
         }  # fmt: skip
         return
     check_few_steps(model)
     pipe, network = model.pipe, model.network
     config = pipe.scheduler.config
     clip = config.get("clip_sample", False)
-    settings = {"distilled_steps": sampling_steps, "start_time": start, "clip_sample": clip}
-    pipe.scheduler = FewStepScheduler.from_config(config, **settings)
+    if isinstance(pipe.scheduler, RectifiedFlowScheduler):
+        if start < 1 or ancestral:
+            raise BadInput("a flow's few steps start at pure noise and draw none: leave out start and ancestral")
+        pipe.scheduler = RectifiedFlowScheduler.from_config(config, distilled_steps=sampling_steps)
+    else:
+        settings = {"start_time": start, "clip_sample": clip, "ancestral": ancestral}
+        pipe.scheduler = FewStepScheduler.from_config(config, distilled_steps=sampling_steps, **settings)
     model.defaults |= {"sampling_steps": sampling_steps, "cfg_scale": 1.0}
     if network.config.get("time_cond_proj_dim") is None:
         embedding = network.time_embedding
@@ -47,6 +55,21 @@ def few_steps(model: Any, sampling_steps: int, start: float = 1.0) -> None:
         nn.init.zeros_(project.weight)
         embedding.cond_proj = project.requires_grad_(False)
         network.register_to_config(time_cond_proj_dim=_WIDTH)
+
+
+def as_flow(model: Any) -> None:
+    """From now on the output of ``model``'s network is the flow eps - x0 on straight paths, whatever it was before.
+
+    Changed in place, and saved with it; the weights stay, and are to be trained. A text-to-image pipeline's scheduler
+    becomes a `RectifiedFlowScheduler`, also for ``pipe(prompt)`` in diffusers; it has T, the timesteps, of the old one.
+    """
+    if isinstance(model, ImageModel):
+        model.process, model.prediction = GaussianProcess(RectifiedFlow()), "flow"
+        model.defaults |= {"scheduler": "ddim", "options": {}, "distilled_steps": None, "start_time": 1.0}
+        return
+    check_few_steps(model)
+    model.pipe.scheduler = RectifiedFlowScheduler(model.clock.timesteps)
+    model.clock = FlowClock.of(model.pipe.scheduler)
 
 
 def check_few_steps(model: Any) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
+from sfumato.sample.schedulers import RectifiedFlowScheduler
 
 from . import offload
 from .anatomy import Anatomy, Projection, UNetAnatomy
-from .clock import Clock, TableClock
+from .clock import Clock, FlowClock, TableClock
 from .codec import Codec
 from .conditioning import Conditioning
 from .contract import Model
@@ -68,7 +69,8 @@ class Organs(Prompts, Model):
         return self.anatomy_type(getattr(self.pipe, self.anatomy_type.component))
 
     def _make_clock(self) -> Clock:
-        return TableClock.of(self.pipe.scheduler)
+        scheduler = self.pipe.scheduler
+        return (FlowClock if isinstance(scheduler, RectifiedFlowScheduler) else TableClock).of(scheduler)
 
     # What it is made of
 

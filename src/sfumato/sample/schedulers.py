@@ -13,9 +13,11 @@ from inspect import Signature, signature
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (diffusers looks here for the base of what it loads)
+from diffusers import ConfigMixin, DDIMScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -131,19 +133,26 @@ class FewStepScheduler(DDIMScheduler):
     """The scheduler of a distilled model: DDIM through t = 1, (S - 1) / S, ..., 1 / S to 0, whatever it is asked for.
 
     The times are exact also where S does not divide the training timesteps, where the network is asked between two of
-    them, as in training. Deterministic, and each step ends at the next one's start, the last at t = 0.
+    them, as in training. Each step ends at the next one's start, the last at t = 0. Deterministic unless ``ancestral``.
 
     Args:
         distilled_steps: S. Other arguments are `DDIMScheduler`'s; the spacing and the offset play no part.
         start_time: where the first step starts, in (0, 1]; below 1 all times are that much smaller, and the latents
             start as noise of that level, sigma_t eps.
+        ancestral: every step but the last draws from q(z_s | z_t, x0) instead of taking DDIM's.
 
     Raises:
         BadInput: fewer than one step; a start outside (0, 1].
     """
 
     @extends_ddim
-    def __init__(self, timestep_spacing: str = "trailing", distilled_steps: int = 4, start_time: float = 1.0):
+    def __init__(
+        self,
+        timestep_spacing: str = "trailing",
+        distilled_steps: int = 4,
+        start_time: float = 1.0,
+        ancestral: bool = False,
+    ):
         if distilled_steps < 1:
             raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
         if not 0 < start_time <= 1:
@@ -177,8 +186,12 @@ class FewStepScheduler(DDIMScheduler):
         timestep: float | Tensor,
         sample: Float[Tensor, "batch *dims"],
         return_dict: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """From the start of a segment to its end, which is the start of the one below."""
+        """From the start of a segment to its end, which is the start of the one below.
+
+        ``generator`` is for ancestral steps: one, or one for each picture; None is torch's global one.
+        """
         steps, start = self.config.distilled_steps, self.config.start_time
         segment = round((float(timestep) + 1) / self.config.num_train_timesteps * steps / start)
         t, s = segment / steps * start, (segment - 1) / steps * start
@@ -188,5 +201,73 @@ class FewStepScheduler(DDIMScheduler):
             x0 = self._threshold_sample(x0)
         elif self.config.clip_sample:
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        end, _ = self.process.posterior(sample, x0, t, s, eta=0.0)
+        ancestral = self.config.ancestral and segment > 1  # the last step ends without noise
+        end, var = self.process.posterior(sample, x0, t, s, eta=1.0 if ancestral else 0.0)
+        if ancestral:
+            noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
+            end = self.process.sample(end, var, noise)
         return DDIMSchedulerOutput(prev_sample=end, pred_original_sample=x0) if return_dict else (end, x0)
+
+
+class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
+    """Euler's rule on straight paths z = (1 - t) x0 + t eps, for U-Nets that were reflowed (arXiv:2309.06380).
+
+    In a pipeline of Stable Diffusion 1.x, 2.x or SDXL it says that the network's output is the flow eps - x0, and that
+    it is told T t: exactly T at pure noise, which no table of betas has. N steps start at t = 1, (N - 1) / N, ...,
+    1 / N. Draws nothing.
+
+    Args:
+        num_train_timesteps: T.
+        distilled_steps: the only N that is taken, for a model that was distilled; asked for none, or for the 50 of a
+            pipeline's default, it is this. None: any.
+
+    Raises:
+        BadInput: fewer than one step.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(self, num_train_timesteps: int = 1000, distilled_steps: int | None = None):
+        if distilled_steps is not None and distilled_steps < 1:
+            raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
+        self.set_timesteps()
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
+        """The timesteps T t of so many steps.
+
+        Raises:
+            BadInput: a number that the model was not distilled for, or that is less than 1.
+        """
+        only = self.config.distilled_steps
+        if only is not None and num_inference_steps not in (None, UNASKED):
+            check_steps(num_inference_steps, only)
+        steps = only or num_inference_steps or UNASKED
+        if steps < 1:
+            raise BadInput(f"a flow takes at least one step, got {steps}")
+        self.num_inference_steps = steps
+        ends = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        self.timesteps = (ends * self.config.num_train_timesteps).to(torch.float32).to(device)
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """``sample`` as it is."""
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """(1 - t) x0 + t eps at timesteps T t, one for each picture."""
+        t = (timesteps.to(original_samples) / self.config.num_train_timesteps).reshape(
+            -1, *[1] * (original_samples.ndim - 1)
+        )
+        return (1 - t) * original_samples + t * noise
+
+    def step(
+        self,
+        model_output: Float[Tensor, "batch *dims"],
+        timestep: float | Tensor,
+        sample: Float[Tensor, "batch *dims"],
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """From one timestep to the next: z - (eps - x0) / N."""
+        end = sample - model_output / self.num_inference_steps
+        return SchedulerOutput(prev_sample=end) if return_dict else (end,)
