@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.data.cases import AttackCases, say
-from sfumato.data.templates import PUBLISHED, Kind
+from sfumato.data.templates import PLAIN, PUBLISHED, Kind
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.files import tensors_sha256
@@ -25,21 +25,9 @@ from sfumato.pipeline.tokens import LearnedToken
 from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
-from sfumato.train.words import Latents, check_length, denoising_loss, encode_once, latents_of, tokens_of
+from sfumato.train.words import Latents, check_length, denoising_loss, encode_once, latents_of, neutral_word
 
 from .base import Attack, Box, Found
-
-PLAIN = (
-    "a photo of {}",
-    "a picture of {}",
-    "a rendering of {}",
-    "a close-up of {}",
-    "an image of {}",
-    "{}",
-)
-"""Phrases of ours, without words that the embedded model does not know."""
-INIT_WORDS = ("object", "shape", "art", "photo", "a")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptInversion(Tuning, Attack):
@@ -319,11 +307,3 @@ def new_word(pipe: Text2Image) -> str:
     """A word that no tokenizer of the pipeline knows."""
     known = [tokenizer.get_vocab() for tokenizer in pipe.tokenizers]
     return next(w for w in (f"<v{i}>" for i in count()) if not any(w in vocab for vocab in known))
-
-
-def neutral_word(pipe: Text2Image) -> str:
-    """The first of `INIT_WORDS` that is one token in every text encoder."""
-    for word in INIT_WORDS:
-        if all(tokens_of(tokenizer, word) == 1 for tokenizer in pipe.tokenizers):
-            return word
-    raise BadInput(f"none of {', '.join(INIT_WORDS)} is one token of this model: name an init word")

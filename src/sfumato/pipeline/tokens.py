@@ -69,7 +69,7 @@ class LearnedToken:
         for (tok, enc), rows in zip(self._p.text_parts(), self.embeddings, strict=True):
             tokenizer, encoder = getattr(pipe, tok), getattr(pipe, enc)
             table = encoder.get_input_embeddings()
-            extended = _with_words(tokenizer, self.names)
+            extended = with_words(tokenizer, self.names)
             first = extended.convert_tokens_to_ids(self.names[0])
             if first > num_words(table):
                 raise SfumatoError(f"the tokenizer of {enc} has more words than its embedding table")
@@ -109,13 +109,18 @@ def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToke
         ids = tokenizer(init_word, add_special_tokens=False).input_ids
         if not ids:
             raise BadInput("the word to start from is empty: name one that the model knows")
-        known = tokenizer.get_vocab()
-        if known.keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
-            raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as <{word}>")
+        refuse_known(tokenizer, word)
         with torch.no_grad():
             mean = table.weight[torch.tensor(ids, device=p.device)].float().mean(dim=0, keepdim=True)
         rows.append(mean.repeat(vectors, 1))
     return LearnedToken(p, word, rows)
+
+
+def refuse_known(tokenizer: Any, word: str) -> None:
+    """Raise `BadInput` if a tokenizer has this word already."""
+    if tokenizer.get_vocab().keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
+        other = f"{word[:-1]}-2>" if word.endswith(">") else f"<{word}>"
+        raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as {other}")
 
 
 def check_length(p: Organs, vectors: int) -> None:
@@ -184,7 +189,7 @@ class _Extended(nn.Module):
         return torch.where((ids >= first)[..., None], new, old)
 
 
-def _with_words(tokenizer, words: list[str]):
+def with_words(tokenizer: Any, words: list[str]) -> Any:
     """A copy of a tokenizer that knows further words."""
     extended = copy.deepcopy(tokenizer)
     # transformers 5 gives CLIP's tokenizer a patched decode, which copying loses.

@@ -15,6 +15,8 @@ from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
 
+INIT_WORDS = ("object", "shape", "art", "photo", "a")
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -76,3 +78,11 @@ def check_length(pipe: Text2Image, templates: Sequence[str], tokens: int) -> Non
 def tokens_of(tokenizer: Any, text: str) -> int:
     """How many tokens a text is, start and end tokens left out, as it stands inside a prompt."""
     return min(len(tokenizer(said, add_special_tokens=False).input_ids) for said in (text, f" {text}"))
+
+
+def neutral_word(pipe: Text2Image) -> str:
+    """The first of `INIT_WORDS` that is one token in every text encoder."""
+    for word in INIT_WORDS:
+        if all(tokens_of(tokenizer, word) == 1 for tokenizer in pipe.tokenizers):
+            return word
+    raise BadInput(f"none of {', '.join(INIT_WORDS)} is one token of this model: name an init word")
