@@ -29,6 +29,7 @@ from sfumato.train.words import Latents, check_length, denoising_loss, encode_on
 
 from .base import Attack, Box, Found
 
+
 @dataclass(frozen=True, kw_only=True)
 class ConceptInversion(Tuning, Attack):
     """Textual inversion against an erased pipeline (arXiv:2308.01508, section 4; the learning rule
