@@ -4,4 +4,30 @@ from __future__ import annotations
 
 from .method import Method
 
-METHODS: tuple[Method, ...] = ()
+METHODS: tuple[Method, ...] = (
+    Method(
+        "customize", "textual-inversion", "sfumato.customize.textual_inversion:TextualInversion", ("gal2023textual",),
+        "Learns the embedding of a new word from a few pictures, with all else frozen.",
+        cost="thousands of gradient steps on one embedding",
+        when="A file of a few kilobytes, and a model that otherwise draws as before: the standard baseline.",
+        beware="One vector holds little: fine detail and identity are lost.",
+        no_ledger="it is the yardstick of the ProSpect entry",
+    ),
+    Method(
+        "customize", "dreambooth-lora", "sfumato.customize.dreambooth_lora:DreamBoothLoRA",
+        ("ruiz2023dreambooth", "hu2022lora"),
+        "Trains low-rank products on attention with an identifier before the class noun, and keeps the class.",
+        cost="hundreds of gradient steps with the network's products",
+        when="The likeness counts more than a small file: the other standard baseline.",
+        beware="Overfits soon; say the class noun behind the word when you draw.",
+        no_ledger="it is a baseline of other entries",
+    ),
+    Method(
+        "customize", "prospect", "sfumato.customize.prospect:ProSpect", ("zhang2023prospect",),
+        "Learns one embedding for each tenth of the way from noise: layout, content and material apart.",
+        cost="600 gradient steps on a small mapper",
+        when="One picture, of which only layout, content, material or style is to be taken.",
+        beware="Other tools read the stages' words one by one: only here does the word change with time.",
+        ledger="prospect",
+    ),
+)  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import atomic_file
 
+from .hooks import attach
 from .organs import Organs
 from .text import scale_of
 
@@ -146,6 +148,34 @@ def without_learned(p: Organs) -> Iterator[None]:
     finally:
         for state in reversed(before):
             _swap(state)
+
+
+@contextmanager
+def standing_in(p: Organs, first: str, rows: Sequence[Float[Tensor, "words width"]]) -> Iterator[None]:
+    """Other embeddings for the words from ``first`` on, for the duration of the block, whatever graph they are in.
+
+    Args:
+        first: a word of the pipeline; it and those added after it get the rows, one each.
+        rows: a tensor for each text encoder.
+    """
+    handles = []
+    for (tok, enc), new in zip(p.text_parts(), rows, strict=True):
+        at, encoder = getattr(p.pipe, tok).convert_tokens_to_ids(first), getattr(p.pipe, enc)
+        scale = scale_of(encoder.get_input_embeddings())
+        tables = {id(table): table for table in (getattr(owner, name) for owner, name in _places(encoder))}
+        handles += [attach(table, partial(_stand_in, at, new, scale)) for table in tables.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stand_in(first: int, rows: Tensor, scale: Any, table: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    at = args[0] - first
+    inside = (at >= 0) & (at < len(rows))
+    new = F.embedding(at.clamp(0, len(rows) - 1), rows.to(output.device)).to(output.dtype) * scale
+    return torch.where(inside[..., None], new, output)
 
 
 def _swap(state: _State) -> _State:
