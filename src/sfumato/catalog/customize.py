@@ -30,4 +30,12 @@ METHODS: tuple[Method, ...] = (
         beware="Other tools read the stages' words one by one: only here does the word change with time.",
         ledger="prospect",
     ),
+    Method(
+        "customize", "attencraft", "sfumato.customize.attencraft:AttenCraft", ("shentu2024attencraft",),
+        "Learns several words from one picture of them all, told apart by masks from the model's attention.",
+        cost="500 gradient steps on keys, values and words, with attention computed in the open",
+        when="Two or three things stand in one picture, and nobody has drawn masks.",
+        beware="The first masks decide: start from words that name what is there; for Stable Diffusion 1.x, 2.x, XL.",
+        ledger="attencraft",
+    ),
 )  # fmt: skip

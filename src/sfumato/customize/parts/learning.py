@@ -40,6 +40,7 @@ class Drawn:
         t: times, one each of the network's own timesteps.
         eps: noise.
         said: for each row one of its picture's texts.
+        step: the number of the update, from 0.
     """
 
     at: Int[Tensor, "batch"]
@@ -48,6 +49,7 @@ class Drawn:
     t: Float[Tensor, "batch"]
     eps: Float[Tensor, "batch channel h w"]
     said: list[str]
+    step: int = 0
 
 
 StepLoss = Callable[[Drawn, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -116,4 +118,4 @@ class Learning(Recipe):
             z0 = z0 + std[rows] * batch["posterior"].to(std)
         options = [self.given.texts[i] for i in batch["at"].tolist()]
         said = [some[int(x * len(some))] for some, x in zip(options, batch["text"].tolist(), strict=True)]
-        return Drawn(batch["at"], batch["view"], z0, batch["t"].to(z0), batch["eps"].to(z0), said)
+        return Drawn(batch["at"], batch["view"], z0, batch["t"].to(z0), batch["eps"].to(z0), said, batch["step"])
