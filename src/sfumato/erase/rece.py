@@ -49,6 +49,7 @@ class RECE(UCE):
         - ``skip_start_token`` is an addition.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"ridge": (1e-1, 1e-2, 1e-3, 1e-4), "epochs": (1, 2, 3)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "nudity": {"ridge": 1e-1, "epochs": 3},
         "unsafe": {"ridge": 1e-1, "epochs": 2},
