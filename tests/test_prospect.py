@@ -96,11 +96,11 @@ def test_ten_words_for_each_of_two_encoders(learned, tiny_sdxl, tmp_path):
 
 def test_prompts_take_a_part(learned, tiny_sdxl):
     pipe, words = attach(tiny_sdxl, [learned]), list(learned.words)
-    draw = lambda prompt, **more: pipe.draw(prompt, 1, sampling_steps=10, **more)
+    draw = lambda prompt, **more: pipe.draw(prompt, 1, sampling_steps=10, cfg_scale=1.0, **more)
     texts = stage_texts(attribute_prompts("a *", "material"), words)
     assert torch.equal(draw("a <mine:material>"), draw(None, cond=by_stage(pipe, texts)))
     # What is said before the half of the way is the same, and material is said after it only.
-    states = lambda prompt: [z for z, _ in pipe.states(prompt, 1, sampling_steps=10)]
+    states = lambda prompt: [z for z, _ in pipe.states(prompt, 1, sampling_steps=10, cfg_scale=1.0)]
     plain, material, layout = (states(p) for p in ("a", "a <mine:material>", "a <mine:layout>"))
     assert torch.equal(plain[5], material[5]) and not torch.equal(plain[6], material[6])
     assert not torch.equal(plain[1], layout[1])
@@ -142,5 +142,8 @@ def test_equal_rows_are_textual_inversion_and_a_batch_is_the_mean_of_its_rows(ti
 def test_what_is_refused_or_told(tiny_sd):
     with pytest.warns(UserWarning, match="first alone"):
         ProSpect(init_word="red star").starts(tiny_sd)
+    with pytest.raises(BadInput, match="as <star>"):
+        ProSpect(word="star")
     with pytest.raises(BadInput, match="already a word"):
-        ProSpect(**{**ProSpect.EXAMPLE, "word": "star</w>"}).run(tiny_sd, PICTURES)
+        known = attach(tiny_sd, [Customization({"<mine>": (torch.zeros(1, 16),)})])
+        ProSpect(**ProSpect.EXAMPLE).run(known, PICTURES)

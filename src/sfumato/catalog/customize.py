@@ -38,4 +38,13 @@ METHODS: tuple[Method, ...] = (
         beware="The first masks decide: start from words that name what is there; for Stable Diffusion 1.x, 2.x, XL.",
         ledger="attencraft",
     ),
+    Method(
+        "customize", "dreamcreature", "sfumato.customize.dreamcreature:DreamCreature",
+        ("ng2023dreamcreature", "hu2022lora"),
+        "Finds parts in pictures of one kind without labels; a word for each variant of each, to be mixed.",
+        cost="tens of thousands of gradient steps on products and a small mapper",
+        when="Hundreds of pictures of one kind, whose heads, wings and bodies are to be combined anew.",
+        beware="Parts are as good as the encoder: give DINOv2's folder with --encoder for real pictures.",
+        ledger="dreamcreature",
+    ),
 )  # fmt: skip

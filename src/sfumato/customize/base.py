@@ -113,7 +113,8 @@ class Customizer(Tuned, Tuning, ABC):
         prompts = [""] * len(pictures) if prompts is None else list(prompts)
         _check_pictures(pipe, pictures, prompts)
         texts = self.texts(pipe, prompts)
-        return self.learned(pipe, Given(latents_of(pipe, pictures, mirrored=self.flip > 0), texts), folder)
+        given = Given(latents_of(pipe, pictures, mirrored=self.flip > 0), texts, pictures)
+        return self.learned(pipe, given, folder)
 
     def fit(self, recipe: Learning, folder: Path | None) -> dict[str, list[float]]:
         """Train in the loop; the losses as `Run.history` has them. What was trained ends up frozen."""

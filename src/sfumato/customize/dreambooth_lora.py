@@ -16,13 +16,12 @@ from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.memory import require_memory
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.customization import Customization, add_words
-from sfumato.pipeline.lora import Product
 from sfumato.train.draw import integers, normal
-from sfumato.train.recipe import Loose
 from sfumato.train.words import denoising_loss, latents_of
 
 from .base import SKETCH, OneWord
 from .parts.learning import Drawn, Given, Learning
+from .parts.products import factors, on_attention, products_of
 
 CLASS = "a photo of {}"
 
@@ -76,10 +75,7 @@ class DreamBoothLoRA(OneWord):
     def learned(self, pipe: Text2Image, given: Given, folder: Path | None) -> Customization:
         word = Customization({self.word: self.identifier(pipe)})
         student = add_words(pipe, [word])
-        rng = torch.Generator().manual_seed(self.seed)
-        kinds = ("q", "k", "v", "out")
-        targets = [p.name for p in pipe.projections() if p.kind.rpartition(".")[2] in kinds and p.resolution]
-        adapter = student.add_adapter("lora", self.rank, self.rank, targets, rng)
+        adapter = on_attention(student, self.rank, self.seed)
         texts = list(dict.fromkeys(text for some in given.texts for text in some))
         said = student.encode([text.replace("{}", self.word) for text in texts])
         kept = self.prior(pipe) if self.n_prior and self.prior_weight else None
@@ -96,16 +92,10 @@ class DreamBoothLoRA(OneWord):
             prior = denoising_loss(student, z0, t, normal(z0.shape, rng).to(z0), of_class.repeat(n))
             return own + self.prior_weight * prior, {"own": own, "prior": prior}
 
-        names = {f"{name}.{w}": getattr(adapter, w)[name] for w in ("down", "up") for name in adapter.layers}
-        recipe = Learning(
-            "dreambooth-lora", student, {"lora": Loose(names)}, given, loss, self.flip, self.sample_posterior
-        )
+        modules = {"lora": factors(adapter)}
+        recipe = Learning("dreambooth-lora", student, modules, given, loss, self.flip, self.sample_posterior)
         losses = self.fit(recipe, folder)
-        products = {
-            name: Product(adapter.down[name].detach().cpu(), adapter.up[name].detach().cpu(), adapter.alpha)
-            for name in adapter.layers
-        }
-        return Customization(word.words, products, about={"losses": losses.get("loss", [])})
+        return Customization(word.words, products_of(adapter), about={"losses": losses.get("loss", [])})
 
     def identifier(self, pipe: Text2Image) -> tuple[Float[Tensor, "1 width"], ...]:
         """An embedding for each text encoder, random in direction and as long as its words' are in the median."""

@@ -17,7 +17,7 @@ from sfumato.fields import Count, Decay, Natural, NotNegative
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.customization import Customization, add_words
 from sfumato.pipeline.stages import stage_of
-from sfumato.pipeline.tokens import standing_in
+from sfumato.pipeline.tokens import refuse_known, standing_in
 from sfumato.train.words import denoising_loss, encode_once
 
 from .base import OneWord
@@ -116,6 +116,11 @@ class ProSpect(OneWord):
     max_norm: NotNegative = 0.0
     """Longest embedding, as a multiple of the median norm of the model's own; 0: any, as in the paper."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.word.startswith("<") and self.word.endswith(">")):  # else one word would be found in another
+            raise BadInput(f"ProSpect's word has words of its stages beside it: write it in brackets, as <{self.word}>")
+
     @property
     def stage_words(self) -> list[str]:
         """The words of the stages, stage 0 (which ends a draw) first."""
@@ -123,7 +128,9 @@ class ProSpect(OneWord):
 
     def learned(self, pipe: Text2Image, given: Given, folder: Path | None) -> Customization:
         words = self.stage_words
-        if any(self.word in tokenizer.get_vocab() for tokenizer in pipe.tokenizers) or self.word in pipe.stages:
+        for tokenizer in pipe.tokenizers:
+            refuse_known(tokenizer, self.word)
+        if self.word in pipe.stages:
             raise BadInput(f"{self.word!r} is already a word of this model: choose a new one")
         starts, longest = self.starts(pipe)
         blank = {word: tuple(e[None].expand(1, -1) for e in starts) for word in words}
@@ -180,4 +187,4 @@ class ProSpect(OneWord):
         return rows, norms
 
     def _named(self, suffix: str) -> str:
-        return f"{self.word[:-1]}{suffix}>" if self.word.endswith(">") else f"{self.word}{suffix}"
+        return f"{self.word[:-1]}{suffix}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 
@@ -23,8 +24,8 @@ def in_stage(prompt: str, stages: Mapping[str, Sequence[str]], t: float, timeste
     Args:
         stages: for each word what it stands for, one text a stage, stage 0 (which comes last) first.
     """
-    for word in sorted(stages, key=len, reverse=True):
-        if word in prompt:
-            prompt = prompt.replace(word, stages[word][stage_of(t, len(stages[word]), timesteps)])
-            prompt = " ".join(prompt.split())
-    return prompt
+    if not any(word in prompt for word in stages):
+        return prompt
+    said = lambda match: stages[match[0]][stage_of(t, len(stages[match[0]]), timesteps)]
+    words = "|".join(map(re.escape, sorted(stages, key=len, reverse=True)))
+    return " ".join(re.sub(words, said, prompt).split())

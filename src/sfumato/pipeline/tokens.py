@@ -103,8 +103,6 @@ class LearnedToken:
 def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToken:
     """See `Text2Image.add_token`."""
     check_length(p, vectors)
-    if not word or word.split() != [word]:
-        raise BadInput(f"{word!r} cannot be a learned word: give one word without spaces")
     rows = []
     for tok, enc in p.text_parts():
         tokenizer, table = getattr(p.pipe, tok), getattr(p.pipe, enc).get_input_embeddings()
@@ -119,7 +117,9 @@ def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToke
 
 
 def refuse_known(tokenizer: Any, word: str) -> None:
-    """Raise `BadInput` if a tokenizer has this word already."""
+    """Raise `BadInput` if a tokenizer has this word already, or it is not one word."""
+    if not word or word.split() != [word]:
+        raise BadInput(f"{word!r} cannot be a learned word: give one word without spaces")
     if tokenizer.get_vocab().keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
         other = f"{word[:-1]}-2>" if word.endswith(">") else f"<{word}>"
         raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as {other}")

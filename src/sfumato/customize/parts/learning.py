@@ -23,10 +23,12 @@ class Given:
     Attributes:
         latents: of every picture.
         texts: for each picture what may be said of it, with {} where the new word stands.
+        pictures: themselves, in [0, 1].
     """
 
     latents: Latents
     texts: Sequence[Sequence[str]]
+    pictures: Float[Tensor, "n 3 height width"] | None = None
 
 
 @dataclass(frozen=True)
