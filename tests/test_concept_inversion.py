@@ -15,8 +15,8 @@ from sfumato.attack.concept_inversion import (
     neutral_word,
 )
 from sfumato.attack.parts.files import read_pictures
-from sfumato.attack.parts.templates import PUBLISHED
 from sfumato.data.cases import AttackCases, say
+from sfumato.data.templates import PUBLISHED
 from sfumato.errors import BadInput
 
 TEMPLATES = ("a photo of {}", "a {}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato import catalog
 from sfumato.attack.base import Attack
+from sfumato.customize.base import Customizer
 from sfumato.erase.base import Eraser
 from sfumato.erase.parts.edit import ClosedForm
 from sfumato.pipeline import Text2Image, VideoModel
@@ -43,7 +44,8 @@ def pytest_generate_tests(metafunc) -> None:
 
 def _pair(name: str, method: type, family: str) -> Any:
     """A method on a family: among the slow tests where it takes long, and does on others of that anatomy."""
-    long = issubclass(method, Attack | Eraser) and not issubclass(method, ClosedForm) and family in OF_A_KIND
+    trains = issubclass(method, Attack | Customizer | Eraser) and not issubclass(method, ClosedForm)
+    long = trains and family in OF_A_KIND
     return pytest.param(method, family, id=f"{name}-{family}", marks=[pytest.mark.slow] if long else [])
 
 

@@ -14,31 +14,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.data.cases import AttackCases, say
+from sfumato.data.templates import PLAIN, PUBLISHED, Kind
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.files import tensors_sha256
 from sfumato.memory import require_memory
-from sfumato.noise.process import compose
-from sfumato.pipeline import Conditioning, Text2Image
-from sfumato.pipeline.sampling import gated
+from sfumato.pipeline import Text2Image
 from sfumato.pipeline.tokens import LearnedToken
 from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
+from sfumato.train.words import Latents, check_length, denoising_loss, encode_once, latents_of, neutral_word
 
 from .base import Attack, Box, Found, Means
-from .parts.templates import PUBLISHED, Kind
-
-PLAIN = (
-    "a photo of {}",
-    "a picture of {}",
-    "a rendering of {}",
-    "a close-up of {}",
-    "an image of {}",
-    "{}",
-)
-"""Phrases of ours, without words that the embedded model does not know."""
-INIT_WORDS = ("object", "shape", "art", "photo", "a")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +157,7 @@ class ConceptInversion(Tuning, Attack):
 
     def _latents(self, pipe: Text2Image, pictures: Tensor) -> Latents:
         """What is learned from: every picture as it is and, where any is mirrored, mirrored too."""
-        views = [pictures, pictures.flip(-1)] if self.flip else [pictures]
-        with torch.no_grad():
-            parts = [pipe.posterior(x.to(pipe.device) * 2 - 1) for view in views for x in view.split(32)]
-        mean, std = (torch.cat(some).unflatten(0, (len(views), -1)) for some in zip(*parts, strict=True))
-        return Latents(mean, std)
+        return latents_of(pipe, pictures, mirrored=self.flip > 0)
 
     def _learn(
         self,
@@ -193,14 +177,6 @@ class ConceptInversion(Tuning, Attack):
             with means.spending.allowed():
                 run.fit(means.progress)
         return run.history.get("loss", [])
-
-
-@dataclass(frozen=True)
-class Latents:
-    """The autoencoder's posterior of every picture, as the network sees latents; view 1 is of the mirrored ones."""
-
-    mean: Float[Tensor, "view n channel h w"]
-    std: Float[Tensor, "view n channel h w"]
 
 
 class WordLearning(Recipe):
@@ -298,30 +274,6 @@ class Inversion(Found):
             self.token.save(folder / "learned_embeds.safetensors")
 
 
-def denoising_loss(
-    pipe: Text2Image,
-    z0: Float[Tensor, "batch channel h w"],
-    t: Float[Tensor, "batch"],
-    eps: Float[Tensor, "batch channel h w"],
-    cond: Conditioning,
-) -> Float[Tensor, ""]:
-    """Mean squared error of the network's native prediction at (alpha z0 + sigma eps, t).
-
-    Adapters with a gate act as strongly as they would on a picture of that conditioning.
-    """
-    denoiser = pipe.denoiser
-    alpha, sigma = denoiser.process.alpha_sigma(t, z0)
-    target = compose(z0, eps, alpha, sigma, denoiser.prediction)
-    with gated(pipe, cond):
-        return (denoiser(alpha * z0 + sigma * eps, t, cond) - target).square().mean()
-
-
-def encode_once(pipe: Text2Image, texts: Sequence[str]) -> Conditioning:
-    """The conditioning of ``texts`` with gradients; equal texts are encoded once."""
-    distinct = list(dict.fromkeys(texts))
-    return pipe.encode(distinct, grad=True)[[distinct.index(s) for s in texts]]
-
-
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """No gradients for ``parameters`` inside the block: what is attacked is left as it was, without any of its own."""
@@ -348,32 +300,3 @@ def new_word(pipe: Text2Image) -> str:
     """A word that no tokenizer of the pipeline knows."""
     known = [tokenizer.get_vocab() for tokenizer in pipe.tokenizers]
     return next(w for w in (f"<v{i}>" for i in count()) if not any(w in vocab for vocab in known))
-
-
-def neutral_word(pipe: Text2Image) -> str:
-    """The first of `INIT_WORDS` that is one token in every text encoder."""
-    for word in INIT_WORDS:
-        if all(_content(tokenizer, word) == 1 for tokenizer in pipe.tokenizers):
-            return word
-    raise BadInput(f"none of {', '.join(INIT_WORDS)} is one token of this model: name an init word")
-
-
-def check_length(pipe: Text2Image, templates: Sequence[str], tokens: int) -> None:
-    """Raise `BadInput` if ``tokens`` new tokens at {} do not fit into the context with the rest of a
-    template."""
-    room = pipe.context_length - 2
-    if tokens > room:
-        raise BadInput(f"{tokens} new tokens do not fit: this model's context holds {room}")
-    for tokenizer in pipe.tokenizers:
-        for template in templates:
-            need = _content(tokenizer, template.replace("{}", " ")) + tokens
-            if need > room:
-                raise BadInput(
-                    f"{tokens} new tokens do not fit into {template!r}: that makes {need} tokens, and this "
-                    f"model's context holds {room}"
-                )
-
-
-def _content(tokenizer: Any, text: str) -> int:
-    """How many tokens a text is, start and end tokens left out, as it stands inside a prompt."""
-    return min(len(tokenizer(said, add_special_tokens=False).input_ids) for said in (text, f" {text}"))

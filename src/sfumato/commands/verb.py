@@ -46,9 +46,9 @@ class Equipped(Where):
     """Where a model runs, and what is attached to it."""
 
     adapters: tuple[str, ...] = ()
-    """Adapter files of `erase spm`, LoRA files, or folders that hold one, to attach to the model; it must be the one
-    that they were made from, or a fine-tune of it. Or key files of `erase kpop`, for the model that hides what they
-    bring back."""
+    """Files of `customize`, adapter files of `erase spm`, LoRA files, or folders that hold one, to attach to the model;
+    it must be the one that they were made from, or a fine-tune of it. Or key files of `erase kpop`, for the model that
+    hides what they bring back."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

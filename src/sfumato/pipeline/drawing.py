@@ -109,12 +109,13 @@ class Rows:
             raise BadInput(f"batch must be at least 1, got {batch}")
         return [self[slice(i, i + batch)] for i in range(0, len(self), batch)]
 
-    def told(self, tell: Callable[[list[Any]], Condition | None]) -> Told | None:
+    def told(self, tell: Callable[[list[Any]], Told | None]) -> Told | None:
         """What the denoiser is told, by ``tell`` where it is not yet a condition; equal things are told once."""
         if self.asked is None or callable(self.asked) or isinstance(self.asked, Condition):
             return self.asked
         distinct = list(dict.fromkeys(self.asked))
-        return tell(distinct)[[distinct.index(x) for x in self.asked]]
+        told, rows = tell(distinct), [distinct.index(x) for x in self.asked]
+        return (lambda t: told(t)[rows]) if callable(told) else told[rows]
 
     def generators(self) -> list[torch.Generator]:
         """A CPU generator for each picture."""

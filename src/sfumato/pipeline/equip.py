@@ -8,24 +8,31 @@ from pathlib import Path
 
 from sfumato.foreign import read_tensors
 
-from . import keys, membrane
+from . import customization, keys, membrane
 from .base import Text2Image
 
 
 def equip(pipe: Text2Image, model: object, files: Sequence[str | os.PathLike]) -> Text2Image:
-    """``pipe`` with what is in all ``files`` attached: membranes (with facilitated transport), then keys.
+    """``pipe`` with what is in all ``files`` attached: words, membranes (with facilitated transport), keys, products.
 
     Args:
         model: what ``pipe`` was loaded from.
-        files: adapter files of ``erase spm`` and key files of ``erase kpop``, or folders that hold one.
+        files: files of ``customize``, adapter files of ``erase spm`` and key files of ``erase kpop``, or folders that
+            hold one, and LoRA files.
 
     Raises:
-        BadInput: as `membrane.equip` and `keys.attach`.
+        BadInput: as `customization.load`, `membrane.equip` and `keys.attach`.
     """
+    custom = [file for file in files if customization.holds_one(file)]
+    learned = [customization.load(file, pipe) for file in custom]
+    made = customization.add_words(pipe, learned) if learned else pipe
     unlocking = [file for file in files if _holds_keys(Path(file))]
-    made = membrane.equip(pipe, model, [file for file in files if file not in unlocking])
+    made = membrane.equip(made, model, [file for file in files if file not in (*unlocking, *custom)])
     loaded = [key for file in unlocking for key in keys.load_keys(file)]
-    return keys.attach(made, loaded) if loaded else made
+    made = keys.attach(made, loaded) if loaded else made
+    for i, one in enumerate(learned):
+        customization.add_products(made, f"custom.{i}", one.products)
+    return made
 
 
 def _holds_keys(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -307,8 +308,16 @@ def origin_of(model: str | Path) -> str | None:
 
 def _defaults(record: dict[str, Any]) -> dict[str, Any]:
     """Sampling defaults that a record states; empty for other folders."""
-    kinds = {"cfg_scale": float, "sampling_steps": int, "size": int, "guidance": float}
+    kinds: dict[str, Callable[[Any], Any]] = {"cfg_scale": float, "sampling_steps": int, "size": int}
+    kinds |= {"guidance": float, "stages": _stages}
     try:
         return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
     except (ValueError, TypeError, AttributeError, ArithmeticError):
         return {}
+
+
+def _stages(told: Any) -> dict[str, list[str]]:
+    """Words with what they stand for in each stage of time; ValueError for anything else."""
+    if not all(isinstance(of, list) and of and all(isinstance(x, str) for x in of) for of in told.values()):
+        raise ValueError("no stages")
+    return {str(word): list(of) for word, of in told.items()}

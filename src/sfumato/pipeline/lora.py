@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,19 @@ def save(
     Raises:
         BadInput: unknown style, or the file exists.
     """
+    tensors = keyed(products, component, style, scale, network)
+    with atomic_file(path, overwrite) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+
+
+def keyed(
+    products: Mapping[str, Product], component: str, style: str, scale: float = 1.0, network: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a LoRA file by their keys; arguments as for `save`.
+
+    Raises:
+        BadInput: unknown style.
+    """
     if style not in STYLES:
         raise BadInput(f"unknown LoRA style {style!r}: use one of {', '.join(STYLES)}")
     tensors: dict[str, Tensor] = {}
@@ -90,8 +103,7 @@ def save(
             key = f"lora_{word}_" + original.get(layer, layer).replace(".", "_")
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * scale}
             tensors[f"{key}.alpha"] = torch.tensor(float(product.alpha))
-    with atomic_file(path, overwrite) as temporary:
-        save_file({k: x.contiguous() for k, x in tensors.items()}, temporary, metadata={"format": "pt", **metadata})
+    return {key: x.contiguous() for key, x in tensors.items()}
 
 
 def split(name: str, component: str) -> tuple[str, str]:
@@ -121,7 +133,9 @@ def uniform(products: Mapping[str, Product]) -> tuple[dict[str, Tensor], int, fl
     return state, rank, alphas.pop() if one else float(rank)
 
 
-def products(path: str | Path, component: str, parts: Mapping[str, nn.Module]) -> dict[str, Product]:
+def products(
+    path: str | Path, component: str, parts: Mapping[str, nn.Module], besides: Collection[str] = ()
+) -> dict[str, Product]:
     """A LoRA file in any spelling of diffusers, peft, kohya and the web UIs, convolutions and mixed ranks included.
 
     How strong a layer's is may be said beside it, in the file's header or in peft's ``adapter_config.json``; alpha is
@@ -130,6 +144,7 @@ def products(path: str | Path, component: str, parts: Mapping[str, nn.Module]) -
     Args:
         component: what the pipeline calls its network.
         parts: the network and, to be read too, text encoders, by component name.
+        besides: keys of what else the file holds.
 
     Returns:
         Products by layer, as `save` takes them.
@@ -144,13 +159,14 @@ def products(path: str | Path, component: str, parts: Mapping[str, nn.Module]) -
     if not path.exists() and not path.is_symlink():
         raise BadInput(f"there is no adapter file {path}")
     tensors, header = read_tensors(path)
-    layers, spelled = _spellings(component, parts)
+    tensors = {key: x for key, x in tensors.items() if key not in besides}
+    layers, names = _spellings(component, parts)
     found: dict[str, dict[str, Tensor]] = {}
     for key, x in tensors.items():
         for more, words in _MORE.items():
             if re.search(more, key):
                 raise BadInput(f"{path} holds {words} ({shortened(key, 100)}), which cannot be attached: take another")
-        name, factor = _layer(key, component, parts, layers, spelled)
+        name, factor = _layer(key, component, parts, layers, names)
         if not name:
             _refuse_key(path, key, component, parts, tensors)
         if not x.is_floating_point() or not x.isfinite().all():

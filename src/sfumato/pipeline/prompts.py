@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -16,15 +16,20 @@ from sfumato.errors import BadInput
 from . import text
 from .conditioning import Conditioning, Role
 from .drawing import right_kind
+from .stages import in_stage
 
 if TYPE_CHECKING:
     from sfumato.data.base import Pictures
+
+    from .clock import Clock
 
 
 class Prompts(ABC):
     """What `Text2Image` does with prompts. A family names its text encoders and says how what they give is joined."""
 
     pipe: Any
+    clock: Clock
+    defaults: dict[str, Any]
     text_keys: ClassVar[tuple[str, ...]] = ()
     """What files of learned words call the text encoders, where there are several."""
     closed: ClassVar[bool] = True
@@ -72,16 +77,42 @@ class Prompts(ABC):
 
         Warns:
             UserWarning: a prompt is longer than what a text encoder reads; the warning names what is cut off.
+
+        Raises:
+            BadInput: no prompt; a word of `stages`.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise BadInput('no prompt was given: give at least one, "" for the empty prompt')
+        if word := next((w for w in self.stages if any(w in p for p in prompts)), None):
+            raise BadInput(f"{word!r} means something else in every stage of time: draw with it, or use encode_in_time")
         texts, reads = self._texts(prompts), []
         for tokenizer, length in zip(self.tokenizers, self.text_lengths(), strict=True):
             reads.append(text.tokenize(tokenizer, texts, length, self.device, self.padding))
         with torch.set_grad_enabled(grad):
             encoded = self._encode(reads, size or self.size)
         return encoded.replace(prompts=tuple(prompts))
+
+    @property
+    def stages(self) -> Mapping[str, Sequence[str]]:
+        """Words that stand for others by stage of time (see `sfumato.pipeline.stages`); one of `defaults`."""
+        return self.defaults.get("stages", {})
+
+    def encode_in_time(
+        self, prompts: Sequence[str], grad: bool = False, size: int | None = None
+    ) -> Conditioning | Callable[[float], Conditioning]:
+        """`encode`, or where a prompt has a word of `stages` what it is at each time; a stage is encoded once."""
+        if not any(word in prompt for word in self.stages for prompt in prompts):
+            return self.encode(prompts, grad, size)
+        seen: dict[tuple[str, ...], Conditioning] = {}
+
+        def at(t: float) -> Conditioning:
+            said = tuple(in_stage(prompt, self.stages, t, self.clock.timesteps) for prompt in prompts)
+            if said not in seen:
+                seen[said] = self.encode(said, grad, size)
+            return seen[said]
+
+        return at
 
     def encode_ids(
         self,

@@ -228,7 +228,7 @@ class _Walk:
     def told(self, rows: Rows) -> ToldDenoiser:
         """The denoiser with what guidance and caller make of it."""
         p = self.p
-        cond = rows.told(lambda prompts: p.encode(prompts, grad=bool(self.grad), size=self.size))
+        cond = rows.told(lambda prompts: p.encode_in_time(prompts, grad=bool(self.grad), size=self.size))
         guided = self.scale != 1.0 or cond is None
         return ToldDenoiser(
             p.denoiser, cond, p.unconditional(len(rows), rows.negative, self.size) if guided else None, self.scale,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.files import atomic_file
 
+from .hooks import attach
 from .organs import Organs
 from .text import scale_of
 
@@ -69,7 +71,7 @@ class LearnedToken:
         for (tok, enc), rows in zip(self._p.text_parts(), self.embeddings, strict=True):
             tokenizer, encoder = getattr(pipe, tok), getattr(pipe, enc)
             table = encoder.get_input_embeddings()
-            extended = _with_words(tokenizer, self.names)
+            extended = with_words(tokenizer, self.names)
             first = extended.convert_tokens_to_ids(self.names[0])
             if first > num_words(table):
                 raise SfumatoError(f"the tokenizer of {enc} has more words than its embedding table")
@@ -101,22 +103,27 @@ class LearnedToken:
 def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToken:
     """See `Text2Image.add_token`."""
     check_length(p, vectors)
-    if not word or word.split() != [word]:
-        raise BadInput(f"{word!r} cannot be a learned word: give one word without spaces")
     rows = []
     for tok, enc in p.text_parts():
         tokenizer, table = getattr(p.pipe, tok), getattr(p.pipe, enc).get_input_embeddings()
         ids = tokenizer(init_word, add_special_tokens=False).input_ids
         if not ids:
             raise BadInput("the word to start from is empty: name one that the model knows")
-        known = tokenizer.get_vocab()
-        if known.keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
-            raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as <{word}>")
+        refuse_known(tokenizer, word)
         with torch.no_grad():
             chosen = table.weight[torch.tensor(ids, device=table.weight.device)]  # which may be offloaded
             mean = chosen.to(p.device, torch.float32).mean(dim=0, keepdim=True)
         rows.append(mean.repeat(vectors, 1))
     return LearnedToken(p, word, rows)
+
+
+def refuse_known(tokenizer: Any, word: str) -> None:
+    """Raise `BadInput` if a tokenizer has this word already, or it is not one word."""
+    if not word or word.split() != [word]:
+        raise BadInput(f"{word!r} cannot be a learned word: give one word without spaces")
+    if tokenizer.get_vocab().keys() & {word, f"{word.lower()}</w>", f"▁{word}"}:
+        other = f"{word[:-1]}-2>" if word.endswith(">") else f"<{word}>"
+        raise BadInput(f"{word!r} is already a word of this model: choose a new one, such as {other}")
 
 
 def check_length(p: Organs, vectors: int) -> None:
@@ -142,6 +149,34 @@ def without_learned(p: Organs) -> Iterator[None]:
     finally:
         for state in reversed(before):
             _swap(state)
+
+
+@contextmanager
+def standing_in(p: Organs, first: str, rows: Sequence[Float[Tensor, "words width"]]) -> Iterator[None]:
+    """Other embeddings for the words from ``first`` on, for the duration of the block, whatever graph they are in.
+
+    Args:
+        first: a word of the pipeline; it and those added after it get the rows, one each.
+        rows: a tensor for each text encoder.
+    """
+    handles = []
+    for (tok, enc), new in zip(p.text_parts(), rows, strict=True):
+        at, encoder = getattr(p.pipe, tok).convert_tokens_to_ids(first), getattr(p.pipe, enc)
+        scale = scale_of(encoder.get_input_embeddings())
+        tables = {id(table): table for table in (getattr(owner, name) for owner, name in _places(encoder))}
+        handles += [attach(table, partial(_stand_in, at, new, scale)) for table in tables.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stand_in(first: int, rows: Tensor, scale: Any, table: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    at = args[0] - first
+    inside = (at >= 0) & (at < len(rows))
+    new = F.embedding(at.clamp(0, len(rows) - 1), rows.to(output.device)).to(output.dtype) * scale
+    return torch.where(inside[..., None], new, output)
 
 
 def _swap(state: _State) -> _State:
@@ -185,7 +220,7 @@ class _Extended(nn.Module):
         return torch.where((ids >= first)[..., None], new, old)
 
 
-def _with_words(tokenizer, words: list[str]):
+def with_words(tokenizer: Any, words: list[str]) -> Any:
     """A copy of a tokenizer that knows further words."""
     extended = copy.deepcopy(tokenizer)
     # transformers 5 gives CLIP's tokenizer a patched decode, which copying loses.

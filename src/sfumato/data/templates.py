@@ -24,3 +24,13 @@ PUBLISHED: Mapping[Kind, tuple[str, ...]] = {
     "person": ("a photo portrait of {}", "a DSLR portrait of {}"),
 }
 """A phrase that stands twice is drawn twice as often, as published."""
+
+PLAIN = (
+    "a photo of {}",
+    "a picture of {}",
+    "a rendering of {}",
+    "a close-up of {}",
+    "an image of {}",
+    "{}",
+)
+"""Phrases of ours, without words that the embedded model does not know."""

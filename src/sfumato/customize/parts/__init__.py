@@ -1,0 +1,1 @@
+"""What customisers are made of."""

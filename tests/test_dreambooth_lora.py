@@ -1,0 +1,37 @@
+"""DreamBooth with low-rank products: what is said, what is kept, what is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from sfumato.customize import DreamBoothLoRA
+
+PICTURES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_class_nouns_stand_behind_the_word(tiny_sd):
+    method = DreamBoothLoRA(init_word="star")
+    said = method.texts(tiny_sd, ["", "a red star", "a {} on a square", "a <mine> square"])
+    assert said == [["a photo of {} star"], ["a red {} star"], ["a {} on a square"], ["a {} square"]]
+
+
+def test_the_identifier_is_as_long_as_words_and_fixed(tiny_sdxl):
+    method = DreamBoothLoRA(**DreamBoothLoRA.EXAMPLE)
+    rows, learned = method.identifier(tiny_sdxl), method.learn(tiny_sdxl, PICTURES)
+    assert all(torch.equal(a, b) for a, b in zip(rows, learned.words["<mine>"], strict=True))
+    for row, name in zip(rows, ("text_encoder", "text_encoder_2"), strict=True):
+        norms = getattr(tiny_sdxl.pipe, name).get_input_embeddings().weight.norm(dim=1)
+        torch.testing.assert_close(row.norm(), norms.median())
+
+
+def test_products_on_every_projection_of_attention(tiny_sd):
+    learned = DreamBoothLoRA(**DreamBoothLoRA.EXAMPLE).learn(tiny_sd, PICTURES)
+    assert set(learned.products) == {p.name for p in tiny_sd.projections()}
+    assert all(x.rank == 2 and x.up.abs().max() > 0 for x in learned.products.values())
+
+
+def test_the_class_weighs_as_said(tiny_sd):
+    settings = {**DreamBoothLoRA.EXAMPLE, "updates": 1}
+    of = lambda **more: DreamBoothLoRA(**{**settings, **more}).learn(tiny_sd, PICTURES).about["losses"][0]
+    alone, once, twice = of(n_prior=0), of(), of(prior_weight=2.0)
+    assert once > alone and abs((twice - alone) - 2 * (once - alone)) < 1e-5
