@@ -8,8 +8,8 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "attack", "audit", "catalog", "data", "distill", "erase", "errors", "files", "ledger", "metrics", "nets", "noise",
-    "pipeline", "report", "sample", "steer", "train",
+    "attack", "audit", "catalog", "data", "distill", "edit", "erase", "errors", "files", "ledger", "metrics", "nets",
+    "noise", "pipeline", "report", "sample", "steer", "train",
 )  # fmt: skip
 _NAMES = {
     "load": "pipeline",
