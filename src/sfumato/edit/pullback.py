@@ -156,14 +156,25 @@ class Pullback(Traversal):
         settings = {"iterations": self.iterations, "tol": self.tol, "oversample": self.oversample, "chunk": self.chunk}
         return local_basis(f, z, self._rank, torch.Generator().manual_seed(self.seed), **settings)
 
-    def moved(self, pipe: Text2Image, z: Float[Tensor, "*latent"], time: float, cond: Conditioning) -> Moved:
+    def prepared(self, pipe: Text2Image, time: float) -> Float[Tensor, "direction *features"] | None:
+        """The directions of `use`."""
+        if self.use is None:
+            return None
+        return read_directions(self.use, "u", self.labels(pipe, time), self.directions)
+
+    def moved(
+        self,
+        pipe: Text2Image,
+        z: Float[Tensor, "*latent"],
+        time: float,
+        cond: Conditioning,
+        ready: Float[Tensor, "direction *features"] | None,
+    ) -> Moved:
         cond = pipe.told(self.edit_prompt) if self.edit_prompt else cond
-        wanted = list(self.directions)
-        given = None if self.use is None else read_directions(self.use, "u", self.labels(pipe, time), wanted).to(z)
         basis = self.basis(pipe, z, time, cond)
-        v = basis.v[wanted]
-        if given is not None:
-            v = torch.stack([transported(x, basis, self.pinv) for x in given])
+        v = basis.v[list(self.directions)]
+        if ready is not None:
+            v = torch.stack([transported(x, basis, self.pinv) for x in ready.to(z)])
         gamma = paper_gamma(time) if self.gamma is None else self.gamma
         kept = stops_of(self._moves, self.stops)
         tracks = []

@@ -15,7 +15,7 @@ FILE = "tensors.safetensors"
 
 
 def read_directions(
-    path: Path, name: str, due: Mapping[str, str], directions: Sequence[int]
+    path: Path, name: str, due: Mapping[str, str], directions: Sequence[int] | None = None
 ) -> Float[Tensor, "direction *features"]:
     """The wanted directions of the first picture in a file of an edit.
 
@@ -23,7 +23,7 @@ def read_directions(
         path: the file, or the folder that holds it.
         name: of the tensor, (picture, direction, *features).
         due: what the file must say of the model, the time and the place.
-        directions: which, counted from 0.
+        directions: which, counted from 0; None: all.
 
     Raises:
         BadInput: no such file; directions of another model, time or place, or fewer of them.
@@ -37,6 +37,8 @@ def read_directions(
             others = f"{key} {told.get(key, 'unknown')!r:.40}, and here it is {value!r:.40}"
             raise BadInput(f"the directions of {file} belong to {others}: find them anew for this {key}")
     found = tensors[name][0]
+    if directions is None:
+        return found
     if max(directions) >= len(found):
         raise BadInput(f"{file} holds {len(found)} directions, counted from 0: there is no {max(directions)}")
     return found[list(directions)]

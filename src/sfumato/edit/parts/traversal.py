@@ -70,6 +70,8 @@ class Traversal(Edit):
     """On which sides of the picture."""
     cfg_scale: float = 1.0
     """Guidance of draws; with a picture that is given, anything but 1 (none) loses it."""
+    boost: Share = 0.0
+    """Below this time drawing adds fresh noise, as the papers do below 0.2 in pixel models; 0: nowhere."""
     where: str = "bottleneck"
     """Whose features measure change: the middle block's, or those of a module of the network."""
     chunk: Count = 8
@@ -98,8 +100,14 @@ class Traversal(Edit):
         super().check(pipe, given)
         pipe.anatomy.place(self.where)
 
+    def prepared(self, pipe: Text2Image, time: float) -> Any:
+        """What is the same for all pictures, such as directions of a file; `moved` gets it."""
+        return None
+
     @abstractmethod
-    def moved(self, pipe: Text2Image, z: Float[Tensor, "*latent"], time: float, cond: Conditioning) -> Moved:
+    def moved(
+        self, pipe: Text2Image, z: Float[Tensor, "*latent"], time: float, cond: Conditioning, ready: Any
+    ) -> Moved:
         """One picture's latent at ``time``, moved; ``cond`` has one row. Its stops as in `marks`."""
 
     def figures(self, pipe: Text2Image, given: Given, start: Start) -> tuple[tuple[Figure, ...], dict[str, Any]]:
@@ -119,20 +127,18 @@ class Traversal(Edit):
         seeds = given.each(given.seeds)
         z, time = at_time(self.states(pipe, start, seeds, size), self.time)
         with bar("moving", len(given), progress) as advance:
-            moves = []
+            ready, moves = self.prepared(pipe, time), []
             for i in range(len(given)):
-                moves.append(self.moved(pipe, z[i], time, start.cond[i]))
+                moves.append(self.moved(pipe, z[i], time, start.cond[i], ready))
                 advance()
         latents = torch.stack([move.latents for move in moves])
-        settings = {"cond": start.cond, "cfg_scale": self.cfg_scale, "scheduler": "ddim", "size": size}
         tracks, stops = latents.shape[1:3]
         drawn = {}
         with bar("drawing", tracks * stops, progress) as advance:
             # Stop by stop, so that a stop that equals another gives the same bits.
             for track, stop in [(a, b) for a in range(tracks) for b in range(stops)]:
                 at = (latents[:, track, stop].contiguous(), time)
-                steps = {"sampling_steps": self.sampling_steps, "start": at}
-                drawn[track, stop] = pipe.draw(None, seeds, **steps, **settings)
+                drawn[track, stop] = self.drawn(pipe, at, start.cond, seeds, size)
                 advance()
         strips = torch.stack([torch.stack([drawn[a, b] for b in range(stops)], 1) for a in range(tracks)], 1)
         plain = self.marks.index("0")
@@ -156,6 +162,21 @@ class Traversal(Edit):
             return Start(None, told, None)
         z, lost = through_autoencoder(pipe, given.pictures)
         return Start(pipe.invert(z, told, self.sampling_steps), told, {"autoencoder": lost})
+
+    def drawn(
+        self,
+        pipe: Text2Image,
+        at: tuple[Float[Tensor, "n *latent"], float],
+        cond: Conditioning,
+        seeds: list[int],
+        size: int | None = None,
+    ) -> Float[Tensor, "n 3 side side"]:
+        """Pictures of latents at a time."""
+        settings: dict[str, Any] = {"cond": cond, "cfg_scale": self.cfg_scale, "scheduler": "ddim", "size": size}
+        settings["sampling_steps"] = self.sampling_steps
+        if 0 < self.boost < at[1]:
+            at = at_time(pipe.states(None, seeds, start=at, **settings), self.boost)
+        return pipe.draw(None, seeds, start=at, eta=1.0 if self.boost else 0.0, **settings)
 
     def states(self, pipe: Text2Image, start: Start, seeds: list[int], size: int | None = None) -> Any:
         """(latent, time) of the draw from noise to picture, as `Text2Image.states`."""
