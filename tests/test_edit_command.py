@@ -43,6 +43,19 @@ def test_a_picture_is_edited_and_its_error_told(model, tmp_path, capsys):
     assert "belong to time" in capsys.readouterr().err and not (tmp_path / "third").exists()
 
 
+def test_masks_lie_over_the_picture(model, tmp_path, capsys):
+    picture, out = tmp_path / "place.png", tmp_path / "out"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(picture)
+    args = ["edit", "grad-sam", "--model", model, "--prompt", "a red star", "--subject", "star", "--steps", "4"]
+    assert cli.main([*args, "--mask-step", "2", "--image", str(picture), "--out", str(out)]) == 0
+    names = sorted(f.name for f in out.glob("*.png"))
+    assert sum("mask-at" in name for name in names) == 1 and "000-place-same-seed-edited.png" in names
+    page = (out / "index.html").read_text()
+    assert page.count("data-laid") >= 1 and 'class="laid"' in page and "star at" in page
+    assert cli.main([*args, "--out", str(tmp_path / "none")]) == 2
+    assert "give one with --image FILE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -21,4 +21,12 @@ METHODS: tuple[Method, ...] = (
         beware="Parts are reconstructed: see its page. Global directions make sense near the noise only.",
         ledger="riemannian",
     ),
+    Method(
+        "edit", "grad-sam", "sfumato.edit.grad_sam:GradSAM", ("pathania2024enhancing", "barkan2021gradsam"),
+        "Forms a subject in a picture and keeps its background, by masks from attention's gradients.",
+        cost="two calls of the network for each mask step and subject, and two draws",
+        when="To put something into a picture of a place, without training, and see where the model put it.",
+        beware="Masks decide: look at them. One that covers nearly all or nothing says that the word was not found.",
+        ledger="grad-sam",
+    ),
 )  # fmt: skip
