@@ -24,6 +24,7 @@ COMMANDS = {
     "choose": "a short guide: which method for which purpose",
     "sample": "pictures from prompts",
     "steer": "pictures from prompts, drawn under a patch that lasts for the run",
+    "edit": "change a picture, or one drawn from a prompt, and look at it on a page",
     "rollout": "frames without end from a model of frames",
     "customize": "teach a text-to-image model a new word from a few pictures",
     "erase": "take a concept out of a text-to-image model",

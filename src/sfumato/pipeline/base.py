@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sfumato.data import world
 from sfumato.errors import BadInput
 
-from . import adapter, attention, lora, offload, sampling, saving, sharing, steering, tokens
+from . import adapter, attention, conditioning, lora, offload, sampling, saving, sharing, steering, tokens
+from . import features as inside
 from .anatomy import Site
 from .organs import Organs
 from .single import write
@@ -163,6 +166,27 @@ class Text2Image(Organs):
             BadInput: no such place (on entering).
         """
         return attention.tap(self, where, function)
+
+    def features(
+        self,
+        z: Float[Tensor, "batch channel height width"],
+        t: Float[Tensor, "..."] | float,
+        cond: conditioning.Conditioning,
+        where: str = "bottleneck",
+    ) -> Float[Tensor, "batch *features"]:
+        """What the network makes of ``z`` at a place inside, as a pure function: for Jacobians, forward and backward.
+
+        Rows do not depend on each other. The network runs no further than to that place, and its attention without
+        fused kernels, which have no derivative in forward mode.
+
+        Args:
+            z, t, cond: as for `denoiser`.
+            where: as for `tap`; of a block with two streams it is the picture's.
+
+        Raises:
+            BadInput: no such place.
+        """
+        return inside.features(self, z, t, cond, where)
 
     def intercept(
         self, interceptor: steering.Interceptor, place: steering.Place = "prediction"

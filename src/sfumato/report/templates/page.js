@@ -32,3 +32,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+for (const slide of document.querySelectorAll("[data-slide]")) {
+  const [large, ...stops] = slide.querySelectorAll("img"), range = slide.querySelector("input");
+  const told = slide.querySelector("figcaption");
+  const show = () => {
+    const at = stops[range.value];
+    large.src = at.src;
+    told.textContent = at.nextElementSibling.textContent;
+    for (const stop of stops) stop.classList.toggle("at", stop === at);
+  };
+  range.hidden = false;
+  range.addEventListener("input", show);
+  stops.forEach((stop, i) => stop.addEventListener("click", () => { range.value = i; show(); }));
+  show();
+}
+for (const laid of document.querySelectorAll("[data-laid]")) {
+  const range = laid.querySelector("input"), over = laid.querySelectorAll("img")[1];
+  range.hidden = false;
+  range.addEventListener("input", () => { over.style.opacity = range.value; });
+}

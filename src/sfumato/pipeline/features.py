@@ -1,0 +1,52 @@
+"""Features as a pure function of the latent: what Jacobian-vector products, forward and backward, are taken of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sfumato.errors import BadInput
+
+from .conditioning import Conditioning
+from .hooks import attach
+from .organs import Organs
+from .sampling import gated
+
+
+class _Reached(Exception):
+    """The place has run; what comes behind it is not needed."""
+
+
+def features(
+    p: Organs,
+    z: Float[Tensor, "batch channel height width"],
+    t: Float[Tensor, "..."] | float,
+    cond: Conditioning,
+    where: str = "bottleneck",
+) -> Float[Tensor, "batch *features"]:
+    """See `Text2Image.features`."""
+    place = p.network.get_submodule(p.anatomy.place(where))
+    found: list[Any] = []
+
+    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+        found.append(output)
+        raise _Reached
+
+    handle = attach(place, stop)
+    rows = cond if len(cond) == len(z) else cond.map(lambda x: x.expand(len(z), *x.shape[1:]))
+    try:
+        # The fused kernels of attention have no derivative in forward mode.
+        with gated(p, rows), sdpa_kernel(SDPBackend.MATH):
+            p.denoiser(z, t, cond)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if not found:
+        raise BadInput(f"the network does not run through {where!r} in this call: choose another place")
+    value = found[0]
+    return value if torch.is_tensor(value) else value[-1]
