@@ -10,7 +10,7 @@ begins.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,13 +24,17 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 
 from .anatomy import Call
+from .conditioning import Conditioning
 from .hooks import Override, forward_name
 from .organs import Organs
-from .runs import Follower, Run
+from .runs import Asked, Follower, Run
 
 Place = Literal["conditioning", "attention", "features", "prediction"]
 PLACES: tuple[Place, ...] = get_args(Place)
 """Where a pipeline can be steered, in the order of acting, whatever the order of entering."""
+_OUTWARDS: tuple[Place, ...] = ("features", "attention", "prediction", "conditioning")
+"""Who stands where around the network's call, from the network on: what runs it in parts, what looks inside, what
+changes its output; and before all of them what changes its input."""
 
 
 Forward = Callable[[Call], Float[Tensor, "batch channel height width"]]
@@ -69,8 +73,7 @@ class Steering:
 
     Attributes:
         holders: how many need it; the last to go closes it.
-        asked: for each time that the pipeline has encoded prompts since the last run began, whether it asked for both
-            halves of guidance; None where it cannot ask.
+        asked: what the pipeline has encoded since the last run began.
     """
 
     def __init__(self, owner: Organs):
@@ -80,13 +83,13 @@ class Steering:
         self.interceptors: list[tuple[Place, Interceptor]] = []
         self.current: Run | None = None
         self.holders = 0
-        self.asked: list[bool | None] = []
+        self.asked: list[Asked] = []
         self._followers: list[Follower] = []
         network = self.network = owner.network
         self._overrides = [Override(network, forward_name(network), self._call)]
         if (control := owner.control) is not None:
             self._overrides.append(Override(control, forward_name(control), self._control))
-        if not hasattr(type(owner.pipe), "do_classifier_free_guidance") and hasattr(owner.pipe, "encode_prompt"):
+        if hasattr(owner.pipe, "encode_prompt"):
             self._overrides.append(Override(owner.pipe, "encode_prompt", self._encode_prompt))
         self.follow_pipeline()
 
@@ -113,16 +116,16 @@ class Steering:
         for follower in self._followers:
             follower.remove()
 
-    def chain(self, method: str) -> list[Callable]:
-        """The interceptors' methods in the order of acting."""
-        ordered = sorted(self.interceptors, key=lambda pair: PLACES.index(pair[0]))
+    def chain(self, method: str, order: Sequence[Place] = PLACES) -> list[Callable]:
+        """The interceptors' methods in the order of acting, or another ``order`` of places."""
+        ordered = sorted(self.interceptors, key=lambda pair: order.index(pair[0]))
         return [getattr(interceptor, method) for _, interceptor in ordered]
 
     def halves(self, run: Run) -> Literal["together", "apart"] | None:
         """How the pipeline's own call guides in this run: both halves in one batch, one after the other, or not."""
         known = getattr(self.owner.pipe, "do_classifier_free_guidance", None)
         if known is None and run.asked:
-            known = run.asked[-1]
+            known = run.asked[-1].guided
             if known is None:  # it encodes what to steer away from by itself, and only if it guides
                 return "apart" if len(run.asked) > 1 else None
         return self.owner.halves if known else None
@@ -130,7 +133,9 @@ class Steering:
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
-        self.asked.append(bound.arguments.get("do_classifier_free_guidance"))
+        prompts = bound.arguments.get("prompt") or ()
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        self.asked.append(Asked(prompts, bound.arguments.get("do_classifier_free_guidance")))
         return original(*args, **kwargs)
 
     def _control(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +158,7 @@ class Steering:
             return self.anatomy.prediction(latest, c.z)
 
         forward: Forward = network
-        for predict in self.chain("predict"):
+        for predict in self.chain("predict", _OUTWARDS):
             forward = _changed(predict, forward, run)
         try:
             with call.told():
@@ -170,10 +175,14 @@ class Steering:
         for follower in self._followers:
             call = follower.arrive(call, context.own)
         run = self.current
+        if context.own and context.cond is not None:
+            call = replace(call, encoded=partial(_conditional, context.cond, call.rows))
         if run is None:
             return call
         rows = call.rows if context.own else self._rows(len(call.z), run, call.z.device)
-        run.calls += not context.own
+        if not context.own:
+            run.calls += 1
+            call = replace(call, encoded=partial(_spread, run, len(call.z) if rows is None else int(rows.sum())))
         return replace(call, rows=rows, step=run.index)
 
     def _rows(self, n: int, run: Run, device: torch.device) -> Bool[Tensor, "batch"] | None:
@@ -185,6 +194,19 @@ class Steering:
         if halves == "together" and n == 2 * run.pictures:
             return (torch.arange(n, device=device) < run.pictures) == self.owner.conditional_first
         return None
+
+
+def _conditional(cond: Conditioning, rows: Bool[Tensor, "batch"] | None) -> Conditioning:
+    """The conditional rows; of texts of which there is not one a row, none is known."""
+    if len(cond.prompts) != len(cond):
+        cond = cond.replace(prompts=cond.prompts * len(cond) if len(cond.prompts) == 1 else ())
+    return cond if rows is None else cond[rows.cpu()]
+
+
+def _spread(run: Run, rows: int) -> Conditioning | None:
+    """What was said in a run, in so many rows: pipelines draw a prompt several times in succession."""
+    said = run.said
+    return None if said is None or rows % len(said) else said.repeat(rows // len(said))
 
 
 def _changed(predict: Callable[..., Tensor], forward: Forward, run: Run | None) -> Forward:
