@@ -21,4 +21,12 @@ METHODS: tuple[Method, ...] = (
         beware="Concepts are found by a list of English words: name them where that fails.",
         ledger="t2i-zero",
     ),
+    Method(
+        "steer", "decor", "sfumato.steer.decor:DECOR", ("jang2024decor",),
+        "Projects the prompt's embeddings away from those of undesired words; shows what its axes carry.",
+        cost="none: one small decomposition, no further call of the network",
+        when="A LoRA made from few pictures ignores prompts, or draws what else was in its pictures.",
+        beware="What the undesired words share with the prompt goes too: the analysis says how much.",
+        ledger="decor",
+    ),
 )  # fmt: skip

@@ -171,7 +171,7 @@ class Text2Image(Organs):
 
         Args:
             place: what it changes, which decides the order in which several act: "features" (one at a time,
-                or `BadInput` on entering) inside "attention", "prediction" and "conditioning".
+                or `BadInput` on entering) inside "attention", "conditioning" and "prediction".
         """
         return steering.intercept(self, interceptor, place)
 

@@ -10,7 +10,7 @@ begins.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,9 +32,9 @@ from .runs import Asked, Follower, Run
 Place = Literal["conditioning", "attention", "features", "prediction"]
 PLACES: tuple[Place, ...] = get_args(Place)
 """Where a pipeline can be steered, in the order of acting, whatever the order of entering."""
-_OUTWARDS: tuple[Place, ...] = ("features", "attention", "prediction", "conditioning")
-"""Who stands where around the network's call, from the network on: what runs it in parts, what looks inside, what
-changes its output; and before all of them what changes its input."""
+_OUTWARDS: tuple[Place, ...] = ("features", "attention", "conditioning", "prediction")
+"""The order in which those who stand before the network do so, the nearest first: what runs the network in parts
+(features) is given the conditioning that the others have made."""
 
 
 Forward = Callable[[Call], Float[Tensor, "batch channel height width"]]
@@ -116,8 +116,9 @@ class Steering:
         for follower in self._followers:
             follower.remove()
 
-    def chain(self, method: str, order: Sequence[Place] = PLACES) -> list[Callable]:
-        """The interceptors' methods in the order of acting, or another ``order`` of places."""
+    def chain(self, method: str) -> list[Callable]:
+        """The interceptors' methods in the order of acting; of ``predict``, each is called by the one after it."""
+        order = _OUTWARDS if method == "predict" else PLACES
         ordered = sorted(self.interceptors, key=lambda pair: order.index(pair[0]))
         return [getattr(interceptor, method) for _, interceptor in ordered]
 
@@ -158,7 +159,7 @@ class Steering:
             return self.anatomy.prediction(latest, c.z)
 
         forward: Forward = network
-        for predict in self.chain("predict", _OUTWARDS):
+        for predict in self.chain("predict"):
             forward = _changed(predict, forward, run)
         try:
             with call.told():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
@@ -13,10 +13,27 @@ from torch import nn
 
 from sfumato import catalog
 from sfumato.errors import BadInput
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import Model, Text2Image
 from sfumato.pipeline.lent import lent
 from sfumato.pipeline.steering import Place, patched
 from sfumato.settings import Tuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What a method says of a model without changing anything: ``sfumato steer METHOD --analyse`` writes it.
+
+    Attributes:
+        axis: what the panels have on their horizontal axis, which runs from noise to picture.
+        panels: title -> name of a curve -> its points, (places on the axis, values).
+        tables: name -> rows, each a mapping from the column's name.
+        notes: sentences for who reads it.
+    """
+
+    axis: str
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    notes: Sequence[str] = field(default=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +75,16 @@ class Patch(Tuned, ABC):
             )
         with lent(pipe, controlled=True, frozen=False) as wrapped, patched(wrapped, self) as p, self.acting(p) as told:
             yield told
+
+    def analyse(
+        self, model: Model, asked: Sequence[Any] | None, seeds: Sequence[int], sampling_steps: int
+    ) -> Analysis:
+        """What the method says of a model; a run of what is ``asked`` for, one thing a seed, is looked at too.
+
+        Raises:
+            BadInput: the method has nothing to say.
+        """
+        raise BadInput(f"{type(self).__name__} analyses nothing: leave --analyse out to draw with it")
 
     @classmethod
     def fits(cls, network: nn.Module | None) -> bool:
