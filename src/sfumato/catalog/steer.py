@@ -30,4 +30,20 @@ METHODS: tuple[Method, ...] = (
         beware="Stable Diffusion's schedule never makes the coarsest levels; latents keep to the law only roughly.",
         ledger="resolution-chromatography",
     ),
+    Method(
+        "steer", "t2i-zero", "sfumato.steer.t2i_zero:T2IZero", ("tunanyan2023multi",),
+        "Corrects each concept's embedding by its neighbours, and lets every pixel attend to one concept only.",
+        cost="attention with explicit probabilities: 10 to 20 % of a step on Stable Diffusion",
+        when="Prompts with several objects, one of which goes missing or lends the other its looks.",
+        beware="Concepts are found by a list of English words: name them where that fails.",
+        ledger="t2i-zero",
+    ),
+    Method(
+        "steer", "decor", "sfumato.steer.decor:DECOR", ("jang2024decor",),
+        "Projects the prompt's embeddings away from those of undesired words; shows what its axes carry.",
+        cost="none: one small decomposition, no further call of the network",
+        when="A LoRA made from few pictures ignores prompts, or draws what else was in its pictures.",
+        beware="What the undesired words share with the prompt goes too: the analysis says how much.",
+        ledger="decor",
+    ),
 )  # fmt: skip

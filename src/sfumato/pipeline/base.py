@@ -195,7 +195,7 @@ class Text2Image(Organs):
 
         Args:
             place: what it changes, which decides the order in which several act: "features" (one at a time,
-                or `BadInput` on entering) inside "prediction".
+                or `BadInput` on entering) inside "attention", "conditioning" and "prediction".
         """
         return steering.intercept(self, interceptor, place)
 

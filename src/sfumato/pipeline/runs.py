@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,7 +17,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .anatomy import Anatomy, Call
+from .conditioning import Conditioning
 from .hooks import Override
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a pipeline asked its text encoders for.
+
+    Attributes:
+        prompts: the texts; none where it had embeddings already.
+        guided: whether for both halves of guidance; None where it cannot say.
+    """
+
+    prompts: tuple[str, ...]
+    guided: bool | None
 
 
 class Steered(Protocol):
@@ -26,7 +40,7 @@ class Steered(Protocol):
     owner: Any
     anatomy: Anatomy
     current: Run | None
-    asked: list[bool | None]
+    asked: list[Asked]
 
     def chain(self, method: str) -> list[Callable]: ...
     def halves(self, run: Run) -> Literal["together", "apart"] | None: ...
@@ -49,9 +63,20 @@ class Run:
         self.index, self.pictures, self.calls = 0, 0, 0
         self.asked = [] if steering is None else steering.asked
         self.unpacked: Callable[[Tensor], Tensor] | None = None
-        self._clock = None if steering is None else steering.owner.clock
+        self._owner = None if steering is None else steering.owner
+        self._clock = None if self._owner is None else self._owner.clock
         self._start: Tensor | None = None
         self._scales: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def said(self) -> Conditioning | None:
+        """The prompts that diffusers' own call draws in this run, one row each; None where they are not known.
+
+        They are encoded a second time when this is first asked for.
+        """
+        prompts = self.asked[0].prompts if self.asked else ()
+        with torch.no_grad():
+            return self._owner.encode(list(prompts)) if prompts and self._owner is not None else None
 
     def at(self, number: Tensor | float, index: int | None = None) -> bool:
         """Whether a call with this number of the network's is at the present step's time (and not, say, a less noisy

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from sfumato.errors import BadInput
 
 from .anatomy import Call
+from .conditioning import Conditioning
 from .hooks import Override, forward_name
 from .organs import Organs
-from .runs import Follower, Run
+from .runs import Asked, Follower, Run
 
 Place = Literal["conditioning", "attention", "features", "prediction"]
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -72,8 +73,7 @@ class Steering:
 
     Attributes:
         holders: how many need it; the last to go closes it.
-        asked: for each time that the pipeline has encoded prompts since the last run began, whether it asked for both
-            halves of guidance; None where it cannot ask.
+        asked: what the pipeline has encoded since the last run began.
     """
 
     def __init__(self, owner: Organs):
@@ -83,13 +83,13 @@ class Steering:
         self.interceptors: list[tuple[Place, Interceptor]] = []
         self.current: Run | None = None
         self.holders = 0
-        self.asked: list[bool | None] = []
+        self.asked: list[Asked] = []
         self._followers: list[Follower] = []
         network = self.network = owner.network
         self._overrides = [Override(network, forward_name(network), self._call)]
         if (control := owner.control) is not None:
             self._overrides.append(Override(control, forward_name(control), self._control))
-        if not hasattr(type(owner.pipe), "do_classifier_free_guidance") and hasattr(owner.pipe, "encode_prompt"):
+        if hasattr(owner.pipe, "encode_prompt"):
             self._overrides.append(Override(owner.pipe, "encode_prompt", self._encode_prompt))
         self.follow_pipeline()
 
@@ -126,7 +126,7 @@ class Steering:
         """How the pipeline's own call guides in this run: both halves in one batch, one after the other, or not."""
         known = getattr(self.owner.pipe, "do_classifier_free_guidance", None)
         if known is None and run.asked:
-            known = run.asked[-1]
+            known = run.asked[-1].guided
             if known is None:  # it encodes what to steer away from by itself, and only if it guides
                 return "apart" if len(run.asked) > 1 else None
         return self.owner.halves if known else None
@@ -134,7 +134,9 @@ class Steering:
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
-        self.asked.append(bound.arguments.get("do_classifier_free_guidance"))
+        prompts = bound.arguments.get("prompt") or ()
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        self.asked.append(Asked(prompts, bound.arguments.get("do_classifier_free_guidance")))
         return original(*args, **kwargs)
 
     def _control(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -174,10 +176,14 @@ class Steering:
         for follower in self._followers:
             call = follower.arrive(call, context.own)
         run = self.current
+        if context.own and context.cond is not None:
+            call = replace(call, encoded=partial(_conditional, context.cond, call.rows))
         if run is None:
             return call
         rows = call.rows if context.own else self._rows(len(call.z), run, call.z.device)
-        run.calls += not context.own
+        if not context.own:
+            run.calls += 1
+            call = replace(call, encoded=partial(_spread, run, len(call.z) if rows is None else int(rows.sum())))
         return replace(call, rows=rows, step=run.index)
 
     def _rows(self, n: int, run: Run, device: torch.device) -> Bool[Tensor, "batch"] | None:
@@ -189,6 +195,19 @@ class Steering:
         if halves == "together" and n == 2 * run.pictures:
             return (torch.arange(n, device=device) < run.pictures) == self.owner.conditional_first
         return None
+
+
+def _conditional(cond: Conditioning, rows: Bool[Tensor, "batch"] | None) -> Conditioning:
+    """The conditional rows; of texts of which there is not one a row, none is known."""
+    if len(cond.prompts) != len(cond):
+        cond = cond.replace(prompts=cond.prompts * len(cond) if len(cond.prompts) == 1 else ())
+    return cond if rows is None else cond[rows.cpu()]
+
+
+def _spread(run: Run, rows: int) -> Conditioning | None:
+    """What was said in a run, in so many rows: pipelines draw a prompt several times in succession."""
+    said = run.said
+    return None if said is None or rows % len(said) else said.repeat(rows // len(said))
 
 
 def _changed(predict: Callable[..., Tensor], forward: Forward, run: Run | None) -> Forward:

@@ -209,7 +209,7 @@ class Anatomy(ABC):
                 others take none.
         """
         args, kwargs = self.arguments(z.to(self.network.dtype), time, self.inputs(z, cond, guidance))
-        facts = {"rows": cond.conditional, "step": None, "text": self.text_length(kwargs)}
+        facts = {"rows": cond.conditional, "step": None, "text": self.text_length(kwargs), "cond": cond}
         with self.context.during(own=True, **facts):
             out = self.network(*args, **kwargs, return_dict=False)[0]
         return self.prediction(out, z).to(z.dtype)
@@ -221,6 +221,10 @@ class Anatomy(ABC):
     @abstractmethod
     def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
         """What `inputs` makes of a conditioning, read back."""
+
+    def retold(self, inputs: dict[str, Any], cond: Conditioning) -> dict[str, Any]:
+        """These inputs with the tokens and the pooled embedding of ``cond``, all else as it is."""
+        return {**inputs, "encoder_hidden_states": cond.tokens.to(inputs["encoder_hidden_states"])}
 
     def text_rows(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length width"]:
         """What the text projections of attention read of the text encoders' rows: here these themselves."""

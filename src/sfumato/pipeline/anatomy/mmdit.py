@@ -71,6 +71,12 @@ class SD3Anatomy(Transformer):
     def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
         return foreign(inputs["encoder_hidden_states"], pooled=inputs.get("pooled_projections"))
 
+    def retold(self, inputs: dict[str, Any], cond: Conditioning) -> dict[str, Any]:
+        told, pooled = super().retold(inputs, cond), inputs.get("pooled_projections")
+        if cond.pooled is None or pooled is None:
+            return told
+        return {**told, "pooled_projections": cond.pooled.to(pooled)}
+
 
 class FluxAnatomy(SD3Anatomy):
     """``FluxTransformer2DModel``: blocks of two streams, then of one; rotary positions; packed latents.

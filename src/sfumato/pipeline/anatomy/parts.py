@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from jaxtyping import Bool, Float
@@ -34,12 +34,14 @@ class Context:
         step: the number of the sampling step, from 0; None outside of sampling.
         text: how many tokens of text the network was given.
         own: whether `Anatomy.call` made the call, and not diffusers' pipeline.
+        cond: what `Anatomy.call` was given.
     """
 
     rows: Bool[Tensor, "batch"] | None = None
     step: int | None = None
     text: int = 0
     own: bool = False
+    cond: Conditioning | None = None
 
     @contextmanager
     def during(self, **facts: Any) -> Iterator[None]:
@@ -122,6 +124,7 @@ class Called(Protocol):
     @property
     def context(self) -> Context: ...
     def conditioning(self, inputs: dict[str, Any]) -> Conditioning: ...
+    def retold(self, inputs: dict[str, Any], cond: Conditioning) -> dict[str, Any]: ...
     def text_length(self, inputs: dict[str, Any]) -> int: ...
 
 
@@ -136,6 +139,7 @@ class Call:
         inputs: all else that it is given, by name (``encoder_hidden_states``, ``added_cond_kwargs``, ...).
         rows: which rows are conditional; None where there is no guidance, or none is known of.
         step: the number of the sampling step, from 0; None outside of sampling.
+        encoded: gives `said`.
     """
 
     anatomy: Called
@@ -144,6 +148,7 @@ class Call:
     inputs: dict[str, Any]
     rows: Bool[Tensor, "batch"] | None = None
     step: int | None = None
+    encoded: Callable[[], Conditioning | None] = lambda: None
 
     @property
     def network(self) -> nn.Module:
@@ -158,3 +163,13 @@ class Call:
     def cond(self) -> Conditioning:
         """What the network is told of the text, without prompts and token ids (-1), which it does not know."""
         return self.anatomy.conditioning(self.inputs).replace(conditional=self.rows)
+
+    @property
+    def said(self) -> Conditioning | None:
+        """The prompts behind the conditional rows, one row each, as they were encoded: with texts, ids and roles; None
+        where they are not known, as of embeddings that diffusers' own call was given."""
+        return self.encoded()
+
+    def retold(self, cond: Conditioning) -> Call:
+        """The same call with the tokens and the pooled embedding of ``cond``, which has one row for each of its own."""
+        return replace(self, inputs=self.anatomy.retold(self.inputs, cond))

@@ -94,6 +94,10 @@ class ZImageAnatomy(Transformer):
         mask = pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in rows], batch_first=True)
         return foreign(pad_sequence(list(rows), batch_first=True), mask)
 
+    def retold(self, inputs: dict[str, Any], cond: Conditioning) -> dict[str, Any]:
+        rows = zip(cond.tokens, inputs["cap_feats"], strict=True)
+        return {**inputs, "cap_feats": [new[: len(old)].to(old) for new, old in rows]}
+
     def text_length(self, inputs: dict[str, Any]) -> int:
         return -(-max(len(x) for x in inputs["cap_feats"]) // _MULTIPLE) * _MULTIPLE
 

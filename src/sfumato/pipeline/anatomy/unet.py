@@ -85,6 +85,12 @@ class UNetAnatomy(Anatomy):
         given = {"pooled": added.get("text_embeds"), "size_ids": added.get("time_ids")}
         return foreign(inputs["encoder_hidden_states"], mask, **given)
 
+    def retold(self, inputs: dict[str, Any], cond: Conditioning) -> dict[str, Any]:
+        told, added = super().retold(inputs, cond), inputs.get("added_cond_kwargs") or {}
+        if cond.pooled is None or "text_embeds" not in added:
+            return told
+        return {**told, "added_cond_kwargs": {**added, "text_embeds": cond.pooled.to(added["text_embeds"])}}
+
     def arguments(
         self, z: Tensor, timestep: Tensor | float, inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
