@@ -1,6 +1,7 @@
 """How data is recovered: time grids, samplers and guidance, for any `sfumato.noise.Denoiser`."""
 
 from . import times
+from .consistency import consistency
 from .guidance import Clipped, Guided
 from .rolling import roll, rollout
 from .s2n import S2N
@@ -12,6 +13,7 @@ __all__ = [
     "Clipped",
     "Guided",
     "addim",
+    "consistency",
     "ddim",
     "ddpm",
     "dpmpp_2m",
