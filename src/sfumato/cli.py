@@ -35,6 +35,7 @@ COMMANDS = {
     "train": "train a model",
     "distill": "from many sampling steps to few",
     "information": "what a model knows at each noise level: mean squared error and mutual information",
+    "latents": "how heavy the tails of an autoencoder's latents are, and of their temporal differences",
     "score": "FID, KID, precision, recall and others, of pictures against real ones or prompts",
     "ledger": "re-measure the central claim of a method",
     "cite": "the BibTeX of exactly what a method runs",

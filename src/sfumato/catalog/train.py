@@ -50,4 +50,12 @@ METHODS: tuple[Method, ...] = (
         beware="Short clips of simple motion gain nothing over ordinary video diffusion.",
         ledger="rolling",
     ),
+    Method(
+        "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
+        "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
+        cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",
+        when="Pictures in one or two steps from latents of any autoencoder, where there is no teacher to distil.",
+        beware="Short runs draw blurred pictures; the scale c and the decay of the averaged weights matter much.",
+        ledger="slct",
+    ),
 )  # fmt: skip

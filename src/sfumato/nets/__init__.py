@@ -9,9 +9,10 @@ All have one signature, ``network(z, logsnr, labels)``:
 and return a tensor shaped like ``z``. A network knows neither the noise process nor what its output means.
 """
 
+from .consistency import ConsistencyUNet
 from .residual_uvit import ResidualUViT
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .unet import UNet
 from .video import VideoUNet
 
-__all__ = ["ResidualUViT", "SimpleUNet", "SimpleUViT", "UNet", "VideoUNet"]
+__all__ = ["ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "UNet", "VideoUNet"]
