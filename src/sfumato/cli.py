@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": "pictures from prompts",
     "steer": "pictures from prompts, drawn under a patch that lasts for the run",
     "rollout": "frames without end from a model of frames",
+    "jumps": "where the few steps of a model of tokens should be, and samples along them",
     "erase": "take a concept out of a text-to-image model",
     "purify": "take what an erased model no longer draws out of pictures",
     "export": "a model, or what an edit changed, in the files of other tools",

@@ -58,4 +58,13 @@ METHODS: tuple[Method, ...] = (
         beware="Short runs draw blurred pictures; the scale c and the decay of the averaged weights matter much.",
         ledger="slct",
     ),
+    Method(
+        "train", "discrete", "sfumato.train.discrete:Discrete",
+        ("campbell2022continuous", "sahoo2024simple", "park2025jys"),
+        "Diffusion of tokens, masked or changed at random: codes of pictures, characters, levels of pixels.",
+        cost="one network call with gradients an update, quadratic in the number of tokens",
+        when="Codes, text or levels, in parallel instead of one after the other; what `jys` chooses steps for.",
+        beware="Small transformers for small data: for long texts and large pictures see the published models.",
+        no_ledger="it is what the steps of jys are measured with, not a claim of its own",
+    ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from sfumato.train.slct import SLCT, SLCTTraining
 
 from .core import Claim, Experiment, Figures, Found
 
-UPDATES = 500
+UPDATES = 400
 DRAWN, CHUNK = 600, 100
 SHARE, FACTOR = 0.005, 15.0
 """Of the latents' elements that are made outliers, and how much larger they become."""

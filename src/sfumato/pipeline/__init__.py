@@ -9,10 +9,11 @@ from .distilled import few_steps
 from .image import ImageModel
 from .latent import LatentModel
 from .load import EMBEDDED, load, load_text2image, origin_of, read_record, wrap
+from .token_model import TokenModel
 from .video import VideoModel
 
 __all__ = [
     "EMBEDDED", "KINDS", "SUBSETS", "Condition", "Conditioning", "Frames", "ImageModel", "Labels", "LatentModel",
-    "Model", "Noised", "Projection", "Text2Image", "VideoModel", "few_steps",
+    "Model", "Noised", "Projection", "Text2Image", "TokenModel", "VideoModel", "few_steps",
     "load", "load_text2image", "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
 ]  # fmt: skip

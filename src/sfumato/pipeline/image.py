@@ -367,6 +367,8 @@ def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any],
     """
     kinds = {"network": _own_network(folder, index["network"])}
     for name, known in cls.further.items():
+        if name not in index:  # whether it can do without is for the model to say
+            continue
         classes = {kind.__name__: kind for kind in known}
         told = (index.get(name) or [None])[-1]
         if told not in classes:

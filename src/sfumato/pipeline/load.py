@@ -30,6 +30,7 @@ from .sdxl import StableDiffusionXL
 from .single import read as single
 from .single.facts import PICKLE
 from .sound import PICKLES, check_classes, check_complete, check_files, check_finite, variant_of
+from .token_model import TokenModel
 from .video import VideoModel
 from .zimage import ZImage
 
@@ -49,7 +50,7 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionControlNetPipeline": StableDiffusion,
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
-_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, VideoModel)}
+_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VideoModel)}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
