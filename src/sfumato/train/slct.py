@@ -234,7 +234,8 @@ class SLCTTraining(PixelTraining):
         latents: Float[Tensor, "n channel height width"],
         labels: Int[Tensor, "n"] | None = None,
     ):
-        super().__init__(recipe, model, latents)  # type: ignore[arg-type]  # rows of latents in place of pictures
+        rows: Any = latents  # in place of pictures
+        super().__init__(recipe, model, rows)
         self.slct, self.latents, self.labels = recipe, latents, labels
 
     def turns(self) -> Sequence[Turn]:
