@@ -28,10 +28,14 @@ CAPTIONS = ("a red star", "a blue circle", "a photo of a square")
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """``method``: all of the file's ``VERB`` and its own ``TOYS``; ``family``: every family; both: every pair."""
+    """``method``: all of the file's ``VERB`` and its own ``TOYS``; ``family``: every family; both: every pair.
+
+    A file may say in ``SUITS`` which of the verb's methods its promises are for.
+    """
     names = metafunc.fixturenames
     if "method" in names:
-        found = [(m.name, m.load()) for m in catalog.methods(metafunc.module.VERB)]
+        suits = getattr(metafunc.module, "SUITS", lambda cls: True)
+        found = [(m.name, m.load()) for m in catalog.methods(metafunc.module.VERB) if suits(m.load())]
         found += [(cls.__name__, cls) for cls in getattr(metafunc.module, "TOYS", ())]
         if "family" in names:
             pairs = [_pair(name, cls, family) for name, cls in found for family in FAMILIES]

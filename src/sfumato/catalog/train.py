@@ -50,4 +50,21 @@ METHODS: tuple[Method, ...] = (
         beware="Short clips of simple motion gain nothing over ordinary video diffusion.",
         ledger="rolling",
     ),
+    Method(
+        "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
+        "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
+        cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",
+        when="Pictures in one or two steps from latents of any autoencoder, where there is no teacher to distil.",
+        beware="Short runs draw blurred pictures; the scale c and the decay of the averaged weights matter much.",
+        ledger="slct",
+    ),
+    Method(
+        "train", "discrete", "sfumato.train.discrete:Discrete",
+        ("campbell2022continuous", "sahoo2024simple", "park2025jys"),
+        "Diffusion of tokens, masked or changed at random: codes of pictures, characters, levels of pixels.",
+        cost="one network call with gradients an update, quadratic in the number of tokens",
+        when="Codes, text or levels, in parallel instead of one after the other; what `jys` chooses steps for.",
+        beware="Small transformers for small data: for long texts and large pictures see the published models.",
+        no_ledger="it is what the steps of jys are measured with, not a claim of its own",
+    ),
 )  # fmt: skip

@@ -113,7 +113,8 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
     if asked is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     if len(model.latent_shape()) != 3:
-        raise BadInput(f"{options.model} is a model of frames: `sfumato rollout` draws with it")
+        kind, command = ("frames", "rollout") if hasattr(model, "rollout") else ("tokens", "jumps")
+        raise BadInput(f"{options.model} is a model of {kind}: `sfumato {command}` draws with it")
     if hasattr(model, "tokenizers"):
         from sfumato.data.world import strangers
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,7 +14,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Decay, Natural, NotNegative, Positive, at_least
 from sfumato.noise.addim import addim_step
 from sfumato.sample import Guided, predict
-from sfumato.train.draw import normal
+from sfumato.train.draw import normal, same_dropout
 from sfumato.train.recipe import Recipe
 
 from .base import Distiller, Model, sampled
@@ -166,11 +165,3 @@ class MultistepTraining(Recipe):
         given, nothing = Guided(denoiser, cond, without, self.scale).both(z, t, cond)
         plain, nothing = (denoiser.process.convert(v, z, t, denoiser.prediction, "x0") for v in (given, nothing))
         return nothing + self.scale * (plain - nothing), plain
-
-
-@contextmanager
-def same_dropout(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout in the block draws its masks from ``seed``; what is drawn elsewhere is not touched."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -6,12 +6,15 @@ All have one signature, ``network(z, logsnr, labels)``:
 - ``logsnr``: finite log signal-to-noise ratios, [batch], or [batch, frame] for frames;
 - ``labels``: class numbers [batch] (the last class is "none", for guidance), or None for networks without classes;
 
-and return a tensor shaped like ``z``. A network knows neither the noise process nor what its output means.
+and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits. A network
+knows neither the noise process nor what its output means.
 """
 
+from .consistency import ConsistencyUNet
 from .residual_uvit import ResidualUViT
 from .simple_uvit import SimpleUNet, SimpleUViT
+from .tokens import TokenTransformer
 from .unet import UNet
 from .video import VideoUNet
 
-__all__ = ["ResidualUViT", "SimpleUNet", "SimpleUViT", "UNet", "VideoUNet"]
+__all__ = ["ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VideoUNet"]

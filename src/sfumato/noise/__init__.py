@@ -1,7 +1,9 @@
 """How data is destroyed: schedules in log-SNR, the Gaussian process, and what denoisers are."""
 
 from .blurring import BlurringProcess, Constant
+from .chain import ChainDenoiser
 from .denoiser import Denoiser, DiscreteDenoiser, DiscretePrediction, DiscreteProcess
+from .discrete import Absorbing, GaussianTokens, UniformTokens
 from .process import GaussianProcess, Prediction
 from .rolling import Window
 from .schedule import (
@@ -16,8 +18,10 @@ from .schedule import (
 from .shift import Bounded, Interpolated, Shifted
 
 __all__ = [
+    "Absorbing",
     "BlurringProcess",
     "Bounded",
+    "ChainDenoiser",
     "Constant",
     "Cosine",
     "Denoiser",
@@ -26,6 +30,7 @@ __all__ = [
     "DiscreteProcess",
     "DiscreteSchedule",
     "GaussianProcess",
+    "GaussianTokens",
     "Interpolated",
     "Karras",
     "LinearBeta",
@@ -34,5 +39,6 @@ __all__ = [
     "ScaledLinearBeta",
     "Schedule",
     "Shifted",
+    "UniformTokens",
     "Window",
 ]

@@ -43,11 +43,13 @@ DiscretePrediction = Literal["posterior", "score", "rates"]
 class DiscreteProcess(Protocol):
     """How tokens are destroyed: a Markov chain in continuous time that changes each token by itself.
 
-    Time is continuous in [0, 1], 1 = noise, as for a `GaussianProcess`; ``states`` is how many values a token has,
-    the mask included where there is one.
+    Time is continuous in [0, 1], 1 = noise, as for a `GaussianProcess`.
     """
 
-    states: int
+    @property
+    def states(self) -> int:
+        """How many values a token has, the mask included."""
+        ...
 
     def diffuse(
         self, x: Int[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, uniform: Float[Tensor, "batch *dims"]

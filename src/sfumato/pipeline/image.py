@@ -7,13 +7,15 @@ and what the output means, saved together. Methods see its `denoiser`, like ever
 from __future__ import annotations
 
 import copy as copying
+import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
@@ -29,7 +31,7 @@ from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.config import from_config, to_config
 from sfumato.noise.process import Prediction
 from sfumato.progress import track
-from sfumato.sample import Clipped, addim, ddim, ddpm, dpmpp_2m, heun
+from sfumato.sample import Clipped, addim, consistency, ddim, ddpm, dpmpp_2m, heun
 from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 from sfumato.sample.times import uniform
@@ -50,6 +52,7 @@ SAMPLERS = {
     "addim": addim,
     "heun": heun,
     "dpm++": dpmpp_2m,
+    "consistency": consistency,
 }
 _NETS = "sfumato.nets"
 _CARD = """---
@@ -93,6 +96,8 @@ class ImageModel(Model):
 
     own_defaults: ClassVar[tuple[str, ...]] = ()
     """The names of defaults that a kind of model adds."""
+    further: ClassVar[Mapping[str, tuple[type[ModelMixin], ...]]] = MappingProxyType({})
+    """The fields that hold a kind of model's other networks, and of which classes these may be; saved beside it."""
 
     def __post_init__(self) -> None:
         self.shape, self.labels = tuple(self.shape), tuple(self.labels)
@@ -206,7 +211,7 @@ class ImageModel(Model):
             data = x.detach().clone() if own else x.detach()
             memo[id(x)] = torch.nn.Parameter(data, requires_grad=own is not None)
         network = copying.deepcopy(self.network, memo).eval()
-        return type(self)(network, self.process, self.prediction, self.shape, self.labels, dict(self.defaults))
+        return dataclasses.replace(self, network=network, defaults=dict(self.defaults))
 
     def draw(
         self,
@@ -230,8 +235,8 @@ class ImageModel(Model):
 
         Args:
             cfg_interval: (low, high): guide only at log-SNRs in it.
-            scheduler: "ddpm", "ddim", "addim", "heun", "dpm++", one of the catalogue by its name ("s2n") or any of
-                `sfumato.sample` itself (``S2N(rho=0.3)``); None for the model's.
+            scheduler: "ddpm", "ddim", "addim", "heun", "dpm++", "consistency", one of the catalogue by its name
+                ("s2n") or any of `sfumato.sample` itself (``S2N(rho=0.3)``); None for the model's.
         """
         rows = Rows.make(self, asked, seeds, cond, start, negative, size)
         solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
@@ -248,7 +253,8 @@ class ImageModel(Model):
                     some.told(self.told), cfg_scale, cfg_interval, len(some), some.negative, guide, grad
                 )
                 way, z = self._begin(some.start, times, generators)
-                parts.append(finished(solver(denoiser, z, way, generator=generators), grad, some.seeds))
+                drawn = self.decode_latents(solver(denoiser, z, way, generator=generators))
+                parts.append(finished(drawn, grad, some.seeds))
         return torch.cat(parts)
 
     def _begin(
@@ -263,7 +269,8 @@ class ImageModel(Model):
             return torch.cat([same if len(same) else times.new_tensor(start[1:]), later]), start[0].to(self.device)
         if isinstance(start, Noised):
             times = times[first_step(start.strength, len(times) - 1) :]
-            x0, eps = start.pictures.to(self.device) * 2 - 1, noise(generators, self.shape).to(self.device)
+            x0 = self.encode_image(start.pictures.to(self.device) * 2 - 1)
+            eps = noise(generators, self.shape).to(self.device)
         else:
             eps = (noise(generators, self.shape) if start is None else start).to(self.device)
             x0 = torch.zeros_like(eps)  # noise of this process, in its scale
@@ -319,7 +326,7 @@ class ImageModel(Model):
         """
         index = {
             "_class_name": type(self).__name__,
-            "network": [_NETS, type(self.network).__name__],
+            **{name: [_library(part), type(part).__name__] for name, part in self.parts().items()},
             "process": to_config(self.process),
             "prediction": self.prediction,
             "shape": list(self.shape),
@@ -327,12 +334,17 @@ class ImageModel(Model):
             "defaults": self.defaults,
         }
         with atomic_folder(folder, overwrite) as temporary:
-            self.network.save_pretrained(temporary / "network", safe_serialization=True)
+            for name, part in self.parts().items():
+                cast(Any, part).save_pretrained(temporary / name, safe_serialization=True)
             write_json(temporary / "model_index.json", index)
             write_json(temporary / RECORD, {"description": self.describe(), "provenance": provenance or {}})
             text = _CARD.format(title=Path(folder).name, provenance=json.dumps(provenance or {}, indent=2, default=str))
             (temporary / "README.md").write_text(text, encoding="utf-8")
         return Path(folder)
+
+
+def _library(part: torch.nn.Module) -> str:
+    return _NETS if type(part).__module__.startswith(_NETS) else type(part).__module__.partition(".")[0]
 
 
 def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -353,19 +365,38 @@ def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any],
     Raises:
         BadInput: an unknown network, or files that do not fit.
     """
-    named = index["network"]
+    kinds = {"network": _own_network(folder, index["network"])}
+    for name, known in cls.further.items():
+        if name not in index:  # whether it can do without is for the model to say
+            continue
+        classes = {kind.__name__: kind for kind in known}
+        told = (index.get(name) or [None])[-1]
+        if told not in classes:
+            raise BadInput(f"{folder} has as its {name} no {' or '.join(classes)}: fetch or write it again")
+        kinds[name] = classes[told]
+    parts = {name: _read_part(folder, name, kind).to(device) for name, kind in kinds.items()}
+    with reading(folder, f"a {kinds['network'].__name__}"):
+        process = from_config(index["process"])
+        said = (index["prediction"], tuple(index["shape"]), tuple(index["labels"]), dict(index["defaults"]))
+        return cls(parts.pop("network"), process, *said, **parts)
+
+
+def _own_network(folder: Path, named: list[Any]) -> type[ModelMixin]:
+    """The class of `sfumato.nets` that an index names."""
     library, name = named if len(named) == 2 and all(isinstance(word, str) for word in named) else ("", "")
     kind = getattr(importlib.import_module(_NETS), name, None) if library == _NETS else None
     if not isinstance(kind, type) or not issubclass(kind, ModelMixin):
         told = shortened(f"{library}.{name}", 100)
         raise BadInput(f"{folder} names a network {told!r}, which {_NETS} does not have")
-    with reading(folder, f"a {name}"):
+    return kind
+
+
+def _read_part(folder: Path, part: str, kind: type[ModelMixin]) -> Any:
+    """A frozen network of this class, all of whose weights are there."""
+    with reading(folder, f"a {kind.__name__}"):
         with quiet():
-            network = cast(Any, kind).from_pretrained(folder / "network", use_safetensors=True, local_files_only=True)
+            network = cast(Any, kind).from_pretrained(folder / part, use_safetensors=True, local_files_only=True)
         states = chain(network.named_parameters(), network.named_buffers())
         if missing := [key for key, x in states if x.is_meta]:
-            raise BadInput(f"the weight {missing[0]} of the network in {folder} is missing: fetch or write it again")
-        process = from_config(index["process"])
-        parts = (index["prediction"], tuple(index["shape"]), tuple(index["labels"]), dict(index["defaults"]))
-        network = network.requires_grad_(False).eval().to(device)
-        return cls(network, process, *parts)
+            raise BadInput(f"the weight {missing[0]} of the {part} in {folder} is missing: fetch or write it again")
+        return network.requires_grad_(False).eval()

@@ -20,6 +20,7 @@ from .base import Text2Image
 from .flux import Flux
 from .flux2 import Flux2Klein
 from .image import ImageModel, load_image_model
+from .latent import LatentModel
 from .offload import Offload, accelerator
 from .pixart import PixArtSigma
 from .qwen import QwenImage
@@ -31,6 +32,7 @@ from .sdxl import StableDiffusionXL
 from .single import read as single
 from .single.facts import PICKLE
 from .sound import PICKLES, check_classes, check_complete, check_files, check_finite, variant_of
+from .token_model import TokenModel
 from .video import VideoModel
 from .zimage import ZImage
 
@@ -50,7 +52,7 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionControlNetPipeline": StableDiffusion,
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
-_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, VideoModel)}
+_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VideoModel)}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -92,7 +94,7 @@ def load(
     own = _PIXEL_MODELS.get(index.get("_class_name", "")) if folder is not None else None
     if own is not None:
         shaped(index, {"network": list, "process": dict, "prediction": str, "shape": list}, folder / "model_index.json")
-        check_files(folder, {"network": index["network"]})
+        check_files(folder, {name: index.get(name) for name in ("network", *own.further)})
         made_here = load_image_model(own, folder, index, _device(device))
         check_finite(made_here.parts(), source)
         return made_here

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -54,9 +54,14 @@ class AutoencoderRecipe(Recipe):
 
 @torch.no_grad()
 def encode_all(
-    autoencoder: AutoencoderKL, pictures: Pictures, cache: Path, of: str, precision: str = "no", progress: bool = False
+    autoencoder: AutoencoderKL | AutoencoderDC,
+    pictures: Pictures,
+    cache: Path,
+    of: str,
+    precision: str = "no",
+    progress: bool = False,
 ) -> Tensor:
-    """The posterior mean of every picture's latent, (n, channels, size/8, size/8), unscaled.
+    """The posterior mean of every picture's latent, (n, channels, size/8, size/8) for a factor of 8, unscaled.
 
     Killed, it goes on at the last `CHUNK` pictures; several processes share the work.
 
@@ -87,7 +92,10 @@ def encode_all(
             for rows in (chunks[i][j : j + BATCH] for j in range(0, len(chunks[i]), BATCH)):
                 x = to_tensor([pictures.picture(row) for row in rows]).to(device)
                 with torch.autocast(device.type, dtype, enabled=precision != "no"):
-                    found.append(autoencoder.encode(x).latent_dist.mean.float().cpu())
+                    encoded = autoencoder.encode(x)
+                # A deterministic autoencoder (DC-AE) has no posterior.
+                z = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+                found.append(z.float().cpu())
             _keep(files[i], torch.cat(found), of)
     process.wait_for_everyone()
     if main:

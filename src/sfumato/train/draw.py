@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -108,6 +109,14 @@ def normal(shape: Sequence[int], rng: torch.Generator) -> Float[Tensor, "*shape"
     ]
     start = first - blocks.start * size
     return torch.cat(drawn)[start : start + n] if len(drawn) > 1 else drawn[0][start : start + n]
+
+
+@contextmanager
+def same_dropout(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout in the block draws its masks from ``seed``; what is drawn elsewhere is not touched."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _whole(n: int, rng: torch.Generator) -> tuple[torch.Generator, slice, int]:

@@ -1,0 +1,63 @@
+"""The first stage of models of codes: an autoencoder with a codebook, and every picture as codes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from sfumato.data.pictures import Pictures, to_tensor
+from sfumato.nets.blocks import groups
+from sfumato.pipeline.token_model import codes_of
+
+from . import draw
+from .recipe import Recipe
+
+BATCH = 64
+
+
+def codebook(size: int, channels: tuple[int, ...], values: int, dimensions: int = 8) -> VQModel:
+    """diffusers' ``VQModel``, a level for each of ``channels``, each but the last halving the side."""
+    vae = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * len(channels), up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels, layers_per_block=1, latent_channels=dimensions, num_vq_embeddings=values,
+        norm_num_groups=groups(*channels), sample_size=size,
+    )  # fmt: skip
+    with torch.no_grad():  # as far apart as new latents are: at the usual 1 / values nearly all codes stay unused
+        vae.quantize.embedding.weight.normal_(std=0.5)
+    return vae
+
+
+class CodebookRecipe(Recipe):
+    """Squared error of the pictures, a little absolute error, and the codebook's own loss (arXiv:1711.00937, eq. 3)."""
+
+    name = "codebook"
+    absolute = 0.1
+
+    def __init__(self, vae: VQModel, pictures: Pictures):
+        self.vae, self.pictures = vae, pictures
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae}
+
+    def batch(self, step: int, rng: torch.Generator, size: int) -> Tensor:
+        rows = draw.integers(len(self.pictures), size, rng)
+        return to_tensor([self.pictures.picture(int(i)) for i in rows])
+
+    def loss(self, batch: Tensor, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x = batch.to(self.vae.device)
+        quantised, own, _ = self.vae.quantize(self.vae.encode(x).latents)
+        y = self.vae.decode(quantised, force_not_quantize=True).sample.float()
+        mse = F.mse_loss(y, x)
+        return mse + self.absolute * F.l1_loss(y, x) + own, {"mse": mse.detach()}
+
+
+def encode_codes(vae: VQModel, pictures: Pictures) -> Int[Tensor, "n h w"]:
+    """The codes of all pictures."""
+    found = []
+    for start in range(0, len(pictures), BATCH):
+        rows = range(start, min(start + BATCH, len(pictures)))
+        found.append(codes_of(vae, to_tensor([pictures.picture(i) for i in rows]).to(vae.device)).cpu())
+    return torch.cat(found)
