@@ -60,8 +60,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         BadInput: the method does not fit the model, or the settings are none.
     """
     settings = dict(cell.audit)
-    told = settings.get("device"), _dtype(settings), settings.get("prediction")
-    pipe = load_text2image(settings.pop("before"), *told)
+    where = settings.get("device"), _dtype(settings), settings.get("prediction")
+    pipe = load_text2image(settings.pop("before"), *where)
     cls = catalog.get(cell.method, "erase").load()
     eraser = cls(concepts=cell.concepts, seed=cell.seed, **cell.settings)
     began = time.perf_counter()

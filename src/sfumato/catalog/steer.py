@@ -32,7 +32,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "steer", "t2i-zero", "sfumato.steer.t2i_zero:T2IZero", ("tunanyan2023multi",),
-        "Corrects each concept's embedding by its neighbours, and lets every pixel attend to one concept only.",
+        "Corrects each concept's embedding by its neighbours; every pixel attends to one concept only.",
         cost="attention with explicit probabilities: 10 to 20 % of a step on Stable Diffusion",
         when="Prompts with several objects, one of which goes missing or lends the other its looks.",
         beware="Concepts are found by a list of English words: name them where that fails.",

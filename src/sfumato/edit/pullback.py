@@ -153,8 +153,10 @@ class Pullback(Traversal):
     def basis(self, pipe: Text2Image, z: Float[Tensor, "*latent"], time: float, cond: Conditioning) -> Basis:
         """The local basis at one latent; ``cond`` has one row."""
         f: Map = lambda rows: pipe.features(rows, time, cond, self.where)
-        settings = {"iterations": self.iterations, "tol": self.tol, "oversample": self.oversample, "chunk": self.chunk}
-        return local_basis(f, z, self._rank, torch.Generator().manual_seed(self.seed), **settings)
+        return local_basis(
+            f, z, self._rank, torch.Generator().manual_seed(self.seed), iterations=self.iterations, tol=self.tol,
+            oversample=self.oversample, chunk=self.chunk,
+        )  # fmt: skip
 
     def prepared(self, pipe: Text2Image, time: float) -> Float[Tensor, "direction *features"] | None:
         """The directions of `use`."""

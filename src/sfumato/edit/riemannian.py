@@ -140,7 +140,7 @@ class Riemannian(Traversal):
         if self.pool == "sum":
             return dense_basis(f, z, rank, self.chunk)
         start = torch.Generator().manual_seed(self.seed)
-        extra = {"iterations": self.iterations, "oversample": 5, "chunk": self.chunk}
+        extra: dict[str, Any] = {"iterations": self.iterations, "oversample": 5, "chunk": self.chunk}
         return local_basis(f, z, rank, start, **extra)
 
     def prepared(self, pipe: Text2Image, time: float) -> tuple[Tensor, list[float]] | None:

@@ -49,7 +49,7 @@ def measure(seed: int) -> Found:
     z = pipe.encode_image(shown.to(pipe.device) * 2 - 1)
     noisy = pipe.process.diffuse(z, LOOKED, torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z))
     true = torch.nn.functional.adaptive_avg_pool2d((shown - empty).abs().amax(1), z.shape[-2:]) > 0.05
-    overlaps: dict[str, list[float]] = {"scaling": [], "attention": []}
+    overlaps: dict[Any, list[float]] = {"scaling": [], "attention": []}
     for i, item in enumerate(items):
         cond = pipe.encode(prompts[i])
         columns, (site,) = pipe.find(cond, item.object)[0], sites_of(pipe)

@@ -38,7 +38,8 @@ def measure_seed(seed: int) -> Found:
     asked = {a: balanced(words, WATCHED, rng) for a, words in WORDS.items()}
     prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(WATCHED)]
     times, x0 = measure(pipe, prompts, [1000 * seed + i for i in range(WATCHED)], WATCHED_STEPS)
-    order, law = ([], []), ([], [])
+    order: tuple[list[float], list[float]] = ([], [])
+    law: tuple[list[float], list[float]] = ([], [])
     for group in x0.split(WATCHED // GROUPS, dim=1):
         halves = half_times(times, signal_present(group, levels)).tolist()
         predicted = chromatogram(schedule, levels, gains=level_gains(group[-1], levels)).peaks.tolist()

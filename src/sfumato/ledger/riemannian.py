@@ -55,7 +55,7 @@ def measure(seed: int) -> Found:
     known = read.features(torch.stack([real[i]["image"] for i in range(REAL)]) / 2 + 0.5)
     far = lambda name: torch.cdist(read.features(drawn[name]), known).amin(1).tolist()
     lost = lambda name: (_contrast(drawn[name]) / _contrast(drawn["plain"]) - 1).abs().tolist()
-    ways = {"lerp": [], "slerp": []}
+    ways: dict[str, list[float]] = {"lerp": [], "slerp": []}
     for i in range(0, PICTURES, 2):
         f = edit.f(pipe, time, start.cond[i])
         for name, way in (("lerp", lerp), ("slerp", slerp)):

@@ -23,6 +23,7 @@ from sfumato.errors import BadInput
 from . import adapter, attention, conditioning, lora, offload, sampling, saving, sharing, steering, tokens
 from . import features as inside
 from .anatomy import Site
+from .denoise import NetworkDenoiser
 from .organs import Organs
 from .single import write
 
@@ -36,6 +37,7 @@ class Text2Image(Organs):
 
     adapters: dict[str, adapter.Adapter]
     learned: list[tokens.LearnedToken]
+    denoiser: NetworkDenoiser
 
     def __call__(self, *args, **kwargs):
         """Run the diffusers pipeline: ``p("a red star").images[0]``."""

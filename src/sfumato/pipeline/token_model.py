@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import ModelMixin, VQModel
@@ -38,6 +38,7 @@ class TokenModel(ImageModel):
 
     vae: Any = None
 
+    process: Any  # a TokenProcess
     own_defaults: ClassVar[tuple[str, ...]] = ("symbols",)
     further: ClassVar[Mapping[str, tuple[type[ModelMixin], ...]]] = MappingProxyType({"vae": (VQModel,)})
 
@@ -164,7 +165,7 @@ class TokenModel(ImageModel):
             generators = some.generators()
             told = some.told(self.told)
             noise = self.process.prior(uniforms(torch.empty(len(some), *self.shape), generators)).to(self.device)
-            parts.append(SAMPLERS[kind](self.denoiser, noise, times, told, generators).cpu())
+            parts.append(SAMPLERS[kind](cast(Any, self.denoiser), noise, times, told, generators).cpu())
         return torch.cat(parts)
 
     def equal(self, steps: int, kind: Kind) -> Tensor:
@@ -187,7 +188,7 @@ class TokenModel(ImageModel):
             BadInput: as `JYS.search`.
         """
         method = method or JYS(kind=self.defaults["scheduler"])
-        return method.search(self.denoiser, data.to(self.device), model=self.describe()["sha256"])
+        return method.search(cast(Any, self.denoiser), data.to(self.device), model=self.describe()["sha256"])
 
 
 def read(texts: Sequence[str], symbols: str) -> Int[Tensor, "n length"]:

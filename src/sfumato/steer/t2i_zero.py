@@ -207,7 +207,8 @@ class T2IZero(Patch):
                 retelling = Retelling(lambda cond: self._corrected(p, cond, concepts, told))
                 stack.enter_context(p.intercept(retelling, self.place))
             if self.ctnms_strength:
-                options = {"kernel": self.ctnms_kernel, "sigma": self.ctnms_sigma, "scope": self.ctnms_scope}
+                options: dict[str, Any] = {"kernel": self.ctnms_kernel, "sigma": self.ctnms_sigma}
+                options |= {"scope": self.ctnms_scope}
                 options |= {"span": self.ctnms_span, "strength": self.ctnms_strength, "renorm": self.ctnms_renorm}
                 suppression = Suppression(concepts.rows, self.ctnms_steps, options)
                 stack.enter_context(p.intercept(suppression, "attention"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,22 +41,38 @@ TRIES = 16
 class Settings(Protocol):
     """Those of `AttenCraft` that a run looks at; it says what they mean."""
 
-    words: tuple[str, ...]
-    described: tuple[str, ...]
-    version: Literal["released", "second"]
-    threshold: float
-    latest: float
-    refresh: int
-    ssim: float
-    masked: bool
-    attention_weight: float
-    per: Literal["cells", "mean"]
-    n_prior: int
-    prior_prompt: str
-    prior_weight: float
-    prior_steps: int
-    seed: int
-    progress: bool
+    @property
+    def words(self) -> tuple[str, ...]: ...
+    @property
+    def described(self) -> tuple[str, ...]: ...
+    @property
+    def version(self) -> Literal["released", "second"]: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def latest(self) -> float: ...
+    @property
+    def refresh(self) -> int: ...
+    @property
+    def ssim(self) -> float: ...
+    @property
+    def masked(self) -> bool: ...
+    @property
+    def attention_weight(self) -> float: ...
+    @property
+    def per(self) -> Literal["cells", "mean"]: ...
+    @property
+    def n_prior(self) -> int: ...
+    @property
+    def prior_prompt(self) -> str: ...
+    @property
+    def prior_weight(self) -> float: ...
+    @property
+    def prior_steps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def progress(self) -> bool: ...
 
     def says(self, which: Sequence[int]) -> str: ...
 
@@ -115,7 +131,7 @@ class Course:
         m = self.method
         require_memory(12 * pipe.size**2 * m.n_prior, f"{m.n_prior:,} pictures to keep the model")
         seeds = [2**20 + m.seed * m.n_prior + i for i in range(m.n_prior)]
-        steps = {"sampling_steps": m.prior_steps} if m.prior_steps else {}
+        steps: dict[str, Any] = {"sampling_steps": m.prior_steps} if m.prior_steps else {}
         drawn = pipe.draw([m.prior_prompt] * m.n_prior, seeds, progress=m.progress, **steps)
         return latents_of(pipe, drawn, mirrored=False).mean[0]
 

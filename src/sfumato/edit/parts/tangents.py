@@ -50,7 +50,7 @@ def told_apart(found: Found, prompts: Found | None) -> tuple[tuple[Figure, ...],
     frequency = {t: float(sum(mean_frequency(b.v).mean() for b in bases)) / len(bases) for t, bases in found.items()}
     spectra = {t: (sum(power_spectrum(b.v).mean(0) for b in bases) / len(bases)).tolist() for t, bases in found.items()}
     sigma = {t: bases[0].sigma.tolist() for t, bases in found.items()}
-    lines = {f"t = {t:.2f}": list(enumerate(band)) for t, band in spectra.items()}
+    lines: dict[str, Any] = {f"t = {t:.2f}": list(enumerate(band)) for t, band in spectra.items()}
     values = {f"t = {t:.2f}": [(i + 1, s / max(x[0], 1e-12)) for i, s in enumerate(x)] for t, x in sigma.items()}
     figures = [
         Figure("Mean frequency of the directions, as a share of the highest", "time", {"directions": _line(frequency)}),
