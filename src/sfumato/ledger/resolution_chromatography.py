@@ -21,6 +21,7 @@ from sfumato.steer.resolution_chromatography import (
 from .core import Claim, Experiment, Found
 from .erasure import sketch as pipeline
 
+Pairs = tuple[list[float], list[float]]
 WATCHED, GROUPS, WATCHED_STEPS = 48, 4, 50
 COMPOSED, STEPS, COARSE = 32, 25, 4
 
@@ -30,7 +31,7 @@ def _others(words: list[str], of: tuple[str, ...]) -> list[str]:
     return [of[(of.index(w) + 1) % len(of)] for w in words]
 
 
-def measure_seed(seed: int) -> Found:
+def watch(seed: int) -> Found:
     """Watch a run at every level of the latents, and draw with a prompt for the coarse level and one for the fine."""
     pipe, rng = pipeline(), torch.Generator().manual_seed(seed)
     side, schedule = pipe.latent_shape()[-1], pipe.process.schedule
@@ -38,8 +39,8 @@ def measure_seed(seed: int) -> Found:
     asked = {a: balanced(words, WATCHED, rng) for a, words in WORDS.items()}
     prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(WATCHED)]
     times, x0 = measure(pipe, prompts, [1000 * seed + i for i in range(WATCHED)], WATCHED_STEPS)
-    order: tuple[list[float], list[float]] = ([], [])
-    law: tuple[list[float], list[float]] = ([], [])
+    order: Pairs = ([], [])
+    law: Pairs = ([], [])
     for group in x0.split(WATCHED // GROUPS, dim=1):
         halves = half_times(times, signal_present(group, levels)).tolist()
         predicted = chromatogram(schedule, levels, gains=level_gains(group[-1], levels)).peaks.tolist()
@@ -100,7 +101,7 @@ EXPERIMENT = Experiment(
     },
     seeds=(1, 2, 3),
     tuning="nothing was tuned; the coarse level is blocks of 4 x 4 of the 8 x 8 latents",
-    measure=measure_seed,
+    measure=watch,
     cost=110,
     notes="The levels are averages of latents, to which the law applies roughly. A time at which a level starts with "
     "more than half of its signal counts as 1.",
