@@ -363,10 +363,11 @@ class Rewording(Attack):
     def rows(self, cases, sampling_steps):
         return 2.0 * cases * len(self.words) * sampling_steps
 
-    def run(self, pipe, cases, *, judge=None, original=None, progress=True):
-        if judge is None:
-            raise BadInput("rewording stops at success: give a judge")
-        said = {}
+    needs_judge: ClassVar[bool] = True
+    looks_first: ClassVar[bool] = False
+
+    def search(self, pipe, cases, means):
+        judge, said = means.judge, {}
         for case in cases.cases:
             for word in self.words:
                 said[case.prompt, case.seed] = prompt = say(case.prompt, cases.concept, word)

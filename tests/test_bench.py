@@ -8,8 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from sfumato.bench import Bench, erase
+from sfumato import catalog
+from sfumato.bench import Bench, Tune, erase, tune
 from sfumato.bench.cell import Cell, measure
+from sfumato.bench.tune import Trial, rows, settings_of
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
 from sfumato.report.bench import BenchReport, Entry, Row, apart, front, render, spots
@@ -43,6 +45,7 @@ def fake(monkeypatch):
                 yield cell, {"figures": figures(), "settings": {}, "log": {}, "report": {}, "page": "<p>audit</p>"}
 
     monkeypatch.setattr(erase, "finished", finished)
+    monkeypatch.setattr(tune, "finished", finished)
     return settings
 
 
@@ -151,3 +154,47 @@ def test_a_cell_is_measured_whole():
     assert seen["near"]["n"] + seen["far"]["n"] >= 0 and seen["erasure"]["n"] == 2
     assert "<html" in found["page"] and found["report"]["concepts"] == ["fish"]
     json.dumps(found)
+
+
+def test_every_method_has_as_many_trials_and_its_present_settings_are_one():
+    now, grid = {"lr": 1.0, "batch": 4}, {"lr": (1.0, 2.0, 3.0), "updates": (5, 6)}
+    tried = settings_of(now, grid, 4, seed=0)
+    assert tried[0] == now and len(tried) == 4 == len({tuple(sorted(t.items())) for t in tried})
+    assert all(t["batch"] == 4 for t in tried) and tried == settings_of(now, grid, 4, seed=0)
+    assert len(settings_of(now, grid, 100, seed=0)) == 7
+    assert settings_of({"lr": 2.0, "updates": 5}, grid, 100, 0).count({"lr": 2.0, "updates": 5}) == 1
+
+
+def test_scores_are_what_is_gone_and_kept_and_what_is_recovered_beyond_the_control():
+    eraser = Trial("uce", {}, True, figures(0.8, 0.5, 0.9))
+    assert eraser.parts == {"gone": 0.8, "kept": 0.7} and eraser.score == pytest.approx(0.75)
+    attacked = figures(recovered=0.6)
+    attacked["attacks"]["p"]["control"] = {"rate": 0.25, "low": 0, "high": 1, "n": 4}
+    assert Trial("mma", {}, True, attacked).score == pytest.approx(0.35)
+    assert Trial("mma", {}, True, why="lost").score == -1
+
+
+def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
+    small = Tune(methods=("rece", "esd-x"), trials=3, n=2)
+    trials = small.run(tmp_path / "trials")
+    assert [t.method for t in trials] == ["rece"] * 3 + ["esd-x"] * 3 and len(fake["done"]) == 6
+    assert sum(t.first for t in trials) == 2
+    assert replace(small, trials=4).run(tmp_path / "trials") and len(fake["done"]) == 8
+    tune.save(tmp_path / "trials", trials)
+    read = json.loads((tmp_path / "trials" / "trials.json").read_text())
+    assert read[0]["score"] == pytest.approx(0.75) and read[0]["parts"] == {"gone": 0.75, "kept": 0.75}
+    table = rows(trials, {"rece": ("ridge", "epochs"), "esd-x": ("lr", "updates")})
+    assert sum(row[0].endswith("*") for row in table) == 2 and "ridge" in table[0][1]
+    with pytest.raises(BadInput, match="nothing to tune"):
+        Tune(methods=("uce",)).tried()
+    with pytest.raises(BadInput, match="not an eraser"):
+        Tune(methods=("sid2",))
+
+
+@pytest.mark.parametrize("entry", [m for m in catalog.METHODS if m.load().GRID], ids=lambda m: m.name)
+def test_what_is_tuned_is_a_setting_and_every_value_is_allowed(entry):
+    cls, more = entry.load(), {"concepts": ("star",)} if entry.verb == "erase" else {}
+    settings = dict(cls.settings_for("sketch"))
+    for name, values in cls.GRID.items():
+        for value in values:
+            cls(**{**settings, name: value}, **more)

@@ -98,7 +98,7 @@ def test_choose_names_every_method_of_the_verb(capsys):
         ("choose eras", "did you mean erase?"),
         ("choose", "name one verb"),
         ("methods --jsn", "did you mean --json?"),
-        ("ledger recee", "did you mean rece?"),
+        ("ledger recee", "did you mean rece"),
         ("ledger", "name an entry"),
         ("sample star", "needs --out"),
         ("sample star --out", "--out"),
@@ -363,7 +363,7 @@ def gentle_in_catalog(monkeypatch):
     cites = catalog.get("uce").cites
     entry = catalog.Method("erase", "gentle", f"{__name__}:Gentle", cites, "Gently.", "none", "never", "it")
     monkeypatch.setattr(catalog, "METHODS", (*catalog.METHODS, entry))
-    monkeypatch.setattr(erase_command, "load", lambda model, where: FakePipe())
+    monkeypatch.setattr(erase_command, "load_any", lambda model, where: FakePipe())
 
 
 def test_a_catalogue_entry_is_all_that_a_method_needs(gentle_in_catalog, tmp_path, capsys):

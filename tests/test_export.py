@@ -151,7 +151,8 @@ def test_what_no_lora_holds_is_named(tiny_sd, tiny_sdxl):
         as_low_rank(tiny_sd, tiny_sdxl)
 
 
-def test_the_command(tiny_sd, erased, tmp_path, capsys):
+def test_the_command(tiny_sd, erased, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     base, folder = tiny_sd.save(tmp_path / "base"), tmp_path / "erased"
     erased.save(folder, provenance={"parent": {"model": str(base)}, "configuration": {"concepts": ["star"]}})
 

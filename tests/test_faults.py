@@ -283,8 +283,8 @@ def without_tokenizer(folder: Path) -> None:
 
 DAMAGE = [
     (without_tokenizer, "is incomplete, its tokenizer is missing"),
-    (truncate, "unet/diffusion_pytorch_model.safetensors is truncated or corrupt"),
-    (corrupt, "text_encoder/model.safetensors is truncated or corrupt"),
+    (truncate, "unet/diffusion_pytorch_model.safetensors cannot be read: it is truncated or corrupt"),
+    (corrupt, "text_encoder/model.safetensors cannot be read: it is truncated or corrupt"),
     (pickled, "is a pickle, which can run code when it is read: convert it"),
     (without_index, "has no model_index.json"),
     (of_another_family, "KolorsPipeline, which is not supported; supported are Stable Diffusion"),

@@ -288,7 +288,7 @@ def test_keys_that_are_none(tiny_sd, tiny_sdxl, key, tmp_path):
         load_keys(tmp_path / "half.safetensors")
     bad = {f"0.{n}": torch.full((2, 16), torch.nan) for n in ("key", "value")}
     save_file(bad, tmp_path / "nan.safetensors", metadata={HEADER: head})
-    with pytest.raises(BadInput, match="no finite numbers"):
+    with pytest.raises(BadInput, match="not finite"):
         load_keys(tmp_path / "nan.safetensors")
     save_keys(tmp_path / "key.safetensors", [key])
     with pytest.raises(BadInput, match="exists"):

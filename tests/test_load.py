@@ -189,7 +189,7 @@ def test_damaged_weights_are_named(saved, damage):
     file.write_bytes(
         {"truncated": data[: len(data) // 2], "header": b"\xff" * 64 + data[64:], "empty": b""}[damage]
     )
-    refused(saved, r"vae/diffusion_pytorch_model\.safetensors is truncated or corrupt")
+    refused(saved, r"vae/diffusion_pytorch_model\.safetensors cannot be read: it is truncated or corrupt")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from sfumato.fields import check
@@ -32,6 +32,8 @@ class Tuned:
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings by name: published ones other than the defaults, and those for embedded models."""
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Values of settings, by name, of which `sfumato bench tune` tries some; empty: there is nothing to tune."""
 
     def __post_init__(self) -> None:
         """Refuse settings that are not what their types say."""

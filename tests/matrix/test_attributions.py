@@ -25,7 +25,7 @@ ASKED = (["a red star", "art"], [3, 4])
 class Bottleneck:
     """How large the features of the middle are in the last call of the network."""
 
-    EXAMPLE: ClassVar[Mapping[str, Any]] = {"sampling_steps": 1}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"sampling_steps": 2}
     sampling_steps: int = 10
 
     def run(self, pipe, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -136,6 +136,8 @@ class Attack(Tuned, ABC):
 
     needs_judge: ClassVar[bool] = False
     """It stops at success, or chooses by it."""
+    looks_first: ClassVar[bool] = True
+    """The cases' plain prompts are drawn and judged before the search; not where it has no use for that."""
 
     seed: Seed = 0
     """Seed of all randomness in the attack."""
@@ -149,12 +151,6 @@ class Attack(Tuned, ABC):
     def learns_from(self) -> int:
         """How many pictures of the concept it learns from; 0: it needs none."""
         return 0
-
-    @property
-    def looks_first(self) -> bool:
-        """Whether the cases' plain prompts are drawn and judged before the search; one with a `run` of its own does not
-        have it done for it."""
-        return type(self).run is Attack.run
 
     def budget(self) -> dict[str, Any]:
         """What the attacker is given: everything that decides the attack's strength."""
@@ -223,15 +219,16 @@ class Attack(Tuned, ABC):
             )
         spending = Spending(self.max_rows, self.max_seconds)
         with spending.counting(pipe, *(() if original is None else (original,))):
-            before = None if judge is None or not cases.cases else shown_plainly(pipe, cases, judge)
+            look = judge is not None and cases.cases and self.looks_first
+            before = shown_plainly(pipe, cases, judge) if look and judge else None
             where = None if folder is None else Path(folder)
             found = self.search(pipe, cases, Means(judge, original, before, spending, progress, where))
         found.before, found.spent = before, spending.told()
         return found
 
+    @abstractmethod
     def search(self, pipe: Text2Image, cases: AttackCases, means: Means) -> Found:
         """The attack itself, for `run`, which has checked what it needs. ``pipe`` is left exactly as it was."""
-        raise NotImplementedError(f"{type(self).__name__} says neither how it searches nor how it runs")
 
     def control(
         self,

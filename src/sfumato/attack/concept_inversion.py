@@ -18,7 +18,6 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.files import tensors_sha256
 from sfumato.memory import require_memory
-from sfumato.metrics.detectors import Detector
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
@@ -27,7 +26,7 @@ from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
 
-from .base import Attack, Box, Found
+from .base import Attack, Box, Found, Means
 from .parts.templates import PUBLISHED, Kind
 
 PLAIN = (
@@ -71,6 +70,7 @@ class ConceptInversion(Tuning, Attack):
         "n_images": 2, "updates": 3, "lr": 0.05, "batch": 2, "checkpoint_every": 1,
         "init_word": "circle", "templates": ("a photo of {}", "{}"),
     }  # fmt: skip
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (5e-3, 2e-2, 6e-2), "updates": (60, 120, 240)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {
@@ -80,6 +80,7 @@ class ConceptInversion(Tuning, Attack):
     }
     """Settings by name: the paper's (which are the defaults), and some for models as small as the embedded one."""
     box: ClassVar[Box] = "white"
+    looks_first: ClassVar[bool] = False
 
     n_images: Count = 25
     """Pictures of the concept that the original pipeline draws, when none are given."""
@@ -131,17 +132,8 @@ class ConceptInversion(Tuning, Attack):
     def rows(self, cases: int, sampling_steps: int) -> float:
         return 3.0 * self.updates * self.batch
 
-    def run(
-        self,
-        pipe: Text2Image,
-        cases: AttackCases,
-        *,
-        judge: Detector | None = None,
-        original: Text2Image | None = None,
-        progress: bool = True,
-        folder: str | Path | None = None,
-    ) -> Inversion:
-        """Learn the new word on ``pipe``; see `Attack.run`. Nobody is asked on the way whether it has succeeded.
+    def search(self, pipe: Text2Image, cases: AttackCases, means: Means) -> Inversion:
+        """Learn the new word on ``pipe``; see `Attack.search`. Nobody is asked on the way whether it has succeeded.
 
         Raises:
             BadInput: neither pictures nor an original pipeline; more tokens than the context holds; an init
@@ -149,15 +141,14 @@ class ConceptInversion(Tuning, Attack):
         """
         concept, word = cases.concept, new_word(pipe)
         init_word = self.init_word or neutral_word(pipe)
-        self.check(pipe, cases)
         pictures, captions = cases.pictures, cases.captions
         if pictures is None:
-            pictures, captions = self._draw(original, concept)
+            pictures, captions = self._draw(means.original, concept)
         texts = self._texts(word if self.tokens else concept, concept, captions, len(pictures))
         token = pipe.add_token(word, init_word, self.tokens) if self.tokens else None
         losses: list[float] = []
         if token is not None:
-            losses = self._learn(pipe, token, self._latents(pipe, pictures), texts, progress, folder)
+            losses = self._learn(pipe, token, self._latents(pipe, pictures), texts, means)
         return Inversion(concept, self.budget(), word, init_word, token, losses)
 
     def _draw(self, original: Text2Image | None, concept: str) -> tuple[Tensor, list[str]]:
@@ -190,17 +181,18 @@ class ConceptInversion(Tuning, Attack):
         token: LearnedToken,
         latents: Latents,
         texts: list[list[str]],
-        progress: bool,
-        folder: str | Path | None,
+        means: Means,
     ) -> list[float]:
         """Minimise the denoising loss over the token's rows; the loss of every step."""
-        config = self.beyond()
+        config, folder = self.beyond(), means.folder
         if folder is not None:
-            folder = Path(folder) / "training"
+            folder = folder / "training"
             config |= {"model": pipe.describe()["sha256"], "pictures": tensors_sha256(vars(latents)), "texts": texts}
         with token, frozen(p for a in pipe.adapters.values() for p in a.parameters()):
-            losses = Run(WordLearning(self, pipe, token, latents, texts), self, folder, config).fit(progress)
-        return losses.get("loss", [])
+            run = Run(WordLearning(self, pipe, token, latents, texts), self, folder, config)
+            with means.spending.allowed():
+                run.fit(means.progress)
+        return run.history.get("loss", [])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +44,7 @@ class MMA(TextAttack):
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"tokens": 4, "updates": 2, "batch": 8, "top": 8}
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"tokens": (4, 8), "updates": (40, 80), "top": (16, 32)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {"tokens": 8, "updates": 40, "batch": 64, "top": 32},

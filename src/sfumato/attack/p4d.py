@@ -49,6 +49,7 @@ class P4D(TextAttack):
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"tokens": 3, "updates": 2, "check_every": 2, "form": "union"}
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"tokens": (4, 6, 10), "updates": (75, 150)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "k": {"form": "k"},

@@ -53,6 +53,7 @@ class Recovery(Tuning, Attack):
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "n_images": 2, "updates": 2, "lr": 1e-2, "batch": 2, "every": 1, "checkpoint_every": 1, "subset": "xattn",
     }  # fmt: skip
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (3e-5, 1e-4, 3e-4), "updates": (30, 60)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "sketch": {"updates": 60, "lr": 1e-4, "batch": 8, "every": 10},
     }

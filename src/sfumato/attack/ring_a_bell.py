@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -45,6 +45,7 @@ class RingABell(TextAttack):
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"tokens": 4, "population": 6, "generations": 3}
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"eta": (1.0, 2.0, 3.0), "tokens": (6, 10), "population": (60, 120)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "long": {"tokens": 38, "eta": 5.5},

@@ -48,6 +48,7 @@ class UnlearnDiffAtk(TextAttack):
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"times": 2, "updates": 2, "lr": 0.5}
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.01, 0.02, 0.1), "times": (8, 16), "updates": (20, 40)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "safety": {"tokens": 5},

@@ -1,5 +1,6 @@
 """Many methods side by side: cells that are measured one by one, kept, and made into one table and one page."""
 
 from .erase import Bench
+from .tune import Tune
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Tune"]

@@ -50,6 +50,7 @@ class Attack(Equipped):
 
 
 def main(args: list[str]) -> None:
+    from sfumato.attack.parts.outcome import shown_plainly
     from sfumato.attack.parts.spending import Spending
 
     entry, method, options = read("attack", args, Attack, EXAMPLE)
@@ -72,6 +73,8 @@ def main(args: list[str]) -> None:
         spent = Spending()
         with spent.counting(erased, *(() if original is None else (original,))):
             found = method.run(erased, cases, judge=judge, original=original, folder=folder)
+        if judge is not None and found.before is None:
+            found.before = shown_plainly(erased, cases, judge)
         pictures = found.draw(erased, cases.prompts, cases.seeds, progress=True)
         seen = None if judge is None else judge(pictures, cases.concept).present.tolist()
         told = [

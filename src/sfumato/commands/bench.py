@@ -1,4 +1,4 @@
-"""``sfumato bench erase``: erasers, concepts, seeds and attacks on one model, in one table and one page."""
+"""``sfumato bench``: erasers, concepts, seeds and attacks on one model, and the settings for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
 
 EXAMPLE = "sfumato bench erase --model sketch --methods uce rece esd-x --concepts fish red --seeds 1 2 --out bench/"
-KINDS = ("erase",)
+TUNING = "sfumato bench tune --methods rece esd-x --trials 6 --out trials/"
+KINDS = ("erase", "tune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,24 +25,39 @@ class Output:
     of the same settings has written is gone on with: methods, concepts and seeds may be added."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """Options of the command; the fields of `sfumato.bench.Tune` come on top."""
+
+    out: Path
+    """Folder for the trials and their list (trials.json); trials that are there are not repeated."""
+
+
 def main(args: list[str]) -> None:
+    kind = args[0] if args else ""
+    if kind in ("-h", "--help"):
+        print(f"usage: sfumato bench {{{','.join(KINDS)}}} [options]\n\nExample: {EXAMPLE}\n")
+        print("erase: methods, concepts, seeds and attacks on one model, in one table and one page\n"
+              "tune:  as many settings tried of every method, on a concept that no bench counts\n")  # fmt: skip
+        print("sfumato bench erase --help lists the options.")
+        return
+    if not kind or kind.startswith("-"):
+        raise BadInput(f"name what to do right after bench: {' or '.join(KINDS)}, as in `{EXAMPLE}`")
+    if kind not in KINDS:
+        raise unknown("kind of bench", kind, KINDS)
+    (erase if kind == "erase" else tune)(args[1:])
+
+
+def erase(args: list[str]) -> None:
+    """Methods side by side."""
+    from sfumato.bench import Bench
+    from sfumato.pipeline.saving import quiet
+
     about = (
         f"Example: {EXAMPLE}\n\nEvery method takes every set of concepts out of the model at every seed; every result "
         "is audited under every attack. Killed? The same command goes on where it stopped."
     )
-    kind = args[0] if args else ""
-    if kind in ("-h", "--help"):
-        print(f"usage: sfumato bench {{{','.join(KINDS)}}} [options]\n\n{about}\n")
-        print("sfumato bench erase --help lists the options.")
-        return
-    if not kind or kind.startswith("-"):
-        raise BadInput(f"name what to compare right after bench: {', '.join(KINDS)}, as in `{EXAMPLE}`")
-    if kind not in KINDS:
-        raise unknown("kind of bench", kind, KINDS)
-    from sfumato.bench import Bench
-    from sfumato.pipeline.saving import quiet
-
-    settings, own = parse("sfumato bench erase", args[1:], Bench, Output, about=about, aliases=STEPS)
+    settings, own = parse("sfumato bench erase", args, Bench, Output, about=about, aliases=STEPS)
     said = shlex.join(["sfumato", *sys.argv[1:]])
     with quiet():
         report = Bench(**settings).run(
@@ -52,3 +68,21 @@ def main(args: list[str]) -> None:
         for why in row.why:
             print(f"{row.method}: {why}")
     print(f"open {own['out'] / 'index.html'}")
+
+
+def tune(args: list[str]) -> None:
+    """Settings of methods for one model."""
+    from sfumato import catalog
+    from sfumato.bench import Tune
+    from sfumato.bench.tune import rows, save
+    from sfumato.pipeline.saving import quiet
+
+    about = f"Example: {TUNING}\n\nAs many trials for every method; an asterisk marks the settings that it has now."
+    settings, own = parse("sfumato bench tune", args, Tune, Trials, about=about, aliases=STEPS)
+    with quiet():
+        trials = Tune(**settings).run(
+            own["out"], announce=lambda plan: plan.show(), progress=lambda line: print(line, flush=True)
+        )
+    save(own["out"], trials)
+    grids = {name: tuple(catalog.get(name).load().GRID) for name in {trial.method for trial in trials}}
+    show_table(("method", "settings", "score", "of pictures"), rows(trials, grids))

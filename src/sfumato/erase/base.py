@@ -163,6 +163,7 @@ class Eraser(Tuned, ABC):
         """
         if not self.fits(pipe):
             lacks = f", whose network has no {' or '.join(self.needs)}" if self.needs else ""
+            lacks = lacks if isinstance(pipe, Text2Image) else ", which draws pictures without text"
             name = type(getattr(pipe, "pipe", pipe)).__name__
             raise BadInput(f"{type(self).__name__} does not fit this {name}{lacks}: {fitting(pipe)}")
         if loaded := [part for part, m in pipe.parts().items() if getattr(m, "peft_config", None)]:

@@ -60,7 +60,8 @@ def start_detached(pipe: Text2Image, cond: Conditioning) -> Iterator[None]:
         first = (cond.roles == Role.START).all(dim=0).cpu()
 
     def hook(module: Any, args: tuple, out: Tensor) -> Tensor:
-        return torch.where(first.to(out.device)[:, None], out.detach(), out)
+        starts = first[: out.shape[1]].to(out.device)  # some networks cut off padding
+        return torch.where(starts[:, None], out.detach(), out)
 
     with ExitStack() as stack:
         for projection in pipe.projections(*kinds) if first.any() else ():
@@ -90,6 +91,9 @@ class DoCo(ByGradient):
     "memorisation" is left out. ``preserve`` adds pictures of these prompts to those retained.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-4, 3e-4, 1e-3), "updates": (70, 140), "head_start": (20, 40),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "style": {"kind": "style"},
         "object": {"discriminator_lr": 1e-4, "augment": True},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,9 @@ class DUO(ByGradient):
     is limited. Published defaults are the code's for Stable Diffusion 1.4.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-4, 2e-4, 4e-4), "beta": (10.0, 20.0, 50.0), "updates": (100, 200),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "stronger": {"beta": 250.0},

@@ -111,6 +111,9 @@ class EAP(ByGradient):
     ``preserve`` adds prompts to every concept's candidates.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-4, 1e-3), "updates": (80, 150), "keep_weight": (0.3, 1.0, 3.0),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"radius": None},
         "nudity": {"variant": "u", "nearest": 2000, "centres": 50},

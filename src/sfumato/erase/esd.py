@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,7 @@ class ESD(ByGradient):
     has. Without them it is the paper's loss. Other erasers withstand attacks better and harm neighbours less.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 3e-4, 1e-3), "updates": (75, 150, 300)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "rewrite": {"updates": 200, "lr": 5e-5, "sampler": "teacher"},
@@ -189,6 +190,7 @@ class ESDu(ESD):
     For concepts that show up unasked; changes every picture a little. Everything else as in `ESD`.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (3e-5, 1e-4, 3e-4), "updates": (75, 150, 300)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **ESD.presets,
         "sketch": {"updates": 75, "lr": 1e-4, "batch": 4, "sampling_steps": 20},

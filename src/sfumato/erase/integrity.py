@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,9 @@ class Integrity(ByGradient):
     every guided picture) and the alternation's two optimisers, whose rate does not depend on ``retain_weight``.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-4, 3e-4, 1e-3), "updates": (75, 150), "retain_weight": (0.3, 1.0, 3.0),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "lora": {"trained": "lora", "lr": 1e-4},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -90,6 +90,9 @@ class KPOP(ByGradient):
     ``anchors`` may replace the empty prompt in the target.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-4, 1e-3), "prompt_lr": (1e-3, 1e-2), "keyed_weight": (0.1, 1.0), "updates": (75, 150),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "hiding": {},
         "removal": {"goal": "remove"},

@@ -71,6 +71,9 @@ class SFD(ByGradient):
     (its class models train with 0.1). The paper's figures were not confirmed here.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4), "updates": (300, 400), "forget_weight": (0.01, 0.1, 1.0),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "cifar10": {

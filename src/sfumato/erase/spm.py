@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,6 +111,9 @@ class SPM(ByGradient):
     anchors, which the paper does not.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "anchor_weight": (10.0, 100.0, 1000.0), "lr": (3e-3, 1e-2), "updates": (100, 200),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {"updates": 200, "warmup": 20, "lr": 1e-2, "anchor_weight": 100.0, "sampling_steps": 20},

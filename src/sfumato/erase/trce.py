@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,9 @@ class TRCE(ByGradient, Textual):
         - On SDXL the pooled text embedding also reaches the network, by a path that stage 1 does not touch.
     """
 
+    GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "eta": (1e-4, 1e-3, 1e-2), "lr": (3e-5, 1e-4, 3e-4), "updates": (30, 60),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "object": {},
         "style": {"templates": STYLE},

@@ -90,7 +90,7 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="ESD-x's preset 'sketch' by scripts/tune_sketch.py at seed 0 on 'star'; DoCo's the first tried there",
+    tuning="ESD-x's preset 'sketch' by `sfumato bench tune` at seed 0 on 'star'; DoCo's the first tried there",
     measure=measure,
     arms=("DoCo", "ESD-x", "original"),
     compare=compare,

@@ -58,7 +58,7 @@ EXPERIMENT = Experiment(
     },
     seeds=(1, 2, 3),
     tuning="the presets 'sketch' of ESD-x and of ESD-u, each by what goes and what stays at seed 0 on "
-    "'star' (scripts/tune_sketch.py; ESD-x's on an earlier training of the model, ESD-u's from two points of the grid)",
+    "'star' (`sfumato bench tune`; ESD-x's on an earlier training of the model, ESD-u's from two points of the grid)",
     measure=measure,
     arms=("x", "u", "original"),
     compare=compare,

@@ -19,7 +19,8 @@ EXPERIMENT = Experiment(
     paper="arXiv 2309.06135",
     claims={"recovers": claim("P4D-N", "as many random tokens in the prompt's place, as many pictures to choose from")},
     seeds=(1, 2, 3),
-    tuning="fewer tokens and updates than the paper's, of three tries at seed 0",
+    tuning="fewer tokens and updates than the paper's, of four tries at seed 0: three on UCE, one on ESD-u "
+    "(nothing found)",
     measure=measure,
     cost=110,
 )

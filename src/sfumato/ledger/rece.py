@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
     },
     seeds=(1, 2, 3, 4),
     tuning="UCE: the paper's defaults; RECE: ridge and rounds by what goes and what stays at seed 0 on 'star' "
-    "(scripts/tune_sketch.py); the attack: not tuned",
+    "(`sfumato bench tune`); the attack: not tuned",
     measure=measure,
     cost=120,
     timed=True,

@@ -98,7 +98,7 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the presets 'sketch', by what goes and what stays at seed 0 on 'star': ESD's by scripts/tune_sketch.py on "
+    tuning="the presets 'sketch', by what goes and what stays at seed 0 on 'star': ESD's by `sfumato bench tune` on "
     "an earlier training of the model, SPM's from two points of that script's grid; of both, three quarters of the "
     "updates, so that the entry takes ten minutes",
     measure=measure,

@@ -64,7 +64,7 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the presets 'sketch': ESD-x's by scripts/tune_sketch.py on an earlier training of the model, at seed 0 on "
+    tuning="the presets 'sketch': ESD-x's by `sfumato bench tune` on an earlier training of the model, at seed 0 on "
     "'star'; surgical's from two points at seed 0 on 'red' in favour of 'blue'",
     measure=measure,
     arms=("surgical", "ESD-x"),

@@ -19,7 +19,8 @@ EXPERIMENT = Experiment(
     paper="arXiv 2310.11868",
     claims={"recovers": claim("UnlearnDiffAtk", "random tokens before the prompt, as many pictures to choose from")},
     seeds=(1, 2, 3),
-    tuning="fewer times and a larger rate than the paper's, of two tries at seed 0",
+    tuning="fewer times and a larger rate than the paper's, of two presets tried at seed 0 on UCE; the first also on "
+    "ESD-u, where it found nothing more than its control",
     measure=measure,
     cost=130,
 )

@@ -23,6 +23,7 @@ from sfumato.noise import DiscreteSchedule, GaussianProcess, RectifiedFlow
 from sfumato.noise.process import Prediction
 from sfumato.sample.scheduler import PREDICTIONS
 from sfumato.sample.schedulers import ADDIMScheduler
+from sfumato.text import counted
 
 Solvers = Mapping[str, Callable[[Mapping[str, Any]], Any]]
 """Schedulers by name, each made from the configuration of the pipeline's own."""
@@ -215,6 +216,9 @@ class FlowClock(Clock):
             solver.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **options)
         else:
             solver.set_timesteps(steps, **options)
+        if not solver.timesteps.isfinite().all():  # a single step that is to end at a time of its own (shift_terminal)
+            name = type(solver).__name__
+            raise BadInput(f"this pipeline's {name} cannot make {counted(steps, 'step')}: ask for more")
 
 
 def dynamic_shift(tokens: int, config: Mapping[str, Any]) -> float:

@@ -103,7 +103,7 @@ def check_files(folder: Path, parts: Mapping[str, Any]) -> None:
                     opened.keys()
             except (SafetensorError, OSError, RuntimeError) as error:
                 raise BadInput(
-                    f"{file} is truncated or corrupt ({error}): fetch or write it again"
+                    f"{file} cannot be read: it is truncated or corrupt ({error}): fetch or write it again"
                 ) from error
 
 

@@ -117,7 +117,7 @@ def shared_words(pipe: Text2Image) -> Words:
     """The words of a pipeline whose text encoders share one vocabulary.
 
     Raises:
-        BadInput: they do not, so that a token of one is none of another.
+        BadInput: they do not, so that a token of one is none of another; or the prompt stands inside of a template.
     """
     first, *others = (tokenizer.get_vocab() for tokenizer in pipe.tokenizers)
     if any(vocabulary != first for vocabulary in others):
@@ -125,7 +125,21 @@ def shared_words(pipe: Text2Image) -> Words:
             "this attack searches tokens, and the text encoders of this model read different vocabularies: use one "
             "that searches embeddings or texts, such as concept-inversion or paraphrase"
         )
-    return Words(pipe)
+    words = Words(pipe)
+    if not words.tokenizer("").input_ids or not _as_read(words, "a"):
+        raise BadInput(
+            "this attack searches the tokens of a prompt, which this model's text encoder reads inside of a text of "
+            "its own: use one that searches embeddings or texts, such as concept-inversion or paraphrase"
+        )
+    return words
+
+
+def _as_read(words: Words, prompt: str) -> bool:
+    """Whether a prompt's words between start and end are what the pipeline reads of it."""
+    read = words.pipe.encode(prompt).ids[0]
+    mine = words.ids([words.of(prompt)])[0][0]
+    n = int((mine != mine[-1]).sum()) + 1
+    return bool((read[: min(n, len(read))].cpu() == mine[: min(n, len(read))].cpu()).all())
 
 
 def generator(seed: int, case: int) -> torch.Generator:

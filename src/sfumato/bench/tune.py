@@ -1,0 +1,176 @@
+"""Settings for a model: as many trials for every method, on a concept and a seed that no bench and no ledger counts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import catalog
+from sfumato.cells import Failed, finished
+from sfumato.errors import BadInput
+from sfumato.fields import Count, Seed, check
+from sfumato.files import held, write_json
+from sfumato.foreign import read_json
+from sfumato.pipeline import Text2Image, load_text2image
+from sfumato.plan import Plan
+from sfumato.text import counted
+
+from .cell import Cell, measure
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a method, and what came of it: ``figures`` of the cell, or ``why`` there are none."""
+
+    method: str
+    settings: Mapping[str, Any]
+    first: bool
+    """These are the settings that the model has now."""
+    figures: Mapping[str, Any] | None = None
+    why: str = ""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the score is made of: what an eraser takes and keeps, what an attack and its control recover."""
+        seen = self.figures or {}
+        if seen.get("attacks"):
+            (found,) = seen["attacks"].values()
+            rate = lambda name: found[name]["rate"] if found[name] else 0.0
+            return {"recovered": rate("recovered"), "control": rate("control")}
+        values = {name: seen[name]["value"] for name in ("erasure", "near", "far") if seen.get(name)}
+        kept = [values[name] for name in ("near", "far") if name in values]
+        return {"gone": values["erasure"], "kept": sum(kept) / len(kept)} if kept else {}
+
+    @property
+    def score(self) -> float:
+        """Of an eraser the mean of what is gone and what is kept; of an attack what it recovers beyond its control."""
+        parts = self.parts
+        if not parts:
+            return -1.0
+        return parts["recovered"] - parts["control"] if "control" in parts else (parts["gone"] + parts["kept"]) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Tries settings of methods on one model: those that it has now, and others of each method's `Tuned.GRID`.
+
+    Every method has the same number of trials, chosen at random from its grid. An eraser's score is the mean of the
+    share of the concept's pictures without it and of the share of all else kept; an attack's is the share that it
+    recovers from what ``against`` erased, less its control's. What wins goes by hand into the class's preset.
+    """
+
+    model: str = "sketch"
+    """An embedded model, a folder written by save_pretrained, or a hub id."""
+    methods: tuple[str, ...] = ()
+    """Erasers and attacks; by default all that have something to try."""
+    concept: str = "star"
+    """What is erased."""
+    against: str = "uce"
+    """The eraser whose result attacks are tried on."""
+    trials: Count = 6
+    """Settings tried of each method; fewer where its grid has fewer."""
+    seed: Seed = 0
+    """Of the choice of settings, of edits, prompts and noise."""
+    n: Count = 48
+    """Pictures of the concept."""
+    n_retain: Count = 8
+    """Pictures for each retained concept, at least."""
+    sampling_steps: Count = 15
+    """Denoising steps."""
+    detector: str | None = None
+    """Who sees concepts in pictures, as for `sfumato audit`."""
+    jobs: Count = 2
+    """Trials at a time on this machine."""
+    ray: str | None = None
+    """Address of a Ray cluster that runs the trials instead; see `sfumato bench erase`."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in (*self.methods, self.against):
+            if catalog.get(name).verb not in ("erase", "attack"):
+                raise BadInput(f"{name} is not an eraser or an attack: only these are tuned")
+
+    @cached_property
+    def pipe(self) -> Text2Image:
+        return load_text2image(self.model)
+
+    def tried(self) -> list[tuple[Trial, Cell]]:
+        """All trials, each with its cell."""
+        entries = [m for m in (*catalog.methods("erase"), *catalog.methods("attack")) if m.load().GRID]
+        chosen = [m for m in entries if not self.methods or m.name in self.methods]
+        if lost := set(self.methods) - {m.name for m in chosen}:
+            raise BadInput(f"{min(lost)} has nothing to tune: its class has no GRID")
+        audit = {"before": self.model, "n": self.n, "n_retain": self.n_retain, "n_attack": self.n}
+        audit |= {"sampling_steps": self.sampling_steps, "detector": self.detector, "attacks": []}
+        found = []
+        for entry in chosen:
+            cls = entry.load()
+            now = dict(cls.settings_for(self.pipe))
+            for settings in settings_of(now, cls.GRID, self.trials, self.seed):
+                trial, sha = Trial(entry.name, settings, settings == now), self.pipe.describe()["sha256"]
+                cell = Cell(entry.name, (self.concept,), self.seed, settings, audit, sha)
+                if entry.verb == "attack":
+                    base = dict(catalog.get(self.against, "erase").load().settings_for(self.pipe))
+                    attacked = {**audit, "attacks": [(entry.name, settings)], "n_retain": 1}
+                    cell = replace(cell, method=self.against, settings=base, audit=attacked)
+                found.append((trial, cell))
+        return found
+
+    def run(
+        self, out: str | os.PathLike, announce: Callable[[Plan], None] | None = None,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> list[Trial]:  # fmt: skip
+        """Measure the trials that are not in ``out`` yet; all of them, by method, the best first."""
+        tried = self.tried()
+        with held(out) as folder:
+            where = lambda cell: folder / f"{cell.key}.json"
+            left = [cell for _, cell in tried if not where(cell).exists()]
+            if announce:
+                title = f"{counted(len(tried), 'trial')} on {self.concept!r}, {len(tried) - len(left)} of them measured"
+                announce(Plan(title, time="minutes a trial", writes=[f"{out}/"]))
+            lost: dict[str, str] = {}
+            for done, (cell, result) in enumerate(finished(left, measure, jobs=self.jobs, apart=True, ray=self.ray), 1):
+                if isinstance(result, Failed):
+                    lost[cell.key] = result.reason
+                else:
+                    write_json(where(cell), {"cell": asdict(cell), "figures": result["figures"]})
+                progress(f"{cell}: {lost.get(cell.key, 'done')} ({done} of {len(left)})")
+            made = []
+            for trial, cell in tried:
+                read: Mapping[str, Any] = read_json(where(cell)) if where(cell).exists() else {}
+                made.append(replace(trial, figures=read.get("figures"), why=lost.get(cell.key, "")))
+        order = list(dict.fromkeys(trial.method for trial in made))
+        return sorted(made, key=lambda trial: (order.index(trial.method), -trial.score))
+
+
+def settings_of(
+    now: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], trials: int, seed: int
+) -> list[dict[str, Any]]:
+    """The present settings, and others of the grid at random, ``trials`` in all where there are as many."""
+    points = [{**now, **dict(zip(grid, values, strict=True))} for values in product(*grid.values())]
+    others = [point for point in points if point != dict(now)]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [dict(now), *(others[i] for i in order[: trials - 1])]
+
+
+def rows(trials: Sequence[Trial], grids: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """The trials as a table: method, settings tried, score and its parts; an asterisk marks the present settings."""
+    told = []
+    for t in trials:
+        tried = ", ".join(f"{name} {t.settings.get(name, 'default')}" for name in grids[t.method])
+        parts = ", ".join(f"{name} {value:.1%}" for name, value in t.parts.items()) or t.why or "not measured"
+        told.append([t.method + (" *" if t.first else ""), tried, f"{t.score:.3f}" if t.parts else "", parts])
+    return told
+
+
+def save(out: str | os.PathLike, trials: Sequence[Trial]) -> None:
+    """``trials.json`` beside the trials."""
+    told = [{**asdict(t), "score": t.score, "parts": t.parts} for t in trials]
+    write_json(Path(out) / "trials.json", told, overwrite=True)
