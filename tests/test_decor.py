@@ -8,6 +8,7 @@ from torch import nn
 
 from sfumato.errors import BadInput
 from sfumato.pipeline.conditioning import Role
+from sfumato.steer import FasterDiffusion
 from sfumato.steer.decor import DECOR, basis, cosines, decompose, decor
 
 PROMPT = "a red star and a blue circle"
@@ -237,3 +238,18 @@ def test_a_prompt_that_leaves_no_room_behind_it(tiny_sd):
 def test_settings_that_make_no_sense(given, told):
     with pytest.raises(BadInput, match=told):
         DECOR(**given)
+
+
+def test_it_acts_where_the_network_runs_in_parts(tiny_sd):
+    p = tiny_sd.copy()
+    draw = lambda: p.draw(PROMPT, 1, sampling_steps=4, cfg_scale=3.0)
+    patch = DECOR(undesired="red", alpha=0.8)
+    with FasterDiffusion(every=2, alpha=0.0).patch(p):
+        without = draw()
+        with patch.patch(p):
+            both = draw()
+    assert not torch.allclose(both, without, atol=1e-4)
+    with patch.patch(p), FasterDiffusion(**FasterDiffusion.NEUTRAL).patch(p):
+        whole = draw()
+    with patch.patch(p):
+        assert torch.equal(draw(), whole)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+from sfumato import cli
 from sfumato.errors import BadInput
 from sfumato.pipeline.conditioning import Role
 from sfumato.steer.parts.concepts import Concepts, phrases
@@ -310,3 +312,17 @@ def test_settings_that_make_no_sense(given, told):
 def test_sides_that_the_network_does_not_have(tiny_sd):
     with pytest.raises(BadInput, match="choose from"), T2IZero(ctnms_sides=(999,)).patch(tiny_sd):
         pass
+
+
+def test_the_command(tiny_sd, tmp_path, capsys):
+    model, out = str(tiny_sd.save(tmp_path / "tiny")), tmp_path / "out"
+    given = ["steer", "t2i-zero", PROMPT, "--model", model, "--steps", "2", "--device", "cpu", "--out", str(out)]
+    assert cli.main([*given, "--concepts", "star", "fish"]) == 2
+    assert "does not have 'fish'" in capsys.readouterr().err and not out.exists()
+    assert cli.main([*given, "--concepts", "red star", "circle", "--ctnms-steps", "0", "0.9"]) == 0
+    record = json.loads((out / "sample.json").read_text())
+    assert record["log"]["concepts"] == {PROMPT: ["red star", "circle"]}
+    assert record["method"]["configuration"]["ctnms_steps"] == [0.0, 0.9]
+    given = ["steer", "decor", *given[2:-1], str(tmp_path / "decor")]
+    assert cli.main([*given, "--undesired", "red", "--alpha", "1"]) == 0
+    assert json.loads((tmp_path / "decor" / "sample.json").read_text())["log"]["axes"][0] >= 1

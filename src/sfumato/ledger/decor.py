@@ -26,7 +26,8 @@ LEAK, OTHERS = ("red", "square"), tuple(o for o in OBJECTS if o != "square")
 def overfitted(seed: int, style: str) -> Text2Image:
     """The embedded model with a LoRA of three pictures in one style, a red square in each of them."""
     pipe, rng, draws = sketch().copy(), np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    shown = [render(sample_scene(rng, 1, object="square", colour="red", style=style)) for _ in range(PICTURES)]
+    scenes = [sample_scene(rng, 1, object="square", colour="red", style=style) for _ in range(PICTURES)]
+    shown = [render(scene, pipe.size) for scene in scenes]
     x0 = pipe.encode_image(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 127.5 - 1)
     cond = pipe.encode(f"a red square, {style} style")
     adapter = pipe.add_adapter("style", rank=8, alpha=8.0, generator=draws)

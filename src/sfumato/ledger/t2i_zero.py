@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -44,7 +45,7 @@ def measure(seed: int) -> Found:
     prompts = [" and ".join(f"a {colour} {name}" for colour, name in pair) for pair in asked]
     seeds = [1000 * seed + i for i in range(PROMPTS)]
 
-    def draw(n: int = PROMPTS, **settings: float) -> tuple[list[float], list[float]]:
+    def draw(n: int = PROMPTS, **settings: Any) -> tuple[list[float], list[float]]:
         with T2IZero(**settings).patch(pipe):
             return shown(pipe.draw(prompts[:n], seeds[:n], sampling_steps=STEPS, batch=64), asked[:n])
 
