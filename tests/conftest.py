@@ -220,12 +220,13 @@ def make_tiny_pixart(seed: int = 0):
             num_layers=2,
             cross_attention_dim=16,
             sample_size=8,
-            caption_channels=16,
+            caption_channels=24,
             norm_num_groups=4,
             use_additional_conditions=False,
         ).eval()
         torch.nn.init.normal_(transformer.scale_shift_table)  # a small one hides the text from the output
-        return PixArtSigmaPipeline(tokenizer, tiny_t5(tokenizer), tiny_vae(), transformer, tiny_scheduler("epsilon"))
+        text = tiny_t5(tokenizer, width=24)  # as in released ones, keys and values read another width
+        return PixArtSigmaPipeline(tokenizer, text, tiny_vae(), transformer, tiny_scheduler("epsilon"))
 
 
 def make_tiny_sd3(tmp_path_factory, seed: int = 0, dual: tuple[int, ...] = (), t5: bool = True):

@@ -117,7 +117,8 @@ def test_rounds_equal_the_published_loop(seed, epochs, tensor):
     weights, _ = ridge_edit(original, *rows, pair=pair)
     expected = loop_rounds(original, weights, concepts, anchors, kept, epochs, tensor)
     for a, b in zip(stack.weights(states[-1].maps), expected, strict=True):
-        torch.testing.assert_close(a, b, **TIGHT)
+        # Solves one after the other, each in another order of operations: seed 820 differs by 2e-10 of the largest.
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
 
 
 def test_residual_is_the_unexplained_share_of_the_response():

@@ -308,3 +308,14 @@ def test_the_rows_of_several_encoders_are_aligned_each(tiny_sd3):
 def test_where_no_embedding_is_read_directly_it_refuses(family, request):
     with pytest.raises(BadInput, match=r"UCE does not fit .* no cross.k or cross.v: erasers that fit it are .*esd"):
         UCE(concepts=("star",)).apply(request.getfixturevalue(family))
+
+
+@pytest.mark.parametrize("family", ["tiny_pixart", "tiny_sana"])
+def test_where_the_network_projects_the_text_first_its_keys_and_values_are_solved_for_what_they_read(family, request):
+    """Without ridge and preservation the concept's row is mapped to where the anchor's was, exactly."""
+    pipe = request.getfixturevalue(family)
+    edited = UCE(concepts=("star",), anchors=("circle",), preserve=(), lam=1e-9, tokens="last-word").apply(pipe)
+    concept, anchor = (pipe.encode(word) for word in ("star", "circle"))
+    row = lambda cond: pipe.text_rows(cond)[0, int(pipe.last_word_token(cond))]
+    for old, new in zip(*(p.projections("cross.k", "cross.v") for p in (pipe, edited)), strict=True):
+        torch.testing.assert_close(new.weight @ row(concept), old.weight @ row(anchor), rtol=1e-3, atol=1e-4)

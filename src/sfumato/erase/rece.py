@@ -17,7 +17,7 @@ from sfumato.pipeline.anatomy import Projection
 
 from .parts.edit import Edit
 from .parts.revival import Regulariser, Stack, rounds
-from .uce import UCE, Read, edited_maps, joined, preserve_gram
+from .uce import UCE, Read, as_read, edited_maps, joined, preserve_gram
 
 ILL_CONDITIONED = 1e10
 """Condition number from which on a search in float64 is good to fewer than about six digits."""
@@ -110,7 +110,7 @@ class RECE(UCE):
         stack = Stack([p.weight.detach() for p in projections], shared=self.variant == "replace")
         start, log = self.edit(pipe, stack.original, read)
         first = 1 if self.skip_start_token and read == "tokens" else 0
-        conds = [pipe.encode(words) for words in self.pairs()]
+        conds = [as_read(pipe, pipe.encode(words)) for words in self.pairs()]
         concept, anchor = (c.pooled[:, None] if read == "pooled" else c.tokens[:, first:] for c in conds)
         kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word", read)
 

@@ -110,10 +110,10 @@ class UCE(ClosedForm):
         """Embeddings of the concepts, those of their anchors row for row, and the pair each row is from."""
         phrases = ("{}", *TEMPLATES[self.expand_prompts])
         concepts, anchors = self.pairs()
-        concept = encode_words(pipe, [p.format(c) for c in concepts for p in phrases])
+        concept = as_read(pipe, encode_words(pipe, [p.format(c) for c in concepts for p in phrases]))
         # The first release pairs every phrase with the bare anchor, the later one with the anchor's phrase.
         around = phrases if self.tokens == "last-word" else ["{}"] * len(phrases)
-        anchor = pipe.encode([p.format(a) for a in anchors for p in around])
+        anchor = as_read(pipe, pipe.encode([p.format(a) for a in anchors for p in around]))
         if read == "pooled":
             rows = [(concept.pooled[i : i + 1], anchor.pooled[i : i + 1]) for i in range(len(concept))]
         else:
@@ -140,6 +140,11 @@ def edited_maps(pipe: Text2Image) -> dict[Read, list[Projection]]:
     if "cross.k" in pipe.anatomy.kinds:
         return {"tokens": pipe.projections("cross.v", "cross.k")}
     return {read: pipe.projections(kind) for read, kind in READERS.items()}
+
+
+def as_read(pipe: Text2Image, cond: Conditioning) -> Conditioning:
+    """A conditioning whose rows are what the edited maps read: keys and values of some networks read projected rows."""
+    return cond.replace(tokens=pipe.text_rows(cond)) if "cross.k" in pipe.anatomy.kinds else cond
 
 
 def joined(edits: Sequence[Edit]) -> Edit:
@@ -174,7 +179,7 @@ def preserve_gram(
     """
     total = None
     for start in range(0, len(prompts), ENCODE_BATCH):
-        cond = pipe.encode(prompts[start : start + ENCODE_BATCH])
+        cond = as_read(pipe, pipe.encode(prompts[start : start + ENCODE_BATCH]))
         rows = cond.pooled[:, None] if read == "pooled" else cond.tokens
         if read == "tokens" and tokens == "last-word":
             index = torch.arange(len(cond), device=rows.device)

@@ -190,6 +190,9 @@ def open_partially(model: str | Path, dtype: torch.dtype | None = None) -> Parti
     vars(made.pipe)["projections"] = projections
     for _, encoder in made.pipe.text_parts():
         made.hooks += _streamed(getattr(pipe, encoder), stores[encoder])
+    anatomy = made.pipe.anatomy
+    for name in anatomy.text_layers:
+        made.hooks += _streamed(anatomy.network.get_submodule(name), stores[anatomy.component], f"{name}.")
     return made
 
 
@@ -225,13 +228,13 @@ def _aliases(module: nn.Module, name: str) -> list[str]:
     return [name, *(b for a, b in pairs if a == name), *(a for a, b in pairs if b == name)]
 
 
-def _streamed(module: nn.Module, store: Store) -> list[Any]:
-    """Hooks by which each layer has its weights while it runs, and only then."""
+def _streamed(module: nn.Module, store: Store, within: str = "") -> list[Any]:
+    """Hooks by which each layer has its weights while it runs, and only then; names in files begin with ``within``."""
     hooks = []
     for prefix, layer in module.named_modules():
         own = {last: f"{prefix}.{last}".removeprefix(".") for last, x in layer._parameters.items() if x is not None}
         if own:
-            keys = {last: store.key(_aliases(module, name)) for last, name in own.items()}
+            keys = {last: store.key([within + alias for alias in _aliases(module, name)]) for last, name in own.items()}
             hooks.append(layer.register_forward_pre_hook(_reader(store, keys)))
             hooks.append(layer.register_forward_hook(_forgetter(dict(layer._parameters))))
     return hooks

@@ -226,6 +226,11 @@ class Anatomy(ABC):
         """What the text projections of attention read of the text encoders' rows: here these themselves."""
         return tokens
 
+    @property
+    def text_layers(self) -> tuple[str, ...]:
+        """The modules that `text_rows` runs, by name."""
+        return ()
+
     def text_length(self, inputs: dict[str, Any]) -> int:
         """How many tokens of text the network computes with, given these inputs."""
         text = inputs.get("encoder_hidden_states")

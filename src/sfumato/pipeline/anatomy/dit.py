@@ -75,6 +75,10 @@ class PixArtAnatomy(Transformer):
             "added_cond_kwargs": self._size(z),
         }
 
+    @property
+    def text_layers(self) -> tuple[str, ...]:
+        return () if self.network.caption_projection is None else ("caption_projection",)
+
     def text_rows(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length width"]:
         read = self.network.caption_projection
         return tokens if read is None else read(tokens.to(self.network.dtype))
@@ -102,6 +106,10 @@ class SanaAnatomy(PixArtAnatomy):
             return given
         scale = self.guidance(z, cond, guidance) * config.guidance_embeds_scale
         return {**given, "guidance": scale.to(self.network.dtype)}
+
+    @property
+    def text_layers(self) -> tuple[str, ...]:
+        return (*super().text_layers, "caption_norm")
 
     def text_rows(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length width"]:
         return self.network.caption_norm(super().text_rows(tokens))
