@@ -59,7 +59,7 @@ def test_masks_lie_over_the_picture(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "give a picture with --image FILE, or a prompt"),
+        ([], "give a picture with --image FILE, a prompt, or both"),
         (["--image", "nowhere.png"], "is no picture file"),
         (["--prompt", "art", "--time", "2"], "at most 1"),
         (["--prompt", "art", "--size", "3"], ""),

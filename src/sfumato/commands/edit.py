@@ -23,7 +23,7 @@ from sfumato.versions import versions
 if TYPE_CHECKING:
     from sfumato.edit.base import Edited, Given
 
-EXAMPLE = 'sfumato edit {name} --prompt "a red star" --seeds 0-1 --out {name}/'
+EXAMPLE = 'sfumato edit {name} --image picture.png --prompt "a red star" --out {name}/'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def main(args: list[str]) -> None:
     entry, method, options = read("edit", args, Edit, EXAMPLE, STEPS)
     refuse_existing(options.out, options.overwrite)
     if not options.images and not options.prompts:
-        raise BadInput(f"give a picture with --image FILE, or a prompt, as in `{EXAMPLE.format(name=entry.name)}`")
+        raise BadInput(f"give a picture with --image FILE, a prompt, or both, as in `{EXAMPLE.format(name=entry.name)}`")
     if entry.load().subject and not options.images:
         raise BadInput(f"{entry.name} puts something into a picture: give one with --image FILE")
     pipe = load_equipped(options.model, options)
