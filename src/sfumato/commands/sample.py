@@ -1,4 +1,4 @@
-"""``sfumato sample``: pictures from prompts, or from classes where the model was trained on classes."""
+"""``sfumato sample``: pictures from prompts, from classes or from pictures, as the model was trained."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class Sample(Equipped):
 
     prompts: Annotated[tuple[str, ...], Positional]
     """What to draw; one row of the contact sheet each. For a model of classes their names; none: of any class."""
+    image: tuple[Path, ...] = ()
+    """Pictures to draw variations of, one row of the contact sheet each, for a model that is shown pictures."""
     out: Path
     """Folder for the pictures, the contact sheet and the record."""
     model: str = "sketch"
@@ -71,21 +73,25 @@ def main(args: list[str]) -> None:
     write(options, model, jobs, pictures, settings)
 
 
-def jobs_of(options: Sample, example: str) -> list[tuple[str | None, int]]:
-    """One (prompt, seed) per picture; bad prompts, seeds and outputs are refused before anything is loaded."""
+def jobs_of(options: Sample, example: str) -> list[tuple[str | Path | None, int]]:
+    """One (prompt or picture to show, seed) per picture; what is bad is refused before anything is loaded."""
     if any(not prompt.strip() for prompt in options.prompts):
         raise BadInput(f"give at least one prompt, none of them empty, as in `{example}`")
-    if not options.prompts and options.model in EMBEDDED:
+    if options.prompts and options.image:
+        raise BadInput("give prompts or --image, not both: a model is told the one or shown the other")
+    if missing := [file for file in options.image if not file.is_file()]:
+        raise BadInput(f"--image: there is no file {missing[0]}")
+    if not options.prompts and not options.image and options.model in EMBEDDED:
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{example}`")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
-    return [(prompt, seed) for prompt in options.prompts or (None,) for seed in seeds]
+    return [(prompt, seed) for prompt in options.prompts or options.image or (None,) for seed in seeds]
 
 
 def write(
     options: Sample,
     model: Model,
-    jobs: list[tuple[str | None, int]],
+    jobs: list[tuple[str | Path | None, int]],
     pictures: Tensor,
     settings: Mapping[str, Any],
 ) -> None:
@@ -97,11 +103,13 @@ def write(
     settings = {**about, **settings}
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
-            about = {**settings, "prompt": prompt or "", "seed": seed}
-            save_png(folder / f"{i:03d}-{_slug(prompt or '')}-seed{seed}.png", array, about)
+            about = {**settings, "prompt": str(prompt or ""), "seed": seed}
+            word = prompt.stem if isinstance(prompt, Path) else prompt or ""
+            save_png(folder / f"{i:03d}-{_slug(word)}-seed{seed}.png", array, about)
         # One row a prompt; a single row of many would be too long to look at.
-        columns = len(seeds) if len(options.prompts) > 1 else min(len(seeds), max(8, round(len(seeds) ** 0.5)))
-        about = {**settings, "prompts": options.prompts, "seeds": seeds}
+        several = max(len(options.prompts), len(options.image)) > 1
+        columns = len(seeds) if several else min(len(seeds), max(8, round(len(seeds) ** 0.5)))
+        about = {**settings, "prompts": options.prompts or [str(file) for file in options.image], "seeds": seeds}
         save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
         write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
     print(f"{counted(len(jobs), 'picture')} in {options.out}, side by side in {options.out / 'sheet.png'}")
@@ -115,6 +123,8 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
     if len(model.latent_shape()) != 3:
         kind, command = ("frames", "rollout") if hasattr(model, "rollout") else ("tokens", "jumps")
         raise BadInput(f"{options.model} is a model of {kind}: `sfumato {command}` draws with it")
+    if options.image:
+        model.told(list(options.image[:1]))  # refuses pictures where it is not shown any
     if hasattr(model, "tokenizers"):
         from sfumato.data.world import strangers
 

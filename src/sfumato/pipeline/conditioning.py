@@ -1,4 +1,4 @@
-"""Kinds of `Condition`: encoded text, class numbers, given frames."""
+"""Kinds of `Condition`: encoded text, class numbers, given frames, pictures that were seen."""
 
 from __future__ import annotations
 
@@ -90,3 +90,18 @@ class Frames(Condition):
     """
 
     frames: Float[Tensor, "batch frame channel height width"]
+
+
+@dataclass(frozen=True)
+class Seen(Condition):
+    """A batch of pictures as a frozen encoder sees them.
+
+    Attributes:
+        whole: one vector of all of a picture.
+        tokens: vectors of its places, where the model looks at those too, else None.
+        given: False where there is no picture; what the other fields hold there is not looked at.
+    """
+
+    whole: Float[Tensor, "batch dim"]
+    given: Bool[Tensor, "batch"]
+    tokens: Float[Tensor, "batch token width"] | None = None

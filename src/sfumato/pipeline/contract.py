@@ -31,8 +31,8 @@ class Condition:
 
     A kind of condition is a frozen dataclass each of whose fields says something of every row: a tensor with the batch
     first, a tuple with one item a row, another condition, or None (not said). So text is one (`Conditioning`), class
-    numbers are (`Labels`) and given frames (`Frames`); pictures, tokens and cameras are others, and graphs padded to
-    the largest of them, with a mask.
+    numbers are (`Labels`), given frames (`Frames`) and pictures (`Seen`); tokens and cameras are others, and graphs
+    padded to the largest of them, with a mask.
     """
 
     def __len__(self) -> int:
@@ -198,7 +198,7 @@ class Model(ABC):
 
     @abstractmethod
     def told(self, asked: Any) -> Condition | None:
-        """What is asked for (prompts, class names or numbers, frames, a condition) as the denoiser is told it.
+        """What is asked for (prompts, classes, frames, pictures, a condition) as the denoiser is told it.
 
         Args:
             asked: one, or a sequence of them; None is nothing: `unconditional`.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -61,7 +62,7 @@ class Rows:
         if asked is not None and cond is not None:
             raise BadInput("give what is asked for or a condition, not both")
         asked = cond if asked is None else asked
-        if isinstance(asked, str | int):
+        if isinstance(asked, str | int | Path):
             asked = [asked]
         elif torch.is_tensor(asked) or isinstance(asked, Condition):
             asked = model.told(asked)
@@ -126,10 +127,12 @@ def right_kind(asked: Any, kind: type[Known], what: str) -> Known | None:
     """``asked`` where it is a condition of this ``kind`` already, else None.
 
     Raises:
-        BadInput: it is a condition of another kind.
+        BadInput: it is a condition of another kind, or files of pictures, which a model that sees some reads itself.
     """
     if isinstance(asked, Condition) and not isinstance(asked, kind):
         raise BadInput(f"this model is told {what}, not {type(asked).__name__}")
+    if any(isinstance(x, Path) for x in (asked if isinstance(asked, list | tuple) else [asked])):
+        raise BadInput(f"this model is told {what}, not pictures: leave the pictures out")
     return asked if isinstance(asked, kind) else None
 
 

@@ -133,7 +133,7 @@ class ImageModel(Model):
         return {"network": self.network}
 
     def call(
-        self, z: Float[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, cond: Labels | None
+        self, z: Float[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, cond: Any
     ) -> Float[Tensor, "batch *dims"]:
         network, times = self.network, z.shape[: z.ndim - 3]
         logsnr = self.process.schedule.level(t)
@@ -146,8 +146,12 @@ class ImageModel(Model):
         # Clean data have infinite log-SNR; networks are trained on finite ones.
         logsnr = logsnr.clamp(-20.0, 20.0).expand(times).to(z.device, network.dtype)
         cond = self.unconditional() if cond is None else cond
-        numbers = None if cond is None else cond.numbers.to(z.device).expand(len(z))
-        return network(z.to(network.dtype), logsnr, numbers).to(z.dtype)
+        heard = None if cond is None else self.heard(cond, z)
+        return network(z.to(network.dtype), logsnr, heard).to(z.dtype)
+
+    def heard(self, cond: Any, z: Float[Tensor, "batch *dims"]) -> Any:
+        """The third argument of the network, for a condition with as many rows as ``z`` or one for all."""
+        return cond.numbers.to(z.device).expand(len(z))
 
     def latent_shape(self, size: int | None = None) -> tuple[int, ...]:
         """The shape of what the denoiser works on, without the batch: here the pictures themselves."""
