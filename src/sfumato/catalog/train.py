@@ -51,6 +51,15 @@ METHODS: tuple[Method, ...] = (
         ledger="rolling",
     ),
     Method(
+        "train", "semantica", "sfumato.train.semantica:Semantica",
+        ("kumar2024semantica", "hoogeboom2023simple", "ho2022classifierfree"),
+        "Pixel diffusion that is shown a picture and draws others that belong with it, learned from pairs.",
+        cost="one network call with gradients an update, and one of the frozen encoder",
+        when="Variations of a picture, also of data the model was not trained on, without fine-tuning.",
+        beware="Near duplicates in the episodes teach it to copy: look at the bounds of `similar` first.",
+        ledger="semantica",
+    ),
+    Method(
         "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
         "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
         cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",

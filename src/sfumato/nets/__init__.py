@@ -6,7 +6,8 @@ All have one signature, ``network(z, logsnr, labels)``:
 - ``logsnr``: finite log signal-to-noise ratios, [batch], or [batch, frame] for frames;
 - ``labels``: class numbers [batch] (the last class is "none", for guidance), or None for networks without classes;
 
-and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits. A network
+and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
+`VariationUViT` takes what an encoder sees of a picture in place of class numbers. A network
 knows neither the noise process nor what its output means.
 """
 
@@ -15,6 +16,10 @@ from .residual_uvit import ResidualUViT
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .tokens import TokenTransformer
 from .unet import UNet
+from .variation_uvit import VariationUViT
 from .video import VideoUNet
 
-__all__ = ["ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VideoUNet"]
+__all__ = [
+    "ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
+    "VideoUNet",
+]  # fmt: skip

@@ -3,17 +3,18 @@
 from .anatomy import KINDS, SUBSETS, Projection
 from .autoencoders import open_autoencoder, standardised
 from .base import Text2Image
-from .conditioning import Conditioning, Frames, Labels
+from .conditioning import Conditioning, Frames, Labels, Seen
 from .contract import Condition, Model, Noised
 from .distilled import as_flow, few_steps
 from .image import ImageModel
 from .latent import LatentModel
 from .load import EMBEDDED, load, load_text2image, origin_of, read_record, wrap
 from .token_model import TokenModel
+from .variations import VariationModel
 from .video import VideoModel
 
 __all__ = [
     "EMBEDDED", "KINDS", "SUBSETS", "Condition", "Conditioning", "Frames", "ImageModel", "Labels", "LatentModel",
-    "Model", "Noised", "Projection", "Text2Image", "TokenModel", "VideoModel", "as_flow", "few_steps",
-    "load", "load_text2image", "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
+    "Model", "Noised", "Projection", "Seen", "Text2Image", "TokenModel", "VariationModel", "VideoModel", "as_flow",
+    "few_steps", "load", "load_text2image", "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
 ]  # fmt: skip

@@ -33,6 +33,7 @@ from .single import read as single
 from .single.facts import PICKLE
 from .sound import PICKLES, check_classes, check_complete, check_files, check_finite, variant_of
 from .token_model import TokenModel
+from .variations import VariationModel
 from .video import VideoModel
 from .zimage import ZImage
 
@@ -52,7 +53,7 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionControlNetPipeline": StableDiffusion,
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
-_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VideoModel)}
+_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VariationModel, VideoModel)}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
