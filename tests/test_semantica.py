@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import sfumato as sf
 from sfumato import cli
 from sfumato.data.base import Pictures
 from sfumato.errors import BadInput
+from sfumato.ledger import core
 from sfumato.metrics.one_shot import copies, diversity, one_shot
 from sfumato.nets import VariationUViT
 from sfumato.pipeline import Labels, Seen, VariationModel
@@ -268,3 +270,25 @@ def test_a_copy_is_nearer_than_any_other_picture_and_diversity_is_of_the_same_sh
     assert copies(torch.tensor([[1.9], [11.1]]), shown, real).tolist() == [True, False]
     drawn = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     assert diversity(drawn, torch.tensor([[1.0], [1.0], [2.0], [2.0]])) == pytest.approx(0.5)
+
+
+# The ledger
+
+
+def test_strangers_change_places_and_nobody_is_lost():
+    from sfumato.ledger.semantica import mixed
+
+    episodes = [torch.arange(60), torch.arange(60, 100)]
+    found = mixed(episodes, 0.3, 0)
+    assert [len(rows) for rows in found] == [60, 40] and torch.cat(found).sort().values.equal(torch.arange(100))
+    assert 0 < int((found[0] >= 60).sum()) == int((found[1] < 60).sum()) <= 15
+    assert all(map(torch.equal, mixed(episodes, 0.0, 0), episodes))
+
+
+@pytest.mark.slow
+def test_the_entry_runs_in_miniature():
+    experiment = core.load("semantica")
+    found = experiment.found({arm: experiment.measure(9, arm, updates=2, n=4) for arm in experiment.arms})
+    for method, baseline in (found[name] for name in experiment.claims):
+        assert len(method) == len(baseline) > 2 and all(map(math.isfinite, [*method, *baseline]))
+    assert found["one-shot figures"].keys() == set(experiment.arms)
