@@ -51,7 +51,8 @@ def main(args: list[str]) -> None:
     entry, method, options = read("edit", args, Edit, EXAMPLE, STEPS)
     refuse_existing(options.out, options.overwrite)
     if not options.images and not options.prompts:
-        raise BadInput(f"give a picture with --image FILE, a prompt, or both, as in `{EXAMPLE.format(name=entry.name)}`")
+        example = EXAMPLE.format(name=entry.name)
+        raise BadInput(f"give a picture with --image FILE, a prompt, or both, as in `{example}`")
     if entry.load().subject and not options.images:
         raise BadInput(f"{entry.name} puts something into a picture: give one with --image FILE")
     pipe = load_equipped(options.model, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
@@ -63,7 +64,7 @@ def _random(x: Float[Tensor, "*latent"], rng: torch.Generator) -> Float[Tensor, 
     return torch.stack([unit(torch.randn(x.shape, generator=rng)) for _ in range(MOVED)]).to(x)
 
 
-def _apart(bases: list[Basis]) -> list[float]:
+def _apart(bases: Sequence[Basis]) -> list[float]:
     return [float(geodesic_distance(a.u, b.u)) for a, b in combinations(bases, 2)]
 
 
