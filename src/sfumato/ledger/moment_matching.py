@@ -46,8 +46,8 @@ def student(given: Plane, updates: int, seed: int, arm: str) -> Plane:
     )  # fmt: skip
     side = lambda net: SimpleNamespace(denoiser=net, network=net, defaults={}, unconditional=lambda n: None)
     networks = given, copy.deepcopy(given), copy.deepcopy(given)
-    kind = Renoised if arm == "renoised" else MomentTraining
-    recipe = kind(method, *(side(network) for network in networks), given)  # type: ignore[arg-type]
+    kind: Any = Renoised if arm == "renoised" else MomentTraining
+    recipe = kind(method, *(side(network) for network in networks), given)
     Run(recipe, method).fit(progress=False)
     return networks[1].eval()
 
