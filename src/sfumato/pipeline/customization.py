@@ -22,7 +22,6 @@ from . import lora
 from .adapter import refuse_adapters
 from .base import Text2Image
 from .lora import Product
-from .organs import Organs
 from .tokens import num_words, refuse_known, with_words
 
 P = TypeVar("P", bound=Text2Image)
@@ -181,7 +180,7 @@ def _grow(encoder: Any, first: int, rows: Float[Tensor, "new width"]) -> None:
     encoder.requires_grad_(False).eval()
 
 
-def add_products(pipe: Organs, name: str, products: Mapping[str, Product]) -> None:
+def add_products(pipe: Text2Image, name: str, products: Mapping[str, Product]) -> None:
     """Attach products to ``pipe``, frozen."""
     if not products:
         return
