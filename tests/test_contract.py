@@ -13,7 +13,7 @@ from sfumato.errors import BadInput
 from sfumato.nets import ResidualUViT, UNet, VideoUNet
 from sfumato.noise import Cosine, GaussianProcess, Karras
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
-from sfumato.pipeline import Condition, Conditioning, Frames, ImageModel, Labels, Model, Noised, VideoModel
+from sfumato.pipeline import Condition, Conditioning, Frames, ImageModel, Labels, Model, Noised, Seen, VideoModel
 
 KINDS = ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux", "tiny_pixart", "classes", "pixels"]
 
@@ -72,6 +72,7 @@ def conditions() -> list[Condition]:
         Conditioning(draw(3, 4, 5), ids, ids > 3, pooled=draw(3, 6), prompts=("a", "b", "c")),
         Labels(torch.tensor([2, 0, 1])),
         Frames(draw(3, 2, 1, 4, 4)),
+        Seen(draw(3, 5), torch.tensor([True, False, True]), draw(3, 2, 4)),
         Prototype(Labels(torch.tensor([2, 0, 1])), draw(3, 3, 2, 2), ((0, 1), (), (2,))),
     ]
 
