@@ -170,7 +170,8 @@ class Classifier(Tuned, Schedule, ABC):
             rng = torch.Generator().manual_seed(self.seed)
             averaged_statistics(recipe.net, (recipe.batch(0, rng, self.batch)[0] for _ in range(20)))
         net = recipe.net.eval().requires_grad_(False)
-        card = {"measured_on": told, "trained_on": len(seen), **measured(net, unseen, self.batch, self.seed)}
+        card = {"measured_on": told, "trained_on": len(seen), "labels": len(labels)}
+        card |= measured(net, unseen, self.batch, self.seed)
         about = {"classifier": self.name(), "labels": labels, "size": self.size}
         run.finish(lambda: write(out / "model", net.cpu(), about, self.made(), card, overwrite))
 
