@@ -96,7 +96,7 @@ def test_rmsprop_has_its_constant_inside_the_root_and_squares_that_start_at_one(
 @pytest.mark.parametrize("rule", ["adamw", "sgd", "rmsprop"])
 def test_weight_decay_spares_biases_and_normalisation_and_the_order_is_kept(rule):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    made = updating(rule, Schedule(updates=1, batch=1, lr=0.1, weight_decay=0.3))(list(net.parameters()), lr=0.1)
+    made = updating(rule, Schedule(updates=1, batch=1, lr=0.1, weight_decay=0.3), 0.9)(list(net.parameters()), lr=0.1)
     pairs = [(p, group["weight_decay"]) for group in made.param_groups for p in group["params"]]
     assert [id(p) for p, _ in pairs] == [id(p) for p in net.parameters()]
     assert [decay for _, decay in pairs] == [0.3, 0.0, 0.0, 0.0, 0.3, 0.0]

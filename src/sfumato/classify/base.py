@@ -48,6 +48,9 @@ class Classifier(Tuned, Schedule, ABC):
     }  # fmt: skip
     """Settings that take a second, for the tests that all classifiers share; with a network as small as those."""
 
+    STARTS: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say where training starts: a trained network is made without them."""
+
     data: str = "sketch"
     """"sketch", "digits", a folder whose folders are classes, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
     test: str | None = None
@@ -66,9 +69,11 @@ class Classifier(Tuned, Schedule, ABC):
     label_smoothing: Decay = 0.1
     """Share of the target that is spread evenly over all classes."""
     update_rule: Rule = "adamw"
-    """AdamW with ``betas`` and ``eps``; Nesterov's momentum 0.9; or RMSProp as TensorFlow has it (``betas[1]`` for the
-    decay, ``eps`` inside the root, momentum 0.9, squares that start at 1). Weight decay falls on matrices and kernels
-    only, not on biases or what batch normalisation learns."""
+    """AdamW with ``betas`` and ``eps``; Nesterov's ``momentum``; or RMSProp as TensorFlow has it (``betas[1]`` for the
+    decay, ``eps`` inside the root, squares that start at 1) with ``momentum``. Weight decay falls on matrices and
+    kernels only, not on biases or what batch normalisation learns."""
+    momentum: Decay = 0.9
+    """Of "sgd" and "rmsprop"; 0: none."""
     updates: Natural = 2000
     batch: Count = 64
     """Pictures in an update. Batch normalisation sees those of one micro-batch on one process."""
@@ -185,7 +190,7 @@ class Classifier(Tuned, Schedule, ABC):
         about, config = described(folder)
         if about["classifier"] != cls.name():
             raise BadInput(f"{folder} was made by classify {about['classifier']}, not by {cls.name()}")
-        known = {f.name for f in fields(cls) if f.init} - {f.name for f in fields(Schedule)}
+        known = {f.name for f in fields(cls) if f.init} - {f.name for f in fields(Schedule)} - cls.STARTS
         method: Self = cls(**{name: value for name, value in config.items() if name in known})
         net = method.network(tuple(about["labels"]))
         state, _ = read_tensors(Path(folder) / "model.safetensors", "a classifier")
@@ -214,5 +219,5 @@ class Labelling(Recipe):
         return self.method.loss(self.net, batch[0].to(device), batch[1].to(device), rng)
 
     def turns(self) -> list[Turn]:
-        make = updating(self.method.update_rule, self.method)
+        make = updating(self.method.update_rule, self.method, self.method.momentum)
         return [Turn(name="all", loss=self.loss, optimizer=make, lr=self.method.rate())]

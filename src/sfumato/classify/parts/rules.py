@@ -24,7 +24,7 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, lr: float, alpha: float = 0.9, eps: float = 1.0, momentum: float = 0.9,
+        self, params: Any, lr: float, alpha: float = 0.9, eps: float = 1.0, momentum: float = 0.0,
         weight_decay: float = 0.0,
     ):  # fmt: skip
         settings = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
@@ -45,12 +45,12 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
                 p.sub_(state["momentum"].mul_(group["momentum"]).add_(step))
 
 
-def updating(rule: Rule, schedule: Schedule) -> Callable[..., torch.optim.Optimizer]:
+def updating(rule: Rule, schedule: Schedule, momentum: float) -> Callable[..., torch.optim.Optimizer]:
     """The optimiser ``rule`` with the settings of ``schedule``, and weight decay on matrices and kernels only."""
     makes: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw": partial(torch.optim.AdamW, betas=schedule.betas, eps=schedule.eps),
-        "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-        "rmsprop": partial(TensorFlowRMSprop, alpha=schedule.betas[1], eps=schedule.eps),
+        "sgd": partial(torch.optim.SGD, momentum=momentum, nesterov=momentum > 0),
+        "rmsprop": partial(TensorFlowRMSprop, alpha=schedule.betas[1], eps=schedule.eps, momentum=momentum),
     }
 
     def make(params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
