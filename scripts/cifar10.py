@@ -15,22 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import pad as pad_borders
 
-from classifier import classify, train_classifier
+from sfumato.classify.plain import Plain
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.files import GENERATED, contact_sheet, save_png, write_json
-from sfumato.metrics.bootstrap import wilson
+from sfumato.metrics.bootstrap import Estimate, wilson
 from sfumato.metrics.extractors import Extractor, make_extractor
 from sfumato.metrics.record import Score
 from sfumato.metrics.sets import FID, KID
+from sfumato.metrics.vision import load_vision
 from sfumato.pipeline import load
 from sfumato.train.sid2 import SiD2
 
@@ -51,28 +50,23 @@ def pixels(source: str, size: int, limit: int = 0) -> tuple[torch.Tensor, torch.
     return x, torch.tensor([pictures.label(int(i)) for i in rows]), pictures
 
 
-def judge(args: argparse.Namespace, size: int, flip: bool) -> Path:
-    """The classifier of the real pictures, ``out/judge``, trained there first if need be."""
-    x, y, pictures = pixels(args.data, size)
-    seen = torch.ones(len(x), dtype=torch.bool)
-    seen[::5] = bool(args.test)  # without pictures of its own to be measured on, every fifth is left out
-    test, told = (x[~seen], y[~seen]), "every fifth picture, held out"
-    if args.test:
-        test, told = pixels(args.test, size)[:2], "the test split"
-    return train_classifier(
-        args.out / "judge", list(pictures.label_names), x[seen], y[seen], test, told,
-        partial(shaken, flip=flip), args.judge_updates,
-    )  # fmt: skip
+def judge(args: argparse.Namespace, flip: bool) -> Path:
+    """The classifier of the real pictures, ``out/judge/model``, trained there first if need be."""
+    updates = args.judge_updates
+    return Plain(
+        data=args.data, test=args.test, held_out=0.2, flip=flip, label_smoothing=0.05, updates=updates,
+        warmup=min(200, updates // 4),
+    ).run(args.out / "judge")  # fmt: skip
 
 
-def shaken(x: torch.Tensor, rng: torch.Generator, flip: bool) -> torch.Tensor:
-    """Pictures moved by up to an eighth of their side, mirrored where that changes no class."""
-    side = x.shape[-1]
-    pad = side // 8
-    x = pad_borders(x, (pad,) * 4, mode="replicate")
-    top, left = torch.randint(2 * pad + 1, (2,), generator=rng).tolist()
-    x = x[..., top : top + side, left : left + side]
-    return torch.where(torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5, x.flip(-1), x) if flip else x
+@torch.no_grad()
+def seen_in(judge: Path, x: torch.Tensor) -> torch.Tensor:
+    """The classes that the judge sees in bytes."""
+    from transformers import AutoModelForImageClassification
+
+    model = load_vision(judge, AutoModelForImageClassification)
+    parts = [model.network(model.prepare(part.to(model.device).float() / 255)).logits for part in x.split(256)]
+    return torch.cat(parts).argmax(1).cpu()
 
 
 def draw(args: argparse.Namespace, classes: bool) -> torch.Tensor:
@@ -131,8 +125,6 @@ def curve(log: list[dict], file: Path) -> None:
 
 def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
     """``docs/NAME.md``, with the curve and a sheet: one row a class, the first twelve seeds of each, not selected."""
-    from transformers import ResNetForImageClassification
-
     x, free = draw(args, classes=True), draw(args, classes=False)
     real = pixels(args.test or args.data, training.size, args.n_real)[0]
     judged = args.extractor == "judge"
@@ -145,8 +137,7 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
     log = [json.loads(row) for row in (args.out / "train" / "training" / "log.jsonl").read_text().splitlines()]
     model, name = load(str(args.out / "train" / "model")), args.out.name
     about, classes = model.describe(), len(model.labels)
-    seen = classify(ResNetForImageClassification.from_pretrained(seen_by).eval(), x)
-    right = int((seen == torch.arange(len(x)) % classes).sum())
+    right = int((seen_in(seen_by, x) == torch.arange(len(x)) % classes).sum())
     told = {key: {k: s.to_json() for k, s in found.items()} for key, found in scores.items()}
     write_json(args.out / "score.json", {"asked for": right, "n": len(x), **told}, overwrite=True)
     args.docs.mkdir(parents=True, exist_ok=True)
@@ -172,8 +163,8 @@ def page(args: argparse.Namespace, seen_by: Path, training: SiD2) -> None:
         *(f"| {k}, {features}, to {len(real)} of {held} | {row} |" for k, row in compared.items()),
         f"| the judge sees the class asked for | {share(right, len(x))} |" + " |" * (len(sets) - 1),
         "",
-        "The judge is a small classifier trained by the same script on real pictures; it is right on "
-        f"{share(card['right'], card['n'])} of {card['n']}: {card['measured on']}."
+        "The judge is a small classifier trained by `sfumato classify plain` on real pictures; it is right on "
+        f"{between(Estimate(**card['top1']))} of {card['top1']['n']}: {card['measured_on']}."
         + (" Distances in its features are not the FID of the Inception network." if judged else ""),
         "",
         f"{model.defaults['sampling_steps']} steps of {model.defaults['scheduler']}, "
@@ -211,7 +202,7 @@ def main() -> None:
     if only("draw"):
         draw(args, classes=True), draw(args, classes=False)
     if only("judge") or only("page"):
-        seen_by = judge(args, training.size, training.flip)
+        seen_by = judge(args, training.flip)
     if only("page"):
         page(args, seen_by, training)
 

@@ -24,14 +24,13 @@ import torch
 from PIL import Image
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from classifier import train_classifier
 from sfumato.audit import audit
-from sfumato.data.pictures import open_pictures
+from sfumato.classify.plain import Plain
+from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.erase import RECE, SPM, UCE, ESDu, ESDx
 from sfumato.erase.base import Eraser
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file, save_png
-from sfumato.metrics.bootstrap import wilson
 from sfumato.metrics.detectors import ClassifierDetector, Detection, Detector
 from sfumato.pipeline import Text2Image, load_text2image, read_record
 from sfumato.pipeline.membrane import equip
@@ -87,29 +86,61 @@ def train(parquet: Path, args: argparse.Namespace) -> Path:
     return recipe.run(args.out / "train")
 
 
-def classifier(parquet: Path, args: argparse.Namespace, label: str) -> Path:
+class Given(Pictures):
+    """Bytes (n, 3, side, side) and the names of what they show."""
+
+    def __init__(self, x: torch.Tensor, names: list[str]):
+        self.x, self.names, self.label_names = x, names, tuple(sorted(set(names)))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def picture(self, index: int) -> np.ndarray:
+        return self.x[index].permute(1, 2, 0).numpy()
+
+    def label(self, index: int) -> int:
+        return self.label_names.index(self.names[index])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge(Plain):
     """A small ResNet that names the ``label`` ("style" or "caption") of a picture, trained on real pictures.
 
     The style's learns from all emoji of the same groups but those of the subset, and is measured on these. Subjects
     have three pictures each, so theirs is measured on fresh augmentations of the training pictures, and says so.
     """
-    folder = args.out / f"classifier-{label}"
-    if folder.exists():
-        return folder
-    x, names, _ = read(str(parquet), label)
-    labels = sorted(set(names))
-    number = lambda names: torch.tensor([labels.index(n) for n in names])
-    measured, told = (x, number(names)), "fresh augmentations of the training pictures"
-    if label == "style":
-        known, told = set(captions_of(parquet)), "the emoji of the subset, which it has not seen, augmented"
-        x, names, rows = read(",".join(str(args.data / f"{s}.parquet") for s in STYLES), label)
-        seen = [r["caption"] not in known and r["group"] in GROUPS for r in rows]
-        x, names = x[torch.tensor(seen)], [n for n, s in zip(names, seen, strict=True) if s]
-    test = (255 * augment(measured[0].float() / 255, torch.Generator().manual_seed(1))).round().clamp(0, 255).byte()
-    return train_classifier(
-        folder, labels, x, number(names), (test, measured[1]), told, augment, args.classifier_updates,
-        args.checkpoint_every,
-    )  # fmt: skip
+
+    label: str
+    """The column that it names."""
+    others: str
+    """Folder of the three artists' files."""
+
+    @classmethod
+    def name(cls) -> str:
+        return "plain"
+
+    def augmented(self, x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        return 2 * augment((x + 1) / 2, rng) - 1
+
+    def parts(self) -> tuple[Pictures, Pictures, str]:
+        x, names, _ = read(self.data, self.label)
+        test = augment(x.float() / 255, torch.Generator().manual_seed(1)).mul(255).round().clamp(0, 255).byte()
+        measured, told = Given(test, names), "fresh augmentations of the training pictures"
+        if self.label == "style":
+            known, told = set(captions_of(Path(self.data))), "the emoji of the subset, which it has not seen, augmented"
+            x, names, rows = read(",".join(str(Path(self.others) / f"{s}.parquet") for s in STYLES), self.label)
+            seen = [r["caption"] not in known and r["group"] in GROUPS for r in rows]
+            x, names = x[torch.tensor(seen)], [n for n, s in zip(names, seen, strict=True) if s]
+        return Given(x, names), measured, told
+
+
+def classifier(parquet: Path, args: argparse.Namespace, label: str) -> Path:
+    """The judge of the ``label``, trained first if need be."""
+    updates = args.classifier_updates
+    return Judge(
+        data=str(parquet), others=str(args.data), label=label, label_smoothing=0.05, updates=updates,
+        warmup=min(200, updates // 4), checkpoint_every=args.checkpoint_every,
+    ).run(args.out / f"classifier-{label}")  # fmt: skip
 
 
 def read(files: str, label: str) -> tuple[torch.Tensor, list[str], list[dict[str, str]]]:
@@ -236,14 +267,15 @@ def page(args: argparse.Namespace) -> None:
     """``docs/results/emoji.md`` and its pictures, from the reports, cards and settings under ``--out``."""
     record = read_record(args.out / "train" / "pipeline")["provenance"]
     made = record["config"]
-    cards = {k: json.loads((args.out / f"classifier-{k}" / "card.json").read_text()) for k in ("style", "caption")}
+    where = {k: args.out / f"classifier-{k}" / "model" / "card.json" for k in ("style", "caption")}
+    cards = {k: json.loads(file.read_text()) for k, file in where.items()}
     reports = {
         (c, name): json.loads((args.out / "audits" / f"{c}-{name}" / "report.json").read_text())
         for c, name in product((ERASED_STYLE, ERASED_OBJECT), METHODS)
     }
     percent = lambda r: "not measured" if r["rate"] is None else f"{r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]"
-    judged = {k: (c["right"] / c["n"], *wilson(c["right"], c["n"])) for k, c in cards.items()}
-    told = {k: f"{v:.1%} [{low:.1%}, {high:.1%}] right on {cards[k]['n']} pictures, {cards[k]['measured on']}"
+    judged = {k: tuple(c["top1"][x] for x in ("value", "low", "high")) for k, c in cards.items()}
+    told = {k: f"{v:.1%} [{low:.1%}, {high:.1%}] right on {cards[k]['top1']['n']} pictures, {cards[k]['measured_on']}"
             for k, (v, low, high) in judged.items()}  # fmt: skip
     size = reports[ERASED_STYLE, "uce"]["protocol"]["size"]
     lines = [

@@ -38,6 +38,7 @@ COMMANDS = {
     "attribute": "share out a likeness among the parts of the workflow that made it",
     "protect": "change pictures a little, so that models imitate and edit them badly",
     "train": "train a model",
+    "classify": "train a classifier of pictures",
     "distill": "from many sampling steps to few",
     "information": "what a model knows at each noise level: mean squared error and mutual information",
     "latents": "how heavy the tails of an autoencoder's latents are, and of their temporal differences",

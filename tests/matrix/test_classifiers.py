@@ -1,4 +1,4 @@
-"""What every classifier promises. The verb has no method yet: a toy keeps the promise, and these tests, from rotting.
+"""What every classifier promises; a toy keeps to the shape that is promised, without the verb's base.
 
 ``run(out, progress) -> folder``: trains on a folder of pictures whose folders are classes, as a recipe does: killed,
 the same call goes on to the same bits. ``read(folder) -> network`` gives it back, from pictures [n, 3, h, w] in
@@ -77,7 +77,8 @@ TOYS = (Linear,)
 
 
 def logits(method, folder: Path) -> torch.Tensor:
-    return method.read(folder)(torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    side = method.EXAMPLE.get("size", 8)
+    return method.read(folder)(torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1)
 
 
 def test_it_reads_pictures_and_resumes_to_the_same_bits(method, pictures, tmp_path, monkeypatch):

@@ -4,4 +4,21 @@ from __future__ import annotations
 
 from .method import Method
 
-METHODS: tuple[Method, ...] = ()
+METHODS: tuple[Method, ...] = (
+    Method(
+        "classify", "plain", "sfumato.classify.plain:Plain", ("he2016deep",),
+        summary="A network by name, a small ResNet unless told otherwise, by the cross-entropy of labels.",
+        cost="one forward and one backward pass of the network per update; minutes on a CPU at 64 pixels",
+        when="a judge of your own pictures: a detector for audits, features for distances",
+        beware="it answers with one of its classes whatever it is shown",
+        no_ledger="It is the baseline that other classifiers are measured against.",
+    ),
+    Method(
+        "classify", "inception-v4", "sfumato.classify.inception_v4:InceptionV4", ("szegedy2017inception",),
+        summary="Inception-v4 and Inception-ResNets, with residuals, scaled or not, or without them.",
+        cost="at 299 pixels about 13 GMACs a picture forward: weeks of GPUs; small nets: minutes on a CPU",
+        when="the published nets and their weights, or to see what residual connections do",
+        beware="wide nets die where residuals are not scaled",
+        ledger="inception-v4",
+    ),
+)

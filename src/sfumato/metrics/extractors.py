@@ -23,6 +23,7 @@ from sfumato.errors import BadInput, unknown
 
 from .inception import SIDE, load_inception
 from .resize import RULES, resize
+from .trained import is_trained, load_trained
 from .vision import ClipModel, Preparation, load_vision, module_sha256, reads_text
 
 ORACLE, INCEPTION, PIXELS, RANDOM = "oracle", "inception", "pixels", "random-cnn"
@@ -51,7 +52,7 @@ def make_extractor(
     Args:
         extractor: "inception" (needs ``weights``), "oracle", "pixels", "random-cnn", or any vision encoder of
             `transformers`: a folder or hub id (DINOv2: the class token; CLIP: the image embedding; ResNet: the average
-            of the last feature maps).
+            of the last feature maps); or a folder of `sfumato classify`.
         weights: safetensors file of the FID's Inception.
         resize: how pictures come to the size of the Inception network, by name.
         seed: of the random network.
@@ -77,7 +78,7 @@ def make_extractor(
         return RandomFeatures(seed)
     if not os.path.isdir(name) and "/" not in name:
         raise unknown("extractor", name, NAMED)
-    return EncoderFeatures(name)
+    return TrainedFeatures(name) if is_trained(name) else EncoderFeatures(name)
 
 
 class InceptionFeatures:
@@ -202,6 +203,22 @@ class EncoderFeatures:
         if state.ndim != (4 if self.maps else 3):
             raise BadInput(f"{self.name}: its last hidden state, of shape {list(state.shape)}, holds no such features")
         return state.mean((2, 3)) if self.maps else state[:, 0]
+
+
+class TrainedFeatures:
+    """What the last layer of a classifier sees that ``sfumato classify`` trained; its outputs are the ``logits``."""
+
+    def __init__(self, model: str):
+        self.vision = load_trained(model)
+        self.name = f"classifier ({model}), what its last layer sees"
+        self.hash = module_sha256(self.vision.network)
+        self.resize = self.vision.prepare.rule
+
+    @torch.no_grad()
+    def __call__(self, images: UInt8[Tensor, "n 3 height width"]) -> Float[Tensor, "n d"]:
+        network: Any = self.vision.network
+        with full_float32():
+            return network.features(self.vision.prepare(images.to(self.vision.device).float() / 255))
 
 
 class CallableFeatures:

@@ -17,11 +17,12 @@ from .nudenet import NudeNetDetector
 from .onnx import OnnxDetector
 from .oracle import OracleDetector
 from .scenes import SceneDetector
+from .trained import TrainedDetector
 from .zero_shot import ZeroShotDetector
 
 __all__ = [
     "ClassifierDetector", "Detection", "Detector", "ImageNetDetector", "NudeNetDetector", "OnnxDetector",
-    "OracleDetector", "SceneDetector", "ZeroShotDetector",
+    "OracleDetector", "SceneDetector", "TrainedDetector", "ZeroShotDetector",
     "detector_for", "kinds", "make_detector",
 ]  # fmt: skip
 
@@ -40,7 +41,8 @@ def make_detector(spec: str | os.PathLike | Detector, concepts: Sequence[str]) -
     Args:
         spec: KEY or KEY:MODEL of a kind ("oracle", "imagenet", "classifier:FOLDER", "zero-shot:FOLDER"); or a folder,
             file or hub id alone, for the kind that can read it: CLIP-style models are a `ZeroShotDetector`, image
-            classifiers a `ClassifierDetector`, or in ONNX an `OnnxDetector`. A detector is returned as it is.
+            classifiers a `ClassifierDetector`, in ONNX an `OnnxDetector`, of `sfumato classify` a `TrainedDetector`.
+            A detector is returned as it is.
         concepts: all that pictures may show, for detectors that tell them from each other.
 
     Raises:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.foreign import reading
 
+from ..trained import is_trained
 from ..vision import load_vision, module_sha256, reads_text
 from .base import Detection, needed
 from .labels import LabelDetector, joined
@@ -41,7 +42,9 @@ class ClassifierDetector(LabelDetector):
 
     @classmethod
     def reads(cls, model: str) -> bool:
-        return not os.path.isfile(model) and not OnnxDetector.reads(model) and not reads_text(model)
+        if os.path.isfile(model) or OnnxDetector.reads(model) or is_trained(model):
+            return False
+        return not reads_text(model)
 
     @classmethod
     def make(cls, model: str, concepts: Sequence[str]) -> ClassifierDetector:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 
+from ..trained import is_trained
 from ..vision import ClipModel, module_sha256, reads_text
 from .base import Detection, Detector, needed
 from .onnx import OnnxDetector
@@ -43,7 +44,9 @@ class ZeroShotDetector(Detector):
 
     @classmethod
     def reads(cls, model: str) -> bool:
-        return not os.path.isfile(model) and not OnnxDetector.reads(model) and reads_text(model)
+        if os.path.isfile(model) or OnnxDetector.reads(model) or is_trained(model):
+            return False
+        return reads_text(model)
 
     @classmethod
     def make(cls, model: str, concepts: Sequence[str]) -> ZeroShotDetector:

@@ -1,0 +1,5 @@
+"""Classifiers of pictures, one method a file."""
+
+from sfumato.catalog import exports
+
+__getattr__, __dir__ = exports("classify")

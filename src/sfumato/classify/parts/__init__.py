@@ -1,0 +1,1 @@
+"""What classifiers are made of."""
