@@ -11,6 +11,8 @@ from PIL import Image
 
 from sfumato.customize.anchored_composition import AnchoredComposition, even_weights, joint_loss
 from sfumato.customize.parts.anchor import begin, compose, verify
+from sfumato.edit import GradSAM
+from sfumato.edit.base import Given
 from sfumato.errors import BadInput
 from sfumato.pipeline import customization, load
 from sfumato.pipeline import watermark as marks
@@ -90,6 +92,8 @@ def test_all_that_it_draws_is_marked_whatever_is_asked(made, tmp_path):
         made.draw("art", 0, grad=True)
     with pytest.raises(BadInput, match="no latents"):
         made.trajectory("art", 0, sampling_steps=2, stop_after=1)
+    with pytest.raises(BadInput, match="do not mark"):
+        GradSAM().check(made, Given(("art",), (0,), PICTURES))
 
 
 def test_where_a_walk_begins(made):
@@ -106,6 +110,15 @@ def test_where_a_walk_begins(made):
             begin(made, anchor, strength, "noised", n)
     with pytest.raises(BadInput, match="square"):
         begin(made, anchor[:, :8], 0.5, "noised", n)
+
+
+def test_an_inverted_anchor_comes_back(tiny_sd):
+    z, off, empty = tiny_sd.encode_image(PICTURES[:1] * 2 - 1), [], tiny_sd.unconditional(1)
+    for n in (8, 32):
+        start, _ = begin(tiny_sd, PICTURES[0], 0.5, "inverted", n)
+        back, _ = tiny_sd.trajectory(None, 0, cond=empty, sampling_steps=n, stop_after=n, start=start, cfg_scale=1.0)
+        off.append(float((back - z).norm() / z.norm()))
+    assert off[1] < off[0] / 2  # first order: the fourth part, once steps are small
 
 
 @pytest.mark.parametrize("mode", ["noised", "raw", "inverted"])
@@ -126,6 +139,9 @@ def test_no_picture_leaves_without_its_mark(made, tmp_path, monkeypatch):
     broken = type(one)(one.pixels, one.payload ^ 1, one.manifest, one.png)
     with pytest.raises(marks.MarkFailed):
         broken.save(tmp_path / "one.png")
+    other = type(one)(one.pixels, one.payload, {**one.manifest, "seed": 9}, one.png)
+    with pytest.raises(marks.MarkFailed, match="metadata"):
+        other.save(tmp_path / "one.png")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(marks, "_picture", lambda c, shape: np.zeros(tuple(shape)))  # embeds nothing
     with pytest.raises(marks.MarkFailed):
