@@ -8,8 +8,9 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "attack", "attribute", "audit", "catalog", "customize", "data", "distill", "edit", "erase", "errors",
-    "files", "ledger", "metrics", "nets", "noise", "pipeline", "protect", "report", "sample", "steer", "train",
+    "attack", "attribute", "audit", "bench", "catalog", "customize", "data", "distill", "edit", "erase",
+    "errors", "files", "ledger", "metrics", "nets", "noise", "pipeline", "protect", "report", "sample", "steer",
+    "train",
 )  # fmt: skip
 _NAMES = {
     "load": "pipeline",

@@ -9,7 +9,7 @@ from sfumato.commands.options import STEPS
 from sfumato.commands.verb import read
 from sfumato.progress import alone
 
-EXAMPLE = "sfumato distill {name} --teacher sketch --steps 4 --out student/"
+EXAMPLE = "sfumato distill {name} --teacher sketch --out student/"
 
 
 @dataclass(frozen=True, kw_only=True)

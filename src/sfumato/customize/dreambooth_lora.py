@@ -110,6 +110,6 @@ class DreamBoothLoRA(OneWord):
         """Latents of pictures of the class as the pipeline draws them before it learns."""
         require_memory(12 * pipe.size**2 * self.n_prior, f"{self.n_prior:,} pictures of the class")
         seeds = [2**20 + self.seed * self.n_prior + i for i in range(self.n_prior)]
-        steps: dict[str, Any] = {"sampling_steps": self.prior_steps} if self.prior_steps else {}
-        drawn = pipe.draw([CLASS.format(self.init_word)] * self.n_prior, seeds, progress=self.progress, **steps)
+        said, steps = [CLASS.format(self.init_word)] * self.n_prior, self.prior_steps or None
+        drawn = pipe.draw(said, seeds, sampling_steps=steps, progress=self.progress)
         return latents_of(pipe, drawn, mirrored=False).mean[0]

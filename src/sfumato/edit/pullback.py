@@ -16,6 +16,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Share
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
+from sfumato.sample import predict
 
 from .base import Figure, Given
 from .parts.directions import read_directions
@@ -153,10 +154,9 @@ class Pullback(Traversal):
     def basis(self, pipe: Text2Image, z: Float[Tensor, "*latent"], time: float, cond: Conditioning) -> Basis:
         """The local basis at one latent; ``cond`` has one row."""
         f: Map = lambda rows: pipe.features(rows, time, cond, self.where)
-        return local_basis(
-            f, z, self._rank, torch.Generator().manual_seed(self.seed), iterations=self.iterations, tol=self.tol,
-            oversample=self.oversample, chunk=self.chunk,
-        )  # fmt: skip
+        settings: dict[str, Any] = {"iterations": self.iterations, "tol": self.tol, "oversample": self.oversample}
+        start = torch.Generator().manual_seed(self.seed)
+        return local_basis(f, z, self._rank, start, chunk=self.chunk, **settings)
 
     def prepared(self, pipe: Text2Image, time: float) -> Float[Tensor, "direction *features"] | None:
         """The directions of `use`."""
@@ -204,4 +204,4 @@ class Pullback(Traversal):
 def _eps(
     pipe: Text2Image, time: float, cond: Conditioning, rows: Float[Tensor, "row *latent"]
 ) -> Float[Tensor, "row *latent"]:
-    return pipe.denoiser.predict(rows, time, cond, "eps")
+    return predict(pipe.denoiser, rows, time, cond, "eps")

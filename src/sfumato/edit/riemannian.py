@@ -17,6 +17,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Share
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.sampling import gated
+from sfumato.sample import predict
 
 from .base import Figure, Given
 from .parts.directions import read_directions
@@ -140,8 +141,7 @@ class Riemannian(Traversal):
         if self.pool == "sum":
             return dense_basis(f, z, rank, self.chunk)
         start = torch.Generator().manual_seed(self.seed)
-        extra: dict[str, Any] = {"iterations": self.iterations, "oversample": 5, "chunk": self.chunk}
-        return local_basis(f, z, rank, start, **extra)
+        return local_basis(f, z, rank, start, iterations=self.iterations, oversample=5, chunk=self.chunk)
 
     def prepared(self, pipe: Text2Image, time: float) -> tuple[Tensor, list[float]] | None:
         """Global directions, those of a file or of `samples` noises, and how much the samples agree on each."""
@@ -197,14 +197,14 @@ class Riemannian(Traversal):
         """A moved latent with its contrast given back."""
         if self.normalise == "none":
             return moved
-        predict = lambda rows: pipe.denoiser.predict(rows, time, cond, "x0")
+        clean = lambda rows: predict(pipe.denoiser, rows, time, cond, "x0")
         alpha, sigma = (float(x) for x in pipe.process.alpha_sigma(time))
         if self.normalise == "shell" or alpha < 1e-3:
             return moved * (z.norm() / moved.norm())
         if self.normalise == "first-order":
-            return normalised(z, moved, predict, alpha, sigma, self.kappa, self.per_channel)
+            return normalised(z, moved, clean, alpha, sigma, self.kappa, self.per_channel)
         x0, eps = pipe.process.split(pipe.denoiser(moved[None], time, cond), moved[None], time, pipe.prediction)
-        target = matched(x0[0], predict(z[None])[0], self.per_channel)
+        target = matched(x0[0], clean(z[None])[0], self.per_channel)
         return alpha * target + sigma * eps[0]
 
     def figures(self, pipe: Text2Image, given: Given, start: Start) -> tuple[tuple[Figure, ...], dict[str, Any]]:

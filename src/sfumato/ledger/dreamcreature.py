@@ -10,30 +10,33 @@ from sfumato.customize.parts.features import patches
 from sfumato.customize.parts.parts import exact_matches
 from sfumato.data.sketch import COLOURS, OBJECTS
 
-from .core import Claim, Experiment, Found
+from .core import Claim, Experiment, Figures, Found
 from .erasure import STEPS, sketch
 
 N = 48
+ARMS = {"loss": 0.1, "none": 0.0}
+"""The weight of the attention loss."""
 
 
-def measure(seed: int) -> Found:
-    """Learn the parts of pictures of few objects and colours, with and without the loss; draw each picture's parts."""
+def measure(seed: int, arm: str) -> Figures:
+    """Learn the parts of pictures of few objects and colours, with or without the loss; draw each picture's parts."""
     pipe, rng = sketch(), np.random.default_rng(seed)
     objects, colours = ([str(x) for x in rng.permutation(some)[:4]] for some in (OBJECTS, COLOURS))
     prompts = [f"a {colours[i % 4]} {objects[i // 4 % 4]} on a white background" for i in range(N)]
     pictures = pipe.draw(prompts, [10_000 * seed + i for i in range(N)], sampling_steps=STEPS, batch=N)
-    same = {**DreamCreature.settings_for(pipe), "seed": seed}
-    found: dict[str, list[float]] = {}
-    for name, weight in (("loss", 0.1), ("none", 0.0)):
-        method = DreamCreature(**{**same, "attention_weight": weight})
-        dictionary, features = method.found(pictures)
-        codes, absent = dictionary.codes(features), dictionary.variants
-        made = method.run(pipe, pictures)
-        said = [method.said("{}", code, absent, 0.0) for code in codes]
-        drawn = made.draw(said, list(range(N)), sampling_steps=STEPS, batch=N)
-        with torch.no_grad():
-            found[name] = exact_matches(dictionary.codes(patches(drawn)), codes, absent).tolist()
-    return {"parts": (found["loss"], found["none"])}
+    settings = {**DreamCreature.settings_for(pipe), "seed": seed, "attention_weight": ARMS[arm]}
+    method = DreamCreature(**settings)
+    dictionary, features = method.found(pictures)
+    codes, absent = dictionary.codes(features), dictionary.variants
+    made = method.run(pipe, pictures)
+    said = [method.said("{}", code, absent, 0.0) for code in codes]
+    drawn = made.draw(said, list(range(N)), sampling_steps=STEPS, batch=N)
+    with torch.no_grad():
+        return {"found": exact_matches(dictionary.codes(patches(drawn)), codes, absent).tolist()}
+
+
+def compare(arms: dict[str, Figures]) -> Found:
+    return {"parts": (arms["loss"]["found"], arms["none"]["found"])}
 
 
 EXPERIMENT = Experiment(
@@ -50,5 +53,7 @@ EXPERIMENT = Experiment(
     seeds=(1, 2, 3),
     tuning="the preset 'sketch', chosen by its cost, and the weight of the SDXL script; nothing tuned",
     measure=measure,
-    cost=360,
+    arms=tuple(ARMS),
+    compare=compare,
+    cost=180,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from sfumato.data import sketch
 from sfumato.data.pictures import to_tensor
 from sfumato.edit import GradSAM
 from sfumato.edit.base import Given
-from sfumato.edit.grad_sam import attention_importance, sites_of, subject_mask
+from sfumato.edit.grad_sam import Mode, attention_importance, sites_of, subject_mask
 from sfumato.metrics.detectors import OracleDetector
 from sfumato.pipeline import Noised, Text2Image
 
@@ -36,11 +35,14 @@ def measure(seed: int) -> Found:
         for i, s in zip(items, scenes, strict=True)
     )
     seeds, settings = tuple(1000 * seed + i for i in range(PICTURES)), GradSAM.settings_for("sketch")
-    edit = GradSAM(**{**settings, "sampling_steps": STEPS, "strength": STRENGTH, "seed": seed})
-    made = edit.edit(pipe, Given(prompts, seeds, empty)).strips[:, 0, 1]
+    settings |= {"sampling_steps": STEPS, "strength": STRENGTH, "seed": seed}
+    put = lambda i: GradSAM(**settings, subjects=(items[i].object,)).edit(
+        pipe, Given((prompts[i],), (seeds[i],), empty[i : i + 1])
+    )
+    made = torch.cat([put(i).strips[:, 0, 1] for i in range(PICTURES)])
     other = lambda strength: pipe.draw(
-        list(prompts), list(seeds), start=Noised(empty, strength), sampling_steps=STEPS, cfg_scale=edit.cfg_scale,
-        scheduler="ddim", eta=1.0,
+        list(prompts), list(seeds), start=Noised(empty, strength), sampling_steps=STEPS,
+        cfg_scale=settings["cfg_scale"], scheduler="ddim", eta=1.0,
     )  # fmt: skip
     plain, weak, judge = other(STRENGTH), other(WEAK), OracleDetector()
     ring = torch.ones(pipe.size, pipe.size, dtype=torch.bool)
@@ -50,7 +52,7 @@ def measure(seed: int) -> Found:
     z = pipe.encode_image(shown.to(pipe.device) * 2 - 1)
     noisy = pipe.process.diffuse(z, LOOKED, torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z))
     true = torch.nn.functional.adaptive_avg_pool2d((shown - empty).abs().amax(1), z.shape[-2:]) > 0.05
-    overlaps: dict[Any, list[float]] = {"scaling": [], "attention": []}
+    overlaps: dict[Mode, list[float]] = {"scaling": [], "attention": []}
     for i, item in enumerate(items):
         cond = pipe.encode(prompts[i])
         columns, (site,) = pipe.find(cond, item.object)[0], sites_of(pipe)

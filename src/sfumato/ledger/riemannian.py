@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +13,7 @@ from sfumato.edit import Riemannian
 from sfumato.edit.base import Given
 from sfumato.edit.parts.shooting import by_basis, lerp, normalised, path_length, shared_directions, shoot, slerp
 from sfumato.edit.parts.traversal import at_time
+from sfumato.sample import predict
 
 from .core import Claim, Experiment, Found
 from .erasure import sketch as pipeline
@@ -46,8 +45,8 @@ def measure(seed: int) -> Found:
         curved.append(end)
         straight.append(x + float((end - x).norm()) * basis.v[0])
         alpha, sigma = (float(a) for a in pipe.process.alpha_sigma(time))
-        predict = partial(lambda rows, cond: pipe.denoiser.predict(rows, time, cond, "x0"), cond=cond)
-        settled.append(normalised(x, end, predict, alpha, sigma))
+        clean = lambda rows, cond=cond: predict(pipe.denoiser, rows, time, cond, "x0")
+        settled.append(normalised(x, end, clean, alpha, sigma))
         shared.append((basis.u, edit.basis(edit.f(pipe, then, cond), late[i]).u))
     drawn = {name: draw(torch.stack(x)) for name, x in
              {"curved": curved, "straight": straight, "settled": settled, "plain": list(z)}.items()}  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,45 +38,6 @@ TRIES = 16
 """Times, and noises, at which masks are looked for before a picture is refused."""
 
 
-class Settings(Protocol):
-    """Those of `AttenCraft` that a run looks at; it says what they mean."""
-
-    @property
-    def words(self) -> tuple[str, ...]: ...
-    @property
-    def described(self) -> tuple[str, ...]: ...
-    @property
-    def version(self) -> Literal["released", "second"]: ...
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def latest(self) -> float: ...
-    @property
-    def refresh(self) -> int: ...
-    @property
-    def ssim(self) -> float: ...
-    @property
-    def masked(self) -> bool: ...
-    @property
-    def attention_weight(self) -> float: ...
-    @property
-    def per(self) -> Literal["cells", "mean"]: ...
-    @property
-    def n_prior(self) -> int: ...
-    @property
-    def prior_prompt(self) -> str: ...
-    @property
-    def prior_weight(self) -> float: ...
-    @property
-    def prior_steps(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def progress(self) -> bool: ...
-
-    def says(self, which: Sequence[int]) -> str: ...
-
-
 class Masks(nn.Module):
     """The masks of every picture's words and background, which change while learning and belong to the checkpoint."""
 
@@ -105,9 +66,14 @@ class Found:
 
 
 class Course:
-    """One run: the masks, and the loss of an update."""
+    """One run: the masks, and the loss of an update.
 
-    def __init__(self, method: Settings, pipe: Text2Image, student: Text2Image, given: Given):
+    Args:
+        method: the `AttenCraft` whose settings these are.
+        student: what is trained, with the new words active in it.
+    """
+
+    def __init__(self, method: Any, pipe: Text2Image, student: Text2Image, given: Given):
         self.method, self.student, self.given = method, student, given
         side = given.latents.mean.shape[-1]
         self.cross = nearest_resolution(student, "cross", side / 4)
@@ -131,8 +97,8 @@ class Course:
         m = self.method
         require_memory(12 * pipe.size**2 * m.n_prior, f"{m.n_prior:,} pictures to keep the model")
         seeds = [2**20 + m.seed * m.n_prior + i for i in range(m.n_prior)]
-        steps: dict[str, Any] = {"sampling_steps": m.prior_steps} if m.prior_steps else {}
-        drawn = pipe.draw([m.prior_prompt] * m.n_prior, seeds, progress=m.progress, **steps)
+        steps = m.prior_steps or None
+        drawn = pipe.draw([m.prior_prompt] * m.n_prior, seeds, sampling_steps=steps, progress=m.progress)
         return latents_of(pipe, drawn, mirrored=False).mean[0]
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.anatomy import Site
+from sfumato.sample import predict
 
 from .importance import Rectifier, Response, by_attention, by_column, by_element, by_scaling, laid_out
 
@@ -82,7 +83,7 @@ def attention_importance(
 
         def respond(added: Tensor) -> Tensor:
             with pipe.edit_attention(lambda _, probs: probs + added[None], None, here):
-                return pipe.denoiser.predict(z, t, cond, "eps")[0]
+                return predict(pipe.denoiser, z, t, cond, "eps")[0]
 
         f: Response = respond
         if mode == "scaling":

@@ -64,8 +64,8 @@ def told_apart(found: Found, prompts: Found | None) -> tuple[tuple[Figure, ...],
         if known := {t: d for t, d in far.items() if d is not None}:
             distances[name] = known
     if distances:
-        lines = {f"between {name}": _line(known) for name, known in distances.items()}
-        figures.append(Figure("Mean distance of tangent spaces", "time", lines))
+        between = {f"between {name}": _line(known) for name, known in distances.items()}
+        figures.append(Figure("Mean distance of tangent spaces", "time", between))
     named = {name: _named(value) for name, value in {**told, **distances}.items()}
     return tuple(figures), {"analysis": named}
 
