@@ -47,4 +47,13 @@ METHODS: tuple[Method, ...] = (
         beware="Parts are as good as the encoder: give DINOv2's folder with --encoder for real pictures.",
         ledger="dreamcreature",
     ),
+    Method(
+        "customize", "anchored-composition", "sfumato.customize.anchored_composition:AnchoredComposition",
+        ("chen2023textimage", "ruiz2023dreambooth", "hu2022lora"),
+        "Teaches several declared subjects together, to be drawn from an anchor picture; all is marked.",
+        cost="hundreds of gradient steps a subject with the network's products",
+        when="Several synthetic, licensed or consented subjects belong into one picture of a given layout.",
+        beware="Marks outlive JPEG, not cropping nor a determined remover; other tools draw without them.",
+        ledger="anchored-composition",
+    ),
 )  # fmt: skip

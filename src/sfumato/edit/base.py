@@ -114,6 +114,8 @@ class Edit(Tuned, ABC):
 
     def check(self, pipe: Text2Image, given: Given) -> None:
         """Raise `BadInput` if it cannot be done; cheap, before anything is computed."""
+        if "marked" in pipe.defaults:  # editors decode latents of their own, past the mark of `draw`
+            raise BadInput("pictures of this pipeline are marked as it draws them, and editors do not mark: use draw")
         if given.pictures is not None:
             pipe.latent_shape(given.pictures.shape[-1])
 

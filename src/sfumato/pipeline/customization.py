@@ -41,12 +41,15 @@ class Customization:
         products: low-rank products by layer (see `sfumato.pipeline.lora.Product`).
         stages: words that stand for others by stage of time; see `sfumato.pipeline.stages`.
         about: how it was made (JSON types).
+        marked: subjects, by their words, of which pictures are to be marked as made (see `sfumato.pipeline.watermark`),
+            with what is declared of each; whatever pipeline knows one of them marks all that it draws.
     """
 
     words: Mapping[str, Rows] = field(default_factory=dict)
     products: Mapping[str, Product] = field(default_factory=dict)
     stages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    marked: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(path: str | os.PathLike, made: Customization, pipe: Text2Image, overwrite: bool = False) -> None:
@@ -76,6 +79,7 @@ def save(path: str | os.PathLike, made: Customization, pipe: Text2Image, overwri
         "words": {word: len(rows[0]) for word, rows in made.words.items()},
         "stages": {word: list(of) for word, of in made.stages.items()},
         "about": dict(made.about),
+        **({"marked": dict(made.marked)} if made.marked else {}),
     }
     with atomic_file(Path(path), overwrite) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", HEADER: json.dumps(header, default=str)})
@@ -105,7 +109,9 @@ def load(path: str | os.PathLike, pipe: Text2Image) -> Customization:
     if HEADER not in header:
         raise BadInput(f"{path} is no file of sfumato customize: load it as a LoRA instead")
     with reading(path, "a file of sfumato customize"):
-        told = shaped(json.loads(header[HEADER]), _HEADER, f"the header of {path}")
+        raw = json.loads(header[HEADER])
+        kinds = {**_HEADER, "marked": dict} if "marked" in raw else _HEADER
+        told = shaped(raw, kinds, f"the header of {path}")
         sizes = {str(word): int(n) for word, n in told["words"].items()}
         stages = {str(word): [str(x) for x in of] for word, of in told["stages"].items()}
         if min([1, *sizes.values()]) < 1 or not all(stages.values()):
@@ -122,7 +128,7 @@ def load(path: str | os.PathLike, pipe: Text2Image) -> Customization:
     products = {}
     if set(tensors) - set(keys):
         products = lora.products(path, pipe.anatomy.component, {pipe.anatomy.component: pipe.network}, keys)
-    return Customization(words, products, stages, told["about"])
+    return Customization(words, products, stages, told["about"], told.get("marked", {}))
 
 
 def _check(
@@ -162,6 +168,9 @@ def add_words(pipe: P, learned: Sequence[Customization]) -> P:
     stages = {word: list(of) for one in learned for word, of in one.stages.items()}
     if stages:
         made.defaults = {**made.defaults, "stages": {**made.defaults.get("stages", {}), **stages}}
+    marked = {word: told for one in learned for word, told in one.marked.items()}
+    if marked:
+        made.defaults = {**made.defaults, "marked": {**made.defaults.get("marked", {}), **marked}}
     return made
 
 

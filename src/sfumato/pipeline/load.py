@@ -313,10 +313,14 @@ def _defaults(record: dict[str, Any]) -> dict[str, Any]:
     """Sampling defaults that a record states; empty for other folders."""
     kinds: dict[str, Callable[[Any], Any]] = {"cfg_scale": float, "sampling_steps": int, "size": int}
     kinds |= {"guidance": float, "stages": _stages}
+    told = record.get("defaults", {})
+    # Whatever else is wrong with a record, pictures that it wants marked are marked.
+    wanted = told["marked"] if isinstance(told, dict) and "marked" in told else None
+    marked = {} if wanted is None else {"marked": dict(wanted) if isinstance(wanted, dict) else {}}
     try:
-        return {k: kinds[k](v) for k, v in record.get("defaults", {}).items() if k in kinds}
+        return {k: kinds[k](v) for k, v in told.items() if k in kinds} | marked
     except (ValueError, TypeError, AttributeError, ArithmeticError):
-        return {}
+        return marked
 
 
 def _stages(told: Any) -> dict[str, list[str]]:

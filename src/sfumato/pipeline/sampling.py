@@ -20,7 +20,7 @@ from sfumato.progress import bar
 from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 
-from . import offload
+from . import offload, watermark
 from .adapter import Adapter
 from .conditioning import Conditioning
 from .contract import Condition, Gradient, Guide, Noised, Start, Told
@@ -93,7 +93,16 @@ def draw(
         scheduler: "ddim", "addim", "dpm++", a sampler of the catalogue ("s2n", or ``S2N(rho=0.3)``), a diffusers
             scheduler (its class and settings), or None for the pipeline's.
         eta: 0 is deterministic, 1 ancestral; for schedulers that know it (DDIM).
+
+    A pipeline that knows subjects whose pictures are to be marked (`sfumato.pipeline.customization`) marks each.
+
+    Raises:
+        BadInput: a gradient of pictures that are to be marked.
+        MarkFailed: a mark was not read back; no picture is returned.
     """
+    marked = p.defaults.get("marked")
+    if marked is not None and grad:
+        raise BadInput("pictures of this pipeline are marked, which has no gradient: draw them without grad")
     rows = Rows.make(p, asked, seeds, cond, start, negative, size)
     walk = _Walk(p, sampling_steps, cfg_scale, cfg_interval, scheduler, eta, size, guide, grad)
     chunks = rows.chunks(batch)
@@ -101,7 +110,11 @@ def draw(
     with torch.set_grad_enabled(bool(grad)), bar("drawing", len(chunks) * walk.steps, progress) as advance:
         for chunk in chunks:
             z, _ = _last(walk.states(chunk, advance))
-            pictures.append(finished(p.decode_latents(z), grad, chunk.seeds))
+            made = finished(p.decode_latents(z), grad, chunk.seeds)
+            if marked is not None:
+                said = chunk.asked if isinstance(chunk.asked, list) else [None] * len(chunk)
+                made = watermark.marked_pictures(made, watermark.payloads(marked, said, chunk.seeds, made.shape[-1]))
+            pictures.append(made)
             offload.put_away(p.pipe)
     return torch.cat(pictures)
 
@@ -172,6 +185,8 @@ def _states(
     scheduler: Scheduler = "ddim",
     **settings: Any,
 ) -> Iterator[tuple[Float[Tensor, "n channel h w"], float]]:
+    if "marked" in p.defaults:
+        raise BadInput("this pipeline gives marked pictures only, no latents: use draw")
     rows = Rows.make(p, asked, seeds, cond, start, negative, size)
     return _Walk(p, scheduler=scheduler, size=size, **settings).states(rows)
 
