@@ -216,7 +216,7 @@ class AnchoredComposition(Customizer):
     @cached_property
     def singles(self) -> dict[str, DreamBoothLoRA]:
         """For each subject what would learn it alone: who chooses its identifier and draws its class."""
-        prior = {"n_prior": self.n_prior, "prior_steps": self.prior_steps, "progress": self.progress}
+        prior: dict[str, Any] = {"n_prior": self.n_prior, "prior_steps": self.prior_steps, "progress": self.progress}
         seeds = [self.seed * len(self.words) + k for k in range(len(self.words))]
         each = zip(self.words, self.classes, seeds, strict=True)
         return {word: DreamBoothLoRA(word=word, init_word=noun, seed=seed, **prior) for word, noun, seed in each}
