@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -191,7 +191,7 @@ class Classifier(Tuned, Schedule, ABC):
         if about["classifier"] != cls.name():
             raise BadInput(f"{folder} was made by classify {about['classifier']}, not by {cls.name()}")
         known = {f.name for f in fields(cls) if f.init} - {f.name for f in fields(Schedule)} - cls.STARTS
-        method: Self = cls(**{name: value for name, value in config.items() if name in known})
+        method = cls(**{name: value for name, value in config.items() if name in known})
         net = method.network(tuple(about["labels"]))
         state, _ = read_tensors(Path(folder) / "model.safetensors", "a classifier")
         with reading(folder, "a classifier"):

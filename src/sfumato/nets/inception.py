@@ -237,7 +237,7 @@ def published_keys(net: Inception, name: str) -> dict[str, str]:
     # timm numbers the units of a tower, and does not where there is one
     single = [
         f"{where}.branches.{j}.0." for where, cat in net.named_modules() if isinstance(cat, Cat)
-        for j, branch in enumerate(cat.branches) if len(branch) == 1  # type: ignore[arg-type]
+        for j, branch in enumerate(cat.branches) if len(branch) == 1
     ]  # fmt: skip
     keys = {}
     for ours in net.state_dict():
