@@ -17,13 +17,18 @@ from torch import Tensor, nn
 
 from sfumato import catalog
 from sfumato.attack.base import Attack
+from sfumato.attribute.base import Attribution
 from sfumato.customize.base import Customizer
+from sfumato.edit.base import Edit
 from sfumato.erase.base import Eraser
 from sfumato.erase.parts.edit import ClosedForm
 from sfumato.pipeline import Text2Image, VideoModel
+from sfumato.protect.base import Protection
 
 from .families import FAMILIES, OF_A_KIND
 
+LONG = (Attack, Attribution, Customizer, Edit, Eraser, Protection)
+"""Bases of the methods that train, search, or look for directions."""
 CAPTIONS = ("a red star", "a blue circle", "a photo of a square")
 
 
@@ -48,8 +53,7 @@ def pytest_generate_tests(metafunc) -> None:
 
 def _pair(name: str, method: type, family: str) -> Any:
     """A method on a family: among the slow tests where it takes long, and does on others of that anatomy."""
-    trains = issubclass(method, Attack | Customizer | Eraser) and not issubclass(method, ClosedForm)
-    long = trains and family in OF_A_KIND
+    long = issubclass(method, LONG) and not issubclass(method, ClosedForm) and family in OF_A_KIND
     return pytest.param(method, family, id=f"{name}-{family}", marks=[pytest.mark.slow] if long else [])
 
 
