@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.commands.verb import read
+from sfumato.commands.verb import trained
 from sfumato.foreign import read_json
 from sfumato.progress import alone
 
@@ -23,18 +23,11 @@ class Classify:
 
 
 def main(args: list[str]) -> None:
-    entry, method, options = read("classify", args, Classify, EXAMPLE)
-    if method.finished(options.out, options.overwrite):
-        if alone():
-            print(f"finished already, with these settings: {options.out} is left as it is")
+    made = trained("classify", args, Classify, EXAMPLE, "checkpoints, and the classifier in model/ at the end")
+    if made is None or not alone():
         return
-    writes = [f"{options.out}/ (checkpoints, and the classifier in model/ at the end)"]
-    if alone():
-        replace(method.plan(), time=entry.cost, writes=writes).show()
-    folder = method.run(options.out, overwrite=options.overwrite)
-    if alone():
-        card = read_json(folder / "card.json", {"top1": dict})
-        right = card["top1"]
-        told = "" if right["low"] is None else f" [{right['low']:.3f}, {right['high']:.3f}]"
-        print(f"right: {right['value']:.3f}{told} of {right['n']}, {card['measured_on']}")
-        print(f"trained: {folder}, for `sfumato audit --detector` and `sfumato score --extractor`")
+    card = read_json(made[1] / "card.json", {"top1": dict})
+    right = card["top1"]
+    told = "" if right["low"] is None else f" [{right['low']:.3f}, {right['high']:.3f}]"
+    print(f"right: {right['value']:.3f}{told} of {right['n']}, {card['measured_on']}")
+    print(f"trained: {made[1]}, for `sfumato audit --detector` and `sfumato score --extractor`")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.commands.verb import read
-from sfumato.plan import Plan
+from sfumato.commands.verb import trained
 from sfumato.progress import alone
 
 EXAMPLE = "sfumato train {name} --data sketch --out run/"
@@ -23,15 +22,6 @@ class Train:
 
 
 def main(args: list[str]) -> None:
-    entry, recipe, options = read("train", args, Train, EXAMPLE)
-    if recipe.finished(options.out, options.overwrite):
-        if alone():
-            print(f"finished already, with these settings: {options.out} is left as it is")
-        return
-    writes = [f"{options.out}/ (checkpoints, and the model at the end)"]
-    if alone():
-        plan = recipe.plan() if hasattr(recipe, "plan") else Plan(f"train {entry.name}", time=entry.cost)
-        replace(plan, writes=writes).show()
-    folder = recipe.run(options.out, overwrite=options.overwrite)
-    if alone():
-        print(f"trained: {folder}")
+    made = trained("train", args, Train, EXAMPLE, "checkpoints, and the model at the end")
+    if made and alone():
+        print(f"trained: {made[1]}")

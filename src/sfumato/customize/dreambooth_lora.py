@@ -100,10 +100,9 @@ class DreamBoothLoRA(OneWord):
     def identifier(self, pipe: Text2Image) -> tuple[Float[Tensor, "1 width"], ...]:
         """An embedding for each text encoder, random in direction and as long as its words' are in the median."""
         rng, rows = torch.Generator().manual_seed(self.seed), []
-        for _, encoder in pipe.text_parts():
-            weight = getattr(pipe.pipe, encoder).get_input_embeddings().weight
+        for weight in pipe.word_tables:
             row = torch.randn(1, weight.shape[1], generator=rng)
-            rows.append(row / row.norm() * float(weight.detach().float().norm(dim=1).median()))
+            rows.append(row / row.norm() * float(weight.float().norm(dim=1).median()))
         return tuple(rows)
 
     def prior(self, pipe: Text2Image) -> Float[Tensor, "n channel h w"]:

@@ -147,7 +147,7 @@ class DreamCreature(OneWord):
         M, K = len(dictionary.coarse), dictionary.variants
         present = sorted({(m, k) for m in range(M) for k in codes[..., m].unique().tolist() if k < K})
         words = [self.named(m, k) for m, k in present]
-        widths = [getattr(pipe.pipe, enc).get_input_embeddings().weight.shape[1] for _, enc in pipe.text_parts()]
+        widths = [table.shape[1] for table in pipe.word_tables]
         blank = {word: tuple(torch.zeros(1, width) for width in widths) for word in words}
         student = add_words(pipe, [Customization(blank)])
         adapter = on_attention(student, self.rank, self.seed)

@@ -175,13 +175,13 @@ class ProSpect(OneWord):
             UserWarning: the initialiser is several tokens, of which the first alone counts, as in the published code.
         """
         word, rows, norms = self.start(pipe), [], []
-        for tok, enc in pipe.text_parts():
-            ids = getattr(pipe.pipe, tok)(word, add_special_tokens=False).input_ids
+        for tokenizer, table in zip(pipe.tokenizers, pipe.word_tables, strict=True):
+            ids = tokenizer(word, add_special_tokens=False).input_ids
             if not ids:
                 raise BadInput("the word to start from is empty: name one that the model knows")
             if len(ids) > 1:
                 warnings.warn(f"{word!r} is {len(ids)} tokens: ProSpect starts from the first alone", stacklevel=4)
-            weight = getattr(pipe.pipe, enc).get_input_embeddings().weight.detach().float()
+            weight = table.float()
             rows.append(weight[ids[0]].clone())
             norms.append(float(weight.norm(dim=1).median()))
         return rows, norms

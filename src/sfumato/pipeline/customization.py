@@ -116,7 +116,7 @@ def load(path: str | os.PathLike, pipe: Text2Image) -> Customization:
         stages = {str(word): [str(x) for x in of] for word, of in told["stages"].items()}
         if min([1, *sizes.values()]) < 1 or not all(stages.values()):
             raise BadInput(f"the header of {path} names words without rows: fetch or write it again")
-    encoders = [getattr(pipe.pipe, encoder) for _, encoder in pipe.text_parts()]
+    encoders = pipe.text_encoders
     several = len(encoders) > 1
     keys = (list(pipe.text_keys) if several else list(sizes)) if sizes else []
     _check(path, keys, tensors, encoders, sizes if not several else {key: sum(sizes.values()) for key in keys})

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy as copying
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -26,9 +24,8 @@ from torch import Tensor
 from sfumato import catalog
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_folder, write_json
-from sfumato.foreign import reading, shortened
 from sfumato.noise import Denoiser, GaussianProcess
-from sfumato.noise.config import from_config, to_config
+from sfumato.noise.config import to_config
 from sfumato.noise.process import Prediction
 from sfumato.progress import track
 from sfumato.sample import Clipped, addim, consistency, ddim, ddpm, dpmpp_2m, heun
@@ -40,7 +37,7 @@ from .conditioning import Labels
 from .contract import Condition, Gradient, Guide, Model, Noised, Start, Told
 from .denoise import NetworkDenoiser
 from .drawing import Rows, ToldDenoiser, check_guidance, finished, first_step, noise, right_kind
-from .saving import RECORD, quiet, weights_sha256
+from .saving import RECORD, weights_sha256
 
 if TYPE_CHECKING:
     from sfumato.data.base import Pictures
@@ -54,7 +51,7 @@ SAMPLERS = {
     "dpm++": dpmpp_2m,
     "consistency": consistency,
 }
-_NETS = "sfumato.nets"
+NETS = "sfumato.nets"
 _CARD = """---
 tags: [sfumato]
 ---
@@ -348,7 +345,7 @@ class ImageModel(Model):
 
 
 def _library(part: torch.nn.Module) -> str:
-    return _NETS if type(part).__module__.startswith(_NETS) else type(part).__module__.partition(".")[0]
+    return NETS if type(part).__module__.startswith(NETS) else type(part).__module__.partition(".")[0]
 
 
 def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -361,46 +358,3 @@ def _sampler(chosen: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     if chosen not in SAMPLERS:
         raise unknown("scheduler", str(chosen), (*SAMPLERS, *methods))
     return known[chosen]
-
-
-def load_image_model(cls: type[ImageModel], folder: Path, index: dict[str, Any], device: torch.device) -> ImageModel:
-    """The model of type ``cls`` that `ImageModel.save` wrote.
-
-    Raises:
-        BadInput: an unknown network, or files that do not fit.
-    """
-    kinds = {"network": _own_network(folder, index["network"])}
-    for name, known in cls.further.items():
-        if name not in index:  # whether it can do without is for the model to say
-            continue
-        classes = {kind.__name__: kind for kind in known}
-        told = (index.get(name) or [None])[-1]
-        if told not in classes:
-            raise BadInput(f"{folder} has as its {name} no {' or '.join(classes)}: fetch or write it again")
-        kinds[name] = classes[told]
-    parts = {name: _read_part(folder, name, kind).to(device) for name, kind in kinds.items()}
-    with reading(folder, f"a {kinds['network'].__name__}"):
-        process = from_config(index["process"])
-        said = (index["prediction"], tuple(index["shape"]), tuple(index["labels"]), dict(index["defaults"]))
-        return cls(parts.pop("network"), process, *said, **parts)
-
-
-def _own_network(folder: Path, named: list[Any]) -> type[ModelMixin]:
-    """The class of `sfumato.nets` that an index names."""
-    library, name = named if len(named) == 2 and all(isinstance(word, str) for word in named) else ("", "")
-    kind = getattr(importlib.import_module(_NETS), name, None) if library == _NETS else None
-    if not isinstance(kind, type) or not issubclass(kind, ModelMixin):
-        told = shortened(f"{library}.{name}", 100)
-        raise BadInput(f"{folder} names a network {told!r}, which {_NETS} does not have")
-    return kind
-
-
-def _read_part(folder: Path, part: str, kind: type[ModelMixin]) -> Any:
-    """A frozen network of this class, all of whose weights are there."""
-    with reading(folder, f"a {kind.__name__}"):
-        with quiet():
-            network = cast(Any, kind).from_pretrained(folder / part, use_safetensors=True, local_files_only=True)
-        states = chain(network.named_parameters(), network.named_buffers())
-        if missing := [key for key, x in states if x.is_meta]:
-            raise BadInput(f"the weight {missing[0]} of the {part} in {folder} is missing: fetch or write it again")
-        return network.requires_grad_(False).eval()

@@ -19,7 +19,8 @@ from sfumato.settings import EMBEDDED
 from .base import Text2Image
 from .flux import Flux
 from .flux2 import Flux2Klein
-from .image import ImageModel, load_image_model
+from .image import ImageModel
+from .image_files import load_image_model
 from .latent import LatentModel
 from .offload import Offload, accelerator
 from .pixart import PixArtSigma

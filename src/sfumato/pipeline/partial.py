@@ -120,7 +120,7 @@ class Partial:
 
     def largest_streamed(self) -> int:
         """Bytes of the largest tensor of a text encoder."""
-        modules = [getattr(self.pipe.pipe, encoder) for _, encoder in self.pipe.text_parts()]
+        modules = self.pipe.text_encoders
         return max(x.numel() * x.element_size() for module in modules for x in module.parameters())
 
     def hold(self, names: Iterable[str]) -> None:

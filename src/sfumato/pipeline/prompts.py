@@ -54,6 +54,16 @@ class Prompts(ABC):
         """The tokenizers, one for each text encoder, in the order of `text_parts`."""
         return [getattr(self.pipe, name) for name, _ in self.text_parts()]
 
+    @property
+    def text_encoders(self) -> list:
+        """The text encoders, in the order of `text_parts`."""
+        return [getattr(self.pipe, name) for _, name in self.text_parts()]
+
+    @property
+    def word_tables(self) -> list[Float[Tensor, "words width"]]:
+        """The embeddings of all words, a table for each text encoder, to be read only."""
+        return [encoder.get_input_embeddings().weight.detach() for encoder in self.text_encoders]
+
     def text_lengths(self) -> list[int]:
         """How many tokens each text encoder reads, start and end tokens included, in the order of `text_parts`."""
         parts = [(getattr(self.pipe, tok), getattr(self.pipe, enc)) for tok, enc in self.text_parts()]

@@ -98,9 +98,7 @@ class Words:
 
     def tables(self) -> list[Float[Tensor, "words width"]]:
         """The embeddings of the words, for each text encoder."""
-        encoders = [getattr(self.pipe.pipe, name) for _, name in self.pipe.text_parts()]
-        tables = [encoder.get_input_embeddings().weight.detach()[: len(self)] for encoder in encoders]
-        return [table.to(self.pipe.device) for table in tables]  # they may be offloaded
+        return [table[: len(self)].to(self.pipe.device) for table in self.pipe.word_tables]  # they may be offloaded
 
     def put(
         self, rows: Float[Tensor, "batch length width"], put: Float[Tensor, "batch k width"], at: Int[Tensor, "batch k"]

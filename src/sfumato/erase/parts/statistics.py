@@ -75,7 +75,7 @@ def caption_gram(
 
 def _identity(pipe: Text2Image, captions: Sequence[str], rows: Rows) -> str:
     """What the statistics depend on, hashed."""
-    readers = {name: getattr(pipe.pipe, name) for _, name in pipe.text_parts()}
+    readers = {name: encoder for (_, name), encoder in zip(pipe.text_parts(), pipe.text_encoders, strict=True)}
     weights = {f"{part}.{name}": x for part, m in readers.items() for name, x in m.named_parameters()}
     read = torch.nn.ModuleList([p.module for p in pipe.projections() if p.kind == "text.in"])
     weights |= {f"text.in.{name}": x for name, x in read.named_parameters()}

@@ -65,12 +65,12 @@ def protect_folder(
     shapes = [read_picture(g.file).shape for g in given]
     with held(out) as folder:
         record = claim(folder, settings_of(method, p))
-        todo = []
+        left = []
         for batch in batches(given, shapes, method.batch):
             if not all(finished(folder, g, record) for g in batch):
-                todo.append(batch)
-        with bar("protecting", sum(method.steps(len(b)) for b in todo), progress) as advance:
-            for batch in todo:
+                left.append(batch)
+        with bar("protecting", sum(method.steps(len(b)) for b in left), progress) as advance:
+            for batch in left:
                 clean = torch.cat([read_picture(g.file) for g in batch])
                 safe = method.run(p, clean, advance=advance)
                 for g, before, after in zip(batch, clean, safe, strict=True):

@@ -89,7 +89,7 @@ class Bases:
 
     def _widths(self, dim: int) -> list[int]:
         """The widths of the text encoders whose rows stand side by side."""
-        encoders = [getattr(self.p.pipe, name) for _, name in self.p.text_parts()]
+        encoders = self.p.text_encoders
         widths = [encoder.get_input_embeddings().weight.shape[1] for encoder in encoders]
         if len(widths) < 2 or sum(widths) != dim:
             raise BadInput("the rows of this family are not those of encoders side by side: leave per_encoder out")
