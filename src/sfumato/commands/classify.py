@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.commands.verb import trained
+from sfumato.commands.verb import read, trained
 from sfumato.foreign import read_json
 from sfumato.progress import alone
 
@@ -23,11 +23,12 @@ class Classify:
 
 
 def main(args: list[str]) -> None:
-    made = trained("classify", args, Classify, EXAMPLE, "checkpoints, and the classifier in model/ at the end")
-    if made is None or not alone():
+    asked = read("classify", args, Classify, EXAMPLE)
+    folder = trained(*asked, "checkpoints, and the classifier in model/ at the end")
+    if folder is None or not alone():
         return
-    card = read_json(made[1] / "card.json", {"top1": dict})
+    card = read_json(folder / "card.json", {"top1": dict})
     right = card["top1"]
     told = "" if right["low"] is None else f" [{right['low']:.3f}, {right['high']:.3f}]"
     print(f"right: {right['value']:.3f}{told} of {right['n']}, {card['measured_on']}")
-    print(f"trained: {made[1]}, for `sfumato audit --detector` and `sfumato score --extractor`")
+    print(f"trained: {folder}, for `sfumato audit --detector` and `sfumato score --extractor`")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.commands.verb import trained
+from sfumato.commands.verb import read, trained
 from sfumato.progress import alone
 
 EXAMPLE = "sfumato train {name} --data sketch --out run/"
@@ -22,6 +22,6 @@ class Train:
 
 
 def main(args: list[str]) -> None:
-    made = trained("train", args, Train, EXAMPLE, "checkpoints, and the model at the end")
-    if made and alone():
-        print(f"trained: {made[1]}")
+    folder = trained(*read("train", args, Train, EXAMPLE), "checkpoints, and the model at the end")
+    if folder and alone():
+        print(f"trained: {folder}")

@@ -209,24 +209,21 @@ def provenance(entry: catalog.Method, method: Any, parent: Model, model: str) ->
     }
 
 
-def trained(
-    verb: str, args: Sequence[str], options: type, example: str, writes: str
-) -> tuple[catalog.Method, Path] | None:
-    """Train as a verb's command asks, in its ``out``, and show the plan first; None for a run that is finished already.
+def trained(entry: catalog.Method, method: Any, chosen: Any, writes: str) -> Path | None:
+    """Train in ``chosen.out``, and show the plan first; None for a run that is finished already.
 
     Args:
-        verb, args, options, example: as for `read`; the options have ``out`` and ``overwrite``.
+        entry, method, chosen: as `read` gives them; the options have ``out`` and ``overwrite``.
         writes: what will lie in ``out``.
     """
     from sfumato.plan import Plan
 
-    entry, method, chosen = read(verb, args, options, example)
     if method.finished(chosen.out, chosen.overwrite):
         if alone():
             print(f"finished already, with these settings: {chosen.out} is left as it is")
         return None
     if alone():
-        plan = method.plan() if hasattr(method, "plan") else Plan(f"{verb} {entry.name}")
+        plan = method.plan() if hasattr(method, "plan") else Plan(f"{entry.verb} {entry.name}")
         timed = plan if plan.seconds is not None or plan.time else dataclasses.replace(plan, time=entry.cost)
         dataclasses.replace(timed, writes=[f"{chosen.out}/ ({writes})"]).show()
-    return entry, method.run(chosen.out, overwrite=chosen.overwrite)
+    return method.run(chosen.out, overwrite=chosen.overwrite)
