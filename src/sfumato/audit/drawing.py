@@ -89,22 +89,29 @@ class Drawn:
     reseeded: Pictures
 
     @classmethod
-    def by(cls, setup: Setup) -> Drawn:
-        """Draw them all."""
+    def by(cls, setup: Setup, before: Drawn | None = None) -> Drawn:
+        """Draw them all; those of the original model need not be drawn again where ``before`` has them."""
         kept = setup.cases.retained
         # The first few by themselves: the floor draws them again, and a batch of another size rounds differently.
         parts = [part for part in (kept[:FLOOR], kept[FLOOR:], setup.targets) if part]
-        sides = []
-        for pipe, who in ((setup.old, "the original model"), (setup.new, "the edited model")):
-            drawn = [draw(setup, pipe, *_asked(part), who, who.removeprefix("the ")) for part in parts]
-            sides.append(torch.cat(drawn))
-        both = Pair(*sides)
+
+        def whole(pipe: Text2Image, who: str) -> Pictures:
+            return torch.cat([draw(setup, pipe, *_asked(part), who, who.removeprefix("the ")) for part in parts])
+
+        first = whole(setup.old, "the original model") if before is None else before.of_the_original()
+        both = Pair(first, whole(setup.new, "the edited model"))
         return cls(
             both[: len(kept)],
             both[len(kept) :],
-            draw(setup, setup.old, *_asked(kept[:FLOOR]), "the original model", "floor"),
-            draw(setup, setup.old, *_asked(kept[:CEILING], OTHER_SEEDS), "the original model", "ceiling"),
+            before.again if before else draw(setup, setup.old, *_asked(kept[:FLOOR]), "the original model", "floor"),
+            before.reseeded
+            if before
+            else draw(setup, setup.old, *_asked(kept[:CEILING], OTHER_SEEDS), "the original model", "ceiling"),
         )
+
+    def of_the_original(self) -> Pictures:
+        """All that the original drew with the cases' own seeds."""
+        return torch.cat([self.kept.before, self.asked.before])
 
 
 def way(setup: Setup, pipe: Text2Image) -> dict[str, Any]:

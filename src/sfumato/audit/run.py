@@ -155,13 +155,14 @@ class Audit:
         n_attack = min(self.n, self.n_attack) if cases.languages else self.n_attack
         return Setup(old, new, cases, detector, distance, aligned, named, n_attack, sampling, self.progress)
 
-    def draw(self, setup: Setup) -> Drawn:
-        """The pictures of both models."""
-        return Drawn.by(setup)
+    def draw(self, setup: Setup, before: Drawn | None = None) -> Drawn:
+        """The pictures of both models; the original's are taken from ``before``, an audit of the same, if given."""
+        return Drawn.by(setup, before)
 
-    def attack(self, setup: Setup) -> Attacks:
-        """The pictures under each attack."""
-        return {name: {c: assail(setup, name, c) for c in setup.cases.targets} for name in setup.attacks}
+    def attack(self, setup: Setup, before: Attacks | None = None) -> Attacks:
+        """The pictures under each attack; what it does to the original is taken from ``before``, if given."""
+        known = lambda name, concept: before[name][concept] if before else None
+        return {n: {c: assail(setup, n, c, known(n, c)) for c in setup.cases.targets} for n in setup.attacks}
 
     def judge(self, setup: Setup, drawn: Drawn, attacked: Attacks) -> Judged:
         """The figures."""

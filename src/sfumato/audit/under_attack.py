@@ -47,8 +47,9 @@ def attack_names(attacks: Sequence[Attack]) -> list[str]:
     return [name if k == 1 else f"{name} ({k})" for name, k in zip(plain, counts, strict=True)]
 
 
-def assail(setup: Setup, name: str, concept: str) -> Attacked:
-    """Run the attack three times with one budget, and draw the concept's cases under each.
+def assail(setup: Setup, name: str, concept: str, before: Attacked | None = None) -> Attacked:
+    """Run the attack three times with one budget, and draw the concept's cases under each; where ``before`` is known
+    what it does to the original, twice.
 
     - on the edited model, with pictures of ``concept`` drawn by the original: what an attacker gets back;
     - on the edited model, without any knowledge of the concept (`Attack.control`);
@@ -71,6 +72,8 @@ def assail(setup: Setup, name: str, concept: str) -> Attacked:
     own, others = given(concept), None if other is None else given(other)
     recovered = pictures(setup.new, lambda: attack.run(setup.new, own, **settings), "the edited model")
     control = pictures(setup.new, lambda: attack.control(setup.new, own, others, **settings), "the edited model")
+    if before is not None:
+        return Attacked(recovered, control, before.original, spent.seconds, spent.rows)
     original = pictures(setup.old, lambda: attack.run(setup.old, own, **settings), "the original model")
     return Attacked(recovered, control, original, spent.seconds, spent.rows)
 

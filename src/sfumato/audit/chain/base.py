@@ -1,0 +1,82 @@
+"""What a link of a chain is: something that happens to a model, and what it leaves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfumato.pipeline import Text2Image
+from sfumato.steer.base import Patch
+
+
+@dataclass(frozen=True)
+class Chained:
+    """What a model has become.
+
+    Attributes:
+        pipe: the pipeline.
+        patches: that act while it draws, in the order of entering; they outlast what later links do to the weights.
+        sampling: settings of `Text2Image.draw` other than the audit's.
+    """
+
+    pipe: Text2Image
+    patches: tuple[Patch, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def drawing(self) -> Iterator[Text2Image]:
+        """The pipeline with its patches.
+
+        Raises:
+            BadInput: one does not fit it, or acts on it already.
+        """
+        with ExitStack() as stack:
+            for patch in self.patches:
+                stack.enter_context(patch.patch(self.pipe))
+            yield self.pipe
+
+    @property
+    def whole(self) -> Text2Image:
+        """The pipeline with its adapters added to the weights, each at its scale, those with a gate at strength 1: what
+        trains, merges or copies weights takes no adapters."""
+        return self.pipe.merged() if self.pipe.adapters else self.pipe
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a link has at hand.
+
+    Attributes:
+        original: the model before the edit.
+        concepts: what was erased.
+        prompts: that ask for none of it.
+        folder: where what takes long may keep its state; killed, the same chain goes on. None: in memory only.
+        progress: show bars.
+    """
+
+    original: Text2Image
+    concepts: Sequence[str] = ()
+    prompts: Sequence[str] = ()
+    folder: Path | None = None
+    progress: bool = False
+
+
+class Link(ABC):
+    """One thing that happens to a model after it was edited."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What it is called in a report."""
+
+    @abstractmethod
+    def act(self, chained: Chained, given: Given) -> Chained:
+        """The model afterwards. What it is given is left as it was.
+
+        Raises:
+            BadInput: it cannot be done to this model.
+        """

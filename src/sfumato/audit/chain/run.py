@@ -1,0 +1,101 @@
+"""The composition audit: does erasure survive what happens to a model afterwards?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sfumato.audit.drawing import Setup
+from sfumato.audit.plan import plan as plan_of
+from sfumato.audit.run import Audit
+from sfumato.errors import BadInput
+from sfumato.plan import Plan
+from sfumato.report.composition import Composition, Stage
+
+from .base import Chained, Given, Link
+from .links import link_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """What happens to an erased model, one link after the other, with an audit after each.
+
+    All audits ask for the same prompts and seeds; what the original draws, and what attacks do to it, is drawn once.
+    Erasure alone is the first stage: a link breaks it where less is erased than there, beyond the intervals of both.
+    Retention says what the link itself did to the model: one that draws nothing any more has erased everything.
+
+    Cost: an audit without the original's pictures for each link, and what the links take.
+    """
+
+    audit: Audit
+    """The erased model against the original; its settings hold for every stage."""
+    links: Sequence[Any]
+    """Links, methods of erase, distill, steer and customize, and functions from pipeline to pipeline."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "links", tuple(link_of(one) for one in self.links))
+        if not self.links:
+            raise BadInput("a chain needs links: what happens to the erased model afterwards?")
+
+    def run(
+        self,
+        folder: Path | None = None,
+        announce: Callable[[Plan], None] | None = None,
+        done: Callable[[Stage], None] = lambda stage: None,
+    ) -> Composition:
+        """Measure the whole chain.
+
+        Args:
+            folder: where links that take long keep their state; killed, the same call goes on with it.
+            announce: called with the plan before the first picture is drawn.
+            done: called with each stage as it is measured.
+
+        Raises:
+            BadInput: as `Audit.run`; a link that cannot be, with its number and name.
+        """
+        audit, setup = self.audit, self.audit.prepare()
+        if announce:
+            announce(self.plan(setup))
+        drawn, attacked = audit.draw(setup), audit.attack(setup)
+        first = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
+        stages = [Stage("erased", first, 0.0)]
+        done(stages[0])
+        chained = Chained(setup.new)
+        prompts = [case.prompt for case in setup.cases.retained]
+        for k, link in enumerate(self.links, 1):
+            where = None if folder is None else folder / f"{k:02d}"
+            given = Given(setup.old, audit.concepts, prompts, where, audit.progress)
+            began = time.perf_counter()
+            with _naming(k, link):
+                chained = link.act(chained, given)
+                seconds = time.perf_counter() - began
+                if chained.pipe.size != setup.old.size or chained.pipe.family != setup.old.family:
+                    raise BadInput("it made a model of another family or size, which no longer can be compared")
+                with chained.drawing() as pipe:
+                    now = replace(setup, new=pipe, sampling={**setup.sampling, **chained.sampling})
+                    pictures, found = audit.draw(now, drawn), audit.attack(now, attacked)
+                    report = audit.report(now, pictures, found, audit.judge(now, pictures, found))
+            stages.append(Stage(link.title, report, seconds))
+            done(stages[-1])
+        return Composition(stages)
+
+    def plan(self, setup: Setup) -> Plan:
+        """That of the audit, and half of it again for each link; what links take is not known."""
+        one = plan_of(setup)
+        stages = len(self.links)
+        seconds = None if one.seconds is None else one.seconds * (1 + 0.5 * stages)
+        title = f"{one.title}; then {', '.join(link.title for link in self.links)}"
+        return replace(one, title=title, seconds=seconds)
+
+
+@contextmanager
+def _naming(k: int, link: Link) -> Iterator[None]:
+    """Says in a refusal which link it was."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"link {k} ({link.title}): {error}") from error

@@ -1,0 +1,145 @@
+"""A chain's report: erasure and retention after every link, and the link that breaks the erasure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sfumato import __version__
+from sfumato.files import atomic_folder
+from sfumato.report.audit import AuditReport
+from sfumato.report.images import Embedded, embed
+from sfumato.report.page import SIDE, axis, environment
+from sfumato.report.schema import Interval
+from sfumato.report.words import average, full, seconds
+from sfumato.text import shown
+
+PICTURES = 8
+"""Of each stage, on the same seeds."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The model after a link: its audit, and how long the link took."""
+
+    title: str
+    report: AuditReport
+    seconds: float
+
+    @property
+    def erased(self) -> Interval | None:
+        return average([self.report.erasure.get(c) for c in self.report.concepts])
+
+    @property
+    def kept(self) -> Interval | None:
+        return average(list(self.report.retention.values()))
+
+    @property
+    def moved(self) -> Interval | None:
+        return self.report.integrity and self.report.integrity.mean
+
+    @property
+    def recovered(self) -> dict[str, Interval | None]:
+        return {name: attack.recovered for name, attack in self.report.attacks.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"erased": self.erased, "kept": self.kept, "integrity": self.moved}
+        return {
+            "link": self.title, "seconds": self.seconds,
+            **{name: i and i.to_json("value") for name, i in told.items()},
+            "recovered": {name: i and i.to_json("value") for name, i in self.recovered.items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The stages of a chain; the first is the edited model itself."""
+
+    stages: Sequence[Stage]
+    reproduce: str = ""
+
+    @cached_property
+    def broken_by(self) -> int | None:
+        """The first link after which less is erased than by the edit alone, beyond both intervals; None: none does."""
+        first = self.stages[0].erased
+        for k, stage in enumerate(self.stages[1:], 1):
+            now = stage.erased
+            if first and now and first.low is not None and now.high is not None and now.high < first.low:
+                return k
+        return None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        first, last = self.stages[0].erased, self.stages[-1].erased
+        if first is None or last is None:
+            return "Whether the erasure survives was not measured."
+        if self.broken_by is None:
+            return f"No link breaks the erasure: {full(first)} at first, {full(last)} at the end."
+        stage = self.stages[self.broken_by]
+        told = f"erased in {full(stage.erased)}, before in {full(first)}"
+        return f"Broken by link {self.broken_by}, {stage.title}: {told}."
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "concepts": list(self.stages[0].report.concepts), "broken_by": self.broken_by, "verdict": self.verdict,
+            "stages": [stage.to_json() for stage in self.stages], "reproduce": self.reproduce, "sfumato": __version__,
+        }  # fmt: skip
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """For a terminal: link, erased, kept, recovered."""
+        names = list(self.stages[0].recovered)
+        return [
+            (s.title, full(s.erased), full(s.kept), *(full(s.recovered[n]) for n in names), seconds(s.seconds))
+            for s in self.stages
+        ]
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return ("after", "erased", "kept", *(f"recovered by {n}" for n in self.stages[0].recovered), "link took")
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write ``composition.json``, ``index.html``, and each stage's own audit under ``stages/``: all or nothing."""
+        words = [re.sub("[^a-z0-9]+", "-", stage.title.lower()).strip("-")[:60] for stage in self.stages]
+        names = [f"{k:02d}-{word}" for k, word in enumerate(words)]
+        with atomic_folder(folder, overwrite=overwrite) as temporary:
+            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+            (temporary / "composition.json").write_text(text + "\n", encoding="utf-8")
+            (temporary / "index.html").write_text(self.page(names), encoding="utf-8")
+            (temporary / "stages").mkdir()
+            for name, stage in zip(names, self.stages, strict=True):
+                stage.report.save(temporary / "stages" / name)
+        return Path(folder)
+
+    def page(self, names: Sequence[str]) -> str:
+        """The page, whose stages lead to the audits in folders of these names."""
+        stages = [
+            {
+                "title": shown(s.title), "erased": s.erased, "kept": s.kept, "moved": s.moved,
+                "recovered": s.recovered, "seconds": s.seconds, "link": f"stages/{name}/index.html",
+                "pictures": shown(_pictures(s)),
+            }
+            for s, name in zip(self.stages, names, strict=True)
+        ]  # fmt: skip
+        before = _pictures(self.stages[0], before=True)
+        limits = axis([x for s in self.stages for x in (s.erased, s.kept)])
+        return environment().get_template("composition.html.j2").render(
+            composition=self, stages=stages, before=shown(before), concepts=shown(list(self.stages[0].report.concepts)),
+            verdict=self.verdict, protocol=shown(self.stages[0].report.protocol), axis=limits, version=__version__,
+        )  # fmt: skip
+
+
+def _pictures(stage: Stage, before: bool = False) -> dict[str, list[tuple[Embedded, str]]]:
+    """Concept -> the first pictures, each with its prompt and seed."""
+    gallery = stage.report.gallery
+    return {
+        concept: [
+            (embed(p.before if before else p.after, SIDE // 2), f"{p.prompt}, seed {p.seed}") for p in pairs[:PICTURES]
+        ]
+        for concept, pairs in (gallery.targets if gallery else {}).items()
+    }

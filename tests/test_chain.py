@@ -1,0 +1,137 @@
+"""Chains: what links do to a tiny model, what is drawn once, and which link is said to break the erasure."""
+
+import json
+
+import pytest
+import torch
+
+from sfumato.audit import Audit
+from sfumato.audit.chain import Attach, By, Call, Cast, Chain, Chained, Export, FineTune, Given, Merge, Scheduler
+from sfumato.audit.drawing import Drawn
+from sfumato.commands.links import links_of
+from sfumato.distill.multistep_cm import MultistepCM
+from sfumato.erase.uce import UCE
+from sfumato.errors import BadInput
+from sfumato.metrics.bootstrap import wilson
+from sfumato.report.audit import AuditReport
+from sfumato.report.composition import Composition, Stage
+from sfumato.report.schema import PROTOCOL_KEYS, Interval
+from sfumato.steer.faster_diffusion import FasterDiffusion
+from test_audit import SMALL, Fixed, reddish
+
+LOOKS = Fixed(reddish)
+
+
+@pytest.fixture(scope="module")
+def erased(tiny_sd):
+    return UCE(concepts=("star",)).apply(tiny_sd)
+
+
+def weights(pipe):
+    return {f"{part}.{name}": x for part, m in pipe.parts().items() for name, x in m.named_parameters()}
+
+
+def changed(one, other):
+    ours, theirs = weights(one), weights(other)
+    return {name for name in ours if not torch.equal(ours[name], theirs[name].to(ours[name]))}
+
+
+def after(link, pipe, original, **given):
+    return link.act(Chained(pipe), Given(original, ("star",), ("a circle", "a square"), **given))
+
+
+def test_what_links_do_to_weights(tiny_sd, erased):
+    assert not changed(after(Export(), erased, tiny_sd).pipe, erased)
+    assert not changed(after(Call(lambda pipe: pipe), erased, tiny_sd).pipe, erased)
+    half = after(Merge(model=tiny_sd, weight=0.5), erased, tiny_sd).pipe
+    for name, x in weights(half).items():
+        torch.testing.assert_close(x, (weights(erased)[name] + weights(tiny_sd)[name]) / 2)
+    assert not changed(after(Merge(model=tiny_sd, weight=1), erased, tiny_sd).pipe, tiny_sd)
+    lora = after(Export(format="lora", energy=1), erased, tiny_sd).pipe
+    for name, x in weights(lora).items():
+        torch.testing.assert_close(x, weights(erased)[name], atol=1e-6, rtol=1e-5)
+    cast = after(Cast(dtype="bfloat16"), erased, tiny_sd).pipe
+    assert cast.dtype == torch.bfloat16
+    assert all(torch.equal(x, weights(erased)[name].bfloat16()) for name, x in weights(cast).items())
+
+
+def test_fine_tuning_changes_the_asked_subset_only_and_goes_on_after_a_kill(tiny_sd, erased, tmp_path):
+    link = FineTune(updates=2, n_images=2, batch=2, subset="xattn")
+    made = after(link, erased, tiny_sd, folder=tmp_path / "a").pipe
+    assert changed(made, erased) == {f"unet.{name}" for name in erased.parameters("xattn")}
+    again = after(link, erased, tiny_sd, folder=tmp_path / "a").pipe  # finished: only what was kept is read
+    assert not changed(again, made)
+    assert not changed(after(FineTune(updates=0, n_images=1), erased, tiny_sd).pipe, erased)
+
+
+def test_stages_are_audits_on_the_same_seeds_and_the_original_draws_once(tiny_sd, erased, monkeypatch, tmp_path):
+    given, seen, by = [], [], Drawn.by
+
+    def watched(setup, before=None):
+        given.append(before)
+        seen.append(by(setup, before))
+        return seen[-1]
+
+    monkeypatch.setattr(Drawn, "by", watched)
+    audit = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL)
+    links = [FasterDiffusion(**FasterDiffusion.NEUTRAL), Merge(model=tiny_sd, weight=1), Scheduler(scheduler="ddim")]
+    made = Chain(audit=audit, links=links).run()
+    assert given == [None, seen[0], seen[0], seen[0]]
+    plain = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=LOOKS, **SMALL).run()
+    first, patched, merged, _other = (stage.report for stage in made.stages)
+    alone = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL).run()
+    assert first.erasure == alone.erasure and first.retention == alone.retention
+    assert patched.integrity.mean == first.integrity.mean  # a neutral patch changes nothing
+    assert merged.erasure == plain.erasure and merged.integrity.mean.value == 0  # the original is back
+    ddim = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=LOOKS, **{**SMALL, "scheduler": "ddim"})
+    assert torch.equal(seen[3].asked.after, ddim.draw(ddim.prepare()).asked.after)  # drawn in the asked way
+    folder = made.save(tmp_path / "out")
+    told = json.loads((folder / "composition.json").read_text())
+    assert [s["link"] for s in told["stages"]] == [s.title for s in made.stages]
+    assert len(list(folder.glob("stages/*/index.html"))) == 4
+    assert "merge 1 of a model in memory" in (folder / "index.html").read_text()
+
+
+def stage(title, hits, n=100):
+    low, high = wilson(hits, n)
+    empty = {"concepts": ["star"], "retention": {}, "protocol": dict.fromkeys(PROTOCOL_KEYS)}
+    return Stage(title, AuditReport(erasure={"star": Interval(hits / n, low, high, n)}, **empty), 0.0)
+
+
+def test_the_first_link_below_both_intervals_breaks_it():
+    assert Composition([stage("erased", 98), stage("a", 95), stage("b", 60), stage("c", 10)]).broken_by == 2
+    assert Composition([stage("erased", 98), stage("a", 99), stage("b", 94)]).broken_by is None
+    assert "Broken by link 1, a" in Composition([stage("erased", 98), stage("a", 10)]).verdict
+
+
+def test_links_that_cannot_be_say_which_and_why(tiny_sd, erased, tmp_path, tiny_sdxl):
+    def run(*links):
+        Chain(audit=Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL), links=links).run()
+
+    with pytest.raises(BadInput, match=r"link 1 .merge 0.5 of a model in memory.: .* no such model"):
+        run(Merge(model=tiny_sdxl))
+    with pytest.raises(BadInput, match=r"link 2 .distill multistep-cm.: a student draws in its own way"):
+        run(Scheduler(scheduler="ddim"), MultistepCM(sampling_steps=1, updates=1))
+    with pytest.raises(BadInput, match=r"link 1 .finetune, 1 update.: .*no folder of pictures"):
+        run(FineTune(updates=1, images=tmp_path / "none"))
+    with pytest.raises(BadInput, match=r"link 1 .adapter x.safetensors"):
+        run(Attach(files=(tmp_path / "x.safetensors",)))
+    with pytest.raises(BadInput, match="a chain needs links"):
+        run()
+    with pytest.raises(BadInput, match="not a int"):
+        run(3)
+
+
+def test_words_become_links():
+    asked = "distill:multistep-cm --updates 7 --steps 2,cast:bfloat16", "merge other/ --weight 0.25"
+    student, cast, merge = links_of(asked, "sketch")
+    assert isinstance(student, By) and (student.method.updates, student.method.sampling_steps) == (7, 2)
+    assert cast == Cast(dtype="bfloat16") and merge == Merge(model="other/", weight=0.25)
+    assert links_of(["finetune"], "sketch") == [FineTune(**FineTune.presets["sketch"])]
+    assert links_of(["erase:uce --concept fish,steer:faster-diffusion"], "sketch")[0].method.concepts == ("fish",)
+    for words, match in (
+        ("melt", "unknown link"), ("distill", "needs a method"), ("distill:melt", "unknown distill method"),
+        ("cast:float8", "float8"), ("merge:a --weight 2", "weight"), ("erase:uce 'x", "cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=match):
+            links_of([words], "sketch")
