@@ -32,6 +32,7 @@ COMMANDS = {
     "purify": "take what an erased model no longer draws out of pictures",
     "export": "a model, or what an edit changed, in the files of other tools",
     "audit": "measure what was erased and what was kept, under attack, and write a report",
+    "verify": "check the evidence of an audit: hashes, signature, pictures drawn anew",
     "compare": "two audits side by side, or quality against cost of a teacher and its students",
     "bench": "erasers, concepts, seeds and attacks on one model, in one table and one page",
     "attack": "try to bring an erased concept back",

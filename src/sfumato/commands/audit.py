@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sfumato.commands.links import links_of
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
+from sfumato.errors import BadInput
 from sfumato.files import held, refuse_existing
 
 if TYPE_CHECKING:
@@ -33,12 +34,18 @@ class Output:
     erase, distill, steer and customize with their flags ("distill multistep-cm --updates 200"), finetune, merge MODEL,
     cast DTYPE, scheduler NAME, export FORMAT, adapter FILE; several with commas between them. Attacks are then run
     where --attack asks for some."""
+    evidence: Path | None = None
+    """Folder for all that a reviewer needs to check the audit without us: the report, every picture, seeds, hashes,
+    versions; and a ZIP of it. `sfumato verify` reads both."""
+    key: Path | None = None
+    """Sign the evidence with this Ed25519 private key (PEM, `openssl genpkey -algorithm ed25519`)."""
     overwrite: bool = False
     """Replace the output if it exists."""
 
 
 def main(args: list[str]) -> None:
     from sfumato.audit import Audit
+    from sfumato.audit.plan import plan as plan_of
     from sfumato.pipeline.saving import quiet
 
     chained = any(arg.partition("=")[0] == "--compose" for arg in args)
@@ -48,15 +55,44 @@ def main(args: list[str]) -> None:
     )  # fmt: skip
     options = Output(**own)
     refuse_existing(options.out, options.overwrite)
+    _check(options)
     if options.compose:
         compose(Audit(**settings), options)
         return
     writes = [f"{options.out}/ (index.html, report.json)"]
+    audit = Audit(**settings)
     with quiet():  # the audit's own bars are enough
-        report = Audit(**settings).run(lambda plan: replace(plan, writes=writes).show())
+        setup = audit.prepare()
+        replace(plan_of(setup), writes=writes).show()
+        drawn, attacked = audit.draw(setup), audit.attack(setup)
+        report = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
+    if options.evidence is not None:
+        from sfumato.audit.evidence import Evidence
+
+        line = shlex.join(["sfumato", *sys.argv[1:]])
+        Evidence(setup, drawn, attacked, report, line, options.key).save(options.evidence, options.overwrite)
     report.save(options.out, overwrite=options.overwrite)
     summary(report)
     print(f"report: {options.out / 'index.html'}")
+    if options.evidence is not None:
+        print(f"evidence: {options.evidence} and {options.evidence}.zip; check it: sfumato verify {options.evidence}")
+
+
+def _check(options: Output) -> None:
+    """Refuse before the work what could not be written after it."""
+    from sfumato.audit.evidence import private_key, require_cryptography
+
+    if options.evidence is None:
+        if options.key is not None:
+            raise BadInput("--key signs evidence: say where it goes with --evidence")
+        return
+    if options.compose:
+        raise BadInput("evidence is of one audit: leave --compose out, and audit the last model of the chain by itself")
+    refuse_existing(options.evidence, options.overwrite)
+    refuse_existing(options.evidence.with_name(f"{options.evidence.name}.zip"), options.overwrite)
+    if options.key is not None:
+        require_cryptography()
+        private_key(options.key)
 
 
 def compose(audit: Audit, options: Output) -> None:
