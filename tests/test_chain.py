@@ -1,6 +1,7 @@
 """Chains: what links do to a tiny model, what is drawn once, and which link is said to break the erasure."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from sfumato.audit import Audit
 from sfumato.audit.chain import Attach, By, Call, Cast, Chain, Chained, Export, FineTune, Given, Merge, Scheduler
 from sfumato.audit.drawing import Drawn
+from sfumato.bench import Fates, compose
+from sfumato.cells import Failed
 from sfumato.commands.links import links_of
 from sfumato.distill.multistep_cm import MultistepCM
 from sfumato.erase.uce import UCE
@@ -122,6 +125,16 @@ def test_links_that_cannot_be_say_which_and_why(tiny_sd, erased, tmp_path, tiny_
         run(3)
 
 
+def test_apart_every_link_meets_the_edit_itself_and_what_does_not_fit_is_told(tiny_sd, erased, tiny_sdxl):
+    audit = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL)
+    links = [Merge(model=tiny_sd, weight=1), Merge(model=tiny_sdxl), Export()]
+    made = Chain(audit=audit, links=links, apart=True).run()
+    first, merged, exported = made.stages
+    assert merged.moved.value == 0 and exported.moved == first.moved  # nothing of the merge is left
+    (refused,) = made.refused.items()
+    assert refused[0] == "merge 0.5 of a model in memory" and "no such model" in refused[1]
+
+
 def test_words_become_links():
     asked = "distill:multistep-cm --updates 7 --steps 2,cast:bfloat16", "merge other/ --weight 0.25"
     student, cast, merge = links_of(asked, "sketch")
@@ -135,3 +148,40 @@ def test_words_become_links():
     ):  # fmt: skip
         with pytest.raises(BadInput, match=match):
             links_of([words], "sketch")
+
+
+def test_the_bench_keeps_cells_and_tells_what_every_link_left(monkeypatch, tmp_path):
+    done = []
+
+    def finished(cells, measure, **rest):
+        for cell in cells:
+            done.append(cell)
+            if cell.method == "esd-x":
+                yield cell, Failed("it does not fit", refused=True)
+            else:
+                report = Composition(
+                    [stage("erased", 98), stage("cast to float16", 40)], refused={"merge": "no"}
+                ).to_json()
+                yield cell, {"report": report, "page": "<p>pictures</p>", "seconds": 1.0, "settings": {}}
+
+    monkeypatch.setattr(compose, "finished", finished)
+    bench = Fates(concepts=("fish",), methods=("uce", "esd-x"), seeds=(1, 2), n=2, links=(Cast(), Merge()))
+    report = bench.run_fates(tmp_path / "bench")
+    assert len(done) == 4 and list(report.rows) == ["uce", "esd-x"]
+    plain, cast, _ = report.rows["uce"]
+    assert plain.erased.value == pytest.approx(0.98) and cast.erased.value == pytest.approx(0.4) and cast.broken == 2
+    assert report.rows["esd-x"][0].why == "it does not fit"
+    page = (tmp_path / "bench" / "index.html").read_text()
+    assert "broken in 2 of 2" in page and "refused" in page
+    replace(bench, methods=("uce",), seeds=(1, 2, 3)).run_fates(tmp_path / "bench")
+    assert len(done) == 5  # the new seed's cell alone
+    with pytest.raises(BadInput, match="other settings"):
+        replace(bench, links=(Cast(),)).run_fates(tmp_path / "bench")
+    with pytest.raises(BadInput, match="named twice"):
+        Fates(links=(Cast(), Cast()))
+
+
+def test_the_usual_links_are_those_of_the_model_and_all_differ():
+    links = Fates().afterwards
+    assert FineTune(**FineTune.presets["sketch"]) in links
+    assert len({link.title for link in links}) == len(links) >= 7

@@ -34,6 +34,8 @@ class Output:
     erase, distill, steer and customize with their flags ("distill multistep-cm --updates 200"), finetune, merge MODEL,
     cast DTYPE, scheduler NAME, export FORMAT, adapter FILE; several with commas between them. Attacks are then run
     where --attack asks for some."""
+    apart: bool = False
+    """With --compose: each link happens to the edited model itself, not to what the links before it left."""
     evidence: Path | None = None
     """Folder for all that a reviewer needs to check the audit without us: the report, every picture, seeds, hashes,
     versions; and a ZIP of it. `sfumato verify` reads both."""
@@ -104,13 +106,15 @@ def compose(audit: Audit, options: Output) -> None:
     writes = [f"{options.out}/ (index.html, composition.json, and an audit for each link)"]
     state = options.out.parent / f"{options.out.name}.training"
     with held(state), quiet():
-        made = Chain(audit=audit, links=links).run(
+        made = Chain(audit=audit, links=links, apart=options.apart).run(
             state, lambda plan: replace(plan, writes=writes).show(), lambda stage: print(f"{stage.title}: audited")
         )
         made = replace(made, reproduce=shlex.join(["sfumato", *sys.argv[1:]]))
         made.save(options.out, options.overwrite)
         shutil.rmtree(state)
     show_table(made.header, made.rows())
+    for title, why in made.refused.items():
+        print(f"{title}: {why}")
     print(made.verdict)
     print(f"report: {options.out / 'index.html'}")
 

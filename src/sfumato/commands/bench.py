@@ -7,13 +7,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.commands.links import links_of
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
 
 EXAMPLE = "sfumato bench erase --model sketch --methods uce rece esd-x --concepts fish red --seeds 1 2 --out bench/"
 TUNING = "sfumato bench tune --methods rece esd-x --trials 6 --out trials/"
-KINDS = ("erase", "tune")
+FATES = "sfumato bench compose --methods uce esd-x --concepts fish --seeds 1 2 3 --out fates/"
+KINDS = ("erase", "compose", "tune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,19 @@ class Output:
     out: Path
     """Folder for the page (index.html), the table (table.md), all figures (bench.json) and the audits. One that a bench
     of the same settings has written is gone on with: methods, concepts and seeds may be added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chained:
+    """Options of the command; the fields of `sfumato.bench.Fates` come on top."""
+
+    compose: tuple[str, ...] = ()
+    """What happens to the erased models, each by itself, as for `sfumato audit --compose`; by default fine-tuning on
+    other pictures, merging with the original, half precision, a LoRA of rank 4, another scheduler, cached features, and
+    four steps."""
+    out: Path
+    """Folder for the page (index.html), the table (table.md), all figures (fates.json) and the pictures. One that a
+    bench of the same settings has written is gone on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +52,16 @@ def main(args: list[str]) -> None:
     kind = args[0] if args else ""
     if kind in ("-h", "--help"):
         print(f"usage: sfumato bench {{{','.join(KINDS)}}} [options]\n\nExample: {EXAMPLE}\n")
-        print("erase: methods, concepts, seeds and attacks on one model, in one table and one page\n"
-              "tune:  as many settings tried of every method, on a concept that no bench counts\n")  # fmt: skip
+        print("erase:   methods, concepts, seeds and attacks on one model, in one table and one page\n"
+              "compose: methods, and what happens to the erased models afterwards\n"
+              "tune:    as many settings tried of every method, on a concept that no bench counts\n")  # fmt: skip
         print("sfumato bench erase --help lists the options.")
         return
     if not kind or kind.startswith("-"):
         raise BadInput(f"name what to do right after bench: {' or '.join(KINDS)}, as in `{EXAMPLE}`")
     if kind not in KINDS:
         raise unknown("kind of bench", kind, KINDS)
-    (erase if kind == "erase" else tune)(args[1:])
+    {"erase": erase, "compose": compose, "tune": tune}[kind](args[1:])
 
 
 def erase(args: list[str]) -> None:
@@ -67,6 +83,23 @@ def erase(args: list[str]) -> None:
     for row in report.rows:
         for why in row.why:
             print(f"{row.method}: {why}")
+    print(f"open {own['out'] / 'index.html'}")
+
+
+def compose(args: list[str]) -> None:
+    """Erasers by what happens to models afterwards."""
+    from sfumato.bench import Fates
+    from sfumato.pipeline.saving import quiet
+
+    about = f"Example: {FATES}\n\nKilled? The same command goes on where it stopped."
+    settings, own = parse("sfumato bench compose", args, Fates, Chained, about=about, aliases=STEPS)
+    links = tuple(links_of(own["compose"], settings["model"]))
+    said = shlex.join(["sfumato", *sys.argv[1:]])
+    with quiet():
+        report = Fates(**{**settings, "links": links}).run_fates(
+            own["out"], reproduce=said, announce=lambda plan: plan.show(), progress=lambda line: print(line, flush=True)
+        )
+    show_table(*report.table())
     print(f"open {own['out'] / 'index.html'}")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Stage:
 
     @property
     def moved(self) -> Interval | None:
-        return self.report.integrity and self.report.integrity.mean
+        return None if self.report.integrity is None else self.report.integrity.mean
 
     @property
     def recovered(self) -> dict[str, Interval | None]:
@@ -58,20 +58,27 @@ class Stage:
 
 @dataclass(frozen=True)
 class Composition:
-    """The stages of a chain; the first is the edited model itself."""
+    """The stages of a chain; the first is the edited model itself.
+
+    Attributes:
+        refused: what could not be done, and why.
+        apart: each link happened to the edited model itself.
+    """
 
     stages: Sequence[Stage]
     reproduce: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
 
     @cached_property
     def broken_by(self) -> int | None:
         """The first link after which less is erased than by the edit alone, beyond both intervals; None: none does."""
-        first = self.stages[0].erased
-        for k, stage in enumerate(self.stages[1:], 1):
-            now = stage.erased
-            if first and now and first.low is not None and now.high is not None and now.high < first.low:
-                return k
-        return None
+        return next((k for k in range(1, len(self.stages)) if self.breaks(k)), None)
+
+    def breaks(self, k: int) -> bool:
+        """Whether less is erased after link ``k`` than by the edit alone, beyond both intervals."""
+        first, now = self.stages[0].erased, self.stages[k].erased
+        return bool(first and now and first.low is not None and now.high is not None and now.high < first.low)
 
     @property
     def verdict(self) -> str:
@@ -79,7 +86,12 @@ class Composition:
         first, last = self.stages[0].erased, self.stages[-1].erased
         if first is None or last is None:
             return "Whether the erasure survives was not measured."
+        broken = [stage.title for k, stage in enumerate(self.stages) if k and self.breaks(k)]
+        if self.apart and broken:
+            return f"Erased in {full(first)}; broken by {', '.join(broken)}, each by itself."
         if self.broken_by is None:
+            if self.apart:
+                return f"Erased in {full(first)}; none of the links breaks it by itself."
             return f"No link breaks the erasure: {full(first)} at first, {full(last)} at the end."
         stage = self.stages[self.broken_by]
         told = f"erased in {full(stage.erased)}, before in {full(first)}"
@@ -88,7 +100,8 @@ class Composition:
     def to_json(self) -> dict[str, Any]:
         return {
             "concepts": list(self.stages[0].report.concepts), "broken_by": self.broken_by, "verdict": self.verdict,
-            "stages": [stage.to_json() for stage in self.stages], "reproduce": self.reproduce, "sfumato": __version__,
+            "stages": [{**stage.to_json(), "breaks": self.breaks(k)} for k, stage in enumerate(self.stages)],
+            "refused": dict(self.refused), "apart": self.apart, "reproduce": self.reproduce, "sfumato": __version__,
         }  # fmt: skip
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -116,21 +129,22 @@ class Composition:
                 stage.report.save(temporary / "stages" / name)
         return Path(folder)
 
-    def page(self, names: Sequence[str]) -> str:
-        """The page, whose stages lead to the audits in folders of these names."""
+    def page(self, names: Sequence[str], alone: bool = False) -> str:
+        """The page, whose stages lead to the audits in folders of these names; to none where it is ``alone``."""
         stages = [
             {
                 "title": shown(s.title), "erased": s.erased, "kept": s.kept, "moved": s.moved,
-                "recovered": s.recovered, "seconds": s.seconds, "link": f"stages/{name}/index.html",
-                "pictures": shown(_pictures(s)),
+                "recovered": s.recovered, "seconds": s.seconds, "link": "" if alone else f"stages/{name}/index.html",
+                "pictures": shown(_pictures(s)), "breaks": self.breaks(k),
             }
-            for s, name in zip(self.stages, names, strict=True)
+            for k, (s, name) in enumerate(zip(self.stages, names, strict=True))
         ]  # fmt: skip
         before = _pictures(self.stages[0], before=True)
         limits = axis([x for s in self.stages for x in (s.erased, s.kept)])
         return environment().get_template("composition.html.j2").render(
             composition=self, stages=stages, before=shown(before), concepts=shown(list(self.stages[0].report.concepts)),
-            verdict=self.verdict, protocol=shown(self.stages[0].report.protocol), axis=limits, version=__version__,
+            verdict=shown(self.verdict), refused=shown(dict(self.refused)), axis=limits, version=__version__,
+            protocol=shown(self.stages[0].report.protocol),
         )  # fmt: skip
 
 

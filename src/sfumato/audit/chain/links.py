@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -245,8 +245,8 @@ class Export(Link):
     def act(self, chained: Chained, given: Given) -> Chained:
         if self.format == "lora":
             energy = self.energy if self.energy is not None or self.rank is not None else 0.99
-            made = with_low_rank(given.original, as_low_rank(given.original, chained.whole, self.rank, energy).factors)
-            return replace(chained, pipe=made)
+            low = as_low_rank(given.original, chained.whole, self.rank, energy)
+            return replace(chained, pipe=cast(Text2Image, with_low_rank(given.original, low.factors)))
         with tempfile.TemporaryDirectory() as folder:
             pipe, path = chained.whole, Path(folder) / "model"
             if self.format == "single-file":

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sfumato.audit.drawing import Setup
+from sfumato.audit.drawing import Drawn, Setup
+from sfumato.audit.measures import Attacks
 from sfumato.audit.plan import plan as plan_of
 from sfumato.audit.run import Audit
 from sfumato.errors import BadInput
 from sfumato.plan import Plan
+from sfumato.report.audit import AuditReport
 from sfumato.report.composition import Composition, Stage
 
 from .base import Chained, Given, Link
@@ -35,6 +37,9 @@ class Chain:
     """The erased model against the original; its settings hold for every stage."""
     links: Sequence[Any]
     """Links, methods of erase, distill, steer and customize, and functions from pipeline to pipeline."""
+    apart: bool = False
+    """Each link happens to the erased model itself, not to what the links before it left; one that does not fit is then
+    left out, and the report says why."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "links", tuple(link_of(one) for one in self.links))
@@ -64,24 +69,34 @@ class Chain:
         first = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
         stages = [Stage("erased", first, 0.0)]
         done(stages[0])
-        chained = Chained(setup.new)
+        chained, refused = Chained(setup.new), {}
         prompts = [case.prompt for case in setup.cases.retained]
         for k, link in enumerate(self.links, 1):
             where = None if folder is None else folder / f"{k:02d}"
             given = Given(setup.old, audit.concepts, prompts, where, audit.progress)
             began = time.perf_counter()
-            with _naming(k, link):
-                chained = link.act(chained, given)
-                seconds = time.perf_counter() - began
-                if chained.pipe.size != setup.old.size or chained.pipe.family != setup.old.family:
-                    raise BadInput("it made a model of another family or size, which no longer can be compared")
-                with chained.drawing() as pipe:
-                    now = replace(setup, new=pipe, sampling={**setup.sampling, **chained.sampling})
-                    pictures, found = audit.draw(now, drawn), audit.attack(now, attacked)
-                    report = audit.report(now, pictures, found, audit.judge(now, pictures, found))
+            try:
+                with _naming(k, link):
+                    after = link.act(chained, given)
+                    seconds = time.perf_counter() - began
+                    report = self._audited(setup, after, drawn, attacked)
+            except BadInput as error:
+                if not self.apart:
+                    raise
+                refused[link.title] = str(error.__cause__)
+                continue
+            chained = chained if self.apart else after
             stages.append(Stage(link.title, report, seconds))
             done(stages[-1])
-        return Composition(stages)
+        return Composition(stages, refused=refused, apart=self.apart)
+
+    def _audited(self, setup: Setup, after: Chained, drawn: Drawn, attacked: Attacks) -> AuditReport:
+        if after.pipe.size != setup.old.size or after.pipe.family != setup.old.family:
+            raise BadInput("it made a model of another family or size, which can no longer be compared")
+        with after.drawing() as pipe:
+            now = replace(setup, new=pipe, sampling={**setup.sampling, **after.sampling})
+            pictures, found = self.audit.draw(now, drawn), self.audit.attack(now, attacked)
+            return self.audit.report(now, pictures, found, self.audit.judge(now, pictures, found))
 
     def plan(self, setup: Setup) -> Plan:
         """That of the audit, and half of it again for each link; what links take is not known."""

@@ -1,0 +1,112 @@
+"""The table and page of a bench of compositions: erasers by what happens to models afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.files import atomic_file, write_json
+from sfumato.metrics.bootstrap import mean_interval
+from sfumato.report.page import environment
+from sfumato.report.schema import Interval
+from sfumato.report.words import MISSING, bounds, value
+from sfumato.text import shown
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What one link left of one erasure: its ``figures`` (a stage of ``composition.json``), or ``why`` not."""
+
+    method: str
+    concepts: Sequence[str]
+    seed: int
+    link: str
+    figures: Mapping[str, Any] | None = None
+    page: str = ""
+    why: str = ""
+
+    def rate(self, name: str) -> float | None:
+        told = (self.figures or {}).get(name)
+        return None if told is None else told["value"]
+
+
+@dataclass(frozen=True)
+class Square:
+    """A method under a link, over cells."""
+
+    erased: Interval | None
+    kept: Interval | None
+    broken: int
+    cells: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class FatesReport:
+    """All fates, and how they were measured."""
+
+    fates: Sequence[Fate]
+    links: Sequence[str]
+    configuration: Mapping[str, Any]
+    model_hash: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    reproduce: str = ""
+
+    @cached_property
+    def rows(self) -> dict[str, list[Square]]:
+        """Method -> a square for each link, those that keep the most of their erasure at the worst link first."""
+        made = {m: [self._square(m, link) for link in self.links] for m in dict.fromkeys(f.method for f in self.fates)}
+        least = lambda row: min((s.erased.value for s in row if s.erased and s.erased.value is not None), default=-1.0)
+        return dict(sorted(made.items(), key=lambda item: least(item[1]), reverse=True))
+
+    def _square(self, method: str, link: str) -> Square:
+        mine = [f for f in self.fates if f.method == method and f.link == link]
+        have = [f for f in mine if f.figures is not None]
+        over = lambda name: _mean([f.rate(name) for f in have])
+        broken = sum(bool((f.figures or {}).get("breaks")) for f in have)
+        return Square(over("erased"), over("kept"), broken, len(have), next((f.why for f in mine if f.why), ""))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fates": [asdict(f) for f in self.fates], "links": list(self.links), "model": self.model_hash,
+            "configuration": dict(self.configuration), "versions": dict(self.versions), "reproduce": self.reproduce,
+        }  # fmt: skip
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, as text: erased, and kept in brackets."""
+        rows = [[method, *(_told(square) for square in row)] for method, row in self.rows.items()]
+        return ["method", *self.links], rows
+
+    def markdown(self) -> str:
+        header, rows = self.table()
+        line = lambda cells: "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+        text = "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
+        return text + "\n\nErased, with its 95 % interval over cells; in brackets what is kept of other concepts.\n"
+
+    def write(self, folder: str | Path) -> None:
+        """``fates.json``, ``table.md`` and ``index.html`` beside the cells, each whole."""
+        folder = Path(folder)
+        write_json(folder / "fates.json", self.to_json(), overwrite=True)
+        page = environment().get_template("fates.html.j2").render(report=shown(self))
+        for name, text in (("table.md", self.markdown()), ("index.html", page)):
+            with atomic_file(folder / name, overwrite=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+
+def _told(square: Square) -> str:
+    if square.erased is None:
+        return "refused" if square.why else MISSING
+    return f"{value(square.erased)} {bounds(square.erased)} ({value(square.kept)})"
+
+
+def _mean(values: Sequence[float | None]) -> Interval | None:
+    have = [x for x in values if x is not None]
+    if not have:
+        return None
+    made = mean_interval(torch.tensor(have, dtype=torch.float64), torch.Generator().manual_seed(0), method="percentile")
+    return Interval(made.value, made.low, made.high, made.n)
