@@ -57,7 +57,7 @@ class SceneGraph:
         if self.boxes is not None and len(self.boxes) != n:
             raise BadInput(f"{len(self.boxes)} boxes for {n} objects: give one for each, or leave the boxes out")
         for box in self.boxes or ():
-            if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+            if not (0 <= box[0] <= box[2] <= 1 and 0 <= box[1] <= box[3] <= 1):
                 raise BadInput(f"a box is left, top, right, bottom, each from 0 to 1 and in that order, not {box}")
 
 

@@ -319,6 +319,10 @@ class TrfSG2Im(PixelRecipe):
         if not isinstance(found, GraphModel):
             return vae, None
         layout = self.graph_network(vocabulary)
-        if found.vocabulary != vocabulary or dict(found.layout.config) != dict(layout.config):
+        ours, theirs = (
+            {name: value for name, value in net.config.items() if name[0] != "_" and name != "dropout"}
+            for net in (layout, found.layout)
+        )
+        if found.vocabulary != vocabulary or ours != theirs:
             raise BadInput(f"the graph transformer of {self.autoencoder} has other names or sizes than this run")
         return vae, found.layout.requires_grad_(True).train()
