@@ -189,6 +189,7 @@ EXPERIMENT = Experiment(
     cost=290,
     notes=f"Pairs of flat objects of four kinds and four colours on white, at {SIZE} pixels; an autoencoder of {CODES} "
     f"codes ({CODE_UPDATES} updates) and an image transformer that learns from true layouts ({UPDATES}), both "
-    f"shared by the two graph transformers ({LAYOUT_UPDATES} each). Every edge has one back, an extension: the first object of a "
-    "pair hears nothing otherwise. The table shows what the oracle reads of real pictures once they are encoded.",
+    f"shared by the two graph transformers ({LAYOUT_UPDATES} each). Every edge has one back, an extension: the first "
+    "object of a pair hears nothing otherwise. The table also has what the oracle reads of real pictures, encoded and "
+    "decoded.",
 )
