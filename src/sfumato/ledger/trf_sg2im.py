@@ -106,7 +106,7 @@ def seen(graph: SceneGraph, found: Sequence[scenes.Found]) -> float:
     (a, word, b) = graph.relationships[0]
     at = {f.colour: f for f in reversed(found)}
     first, second = (at.get(graph.objects[i].split()[0]) for i in (a, b))
-    return float(bool(first and second) and scenes.holds(first, word, second))  # type: ignore[arg-type]
+    return float(bool(first and second) and scenes.holds(first, word, second))
 
 
 def nats(model: GraphModel, world: World) -> tuple[list[float], list[float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -71,4 +71,4 @@ class GraphBatch:
     def to(self, device: torch.device | str) -> GraphBatch:
         """The same on another device."""
         tensors = ("labels", "positions", "source", "target", "relation")
-        return GraphBatch(*(getattr(self, name).to(device) for name in tensors), self.counts)
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.data.graphs import WHOLE, Box, SceneGraph, Vocabulary, from_json, graphs_of, read_graphs, require_drawable
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Positive, Share, check_values, hints_of
+from sfumato.fields import Count, Positive, Share, check
 from sfumato.nets import ImageTransformer, SceneGraphTransformer
 from sfumato.nets.graph_batch import GraphBatch
 from sfumato.nets.image_transformer import Past
@@ -62,7 +62,7 @@ class Sampling:
     """Only the likeliest that together have this probability."""
 
     def __post_init__(self) -> None:
-        check_values(hints_of(type(self)), vars(self))
+        check(self)
 
 
 @dataclass(eq=False)
@@ -153,7 +153,7 @@ class GraphModel(ImageModel):
         if asked is None:
             return self.unconditional()
         if isinstance(asked, Condition):
-            return cast(Graphs, right_kind(asked, Graphs, "scene graphs"))
+            return right_kind(asked, Graphs, "scene graphs")
         graphs = [self._graph(each) for each in (asked if isinstance(asked, list | tuple) else [asked])]
         if not graphs:
             raise BadInput("this model is told scene graphs: give at least one")
@@ -200,7 +200,7 @@ class GraphModel(ImageModel):
         for graph, rng in zip(told.graphs, rows.generators(), strict=True):
             boxes, labels = self._layout(graph, rng)
             names = tuple(self.vocabulary.objects[i] for i in labels[:-1].tolist())
-            found.append(Layout(names, tuple(tuple(box) for box in boxes[:-1].tolist())))  # type: ignore[misc]
+            found.append(Layout(names, tuple(tuple(box) for box in boxes[:-1].tolist())))
         return found
 
     @torch.no_grad()
@@ -234,7 +234,7 @@ class GraphModel(ImageModel):
         return [from_json(dict(each), "the graph") if isinstance(each, Mapping) else each for each in several]
 
     @torch.no_grad()
-    def draw(  # type: ignore[override]  # there is no noise to start from and nothing to guide
+    def draw(
         self,
         asked: Any,
         seeds: int | Sequence[int],
@@ -267,7 +267,7 @@ class GraphModel(ImageModel):
             raise BadInput(f"this model writes codes one after the other, without {strange[0]}: leave it out")
         if sampling_steps not in (None, self.sampling_steps):
             raise BadInput(f"this model writes its {self.sampling_steps} codes one after the other: leave steps out")
-        given = {"top_k": top_k, "temperature": temperature, "top_p": top_p}
+        given: dict[str, Any] = {"top_k": top_k, "temperature": temperature, "top_p": top_p}
         how = Sampling(**{k: self.defaults[k] if value is None else value for k, value in given.items()})
         rows = Rows.make(self, self._several(asked), seeds, cond, size=size)
         parts = []
