@@ -418,6 +418,7 @@ def test_graphs_are_read_from_json(tmp_path):
     ("data", "wrong"),
     [
         ([], "not an object"), ({"objects": "cow"}, "not a list"), ({"objects": [1]}, "are names"),
+        ({"objects": ["a", "__image__"]}, "leave __image__ out"),
         ({"objects": ["a", "b"], "relationships": [[0, "on"]]}, "two places"),
         ({"objects": ["a", "b"], "relationships": [[0, "on", 2]]}, "names object 2 of 2"),
         ({"objects": ["a", "b"], "relationships": [[True, "on", 0]]}, "two places"),

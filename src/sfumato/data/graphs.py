@@ -71,6 +71,8 @@ def from_json(data: Any, where: str) -> SceneGraph:
     names, triples, boxes = data["objects"], data.get("relationships") or [], data.get("boxes")
     if not all(isinstance(name, str) for name in names):
         raise BadInput(f"objects in {where} are names: {_FORM}")
+    if IMAGE in names:
+        raise BadInput(f"{where} has the picture itself among its objects: leave {IMAGE} out, every graph gets it")
     number = lambda x, kind: isinstance(x, kind) and not isinstance(x, bool)
     for triple in triples:
         fits = isinstance(triple, list) and len(triple) == 3 and isinstance(triple[1], str)
@@ -193,7 +195,10 @@ def spatial_relation(subject: Sequence[float], other: Sequence[float], centres: 
 
 
 def drawn_relations(boxes: Sequence[Sequence[float]], rng: torch.Generator) -> tuple[tuple[int, str, int], ...]:
-    """One relation for each object: with a random partner, in a random order; none where it is alone."""
+    """One relation for each object: with a random partner, in a random order; none where it is alone.
+
+    By the middles of boxes, where COCO's graphs go by those of masks.
+    """
     triples = []
     for i in range(len(boxes) if len(boxes) > 1 else 0):
         other = int(torch.randint(len(boxes) - 1, (), generator=rng))

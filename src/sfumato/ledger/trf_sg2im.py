@@ -26,7 +26,7 @@ from .core import Claim, Experiment, Found
 
 KINDS, COLOURS = ("circle", "square", "star", "heart"), ("red", "yellow", "green", "blue")
 SIZE, CODES, CHANNELS = 32, 32, (24, 48, 48)
-CODE_UPDATES, LAYOUT_UPDATES, UPDATES = 350, 600, 600
+CODE_UPDATES, LAYOUT_UPDATES, UPDATES = 350, 400, 1100
 SHOWN = 96
 THRESHOLD = 0.3
 """Least score with which the oracle takes something for an object."""
@@ -75,12 +75,12 @@ class OfPairs(TrfSG2Im):
 def recipe(seed: int, updates: int = UPDATES, **changes: Any) -> OfPairs:
     """One autoencoder and one image transformer, which learns from true layouts, for both kinds of layouts."""
     settings: dict[str, Any] = {
-        "size": SIZE, "pictures": 4000, "seed": seed, "updates": updates, "batch": 32, "lr": 2e-3, "grid_every": 0,
+        "size": SIZE, "pictures": 4000, "seed": seed, "updates": updates, "batch": 16, "lr": 2e-3, "grid_every": 0,
         "checkpoint_every": updates, "track": "none", "true_layout": True, "codes": CODES, "code_channels": CHANNELS,
         "code_dimensions": 8, "code_updates": CODE_UPDATES, "code_batch": 16, "code_lr": 2e-3,
         "layout_updates": LAYOUT_UPDATES, "layout_batch": 64, "layout_lr": 3e-3, "graph_width": 64, "graph_depth": 3,
         "graph_heads": 4, "positions": 2, "directed": False, "bidirectional": True, "head": "plain", "padding": False,
-        "sections": 8, "slots": 3, "shared": False, "width": 96, "depth": 4, "heads": 4, "dropout": 0.0, "top_k": 8,
+        "sections": 8, "slots": 3, "shared": False, "width": 96, "depth": 3, "heads": 4, "dropout": 0.0, "top_k": 8,
     }  # fmt: skip
     return OfPairs(**{**settings, **changes})
 

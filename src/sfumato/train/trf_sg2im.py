@@ -58,7 +58,9 @@ class TrfSG2Im(PixelRecipe):
     Differs from the paper: corners of predicted boxes are sorted before they become tokens; the autoencoder is
     `train discrete`'s, learns by squared and absolute error without a perceptual loss or a discriminator, and sees
     pictures in [-1, 1]; OneCycle moves the rate and not Adam's beta; weight decay spares all but linear layers' weights
-    as the code has it, its optimiser's other settings are fixed; codes are sampled with what is known of those before.
+    as the code has it, and its optimiser's other settings are fixed; drawn relations go by the middles of boxes, not of
+    masks; COCO's choice of objects (3 to 8, of at least 2 % of the area) is left to who writes the JSON; sampling keeps
+    keys and values of the codes before.
     Unconfirmed: whether the paper symmetrises the Laplacian.
     Cost: one call of each transformer with gradients an update of stage 2; every picture once through the encoder.
     """
@@ -81,7 +83,8 @@ class TrfSG2Im(PixelRecipe):
         },
     }  # fmt: skip
     """``coco``: the published configuration and about its 300 epochs; ``visual-genome``: the data's relations (stage 1
-    there had 8 eigenvectors and stage 2 32, which do not fit each other: 32 here); ``small-sketch``: for a CPU,
+    there had 8 eigenvectors and stage 2 32, which do not fit each other: 32 here; and 30 slots for 30 objects and the
+    picture: 31 here); ``small-sketch``: for a CPU,
     untuned."""
 
     classes: ClassVar[bool] = False  # type: ignore[misc]  # a graph is what it is told
@@ -273,6 +276,8 @@ class TrfSG2Im(PixelRecipe):
             keys = {name: getattr(self, name) for name in names}
             first = self._stage(self.code_updates, self.code_batch, self.code_lr, ema=0.995)
             Run(CodebookRecipe(vae, pictures), first, out / "codebook", keys).fit(progress)
+        elif torch.cuda.is_available():
+            vae.to("cuda")
         vae.requires_grad_(False).eval()
         # Whether an earlier stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)
