@@ -27,6 +27,7 @@ COMMANDS = {
     "edit": "change a picture, or one drawn from a prompt, and look at it on a page",
     "rollout": "frames without end from a model of frames",
     "customize": "teach a text-to-image model a new word from a few pictures",
+    "graph": "layouts and pictures of scene graphs",
     "jumps": "where the few steps of a model of tokens should be, and samples along them",
     "erase": "take a concept out of a text-to-image model",
     "purify": "take what an erased model no longer draws out of pictures",

@@ -6,6 +6,7 @@ from .base import Text2Image
 from .conditioning import Conditioning, Frames, Labels, Seen
 from .contract import Condition, Model, Noised
 from .distilled import as_flow, few_steps
+from .graphs import GraphModel, Graphs
 from .image import ImageModel
 from .latent import LatentModel
 from .load import EMBEDDED, load, load_text2image, origin_of, read_record, wrap
@@ -14,7 +15,8 @@ from .variations import VariationModel
 from .video import VideoModel
 
 __all__ = [
-    "EMBEDDED", "KINDS", "SUBSETS", "Condition", "Conditioning", "Frames", "ImageModel", "Labels", "LatentModel",
-    "Model", "Noised", "Projection", "Seen", "Text2Image", "TokenModel", "VariationModel", "VideoModel", "as_flow",
-    "few_steps", "load", "load_text2image", "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
+    "EMBEDDED", "KINDS", "SUBSETS", "Condition", "Conditioning", "Frames", "GraphModel", "Graphs", "ImageModel",
+    "Labels", "LatentModel", "Model", "Noised", "Projection", "Seen", "Text2Image", "TokenModel", "VariationModel",
+    "VideoModel", "as_flow", "few_steps", "load", "load_text2image", "open_autoencoder", "origin_of", "read_record",
+    "standardised", "wrap",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from sfumato.settings import EMBEDDED
 from .base import Text2Image
 from .flux import Flux
 from .flux2 import Flux2Klein
+from .graphs import GraphModel
 from .image import ImageModel
 from .image_files import load_image_model
 from .latent import LatentModel
@@ -54,7 +55,9 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionControlNetPipeline": StableDiffusion,
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
-_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VariationModel, VideoModel)}
+_PIXEL_MODELS = {
+    kind.__name__: kind for kind in (ImageModel, GraphModel, LatentModel, TokenModel, VariationModel, VideoModel)
+}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
