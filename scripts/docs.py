@@ -75,7 +75,7 @@ def measured(method: catalog.Method) -> list[str]:
     """What the ledger says of a method, as Markdown."""
     if not method.ledger:
         return ["", f"Not in the ledger: {method.no_ledger}"]
-    path = ROOT / "docs" / "ledger" / f"{method.ledger}.json"
+    path = ledger.RECORDS / f"{method.ledger}.json"
     if not path.exists():
         return ["", f"Its claims are written down and not yet measured: `sfumato ledger {method.ledger}`."]
     record = json.loads(path.read_text())
@@ -133,7 +133,7 @@ def pages() -> dict[Path, str]:
     result[ROOT / "docs" / "methods" / "index.md"] = methods_page()
     result[ROOT / "docs" / "choose.md"] = choose_page()
     result[ROOT / "docs" / "imports.svg"] = rooms_picture()
-    result[ROOT / "docs" / "ledger.md"] = ledger.table(ROOT / "docs" / "ledger") + "\n"
+    result[ROOT / "docs" / "ledger.md"] = ledger.table() + "\n"
     return result
 
 
