@@ -7,11 +7,13 @@ All have one signature, ``network(z, logsnr, labels)``:
 - ``labels``: class numbers [batch] (the last class is "none", for guidance), or None for networks without classes;
 
 and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
-`VariationUViT` takes what an encoder sees of a picture in place of class numbers. A network
-knows neither the noise process nor what its output means.
+`VariationUViT` takes what an encoder sees of a picture in place of class numbers,
+`PrototypeUNet` text vectors and a picture of a class. A network knows neither the noise process nor what its output
+means.
 """
 
 from .consistency import ConsistencyUNet
+from .prototype_unet import PrototypeUNet
 from .residual_uvit import ResidualUViT
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .tokens import TokenTransformer
@@ -20,6 +22,6 @@ from .variation_uvit import VariationUViT
 from .video import VideoUNet
 
 __all__ = [
-    "ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
-    "VideoUNet",
+    "ConsistencyUNet", "PrototypeUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet",
+    "VariationUViT", "VideoUNet",
 ]  # fmt: skip
