@@ -68,6 +68,7 @@ class CPDM(PixelRecipe):
         **PixelRecipe.EXAMPLE, "pictures": 90, "updates": 2, "tasks": ("circle+square", "star+heart"), "replay": 2,
         "sampling_steps": 2, "text_width": 8, "channels": (8, 16), "layers": 1, "crossing": (4,), "heads": 2,
         "widths": (8,), "classifier_epochs": 1, "classifier_batch": 8, "classifier_lr": (1e-2,),
+        "protect_pictures": 4,
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet": {
