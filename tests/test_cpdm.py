@@ -39,7 +39,7 @@ from sfumato.train.draw import Share
 from sfumato.train.incremental import PrototypeTraining
 from sfumato.train.loop import Run
 from sfumato.train.projection import Projector, grown_basis, inputs_of, projected_update
-from sfumato.train.prototypes import chosen_prototypes, nearest_old, neighbour_error, updated_prototypes
+from sfumato.train.prototypes import first_prototypes, nearest_old, neighbour_error, surest, updated_prototypes
 from sfumato.train.schedule import Schedule
 from sfumato.train.words_of_classes import class_words
 
@@ -188,14 +188,17 @@ def _all(source: Pictures) -> torch.Tensor:
 
 
 def test_the_first_prototype_is_the_surest_picture_of_the_class_among_the_classes_seen():
-    x = torch.arange(6.0).reshape(6, 1, 1, 1)
-    labels = torch.tensor([0, 0, 1, 1, 1, 0])
+    source = noise_of(0, 0, 1, 1, 1, 0)
+    labels = torch.tensor(source.labels)
     # The third class has not come: its large logits must not matter.
     logits = torch.tensor([[1, 0, 0], [3, 0, 99], [0, 2, 0], [9, 1, 0], [0, 1, 0], [2, 0, 0.0]])
-    pick = lambda choice: chosen_prototypes(choice, x, labels, logits, [1, 0], [0, 1], rng()).flatten().tolist()
-    assert pick("confident") == [2, 1] and pick("unsure") == [3, 0]
-    assert pick("mean") == [3, 2] and pick("none") == [0, 0]
-    assert pick("noise") == torch.randn(2, generator=rng()).tolist()
+    sure = lambda least: surest(logits, labels, [1, 0], [0, 1], least)
+    assert sure(False).tolist() == [2, 1] and sure(True).tolist() == [3, 0]
+    first = lambda choice: first_prototypes(choice, source, [1, 0], sure, rng())
+    x = _all(source)
+    assert torch.equal(first("confident"), x[[2, 1]]) and torch.equal(first("unsure"), x[[3, 0]])
+    torch.testing.assert_close(first("mean"), torch.stack([x[2:5].mean(0), x[[0, 1, 5]].mean(0)]))
+    assert torch.equal(first("noise"), torch.randn(2, 3, 8, 8, generator=rng())) and not first("none").any()
 
 
 def test_prototypes_are_updated_by_the_equation_and_only_where_the_batch_has_some():

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sfumato.data.base import Pictures, to_tensor
+from sfumato.data.base import Pictures
 from sfumato.files import atomic_file, contact_sheet, save_png, write_json
 from sfumato.foreign import read_tensors
 from sfumato.pipeline import PrototypeModel
@@ -25,7 +25,7 @@ from .course import Course, Plateau, correct, labels_of, logits_of
 from .loop import Run
 from .pixels import PixelTraining
 from .projection import Projector, inputs_of
-from .prototypes import chosen_prototypes, nearest_old, neighbour_error, updated_prototypes
+from .prototypes import first_prototypes, nearest_old, neighbour_error, surest, updated_prototypes
 from .recipe import Gradients, Turn
 from .schedule import NEUTRAL, Schedule
 from .state import configuration, goes_on
@@ -229,11 +229,10 @@ class TaskRun:
         """The first prototypes of the new classes."""
         if self.recipe.prototype == "none":
             return
-        x = to_tensor([real.picture(row) for row in range(len(real))])
         rng = torch.Generator().manual_seed(self._seed(i, 14))
-        logits = logits_of(self.net, real)
+        sure = lambda least: surest(logits_of(self.net, real), labels_of(real), new, now, least)
         table: Any = self.model.network.prototypes
-        chosen = chosen_prototypes(self.recipe.prototype, x, labels_of(real), logits, new, now, rng)
+        chosen = first_prototypes(self.recipe.prototype, real, new, sure, rng)
         with torch.no_grad():
             table[new] = chosen.to(table)
 

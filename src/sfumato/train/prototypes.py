@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.data.base import Pictures, to_tensor
+
 Choice = Literal["confident", "unsure", "mean", "noise", "none"]
 
 
-def chosen_prototypes(
-    choice: Choice,
-    x: Float[Tensor, "n *picture"],
-    labels: Int[Tensor, "n"],
+def surest(
     logits: Float[Tensor, "n classes"],
+    labels: Int[Tensor, "n"],
     classes: Sequence[int],
     seen: Sequence[int],
-    rng: torch.Generator,
-) -> Float[Tensor, "class *picture"]:
-    """The first prototypes of ``classes``, in their order.
+    least: bool = False,
+) -> Int[Tensor, "class"]:
+    """For each of ``classes`` the row of its own to which a classifier gives the largest probability of the class.
 
     Args:
-        choice: "confident": the picture of the class to which the classifier gives the largest probability of it;
-            "unsure": the smallest; "mean": the mean of its pictures; "noise": standard normal; "none": zeros.
-        x: pictures, some of each of ``classes``.
-        logits: of a classifier for them.
         seen: the classes over which probabilities are taken.
+        least: the row with the smallest instead.
     """
-    if choice == "noise":
-        return torch.randn(len(classes), *x.shape[1:], generator=rng, dtype=x.dtype)
-    if choice == "none":
-        return x.new_zeros(len(classes), *x.shape[1:])
-    if choice == "mean":
-        return torch.stack([x[labels == k].mean(0) for k in classes])
     places = sorted(seen)
     sure = logits[:, places].softmax(1)
     found = []
     for k in classes:
         rows = (labels == k).nonzero()[:, 0]
         p = sure[rows, places.index(k)]
-        found.append(x[rows[p.argmax() if choice == "confident" else p.argmin()]])
+        found.append(rows[p.argmin() if least else p.argmax()])
     return torch.stack(found)
+
+
+def class_mean(pictures: Pictures, k: int, batch: int = 256) -> Float[Tensor, "3 height width"]:
+    """The mean in [-1, 1] of all pictures of class ``k``."""
+    rows = [i for i in range(len(pictures)) if pictures.label(i) == k]
+    parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    return sum(to_tensor([pictures.picture(i) for i in part]).sum(0) for part in parts) / len(rows)
+
+
+def first_prototypes(
+    choice: Choice,
+    pictures: Pictures,
+    classes: Sequence[int],
+    sure: Callable[[bool], Int[Tensor, "class"]],
+    rng: torch.Generator,
+) -> Float[Tensor, "class 3 height width"]:
+    """What the prototypes of ``classes`` are before they are learned, in their order, in [-1, 1].
+
+    Args:
+        choice: "confident" and "unsure": the pictures that `surest` names; "mean": `class_mean`; "noise": standard
+            normal; "none": zeros.
+        sure: `surest` of the pictures, told ``least``.
+    """
+    if choice in ("confident", "unsure"):
+        return to_tensor([pictures.picture(i) for i in sure(choice == "unsure").tolist()])
+    if choice == "mean":
+        return torch.stack([class_mean(pictures, k) for k in classes])
+    shape = to_tensor([pictures.picture(0)]).shape[1:]
+    noise = choice == "noise"
+    return torch.randn(len(classes), *shape, generator=rng) if noise else torch.zeros(len(classes), *shape)
 
 
 def updated_prototypes(
