@@ -346,6 +346,14 @@ def test_the_network_has_the_published_shape():
     assert small(prototype="none").network(2).unet.conv_in.in_channels == 3
 
 
+@pytest.mark.parametrize("preset", CPDM.presets)
+def test_presets_make_networks_that_cross_where_they_say(preset):
+    recipe = CPDM(**CPDM.presets[preset])
+    with torch.device("meta"):
+        net = recipe.network(10)
+    assert len(net.layers("v")) == 1 + len(recipe.crossing) * (2 * recipe.layers + 1)
+
+
 def test_without_weights_for_it_the_prototype_says_nothing():
     model = stirred(small())
     z, cond = torch.randn(2, 3, 8, 8, generator=rng()), model.told(["cat", "owl"])

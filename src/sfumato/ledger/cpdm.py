@@ -145,5 +145,5 @@ EXPERIMENT = Experiment(
     cost={"whole": 85, "replay": 60, "no prototypes": 85, "no projection": 80, "no replay": 50},
     notes=f"Six digits of 8 pixels in three tasks ({', '.join(TASKS)}), {UPDATES} updates of 32 pictures a task, "
     f"{REPLAY} pictures of replay a class, one small U-Net told random text vectors. The arm without replay is the "
-    "lower bound. The split of the data, the classifier's start and the seeds drawn are the same for all arms of a seed.",
+    "lower bound. The data's split, the classifier's start and the seeds drawn are the same for all arms of a seed.",
 )

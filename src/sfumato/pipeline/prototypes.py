@@ -78,7 +78,7 @@ class PrototypeModel(ImageModel):
 
     def heard(self, cond: Any, z: Float[Tensor, "batch *dims"]) -> tuple[Tensor, Tensor]:
         cond = cond.repeat(len(z)) if len(cond) == 1 else cond
-        return tuple(x.to(z.device, self.network.dtype) for x in (cond.words, cond.prototype))  # type: ignore[return-value]
+        return tuple(x.to(z.device, self.network.dtype) for x in (cond.words, cond.prototype))
 
     def sample(self, labels: Any, n: int, seed: int = 0, **options: Any) -> Float[Tensor, "all 3 height width"]:
         """``n`` pictures in [0, 1] of each of these classes, those of one class side by side; ``options`` of `draw`."""

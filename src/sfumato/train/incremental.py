@@ -104,7 +104,8 @@ class PrototypeTraining(PixelTraining):
 
     def after_update(self, turn: Turn, step: int) -> None:
         self.projector.project()
-        if self.slope is not None:
+        # A gradient of float16 that overflowed is passed over, as the optimiser does.
+        if self.slope is not None and self.slope.isfinite().all():
             r, table, new = self.cpdm, self.net.prototypes, self.new
             towards = self.start.to(table.device)[new] if r.prototype_towards == "start" else None
             counts = self.counts[new].to(table.device)
@@ -239,7 +240,7 @@ class TaskRun:
     def _diffuse(self, i: int, pictures: Joined, new: list[int], old: list[int]) -> Run:
         network = self.model.network.train()
         network.requires_grad_(True)
-        network.prototypes.requires_grad_(self.recipe.learns_prototypes)  # type: ignore[operator]
+        network.prototypes.requires_grad_(self.recipe.learns_prototypes)
         self.projector.begin()
         training = PrototypeTraining(self.recipe, self.model, pictures, new, old, self.projector)
         schedule = dataclasses.replace(self.recipe.schedule(), seed=self._seed(i, 0))
@@ -253,7 +254,7 @@ class TaskRun:
         """Add what the protected layers see of the new classes to what is kept."""
         r, model, network = self.recipe, self.model, self.model.network
         text, seen = (
-            network.layers(*(kind for kind in r.protect if kind in kinds))  # type: ignore[operator]
+            network.layers(*(kind for kind in r.protect if kind in kinds))
             for kinds in (TEXTUAL, VISUAL)
         )
         if text:
