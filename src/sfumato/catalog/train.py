@@ -60,6 +60,14 @@ METHODS: tuple[Method, ...] = (
         ledger="semantica",
     ),
     Method(
+        "train", "cpdm", "sfumato.train.cpdm:CPDM", ("doan2023cpdm", "saha2021gradient", "ho2022classifierfree"),
+        "Class-incremental diffusion: replay of old classes, a prototype of each, projected gradients.",
+        cost="of every task a classifier and a diffusion model; the paper's took hours a task on a GPU",
+        when="Classes that come one after the other, whose pictures cannot be kept.",
+        beware="What is drawn badly once is learned from ever after: look at the sheets of replay of each task.",
+        ledger="cpdm",
+    ),
+    Method(
         "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
         "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
         cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",

@@ -177,8 +177,15 @@ class Classifier(Tuned, Schedule, ABC):
         net = recipe.net.eval().requires_grad_(False)
         card = {"measured_on": told, "trained_on": len(seen), "labels": len(labels)}
         card |= measured(net, unseen, self.batch, self.seed)
+        run.finish(lambda: self.save(out / "model", net, labels, card, overwrite))
+
+    def save(
+        self, folder: Path, net: nn.Module, labels: tuple[str, ...], card: Mapping[str, Any], overwrite: bool = False
+    ) -> None:
+        """Write a network of this method, whoever trained it, so that `read` and detectors take the folder; ``card``
+        says how good it is."""
         about = {"classifier": self.name(), "labels": labels, "size": self.size}
-        run.finish(lambda: write(out / "model", net.cpu(), about, self.made(), card, overwrite))
+        write(folder, net.cpu(), about, self.made(), card, overwrite)
 
     @classmethod
     def read(cls, folder: str | Path) -> nn.Module:

@@ -7,13 +7,14 @@ All have one signature, ``network(z, logsnr, labels)``:
 - ``labels``: class numbers [batch] (the last class is "none", for guidance), or None for networks without classes;
 
 and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
-`VariationUViT` takes what an encoder sees of a picture in place of class numbers;
-`SceneGraphTransformer` takes graphs and `ImageTransformer` what came before, and they denoise nothing. A network
-knows neither the noise process nor what its output means.
+`VariationUViT` takes what an encoder sees of a picture in place of class numbers, `PrototypeUNet` text vectors and a
+picture of a class; `SceneGraphTransformer` takes graphs and `ImageTransformer` what came before, and they denoise
+nothing. A network knows neither the noise process nor what its output means.
 """
 
 from .consistency import ConsistencyUNet
 from .image_transformer import ImageTransformer
+from .prototype_unet import PrototypeUNet
 from .residual_uvit import ResidualUViT
 from .scene_graph import SceneGraphTransformer
 from .simple_uvit import SimpleUNet, SimpleUViT
@@ -23,6 +24,6 @@ from .variation_uvit import VariationUViT
 from .video import VideoUNet
 
 __all__ = [
-    "ConsistencyUNet", "ImageTransformer", "ResidualUViT", "SceneGraphTransformer", "SimpleUNet", "SimpleUViT",
-    "TokenTransformer", "UNet", "VariationUViT", "VideoUNet",
+    "ConsistencyUNet", "ImageTransformer", "PrototypeUNet", "ResidualUViT", "SceneGraphTransformer", "SimpleUNet",
+    "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT", "VideoUNet",
 ]  # fmt: skip

@@ -10,13 +10,14 @@ from .graphs import GraphModel, Graphs
 from .image import ImageModel
 from .latent import LatentModel
 from .load import EMBEDDED, load, load_text2image, origin_of, read_record, wrap
+from .prototypes import Prototyped, PrototypeModel
 from .token_model import TokenModel
 from .variations import VariationModel
 from .video import VideoModel
 
 __all__ = [
     "EMBEDDED", "KINDS", "SUBSETS", "Condition", "Conditioning", "Frames", "GraphModel", "Graphs", "ImageModel",
-    "Labels", "LatentModel", "Model", "Noised", "Projection", "Seen", "Text2Image", "TokenModel", "VariationModel",
-    "VideoModel", "as_flow", "few_steps", "load", "load_text2image", "open_autoencoder", "origin_of", "read_record",
-    "standardised", "wrap",
+    "Labels", "LatentModel", "Model", "Noised", "Projection", "PrototypeModel", "Prototyped", "Seen", "Text2Image",
+    "TokenModel", "VariationModel", "VideoModel", "as_flow", "few_steps", "load", "load_text2image",
+    "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
 ]  # fmt: skip

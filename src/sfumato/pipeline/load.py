@@ -25,6 +25,7 @@ from .image_files import load_image_model
 from .latent import LatentModel
 from .offload import Offload, accelerator
 from .pixart import PixArtSigma
+from .prototypes import PrototypeModel
 from .qwen import QwenImage
 from .sana import Sana
 from .saving import RECORD, quiet
@@ -55,9 +56,9 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionControlNetPipeline": StableDiffusion,
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
-_PIXEL_MODELS = {
-    kind.__name__: kind for kind in (ImageModel, GraphModel, LatentModel, TokenModel, VariationModel, VideoModel)
-}
+_PIXEL_MODELS = {kind.__name__: kind for kind in (
+    GraphModel, ImageModel, LatentModel, PrototypeModel, TokenModel, VariationModel, VideoModel,
+)}  # fmt: skip
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
