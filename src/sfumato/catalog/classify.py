@@ -21,4 +21,12 @@ METHODS: tuple[Method, ...] = (
         beware="wide nets die where residuals are not scaled",
         ledger="inception-v4",
     ),
+    Method(
+        "classify", "tract", "sfumato.classify.tract:TrAct", ("petersen2024tract",),
+        summary="A network by name whose first layer is trained as if its pre-activations were; nothing else changes.",
+        cost="one small linear system per update beside the network's forward and backward pass",
+        when="fewer updates to the same accuracy; with `wrap`, for the first layer of any network",
+        beware="pictures must be standardised: lambda is in units of their variance",
+        ledger="tract",
+    ),
 )
