@@ -29,4 +29,12 @@ METHODS: tuple[Method, ...] = (
         beware="pictures must be standardised: lambda is in units of their variance",
         ledger="tract",
     ),
+    Method(
+        "classify", "sla", "sfumato.classify.sla:SLA", ("lee2020sla",),
+        summary="One head over pairs of class and transformation, its copies' answers averaged or taught to another.",
+        cost="as many forward and backward passes as copies: 4 for rotations, up to 24",
+        when="few labels, and pictures whose quarter turns or colours tell something",
+        beware="copies multiply the cost; turned digits are other digits, and colours may be the class",
+        ledger="sla",
+    ),
 )
