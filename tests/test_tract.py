@@ -12,8 +12,9 @@ from torch import nn
 
 from sfumato.classify.parts import preactivations
 from sfumato.classify.parts.networks import by_name
+from sfumato.classify.parts.standard import Standardised
 from sfumato.classify.plain import Plain
-from sfumato.classify.tract import Standardised, TrAct, first_layer, tract_gradient, unwrap, wrap
+from sfumato.classify.tract import TrAct, first_layer, tract_gradient, unwrap, wrap
 from sfumato.errors import BadInput
 from sfumato.metrics.detectors import make_detector
 

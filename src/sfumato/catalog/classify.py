@@ -37,4 +37,12 @@ METHODS: tuple[Method, ...] = (
         beware="copies multiply the cost; turned digits are other digits, and colours may be the class",
         ledger="sla",
     ),
+    Method(
+        "classify", "iformer", "sfumato.classify.iformer:InceptionTransformer", ("si2022inception", "touvron2021deit"),
+        summary="The Inception transformer: convolutions and pools beside attention, in shares that go with depth.",
+        cost="at 224 pixels 4.8 to 14 GMACs a picture forward: weeks of GPUs; small nets: minutes on a CPU",
+        when="the published nets and their weights, maps of four sizes, or to see which frequencies attention keeps",
+        beware="trained from nothing it needs many pictures, and the augmentation of DeiT",
+        ledger="iformer",
+    ),
 )

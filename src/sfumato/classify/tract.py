@@ -8,50 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.data.pictures import Pictures, to_tensor
 from sfumato.fields import NotNegative, Positive
 from sfumato.metrics.trained import described
 
-from .parts.folder import inner
 from .parts.preactivations import TractConv2d, TractLinear, first_layer, tract_gradient, unwrap, wrap
+from .parts.standard import Standardised
 from .plain import Plain
 
 __all__ = ["TrAct", "TractConv2d", "TractLinear", "first_layer", "tract_gradient", "unwrap", "wrap"]
-
-_CHANNELS = tuple[Positive, Positive, Positive]
-
-
-class Standardised(nn.Module):
-    """A network of standardised pictures, as one from pictures in [-1, 1] to logits.
-
-    Args:
-        net: the network.
-        mean, std: of each channel of pixels in [0, 1].
-    """
-
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
-        super().__init__()
-        self.net, self.standard = net, (tuple(mean), tuple(std))
-
-    @property
-    def wrapped(self) -> nn.Module:
-        """The network that another library knows."""
-        return inner(self.net)
-
-    def seen(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-        """What the network sees of ``x`` in [-1, 1]."""
-        mean, std = (x.new_tensor(part)[:, None, None] for part in self.standard)
-        return ((x + 1) / 2 - mean) / std
-
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        return self.net(self.seen(x))
-
-    def features(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """What the last layer sees."""
-        return self.net.features(self.seen(x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +55,7 @@ class TrAct(Plain):
     ordinary gradient, for comparison."""
     mean: tuple[float, float, float] = (0.735, 0.74, 0.73)
     """Mean of each channel of pixels in [0, 1], which is taken from them; by default that of the sketch world."""
-    std: _CHANNELS = (0.29, 0.28, 0.26)
+    std: tuple[Positive, Positive, Positive] = (0.29, 0.28, 0.26)
     """Standard deviation, which they are then divided by; the card says what mean and mean square came of both."""
     together: bool = False
     """Take a^T a over all processes."""
