@@ -71,7 +71,7 @@ class Augmented(nn.Module):
         self.which = nn.Linear(width, self.m) if objective == "mt" else None
         self.modes: tuple[Mode, ...] = ("single", "aggregate")
         self.modes += ("distilled",) if objective == "sla+sd" else ()
-        self.mode: Mode = mode or {"sla+sd": "distilled", "sla": "aggregate"}.get(objective, "single")  # type: ignore[assignment]
+        self.mode: Mode = mode or {"sla+sd": "distilled", "sla": "aggregate"}.get(objective, "single")
         if self.mode not in self.modes:
             raise BadInput(f"{objective} has no {self.mode} head: ask for {' or '.join(self.modes)}")
 

@@ -14,7 +14,7 @@ from sfumato.train.loop import Run
 
 from .core import Claim, Experiment, Figures, Found
 
-UPDATES = 160
+UPDATES = 240
 ARMS: dict[str, dict[str, Any]] = {
     "published": {},
     "attention": {"ramp": "attention"},

@@ -14,8 +14,8 @@ from sfumato.train.loop import Run
 
 from .core import Claim, Experiment, Figures, Found
 
-UPDATES = 240
-EVERY = 20
+UPDATES = 400
+EVERY = 25
 """Updates between looks at the pictures that are held out."""
 ARMS: dict[str, float | None] = {"tract": 0.1, "plain": None}
 

@@ -171,7 +171,7 @@ def wrap(layer: nn.Module, damping: float = 0.1, together: bool = False) -> nn.M
     if not damping > 0:
         raise BadInput(f"damping must be more than 0, got {damping}")
     layer.__class__ = _KINDS[kind]
-    layer.damping, layer.together = damping, together  # type: ignore[assignment]
+    layer.damping, layer.together = damping, together
     return layer
 
 
