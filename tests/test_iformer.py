@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 
 from sfumato.classify.iformer import InceptionTransformer
 from sfumato.classify.parts.mixing import cropped, erased, mixed
+from sfumato.classify.parts.randaugment import CHANGES, rand_augmented
 from sfumato.classify.parts.spectra import high_share, log_amplitude, profile, spectra
 from sfumato.errors import BadInput
 from sfumato.nets.iformer import PLANS, Block, IFormer, Mixer, Plan, load_published, published_keys, ramped
+from sfumato.train.draw import Share
 
 rng = torch.Generator().manual_seed(0)
 TINY = Plan((1, 1, 1, 1), (8, 8, 12, 12), (2, 2, 3, 3), (1, 1, 2, 2))
@@ -212,6 +216,33 @@ def test_crops_and_boxes_of_noise():
     assert torch.equal(erased(x, 0, noise, rng), x)
     changed = (erased(x, 1, noise, rng) != x).all(1).float().mean((1, 2))
     assert changed.min() > 0.005 and changed.max() < 0.45
+
+
+def test_changes_of_randaugment():
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    how = {"resample": Image.Resampling.BILINEAR, "fillcolor": (7, 8, 9)}
+    change = lambda name, level: np.asarray(CHANGES[name](Image.fromarray(pixels), level, how)).astype(int)
+    assert (change("invert", 0.9) == 255 - pixels).all()
+    assert (change("posterize", -0.9) == pixels // 128 * 128).all()
+    assert (change("solarize", 0.5) == np.where(pixels < 128, pixels, 255 - pixels)).all()
+    assert (change("solarize-add", 0.9) == np.where(pixels < 128, pixels + 99.0, pixels)).all()
+    right, down = change("translate-x", 5 / 9), change("translate-y", -4 / 9)  # by 3 pixels, and by -2
+    assert (right[:, :9] == pixels[:, 3:]).all() and (right[:, 9:] == (7, 8, 9)).all()
+    assert abs(down[3:] - pixels[1:8]).max() <= 1 and (down[:2] == (7, 8, 9)).all()
+    assert abs(change("brightness", -1.0) - pixels / 10).max() <= 1 and abs(change("contrast", 0.0) - pixels).max() == 0
+    for name in ("rotate", "shear-x", "shear-y", "sharpness", "color", "auto-contrast", "equalize"):
+        assert change(name, 0.9).shape == pixels.shape
+    assert (change("rotate", 0.0) == pixels).all() and not (change("rotate", 0.9) == change("rotate", -0.9)).all()
+
+
+def test_randaugment_changes_some_pictures_and_is_the_rows_own():
+    x = torch.randint(256, (12, 3, 8, 8), generator=rng) / 127.5 - 1
+    torch.testing.assert_close(rand_augmented(x, 9, rng, chance=0.0), x)
+    whole = rand_augmented(x, 9, Share((0, 1), range(12), 12))
+    kept = [torch.allclose(a, b) for a, b in zip(whole, x, strict=True)]
+    assert any(kept) and not all(kept) and whole.abs().max() <= 1
+    part = rand_augmented(x[5:], 9, Share((0, 1), range(5, 12), 12))
+    assert torch.equal(part, whole[5:])
 
 
 def test_the_rate_warms_up_falls_and_rests():

@@ -21,6 +21,7 @@ from sfumato.nets.iformer import PLANS, IFormer, Plan, Ramp, load_published
 
 from .base import Classifier
 from .parts.mixing import cropped, erased, mixed
+from .parts.randaugment import rand_augmented
 from .parts.spectra import spectra
 from .parts.standard import Standardised
 
@@ -38,12 +39,12 @@ class InceptionTransformer(Classifier):
     arXiv:2205.12956. In each block the first channels are high frequencies' (a depthwise convolution, and a max-pool),
     the last ones attend, over averages of 2x2 in the first two stages; the share that attends rises block by block
     (the frequency ramp). The card has the spectra of each way of every block. AdamW, a cosine of 300 epochs in 310 of
-    1251 updates; random crops, mirrors, mixup or cutmix, erasing. Cost: 4.8, 9.4 and 14 GMACs a picture of 224 pixels.
+    1251 updates; random crops, mirrors, RandAugment, mixup or cutmix, erasing. Cost: 4.8, 9.4 and 14 GMACs a picture of
+    224 pixels.
 
     Differs from the paper: as in the released code and weights, the two ways of high channels double their width and
-    end with GELU, and layer scale is in stages 3 and 4 only. There is no RandAugment; a crop or an erased box that
-    would not fit is cut, not drawn anew; the rate moves with every update. "reversed" and "constant" ramps are
-    reconstructed.
+    end with GELU, and layer scale is in stages 3 and 4 only. A crop or an erased box that would not fit is cut, not
+    drawn anew; the rate moves with every update. "reversed" and "constant" ramps are reconstructed.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -61,7 +62,7 @@ class InceptionTransformer(Classifier):
             "size": 32, "small": True, "depths": (1, 1, 3, 1), "dims": (32, 64, 96, 128), "heads": (2, 4, 6, 8),
             "attention": (1, 2, 4, 5, 5, 7), "drop_path": 0.0, "layer_scale": 1e-2, "updates": 2000, "batch": 64,
             "warmup": 100, "cooldown": 0, "lr": 2e-3, "final_lr": 0.01, "mixup": 0.0, "cutmix": 0.0, "erase": 0.0,
-            "least_area": 0.5, "clip_norm": 1.0,
+            "magnitude": 0.0, "least_area": 0.5, "clip_norm": 1.0,
         },
     }  # fmt: skip
     """``base``, ``large``: the other nets at 224 pixels, as released. ``...-384``: fine-tuned from ``weights`` at 384.
@@ -96,6 +97,8 @@ class InceptionTransformer(Classifier):
     """Standard deviation, which they are then divided by."""
     least_area: Share = 0.08
     """Least share of a picture that a random crop shows; 1: no crops."""
+    magnitude: NotNegative = 9.0
+    """Mean level of RandAugment's two changes, out of 10; 0: none are made."""
     mixup: NotNegative = 0.8
     """alpha of mixup; 0: none."""
     cutmix: NotNegative = 1.0
@@ -147,6 +150,7 @@ class InceptionTransformer(Classifier):
     def augmented(self, x: Float[Tensor, "batch 3 size size"], rng: torch.Generator) -> Float[Tensor, "batch 3 s s"]:
         x = super().augmented(x, rng)
         x = cropped(x, self.least_area, rng) if self.least_area < 1 else x
+        x = rand_augmented(x, self.magnitude, rng, fill=self.mean) if self.magnitude else x
         return erased(x, self.erase, (self.mean, self.std), rng) if self.erase else x
 
     def loss(
