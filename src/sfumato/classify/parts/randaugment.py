@@ -42,7 +42,7 @@ CHANGES: dict[str, Change] = {
     "equalize": lambda image, level, how: ImageOps.equalize(image),
     "invert": lambda image, level, how: ImageOps.invert(image),
     "rotate": lambda image, level, how: image.rotate(30 * level, **how),
-    "posterize": lambda image, level, how: ImageOps.posterize(image, 4 - int(abs(level) * 4)),
+    "posterize": lambda image, level, how: ImageOps.posterize(image, max(1, 4 - int(abs(level) * 4))),
     "solarize": lambda image, level, how: ImageOps.solarize(image, 256 - int(abs(level) * 256)),
     "solarize-add": _brighter_dark,
     "color": _enhanced(ImageEnhance.Color),
@@ -55,7 +55,7 @@ CHANGES: dict[str, Change] = {
     "translate-y": _affine(5, 0.45, False),
 }
 """The changes, of an 8-bit picture by a level in [-1, 1] and how pixels between pixels are filled; those without two
-ways heed the level's size alone."""
+ways heed the level's size alone. At the highest level a bit is kept, where none would leave black."""
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
