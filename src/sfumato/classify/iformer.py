@@ -17,7 +17,7 @@ from sfumato.data.pictures import Pictures, to_tensor
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share
 from sfumato.foreign import read_tensors
-from sfumato.nets.iformer import PLANS, IFormer, Plan, Ramp, load_published
+from sfumato.nets.iformer import PLANS, IFormer, Plan, Ramp, blocks_of, load_published
 
 from .base import Classifier
 from .parts.mixing import cropped, erased, mixed
@@ -127,19 +127,19 @@ class InceptionTransformer(Classifier):
         super().__post_init__()
         if self.small and self.weights is not None:
             raise BadInput("the released weights are for a stem that halves twice: leave small or weights out")
-        with torch.device("meta"):
-            self._net(2)
+        blocks_of(self.numbers(), self.ramp)
 
-    def _net(self, classes: int) -> IFormer:
+    def numbers(self) -> Plan:
+        """The net's."""
         known = PLANS[self.net]
         given = {"depths": self.depths, "dims": self.dims, "heads": self.heads, "attention": self.attention}
-        plan = Plan(**{name: getattr(known, name) if part is None else tuple(part) for name, part in given.items()})
-        return IFormer(
-            plan, classes, self.table or self.size, self.ramp, self.drop_path, self.layer_scale, self.small
-        )  # fmt: skip
+        return Plan(**{name: getattr(known, name) if part is None else tuple(part) for name, part in given.items()})
 
     def network(self, labels: tuple[str, ...]) -> nn.Module:
-        net = self._net(len(labels))
+        table = self.table or self.size
+        net = IFormer(
+            self.numbers(), len(labels), table, self.ramp, self.drop_path, self.layer_scale, self.small
+        )  # fmt: skip
         if self.weights is not None:
             state, _ = read_tensors(self.weights, "released weights")
             own = {f"head.{part}": x for part, x in net.head.state_dict().items()}

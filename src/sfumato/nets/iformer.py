@@ -59,6 +59,36 @@ def ramped(plan: Plan, ramp: Ramp) -> tuple[int, ...]:
     return tuple(round(share * h) for share, h in zip(shares, heads, strict=True))
 
 
+def halves(channels: int, heads: int, attention: int) -> tuple[int, int]:
+    """How many channels are high and how many low.
+
+    Raises:
+        BadInput: heads do not divide the channels, there are fewer than attend, or an odd number is left for high.
+    """
+    if channels % heads or not 0 <= attention <= heads:
+        raise BadInput(f"{channels} channels in {heads} heads cannot have {attention} attend: give a share of them")
+    low = attention * (channels // heads)
+    if (channels - low) % 2:
+        raise BadInput(f"{channels - low} channels without attention cannot be halved: let an even number be left")
+    return channels - low, low
+
+
+def blocks_of(plan: Plan, ramp: Ramp) -> list[list[tuple[int, int, int]]]:
+    """Channels, heads and attention heads of every block of every stage.
+
+    Raises:
+        BadInput: there is no such net; as `halves`.
+    """
+    if len(plan.attention) != sum(plan.depths):
+        raise BadInput(f"{sum(plan.depths)} blocks have heads for {len(plan.attention)}: give one number for each")
+    attention = iter(ramped(plan, ramp))
+    stages = zip(plan.depths, plan.dims, plan.heads, strict=True)
+    made = [[(dim, heads, next(attention)) for _ in range(depth)] for depth, dim, heads in stages]
+    for block in (block for stage in made for block in stage):
+        halves(*block)
+    return made
+
+
 class Mixer(nn.Module):
     """Three ways through a map, fused: out(y + fuse(y)), y the outputs of the ways side by side.
 
@@ -69,12 +99,8 @@ class Mixer(nn.Module):
 
     def __init__(self, channels: int, heads: int, attention: int, pool: int = 1):
         super().__init__()
-        if channels % heads or not 0 <= attention <= heads:
-            raise BadInput(f"{channels} channels in {heads} heads cannot have {attention} attend: give a share of them")
-        self.low, self.attention, self.pooled = attention * (channels // heads), attention, pool
-        self.high = channels - self.low
-        if self.high % 2:
-            raise BadInput(f"{self.high} channels without attention cannot be halved: let an even number be left")
+        self.attention, self.pooled = attention, pool
+        self.high, self.low = halves(channels, heads, attention)
         half, wide = self.high // 2, self.low + 2 * self.high
         self.conv = self.pool = self.qkv = None
         if half:
@@ -179,12 +205,10 @@ class IFormer(nn.Module):
     ):  # fmt: skip
         super().__init__()
         plan = PLANS[plan] if isinstance(plan, str) else plan
-        if len(plan.attention) != sum(plan.depths):
-            raise BadInput(f"{sum(plan.depths)} blocks have heads for {len(plan.attention)}: give one number for each")
         last = max(1, sum(plan.depths) - 1)
-        attention, drops = iter(ramped(plan, ramp)), (drop_path * i / last for i in range(last + 1))
+        drops = (drop_path * i / last for i in range(last + 1))
         stages, inputs, side = [], 3, size
-        for i, (depth, dim, heads) in enumerate(zip(plan.depths, plan.dims, plan.heads, strict=True)):
+        for i, (dim, numbers) in enumerate(zip(plan.dims, blocks_of(plan, ramp), strict=True)):
             layers: list[nn.Module] = []
             if i == 0:
                 stride = 1 if small else 2
@@ -193,7 +217,7 @@ class IFormer(nn.Module):
             layers += [nn.Conv2d(inputs, dim, 3, 2, 1), nn.BatchNorm2d(dim)]
             inputs, side = dim, -(-side // 2)
             pool, scale = (2, None) if i < 2 else (1, layer_scale)
-            blocks = [Block(dim, heads, next(attention), pool, next(drops), scale) for _ in range(depth)]
+            blocks = [Block(*block, pool, next(drops), scale) for block in numbers]
             stages.append(Stage(nn.Sequential(*layers), dim, side, blocks))
         self.stages = nn.ModuleList(stages)
         self.norm, self.head = nn.LayerNorm(inputs, eps=1e-6), nn.Linear(inputs, classes)
