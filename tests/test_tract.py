@@ -98,6 +98,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", LAYERS)
 def test_all_but_the_weights_gradient_is_the_plain_layers(name, monkeypatch):
     monkeypatch.setattr(preactivations, "AT_ONCE", 1)
