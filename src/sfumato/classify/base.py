@@ -1,8 +1,9 @@
 """What classifiers share: data, the run through the training loop, the measuring, and the folder that comes of it.
 
 A method is a dataclass that inherits `Classifier` and says its `network`, and where they are its own its `loss`,
-`augmented` pictures and `rate`. The folder is one that `transformers` loads where the network is one of its own, else
-``model.safetensors`` with the network's own keys; `sfumato audit --detector` and `sfumato score --extractor` take both.
+`augmented` pictures, `rate` and the `figures` of its card. The folder is one that `transformers` loads where the
+network is one of its own, else ``model.safetensors`` with the network's own keys; `sfumato audit --detector` and
+`sfumato score --extractor` take both.
 """
 
 from __future__ import annotations
@@ -107,6 +108,10 @@ class Classifier(Tuned, Schedule, ABC):
         """The learning rate at an update, where it is not the schedule's."""
         return None
 
+    def figures(self, net: nn.Module, pictures: Pictures) -> dict[str, Any]:
+        """How good the trained network is on ``pictures``, for its card."""
+        return measured(net, pictures, self.batch, self.seed)
+
     def open(self) -> Pictures:
         """The data."""
         return open_pictures(self.data, self.size, seed=self.seed, count=self.pictures)
@@ -176,6 +181,7 @@ class Classifier(Tuned, Schedule, ABC):
             averaged_statistics(recipe.net, (recipe.batch(0, rng, self.batch)[0] for _ in range(20)))
         net = recipe.net.eval().requires_grad_(False)
         card = {"measured_on": told, "trained_on": len(seen), "labels": len(labels)}
+<<<<<<< HEAD
         card |= measured(net, unseen, self.batch, self.seed)
         run.finish(lambda: self.save(out / "model", net, labels, card, overwrite))
 
@@ -184,6 +190,9 @@ class Classifier(Tuned, Schedule, ABC):
     ) -> None:
         """Write a network of this method, whoever trained it, so that `read` and detectors take the folder; ``card``
         says how good it is."""
+=======
+        card |= self.figures(net, unseen)
+>>>>>>> iformer
         about = {"classifier": self.name(), "labels": labels, "size": self.size}
         write(folder, net.cpu(), about, self.made(), card, overwrite)
 
