@@ -240,9 +240,7 @@ class ImageModel(Model):
                 ("s2n") or any of `sfumato.sample` itself (``S2N(rho=0.3)``); None for the model's.
         """
         rows = Rows.make(self, asked, seeds, cond, start, negative, size)
-        solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
-        if scheduler in (None, self.defaults["scheduler"]):
-            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
+        solver = self.solver(scheduler)
         steps = self.sampling_steps if sampling_steps is None else sampling_steps
         check_steps(steps, self.distilled_steps)
         times = uniform(steps, self.defaults["start_time"])
@@ -257,6 +255,17 @@ class ImageModel(Model):
                 drawn = self.decode_latents(solver(denoiser, z, way, generator=generators))
                 parts.append(finished(drawn, grad, some.seeds))
         return torch.cat(parts)
+
+    def solver(self, scheduler: str | Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+        """The sampler that `draw` uses for ``scheduler``, called as those of `sfumato.sample`.
+
+        Raises:
+            BadInput: no such sampler.
+        """
+        solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
+        if scheduler in (None, self.defaults["scheduler"]):
+            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
+        return solver
 
     def _begin(
         self, start: Start | None, times: Float[Tensor, "steps+1"], generators: list[torch.Generator]
