@@ -7,12 +7,15 @@ All have one signature, ``network(z, logsnr, labels)``:
 - ``labels``: class numbers [batch] (the last class is "none", for guidance), or None for networks without classes;
 
 and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
-`VariationUViT` takes what an encoder sees of a picture in place of class numbers. A network
+`VariationUViT` takes what an encoder sees of a picture in place of class numbers, `RestoringUNet` a degraded picture.
+`Elic` is no denoiser but the codec that degrades. A network
 knows neither the noise process nor what its output means.
 """
 
 from .consistency import ConsistencyUNet
+from .elic import Elic
 from .residual_uvit import ResidualUViT
+from .restoring_unet import RestoringUNet
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .tokens import TokenTransformer
 from .unet import UNet
@@ -20,6 +23,6 @@ from .variation_uvit import VariationUViT
 from .video import VideoUNet
 
 __all__ = [
-    "ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
-    "VideoUNet",
+    "ConsistencyUNet", "Elic", "ResidualUViT", "RestoringUNet", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet",
+    "VariationUViT", "VideoUNet",
 ]  # fmt: skip

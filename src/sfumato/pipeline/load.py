@@ -17,6 +17,7 @@ from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
+from .compression import CompressionModel
 from .flux import Flux
 from .flux2 import Flux2Klein
 from .image import ImageModel
@@ -54,7 +55,8 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionControlNetPipeline": StableDiffusion,
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
-_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VariationModel, VideoModel)}
+_OWN = (CompressionModel, ImageModel, LatentModel, TokenModel, VariationModel, VideoModel)
+_PIXEL_MODELS = {kind.__name__: kind for kind in _OWN}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
