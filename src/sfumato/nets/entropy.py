@@ -139,7 +139,7 @@ class FactorisedPrior(nn.Module):
 
 def scale_table(low: float = SCALE_BOUND, high: float = 256.0, levels: int = 64) -> Float[Tensor, "levels"]:
     """Scales for which there are tables: geometric from ``low`` to ``high``, float64."""
-    return torch.linspace(math.log(low), math.log(high), levels, dtype=torch.float64).exp()
+    return torch.linspace(math.log(low), math.log(high), levels, dtype=torch.float64, device="cpu").exp()
 
 
 def scale_index(scales: Float[Tensor, "*dims"], table: Float[Tensor, "levels"]) -> Int[Tensor, "*dims"]:
@@ -149,12 +149,12 @@ def scale_index(scales: Float[Tensor, "*dims"], table: Float[Tensor, "levels"]) 
 
 def gaussian_counts(table: Float[Tensor, "levels"]) -> Int[Tensor, "levels width"]:
     """Tables of a rounded normal variable of each scale, as far out as all but `TAIL` of it lies; see `tabulated`."""
-    reach = -float(torch.special.ndtri(torch.tensor(TAIL / 2, dtype=torch.float64)))
+    reach = -float(torch.special.ndtri(torch.tensor(TAIL / 2, dtype=torch.float64, device="cpu")))
     halves = [math.ceil(scale * reach) for scale in table.tolist()]
     width = 2 * max(halves) + 2
     rows = []
     for scale, half in zip(table.tolist(), halves, strict=True):
-        distance = torch.arange(-half, half + 1, dtype=torch.float64).abs()
+        distance = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu").abs()
         mass = _normal_cdf((0.5 - distance) / scale) - _normal_cdf((-0.5 - distance) / scale)
         rows.append(F.pad(tabulated(mass[None])[0], (0, width - 2 * half - 2)))
     return torch.stack(rows)

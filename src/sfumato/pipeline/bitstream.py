@@ -39,11 +39,13 @@ class _Tables:
         self.outside = self.kinds.Uniform(2 * OUTSIDE + 1)
 
     def model(self, counts: Int[Tensor, "row width"], row: int) -> tuple[Any, int]:
-        """The model of a row, and half of its width. The counts are multiples of a power of two, and exact."""
+        """The model of a row, and half of its width."""
         key = (counts.data_ptr(), row)
         if key not in self.models:
             used = counts[row][counts[row] > 0].double().cpu().numpy()
-            self.models[key] = self.kinds.Categorical(used / used.sum(), perfect=False), len(used) // 2 - 1
+            # The library gives every symbol one part in 2^24 and shares out the others in proportion to these: as they
+            # are as many as there are parts, no rounding is left to it, and a symbol has its count.
+            self.models[key] = self.kinds.Categorical(used - 1, perfect=False), len(used) // 2 - 1
         return self.models[key]
 
 
@@ -95,11 +97,11 @@ class Tally:
         self.bits = 0.0
 
     def code(self, values: Int[Tensor, "n"], rows: Int[Tensor, "n"], counts: Tensor) -> Int[Tensor, "n"]:
-        halves = (counts > 0).sum(1)[rows.to(counts.device)] // 2 - 1
         numbers, rows = values.to(counts.device), rows.to(counts.device)
+        halves, totals = (counts > 0).sum(1)[rows] // 2 - 1, counts.sum(1)[rows]
         outside = numbers.abs() > halves
         column = torch.where(outside, 2 * halves + 1, numbers + halves)
-        share = counts[rows, column].double() / counts[rows].sum(1)
+        share = counts[rows, column].double() / totals
         self.bits += float(-share.log2().sum()) + int(outside.sum()) * float(np.log2(2 * OUTSIDE + 1))
         return values
 
