@@ -235,6 +235,15 @@ def test_bits_with_noise_are_differentiable_and_reach_every_parameter():
     assert not [name for name, p in net.named_parameters() if p.grad is None]
 
 
+def test_bits_are_counted_in_full_precision_whatever_the_networks_compute_in():
+    net, x = codec(), tensor(picture(64, 64))
+    y = net.g_a(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        cost, same = net.rounded(y)[1], net.reconstruct(x)
+    assert cost.dtype == torch.float32 and cost.item() == pytest.approx(net.rounded(y)[1].item(), rel=0.05)
+    assert torch.equal(same, net.reconstruct(x))
+
+
 def test_groups_have_to_sum_to_the_latents():
     with pytest.raises(BadInput, match="sum to 6 channels"):
         Elic(**{**TINY, "latent": 7})

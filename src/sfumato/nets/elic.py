@@ -25,6 +25,7 @@ from .entropy import (
     scale_index,
     scale_table,
     ste_round,
+    wide,
 )
 from .exact import exact, on_grid
 
@@ -188,12 +189,14 @@ class Elic(ModelMixin, ConfigMixin):
         self, y: Float[Tensor, "batch latent h w"], noise: list[Tensor] | None = None
     ) -> tuple[Float[Tensor, "batch latent h w"], Float[Tensor, "batch"]]:
         """The latents rounded around their means, and the bits of each sample; see `forward`."""
+        y = wide(y)
         if not self.config["hyper"]:
             return self._around_median(y, None if noise is None else noise[0])
-        z_hat, cost = self._around_median(self.h_a(y), None if noise is None else noise[1])
+        z_hat, cost = self._around_median(wide(self.h_a(y)), None if noise is None else noise[1])
         parts = [cost]
 
         def choose(own: slice, where: Tensor, scales: Tensor, means: Tensor) -> Tensor:
+            scales, means = wide(scales), wide(means)
             value = ste_round(y[:, own] - means) + means
             priced = value if noise is None else y[:, own] + noise[0][:, own]
             likelihood = gaussian_likelihood(priced, scales, means)
@@ -210,8 +213,12 @@ class Elic(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """x_mse: what comes back of a picture, clipped to [-1, 1]; from rounded latents, never from noisy ones."""
-        return self.g_s(self.rounded(self.g_a(x))[0]).clamp(-1, 1)
+        """x_mse: what comes back of a picture, clipped to [-1, 1]; from rounded latents, never from noisy ones.
+
+        In full precision, also inside automatic mixed precision: what a decoder is trained on is what it will be given.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self.g_s(self.rounded(self.g_a(x.to(self.dtype)))[0]).clamp(-1, 1)
 
     def walk(
         self, z_hat: Float[Tensor, "batch width h4 w4"], choose: Choose, net: Net

@@ -47,6 +47,11 @@ def lower_bound(x: Float[Tensor, "*dims"], bound: float) -> Float[Tensor, "*dims
     return _LowerBound.apply(x, bound)  # type: ignore[no-any-return]
 
 
+def wide(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+    """``x`` in at least float32: differences of distribution functions are nothing in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def ste_round(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
     """x rounded, with the gradient of x (the straight-through estimator)."""
     return x + (x.round() - x).detach()
@@ -105,6 +110,10 @@ class FactorisedPrior(nn.Module):
 
     def logits(self, x: Float[Tensor, "channel one n"], fixed: bool = False) -> Float[Tensor, "channel one n"]:
         """The logit of each channel's distribution function at ``x``; ``fixed``: without gradients for the density."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._logits(x, fixed)
+
+    def _logits(self, x: Tensor, fixed: bool) -> Tensor:
         for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
             used = [matrix, bias, *(self.factors[i : i + 1])]
             matrix, bias, *factor = (p.detach().to(x.dtype) if fixed else p.to(x.dtype) for p in used)

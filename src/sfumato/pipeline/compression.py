@@ -134,6 +134,9 @@ class CompressionModel(ImageModel):
     def compress(self, picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
         """The bytes of one picture of any size; `decompress` reads them, in any process and on any machine.
 
+        The latents come back to the bit, for they and all that is told of them are in fixed point; the picture that
+        networks make of them comes back but for rounding.
+
         Raises:
             BadInput: no picture of 8 bits; the range coder is not installed.
         """
@@ -153,8 +156,12 @@ class CompressionModel(ImageModel):
             raise BadInput(f"a picture to compress is 8-bit (height, width, 3), not {picture.dtype} {picture.shape}")
         padded = self._padded(*picture.shape[:2])
         x = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-        y = self.codec.g_a(grown(x, *padded).to(self.device, self.codec.dtype))
-        self.codec.coded(coder, *padded, y)
+        codec = self._coding()
+        codec.coded(coder, *padded, codec.g_a(grown(x, *padded).to(codec.device, codec.dtype)))
+
+    def _coding(self) -> Elic:
+        """The codec where there is float64, which fixed point is computed in; Apple's GPUs have none."""
+        return copy.deepcopy(self.codec).cpu() if self.codec.device.type == "mps" else self.codec
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         up = lambda n: -(-n // self.factor) * self.factor
@@ -170,8 +177,9 @@ class CompressionModel(ImageModel):
         height, width, payload = unpack(data, self.hash4(), name)
         padded = self._padded(height, width)
         require_memory(64 * padded[0] * padded[1], f"pictures of {width} x {height} pixels")
-        y = read_with(lambda reader: self.codec.coded(reader, *padded), payload, name)
-        found = self.codec.g_s(y.to(self.codec.dtype)).clamp(-1, 1)
+        codec = self._coding()
+        y = read_with(lambda reader: codec.coded(reader, *padded), payload, name)
+        found = codec.g_s(y.to(codec.dtype)).clamp(-1, 1)
         return found[..., :height, :width].float()
 
     def decompress(
