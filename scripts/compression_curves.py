@@ -6,7 +6,7 @@
 Photographs: those that come with scikit-image and scikit-learn; without either, and without a folder, nothing is done.
 Every codec's bits are those of its bytes, headers included. Distortion: PSNR and SSIM, means over the pictures.
 Realism: Fréchet distance of the log-energies of Haar details, between patches of the pictures and of what comes back,
-all of them together, at their own resolution. Writes ``curves.json`` to ``--out``, and the page and the plot to ``--docs``.
+all of them together, at their own resolution. Writes ``curves.json`` to ``--out``, the page and the plot to ``--docs``.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
 def recipe(seed: int, codec_updates: int, updates: int, **arm: Any) -> HFD:
     """One codec and one U-Net for all arms."""
     return HFD(
-        size=SIZE, pictures=3000, seed=seed, lam=0.01, hyper=False, codec_width=32, codec_latent=48, codec_blocks=1,
+        size=SIZE, pictures=3000, seed=seed, lam=0.0035, hyper=False, codec_width=32, codec_latent=48, codec_blocks=1,
         codec_attention=False, codec_updates=codec_updates, codec_batch=16, codec_lr=1e-3, codec_ema=0.99,
         updates=updates, batch=16, lr=2e-3, warmup=50, ema=0.99, checkpoint_every=max(updates, codec_updates),
         channels=(24, 48), blocks=(1, 1), embedding=64, sampling_steps=STEPS, **arm,

@@ -1,11 +1,11 @@
 """What bytes cost: a picture compressed and decompressed by ELIC's full-size codec, part by part.
 
-    python benchmarks/compression.py                       # 768 x 512 pixels, one thread
-    python benchmarks/compression.py --width 1920 --height 1088 --threads 2
+    python benchmarks/codec.py                             # 768 x 512 pixels, one thread
+    python benchmarks/codec.py --width 1920 --height 1088 --threads 2
 
-Untrained networks, whose sums take as long as trained ones'; their latents are scaled so that about as many bits are
-written as for a picture. "entropy" is what tells means and scales, in fixed point, and the range coder. Where CompressAI
-is installed, its ``Elic2022Official`` does the same with its own entropy coder, in turns with ours.
+Untrained networks, whose sums take as long as trained ones'; their latents are scaled so that there are bits to write.
+"entropy" is what tells means and scales, in fixed point, and the range coder. Where CompressAI is installed, its
+``Elic2022Official`` does the same with its own entropy coder, in turns with ours.
 """
 
 from __future__ import annotations
