@@ -46,7 +46,6 @@ from sfumato.sample.tiles import Tiling, tiled
 from sfumato.sample.times import uniform
 from sfumato.train.codec import CodecRecipe, cropped, rate_distortion
 from sfumato.train.hfd import HFD, HFDTraining, less_noisy, straight
-from sfumato.train.loop import Run, Schedule
 
 coder = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("constriction"), reason="pip install 'sfumato[compress]'"
@@ -309,6 +308,17 @@ def test_bytes_are_as_many_as_the_tables_say(row, counts):
     assert -1 < 8 * len(writer.payload()) - tally.bits < 66
     ideal = bits(gaussian_likelihood(values.double(), torch.full((1,), scale).double())[None]).item()
     assert tally.bits == pytest.approx(ideal, rel=0.01, abs=64)
+
+
+@coder
+def test_what_is_rare_costs_what_its_count_says(counts):
+    """The smallest count there is, 24 bits a time, to less than a hundredth of a bit."""
+    half = int((counts[40] > 0).sum()) // 2 - 1
+    assert counts[40, 0] == 1
+    values, rows = torch.full((2000,), -half), torch.full((2000,), 40)
+    writer = RangeWriter()
+    writer.code(values, rows, counts)
+    assert -1 < 8 * len(writer.payload()) - 24 * 2000 < 66
 
 
 @coder
@@ -608,15 +618,20 @@ def test_the_decoder_is_shown_the_rounded_picture_clipped(model, monkeypatch):
     assert_close(shown[0], model.codec.g_s(y_hat).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("hyper", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_codec_learns(hyper):
+def test_a_codec_learns_a_picture():
     """Bits and squared error together fall, from noisy latents and straight-through rounding."""
-    recipe = HFD(**{**HFD.EXAMPLE, "hyper": hyper, "codec_attention": False, "codec_width": 8, "lam": 0.02})
+    recipe = HFD(**{**HFD.EXAMPLE, "codec_attention": False, "codec_width": 8, "lam": 0.02})
     torch.manual_seed(0)
     training = CodecRecipe(recipe.codec(), recipe.open(), 64, recipe.lam)
-    schedule = Schedule(updates=25, batch=2, lr=8e-3, warmup=0, decay="constant", ema=0.0, track="none")
-    losses = Run(training, schedule).fit(progress=False)["loss"]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    optimizer = torch.optim.Adam(training.codec.parameters(), lr=5e-3)
+    batch, losses = training.batch(0, rng(), 1), []
+    for step in range(30):
+        loss, _ = training.loss(batch, rng(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
 def test_crops_are_squares_from_anywhere():

@@ -105,6 +105,10 @@ class Elic(ModelMixin, ConfigMixin):
         BadInput: groups that do not sum to ``latent``, or channels too few to be halved.
     """
 
+    prior_counts: Tensor
+    scales: Tensor
+    scale_counts: Tensor
+
     @register_to_config
     def __init__(
         self,

@@ -44,7 +44,7 @@ class _LowerBound(torch.autograd.Function):
 
 def lower_bound(x: Float[Tensor, "*dims"], bound: float) -> Float[Tensor, "*dims"]:
     """max(x, bound); below the bound the gradient passes where a descent along it would raise x."""
-    return _LowerBound.apply(x, bound)  # type: ignore[no-any-return]
+    return _LowerBound.apply(x, bound)
 
 
 def wide(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
@@ -194,7 +194,8 @@ class CheckerboardConv2d(nn.Conv2d):
     @property
     def masked(self) -> Float[Tensor, "out inside k k"]:
         """The weights, zero where the tap is of the place's own colour."""
-        return self.weight * ~checkerboard(*self.kernel_size, device=self.weight.device)
+        height, width = self.kernel_size
+        return self.weight * ~checkerboard(height, width, self.weight.device)
 
     def forward(self, x: Float[Tensor, "batch inside height width"]) -> Float[Tensor, "batch out height width"]:
         return F.conv2d(x, self.masked, self.bias, self.stride, self.padding)

@@ -77,7 +77,7 @@ class CompressionModel(ImageModel):
     @property
     def factor(self) -> int:
         """What the sides of pictures are padded to multiples of: the codec's and the network's."""
-        return max(self.codec.factor, int(self.network.factor))  # type: ignore[arg-type]
+        return max(self.codec.factor, int(self.network.factor))
 
     def hash4(self) -> bytes:
         """Four bytes by which streams know their codec: they are read by the very same weights only."""
@@ -142,7 +142,8 @@ class CompressionModel(ImageModel):
         """
         writer = RangeWriter()
         self._through(writer, picture)
-        return pack(writer.payload(), *picture.shape[:2], self.hash4())
+        height, width = picture.shape[:2]
+        return pack(writer.payload(), height, width, self.hash4())
 
     def bits(self, picture: UInt8[np.ndarray, "height width 3"]) -> float:
         """What its bytes would take, without header and without the range coder, by the coder's own tables."""
@@ -164,6 +165,8 @@ class CompressionModel(ImageModel):
         return copy.deepcopy(self.codec).cpu() if self.codec.device.type == "mps" else self.codec
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
+        """The size of what the codec sees of a picture, if there is memory for a feature map of it at half the side."""
+        require_memory(self.codec.config["width"] * height * width, f"pictures of {width} x {height} pixels")
         up = lambda n: -(-n // self.factor) * self.factor
         return up(height), up(width)
 
@@ -176,7 +179,6 @@ class CompressionModel(ImageModel):
         """
         height, width, payload = unpack(data, self.hash4(), name)
         padded = self._padded(height, width)
-        require_memory(64 * padded[0] * padded[1], f"pictures of {width} x {height} pixels")
         codec = self._coding()
         y = read_with(lambda reader: codec.coded(reader, *padded), payload, name)
         found = codec.g_s(y.to(codec.dtype)).clamp(-1, 1)
@@ -236,7 +238,7 @@ class CompressionModel(ImageModel):
         tiling = None
         if tile is not None and tile < max(height, width):
             tiling = Tiling(tile, tile // 4 if overlap is None else overlap)
-            if tile % (due := int(self.network.factor)) or tiling.overlap % due:  # type: ignore[arg-type]
+            if tile % (due := int(self.network.factor)) or tiling.overlap % due:
                 raise BadInput(f"tile and overlap must be multiples of {due}, not {tile} and {tiling.overlap}")
         sides = (tiling.padded(n) for n in (height, width)) if tiling else self._padded(height, width)
         found = []

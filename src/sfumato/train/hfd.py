@@ -136,7 +136,7 @@ class HFD(PixelRecipe):
         return self.crop or self.size
 
     @property
-    def prediction(self) -> Prediction:  # type: ignore[override]  # a constant elsewhere
+    def prediction(self) -> Prediction:
         return "v" if self.decoder == "diffusion" else "flow"
 
     def process(self) -> GaussianProcess:
@@ -211,8 +211,8 @@ class HFD(PixelRecipe):
 
     def _first(self) -> Schedule:
         shared = ("warmup", "weight_decay", "precision", "seed", "checkpoint_every", "compile", "track")
-        own = {"updates": self.codec_updates, "batch": self.codec_batch, "lr": self.codec_lr, "ema": self.codec_ema}
-        return Schedule(**own, **{name: getattr(self, name) for name in shared})
+        names = {"updates": "codec_updates", "batch": "codec_batch", "lr": "codec_lr", "ema": "codec_ema"}
+        return Schedule(**{name: getattr(self, names.get(name, name)) for name in (*names, *shared)})
 
     def _first_keys(self) -> dict[str, Any]:
         """What shapes the first stage, apart from its schedule."""
