@@ -39,6 +39,8 @@ COMMANDS = {
     "attack": "try to bring an erased concept back",
     "attribute": "share out a likeness among the parts of the workflow that made it",
     "protect": "change pictures a little, so that models imitate and edit them badly",
+    "compress": "a picture as few bytes, by a model of `train hfd`",
+    "decompress": "the picture that they stand for",
     "train": "train a model",
     "classify": "train a classifier of pictures",
     "distill": "from many sampling steps to few",

@@ -68,6 +68,14 @@ METHODS: tuple[Method, ...] = (
         ledger="cpdm",
     ),
     Method(
+        "train", "hfd", "sfumato.train.hfd:HFD", ("hoogeboom2023hfd", "he2022elic", "hoogeboom2023simple"),
+        "Compression: a learned codec makes the bytes, diffusion or a flow makes its blurred pictures real.",
+        cost="two stages, a codec and a U-Net at full resolution; decoding is as many U-Net calls as steps",
+        when="Few bits for a picture that must look real; with `sfumato compress` and `sfumato decompress`.",
+        beware="What is drawn anew looks right and need not be what was there: not for evidence or medicine.",
+        ledger="hfd",
+    ),
+    Method(
         "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
         "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
         cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",

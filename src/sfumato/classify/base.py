@@ -181,8 +181,7 @@ class Classifier(Tuned, Schedule, ABC):
             averaged_statistics(recipe.net, (recipe.batch(0, rng, self.batch)[0] for _ in range(20)))
         net = recipe.net.eval().requires_grad_(False)
         card = {"measured_on": told, "trained_on": len(seen), "labels": len(labels)}
-<<<<<<< HEAD
-        card |= measured(net, unseen, self.batch, self.seed)
+        card |= self.figures(net, unseen)
         run.finish(lambda: self.save(out / "model", net, labels, card, overwrite))
 
     def save(
@@ -190,9 +189,6 @@ class Classifier(Tuned, Schedule, ABC):
     ) -> None:
         """Write a network of this method, whoever trained it, so that `read` and detectors take the folder; ``card``
         says how good it is."""
-=======
-        card |= self.figures(net, unseen)
->>>>>>> iformer
         about = {"classifier": self.name(), "labels": labels, "size": self.size}
         write(folder, net.cpu(), about, self.made(), card, overwrite)
 

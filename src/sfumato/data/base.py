@@ -80,17 +80,30 @@ def to_square(data: bytes | Path, size: int, name: str = "a picture") -> UInt8[n
         name: what the complaint calls encoded bytes; a file is called by its path.
 
     Raises:
+        BadInput: as `upright`.
+    """
+    image = upright(data, name)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)))
+
+
+def upright(data: bytes | Path, name: str = "a picture") -> Image.Image:
+    """Decode, turn upright, lay transparency on white; of the size that it has.
+
+    Args:
+        data: an encoded picture, or its file.
+        name: what the complaint calls encoded bytes; a file is called by its path.
+
+    Raises:
         BadInput: the picture is corrupt, of more pixels than Pillow's limit against decompression bombs, or none.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
-            image = _opaque(ImageOps.exif_transpose(file))
+            return _opaque(ImageOps.exif_transpose(file))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         name = name if isinstance(data, bytes) else str(data)
         raise BadInput(f"{name} cannot be read as a picture ({error})") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)))
 
 
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)

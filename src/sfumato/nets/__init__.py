@@ -8,14 +8,17 @@ All have one signature, ``network(z, logsnr, labels)``:
 
 and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
 `VariationUViT` takes what an encoder sees of a picture in place of class numbers, `PrototypeUNet` text vectors and a
-picture of a class; `SceneGraphTransformer` takes graphs and `ImageTransformer` what came before, and they denoise
-nothing. A network knows neither the noise process nor what its output means.
+picture of a class, `RestoringUNet` a degraded picture; `Elic` is the codec that degrades, `SceneGraphTransformer` takes
+graphs and `ImageTransformer` what came before, and these denoise nothing. A network knows neither the noise process nor
+what its output means.
 """
 
 from .consistency import ConsistencyUNet
+from .elic import Elic
 from .image_transformer import ImageTransformer
 from .prototype_unet import PrototypeUNet
 from .residual_uvit import ResidualUViT
+from .restoring_unet import RestoringUNet
 from .scene_graph import SceneGraphTransformer
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .tokens import TokenTransformer
@@ -24,6 +27,6 @@ from .variation_uvit import VariationUViT
 from .video import VideoUNet
 
 __all__ = [
-    "ConsistencyUNet", "ImageTransformer", "PrototypeUNet", "ResidualUViT", "SceneGraphTransformer", "SimpleUNet",
-    "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT", "VideoUNet",
+    "ConsistencyUNet", "Elic", "ImageTransformer", "PrototypeUNet", "ResidualUViT", "RestoringUNet",
+    "SceneGraphTransformer", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT", "VideoUNet",
 ]  # fmt: skip

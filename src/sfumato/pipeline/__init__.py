@@ -3,6 +3,7 @@
 from .anatomy import KINDS, SUBSETS, Projection
 from .autoencoders import open_autoencoder, standardised
 from .base import Text2Image
+from .compression import CompressionModel, Degraded
 from .conditioning import Conditioning, Frames, Labels, Seen
 from .contract import Condition, Model, Noised
 from .distilled import as_flow, few_steps
@@ -16,8 +17,8 @@ from .variations import VariationModel
 from .video import VideoModel
 
 __all__ = [
-    "EMBEDDED", "KINDS", "SUBSETS", "Condition", "Conditioning", "Frames", "GraphModel", "Graphs", "ImageModel",
-    "Labels", "LatentModel", "Model", "Noised", "Projection", "PrototypeModel", "Prototyped", "Seen", "Text2Image",
-    "TokenModel", "VariationModel", "VideoModel", "as_flow", "few_steps", "load", "load_text2image",
-    "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
+    "EMBEDDED", "KINDS", "SUBSETS", "CompressionModel", "Condition", "Conditioning", "Degraded", "Frames",
+    "GraphModel", "Graphs", "ImageModel", "Labels", "LatentModel", "Model", "Noised", "Projection", "PrototypeModel",
+    "Prototyped", "Seen", "Text2Image", "TokenModel", "VariationModel", "VideoModel", "as_flow", "few_steps", "load",
+    "load_text2image", "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
 
 from .base import Text2Image
+from .compression import CompressionModel
 from .flux import Flux
 from .flux2 import Flux2Klein
 from .graphs import GraphModel
@@ -57,7 +58,7 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
 _PIXEL_MODELS = {kind.__name__: kind for kind in (
-    GraphModel, ImageModel, LatentModel, PrototypeModel, TokenModel, VariationModel, VideoModel,
+    CompressionModel, GraphModel, ImageModel, LatentModel, PrototypeModel, TokenModel, VariationModel, VideoModel,
 )}  # fmt: skip
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
