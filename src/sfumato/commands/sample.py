@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 from tyro.conf import Positional
@@ -121,7 +121,7 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
     if asked is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     if len(model.latent_shape()) != 3:
-        kind, command = ("frames", "rollout") if hasattr(model, "rollout") else ("tokens", "jumps")
+        kind, command = cast(Any, model).drawn_by
         raise BadInput(f"{options.model} is a model of {kind}: `sfumato {command}` draws with it")
     if options.image:
         model.told(list(options.image[:1]))  # refuses pictures where it is not shown any
