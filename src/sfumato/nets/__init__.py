@@ -7,19 +7,21 @@ All have one signature, ``network(z, logsnr, labels)``:
 - ``labels``: class numbers [batch] (the last class is "none", for guidance), or None for networks without classes;
 
 and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
-`VariationUViT` takes what an encoder sees of a picture in place of class numbers. A network
-knows neither the noise process nor what its output means.
+`VariationUViT` takes what an encoder sees of a picture in place of class numbers, `ViewUNet` slots and cameras, and
+`OSRT` is an encoder. A network knows neither the noise process nor what its output means.
 """
 
 from .consistency import ConsistencyUNet
+from .osrt import OSRT
 from .residual_uvit import ResidualUViT
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .tokens import TokenTransformer
 from .unet import UNet
 from .variation_uvit import VariationUViT
 from .video import VideoUNet
+from .views import ViewUNet
 
 __all__ = [
-    "ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
-    "VideoUNet",
+    "OSRT", "ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
+    "VideoUNet", "ViewUNet",
 ]  # fmt: skip

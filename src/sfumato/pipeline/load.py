@@ -36,6 +36,7 @@ from .sound import PICKLES, check_classes, check_complete, check_files, check_fi
 from .token_model import TokenModel
 from .variations import VariationModel
 from .video import VideoModel
+from .views import ViewModel
 from .zimage import ZImage
 
 _FAMILIES: dict[str, type[Text2Image]] = {
@@ -54,7 +55,9 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
     "StableDiffusionControlNetPipeline": StableDiffusion,
     "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
 }
-_PIXEL_MODELS = {kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VariationModel, VideoModel)}
+_PIXEL_MODELS = {
+    kind.__name__: kind for kind in (ImageModel, LatentModel, TokenModel, VariationModel, VideoModel, ViewModel)
+}
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
