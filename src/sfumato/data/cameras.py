@@ -67,6 +67,11 @@ class Cameras:
         return self.poses[..., :3, 3], directions(self.poses, self.focal, side)
 
 
+def stacked(scenes: Sequence[Cameras]) -> Cameras:
+    """The cameras of several scenes, of which each has as many."""
+    return Cameras(torch.stack([c.poses for c in scenes]), torch.stack([c.focal for c in scenes]))
+
+
 def check_rigid(poses: Float[Tensor, "*n 4 4"]) -> None:
     """Refuse what is no rigid motion.
 

@@ -29,6 +29,8 @@ AMBIENT = 0.4
 """Light that comes from everywhere; the rest comes from one direction."""
 NOTHING, FLOOR = -2, -1
 """In maps of what a pixel shows: nothing, and the floor; objects are their numbers from 0."""
+SOLIDS = 4
+"""Of a scene at most."""
 WIDTH = 18
 """Numbers that describe an object: kind (floor, sphere, box, cylinder), centre, up, the direction of a side (of the
 floor that of the light), radius, height, colour."""
@@ -202,7 +204,7 @@ def rays(pose: Float[np.ndarray, "4 4"], focal: float, side: int) -> tuple[Point
     return np.broadcast_to(pose[:3, 3], way.shape), way
 
 
-def some_world(rng: np.random.Generator, most: int = 4) -> World:
+def some_world(rng: np.random.Generator, most: int = SOLIDS) -> World:
     """Two to ``most`` solids that do not touch, of colours of `COLOURS`, on a pale floor."""
     solids: list[Solid] = []
     for _ in range(int(rng.integers(2, most + 1))):

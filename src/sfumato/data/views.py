@@ -18,7 +18,7 @@ from sfumato.text import counted
 
 from .base import UNREADABLE, to_square
 from .cameras import Cameras, look_at
-from .solids import WIDTH, World, render, some_world
+from .solids import SOLIDS, WIDTH, World, render, some_world
 from .walk import SUFFIXES, hidden
 
 FILE = "transforms.json"
@@ -34,6 +34,8 @@ class Views(Protocol):
     """Views of a scene; the first is the canonical one, in whose frame objects are described."""
     width: int
     """Numbers that describe an object; 0 where nothing is known of objects."""
+    most: int
+    """Objects of a scene at most."""
 
     def __len__(self) -> int: ...
 
@@ -79,7 +81,7 @@ def open_views(source: str, size: int, least: int = 1, *, seed: int = 0, count: 
 class SolidViews:
     """``count`` scenes of the world of solids, seen from around; the first camera always from the same height."""
 
-    width = WIDTH
+    width, most = WIDTH, 1 + SOLIDS
 
     def __init__(self, size: int, seed: int, count: int, coloured: bool = True, each: int = 10):
         self.size, self.seed, self.count, self.coloured, self.each = size, seed, count, coloured, each
@@ -132,7 +134,7 @@ class FolderViews:
         widths = {objects.shape[1] for _, _, objects in scenes}
         if len(widths) > 1:
             raise BadInput(f"the objects of {folder} are described by {sorted(widths)} numbers: give all as many")
-        self.width = widths.pop()
+        self.width, self.most = widths.pop(), max(len(objects) for _, _, objects in scenes)
         self.scenes = scenes
 
     def __len__(self) -> int:
