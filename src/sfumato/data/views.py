@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,17 +93,10 @@ class SolidViews:
 
     def world(self, index: int) -> World:
         """The scene itself."""
-        return some_world(np.random.default_rng((self.seed, range(self.count)[index], 0)))
+        return _world(self.seed, range(self.count)[index])
 
     def cameras(self, index: int) -> Cameras:
-        rng = np.random.default_rng((self.seed, range(self.count)[index], 1))
-        around = rng.uniform(0, 2 * math.pi, self.each)
-        above, far = rng.uniform(0.35, 0.85, self.each), rng.uniform(3.4, 4.2, self.each)
-        above[0], far[0] = 0.6, 3.8  # so that a slot stands on the floor of another scene too
-        flat = far * np.cos(above)
-        eye = np.stack([flat * np.cos(around), flat * np.sin(around), far * np.sin(above)], axis=-1)
-        middle, up = torch.tensor([0.0, 0.0, 0.25]).expand(self.each, 3), torch.tensor([0.0, 0.0, 1.0])
-        return Cameras(look_at(torch.from_numpy(eye).float(), middle, up), torch.full((self.each,), 1.2))
+        return _around(self.seed, range(self.count)[index], self.each)
 
     def pictures(self, index: int, views: Sequence[int]) -> UInt8[np.ndarray, "view size size 3"]:
         drawn = {v: self._drawn[index, v] for v in views if (index, v) in self._drawn}
@@ -116,6 +110,24 @@ class SolidViews:
 
     def objects(self, index: int) -> Float[np.ndarray, "object width"]:
         return self.world(index).vectors(self.cameras(index).poses[0].double().numpy(), self.coloured)
+
+
+@lru_cache(maxsize=4096)
+def _world(seed: int, index: int) -> World:
+    return some_world(np.random.default_rng((seed, index, 0)))
+
+
+@lru_cache(maxsize=4096)
+def _around(seed: int, index: int, n: int) -> Cameras:
+    """Cameras around a scene that look at its middle."""
+    rng = np.random.default_rng((seed, index, 1))
+    around = rng.uniform(0, 2 * math.pi, n)
+    above, far = rng.uniform(0.35, 0.85, n), rng.uniform(3.4, 4.2, n)
+    above[0], far[0] = 0.6, 3.8  # so that a slot stands on the floor of another scene too
+    flat = far * np.cos(above)
+    eye = np.stack([flat * np.cos(around), flat * np.sin(around), far * np.sin(above)], axis=-1)
+    middle, up = torch.tensor([0.0, 0.0, 0.25]).expand(n, 3), torch.tensor([0.0, 0.0, 1.0])
+    return Cameras(look_at(torch.from_numpy(eye).float(), middle, up), torch.full((n,), 1.2))
 
 
 class FolderViews:

@@ -91,8 +91,6 @@ class ImageModel(Model):
     labels: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
 
-    drawn_by: ClassVar[tuple[str, str]] = ("pictures", "sample")
-    """What one sample is, and the command that draws it."""
     own_defaults: ClassVar[tuple[str, ...]] = ()
     """The names of defaults that a kind of model adds."""
     further: ClassVar[Mapping[str, tuple[type[ModelMixin], ...]]] = MappingProxyType({})
