@@ -366,6 +366,24 @@ def test_segments_by_edits_name_slots(model):
     assert {*found.unique().tolist()} <= {-1, 1, 2} and found.shape == (1, 2, 8, 8)
 
 
+def test_the_encoders_own_decoder_draws_and_segments_too(seeing, model):
+    views = open_views("solids", 8)
+    cameras = views.cameras(0)
+    pictures = torch.from_numpy(views.pictures(0, [0, 1])).permute(0, 3, 1, 2)[None].float() / 255
+    slots = seeing.encode(pictures, stacked([cameras.at([0, 1])]))
+    drawn, shares = seeing.regressed(slots, cameras.at([2, 3, 4]))
+    assert drawn.shape == (1, 3, 3, 8, 8) and shares.shape == (1, 3, 3, 8, 8)
+    assert_close(shares.sum(2), torch.ones(1, 3, 8, 8))
+    origins, ways = cameras.seen_from(cameras.poses[0]).rays(8)
+    colour, share = seeing.encoder.decode(slots.values, origins[None, 3:4], ways[None, 3:4, 2, 5])
+    assert_close(drawn[:, 1, :, 2, 5], colour[:, 0], rtol=0, atol=1e-5)
+    assert_close(shares[:, 1, :, 2, 5], share[:, 0], rtol=0, atol=1e-5)
+    with pytest.raises(BadInput, match="mixes all slots"):
+        seeing.regressed(edit(slots, [0]), cameras)
+    with pytest.raises(BadInput, match="no encoder"):
+        model.regressed(slots, cameras)
+
+
 def test_saved_with_its_encoder_or_without(seeing, model, tmp_path):
     for name, made in (("with", seeing), ("without", model)):
         again = sf.load(made.save(tmp_path / name), "cpu")
@@ -449,6 +467,33 @@ def test_the_second_stage_leaves_the_encoder_as_it_is(seeing):
     training.loss(training.batch(0, rng(), 2), rng())[0].backward()
     assert all(p.grad is None for p in model.encoder.parameters()) and set(training.modules()) == {"network"}
     assert model.network.enter.weight.grad.any()
+
+
+def test_the_loss_falls():
+    """40 updates on one scene."""
+    recipe = small(slots="objects", pictures=1, weighting="v", label_dropout=0.0)
+    torch.manual_seed(0)
+    model = recipe.model(())
+    training = DorsalTraining(recipe, model, recipe.open())
+    optimizer, losses = torch.optim.Adam(model.network.parameters(), lr=5e-3), []
+    for i in range(40):
+        loss = training.loss(training.batch(i, rng(i), 8), rng(i))[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_mixed_precision_trains(seeing):
+    recipe = small()
+    model = recipe.model(())
+    model.encoder.requires_grad_(False)
+    training = DorsalTraining(recipe, model, recipe.open())
+    batch = training.batch(0, rng(), 2)
+    plain = training.loss(batch, rng())[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(training.loss(batch, rng())[0], plain, rtol=0.05, atol=0, check_dtype=False)
 
 
 def test_settings_and_data_that_cannot_be(tmp_path):

@@ -66,6 +66,14 @@ def test_the_frame_of_a_camera_does_not_depend_on_the_world():
     assert_close(several.seen_from(several.poses[:, 0]).poses, own.expand(2, -1, -1, -1))
 
 
+def test_mixed_precision_does_not_reach_cameras():
+    cameras = Cameras(ring().poses.float(), ring().focal.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        origins, ways = cameras.seen_from(cameras.poses[0]).rays(4)
+    assert_close(ways, cameras.seen_from(cameras.poses[0]).rays(4)[1], rtol=0, atol=0)
+    assert origins.dtype == ways.dtype == torch.float32
+
+
 @pytest.mark.parametrize("change", [lambda c: c, moved])
 def test_an_orbit_goes_around_what_all_look_at_from_the_first(change):
     cameras = change(ring())

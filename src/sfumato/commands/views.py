@@ -107,6 +107,8 @@ def main(args: list[str]) -> None:
     Plan(title, writes=[f"{options.out}/ (index.html, views.gif, sheet.png, views.safetensors, views.json)"]).show()
     drawn = {name: model.render(s, cameras, options.seed, progress=True, **settings)[0] for name, s in asked.items()}
     tracks: dict[str, Any] = {name: as_bytes(x) for name, x in drawn.items()}
+    if model.encoder is not None:
+        tracks["all slots, by the encoder's own decoder"] = as_bytes(model.regressed(slots, cameras)[0][0])
     if options.path == "cameras":
         tracks = {"the true pictures": scenes.pictures(options.scene, range(len(names))), **tracks}
     if options.segment:

@@ -85,14 +85,19 @@ def check_rigid(poses: Float[Tensor, "*n 4 4"]) -> None:
         raise BadInput("a camera's pose holds numbers that are not finite: write it again")
     if (poses[..., 3, :] - last).abs().max() > TOLERANCE:
         raise BadInput("the last row of a camera's pose is 0 0 0 1: give matrices from camera to world, rows first")
-    if (turn @ turn.mT - eye).abs().max() > TOLERANCE or (torch.linalg.det(turn.double()) < 0).any():
+    if (product(turn, turn.mT) - eye).abs().max() > TOLERANCE or (torch.linalg.det(turn.double()) < 0).any():
         raise BadInput("a camera's pose turns and moves, without scaling or mirroring: its 3x3 part is a rotation")
+
+
+def product(a: Float[Tensor, "*n i j"], b: Float[Tensor, "*n j k"]) -> Float[Tensor, "*n i k"]:
+    """The product of small matrices in their own precision, also where mixed precision would multiply in half of it."""
+    return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
 
 
 def relative(poses: Float[Tensor, "*n view 4 4"], frame: Float[Tensor, "*n 4 4"]) -> Float[Tensor, "*n view 4 4"]:
     """``poses`` in the frame of a camera: F^-1 P. A rigid change of the world, applied to all, changes nothing."""
     turn, place = frame[..., None, :3, :3].mT, frame[..., None, :3, 3:]
-    moved = torch.cat([turn @ poses[..., :3, :3], turn @ (poses[..., :3, 3:] - place)], dim=-1)
+    moved = torch.cat([product(turn, poses[..., :3, :3]), product(turn, poses[..., :3, 3:] - place)], dim=-1)
     return torch.cat([moved, poses[..., 3:, :]], dim=-2)
 
 
@@ -105,7 +110,7 @@ def directions(
     x, y = (v / focal[..., None, None] for v in (x, y))
     rays = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
     rays = rays / rays.norm(dim=-1, keepdim=True)
-    return torch.einsum("...ij,...hwj->...hwi", poses[..., :3, :3], rays)
+    return (poses[..., None, None, :3, :3] * rays[..., None, :]).sum(-1)
 
 
 def look_at(

@@ -151,7 +151,7 @@ EXPERIMENT = Experiment(
     cost=150,
     notes=f"The world of solids in {SIZE} x {SIZE} pixels, {UPDATES} updates of 8 scenes for each arm; slots are the "
     "objects' descriptions without their colours, so that a model has to invent those. The table also has the true "
-    "pictures' disagreement (pixels at borders) and how colourful solids are drawn and truly are (the difference of the "
+    "pictures' disagreement (pixels at borders), how colourful solids are drawn and truly are (the difference of the "
     "largest and the least of red, green and blue: what is grey agrees without knowing anything), the share of the "
     "pixels changed by an edit that lie on the removed solid (the rest is its shadow, and chance), and how far the "
     "floor that is then seen there is from the true one's colour, which the slots do not say either.",

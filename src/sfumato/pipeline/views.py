@@ -86,7 +86,29 @@ class ViewModel(ImageModel):
         cameras, pictures = cameras.to(pictures.to(self.device)), pictures.to(self.device)
         values = self.encoder.encode(pictures, *cameras.seen_from(cameras.poses[..., 0, :, :]).rays(self.size))
         there = torch.ones(values.shape[:2], dtype=torch.bool, device=self.device)
-        return Slots(values, there, cameras.poses[:, 0])
+        return Slots(values.float(), there, cameras.poses[:, 0])
+
+    @torch.no_grad()
+    def regressed(
+        self, slots: Slots, cameras: Cameras
+    ) -> tuple[Float[Tensor, "n view 3 height width"], Float[Tensor, "n view slot height width"]]:
+        """Views by the encoder's own decoder, which are the mean of what may be there, and each slot's share of them.
+
+        OSRT's pictures and segmentation, to compare with. On the CPU.
+
+        Raises:
+            BadInput: a model whose slots come from elsewhere; slots that are not all there, for that decoder mixes all.
+        """
+        if self.encoder is None:
+            raise BadInput("this model has no encoder, and so no decoder of its slots: render them")
+        if not slots.there.all():
+            raise BadInput("the encoder's decoder mixes all slots: render the scene to leave some out")
+        scene, side = self.scene(slots, cameras), self.size
+        origins, ways = Cameras(scene.poses, scene.focal).rays(side)
+        origins = origins[:, :, None, None].expand(ways.shape)
+        colours, shares = self.encoder.decode(scene.slots.values, origins.flatten(1, 3), ways.flatten(1, 3))
+        laid = [x.cpu().unflatten(1, (-1, side, side)).movedim(-1, 2) for x in (colours, shares)]
+        return laid[0], laid[1]
 
     def told(self, asked: Slots | Condition | None) -> Scene | None:
         """A scene: slots (seen by the model's own cameras), or a `Scene`; None as `unconditional`."""

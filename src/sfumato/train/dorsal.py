@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from sfumato.nets import OSRT, ViewUNet
 from sfumato.noise import Denoiser
 from sfumato.noise.process import compose
 from sfumato.pipeline import Scene, Slots, ViewModel
+from sfumato.plan import Plan
 from sfumato.sample.paths import Order
 
 from . import draw
@@ -206,6 +208,21 @@ class Dorsal(CosineRecipe):
         shape, encoder = (self.views, 3, self.size, self.size), self.encoder()
         net, process, told = self.network(0), self.process(), self.sampling()
         return ViewModel(net, process, self.prediction, shape, (), told, encoder)
+
+    @torch.no_grad()
+    def plan(self) -> Plan:
+        """That of the views, and OSRT's before: three forward passes an update."""
+        plan, encoder = super().plan(), self.encoder()
+        if encoder is None:
+            return plan
+        training = OSRTTraining(encoder, self._views, self.inputs, self.views, self.osrt_rays)
+        batch = training.batch(0, torch.Generator().manual_seed(0), 1)
+        began = time.perf_counter()
+        training.loss(batch, torch.Generator())[0].item()
+        seconds = 3 * (time.perf_counter() - began) * self.osrt_batch * self.osrt_updates
+        weights = 4 * sum(p.numel() for p in encoder.parameters())
+        memory = {**plan.memory, "OSRT, its gradients and optimiser": 5 * weights}
+        return replace(plan, memory=memory, seconds=(plan.seconds or 0) + seconds)
 
     def known(self, rows: list[int]) -> dict[str, Tensor]:
         """What slots of these scenes of the data are made from, in the frame of each scene's first camera."""
