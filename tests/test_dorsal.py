@@ -19,7 +19,7 @@ from sfumato.data.views import open_views
 from sfumato.errors import BadInput
 from sfumato.ledger import core
 from sfumato.nets import OSRT, ViewUNet
-from sfumato.nets.osrt import SlotAttention, slot_shares
+from sfumato.nets.osrt import SlotAttention, from_stelzner, slot_shares
 from sfumato.nets.rays import octaves, ray_encoding, ray_map
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.pipeline import Labels, Scene, Slots, ViewModel
@@ -138,6 +138,41 @@ def test_what_rays_see_is_mixed_from_slots_in_any_order():
     assert_close(turned, colours)
     assert_close(moved, shares[..., [2, 0, 1]])
     assert (osrt.decode(slots + 1, ways, ways)[0] - colours).abs().max() > 1e-6
+
+
+def test_weights_of_the_independent_code_find_their_places():
+    """Made by its names; the shapes are the paper's, divided by 48."""
+    osrt = OSRT(2, 32, 2, 3, 16, 5, 4, mixers=2)
+    state = stir(osrt).state_dict()
+    encoder, decoder = {}, {}
+    for i in range(6):
+        encoder[f"srt_encoder.conv_blocks.{i // 2}.layers.{i % 2 * 2}.weight"] = state[f"convolutions.{2 * i}.weight"]
+    pairs = [(f"{s}.{i}", encoder if s == "layers" else decoder, s) for s, n in (("layers", 5), ("mixing", 2)) for i in
+             range(n)]  # fmt: skip
+    for name, to, kind in pairs:
+        at = ("srt_encoder" if kind == "layers" else "allocation_transformer") + f".transformer.{name}".replace(
+            "mixing", "layers")  # fmt: skip
+        for x in ("weight", "bias"):
+            for old, new in (("0.norm", "norm1"), ("1.norm", "norm2"), ("0.fn.to_out.0", "attention.out"),
+                             ("1.fn.net.0", "mlp.0"), ("1.fn.net.3", "mlp.2")):  # fmt: skip
+                to[f"{at}.{old}.{x}"] = state[f"{name}.{new}.{x}"]
+        q, kv = (state[f"{name}.attention.to_{x}.weight"] for x in ("q", "kv"))
+        if kind == "layers":
+            to[f"{at}.0.fn.to_qkv.weight"] = torch.cat([q, kv])
+        else:
+            to |= {f"{at}.0.fn.to_q.weight": q, f"{at}.0.fn.to_kv.weight": kv}
+    renamed = {"first": "initial_slots", "norm_tokens": "norm_input", "norm_mlp": "norm_pre_mlp"}
+    for name, x in state.items():
+        first, _, rest = name.partition(".")
+        if first == "slot_attention":
+            head = rest.split(".")[0]
+            encoder[f"slot_attention.{rest.replace(head, renamed.get(head, head), 1)}"] = x
+        elif first in ("patch", "query", "colour", "to_q", "to_k"):
+            old = {"patch": "srt_encoder.per_patch_linear", "query": "allocation_transformer.input_mlp",
+                   "colour": "render_mlp.net"}.get(first, f"mixing_block.{first}")  # fmt: skip
+            (encoder if first == "patch" else decoder)[f"{old}.{rest}"] = x
+    found = from_stelzner(encoder, decoder)
+    assert found.keys() == state.keys() and all(torch.equal(found[name], x) for name, x in state.items())
 
 
 # The network
@@ -324,6 +359,10 @@ def test_what_is_asked_in_many_ways(model):
     assert model.draw(slots, [3, 4]).shape == drawn.shape and model.draw(None, [3, 4, 5]).shape == (3, 2, 3, 8, 8)
     with pytest.raises(BadInput, match="not both"):
         model.draw(told, 1, cond=told)
+    one, other = (model.scene(Slots.of([x], torch.eye(4)[None]), cameras.at([1, 2])) for x in
+                  (torch.ones(2, 18), torch.ones(4, 18)))  # fmt: skip
+    both = Scene.cat([one, other])
+    assert both.slots.there.sum(1).tolist() == [2, 4] and both[1].poses.equal(other.poses) and len(both.repeat(2)) == 4
 
 
 def test_guidance_drops_slots_and_keeps_cameras(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
@@ -164,3 +166,38 @@ class OSRT(ModelMixin, ConfigMixin):
     def forward(self, pictures: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
         """`encode`."""
         return self.encode(pictures, origins, directions)
+
+
+def from_stelzner(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of github.com/stelzner/osrt, its encoder's and its slot mixer's, by the names that `OSRT` has."""
+    made: dict[str, Tensor] = {}
+
+    def layers(to: str, state: Mapping[str, Tensor], at: str) -> None:
+        for i in range(len({name for name in state if name.startswith(at) and name.endswith(".0.norm.weight")})):
+            a, b = f"{at}{i}.0", f"{at}{i}.1"
+            names = {"norm1": f"{a}.norm", "norm2": f"{b}.norm", "attention.out": f"{a}.fn.to_out.0"}
+            names |= {"mlp.0": f"{b}.fn.net.0", "mlp.2": f"{b}.fn.net.3"}
+            for new, old in names.items():
+                made.update({f"{to}.{i}.{new}.{x}": state[f"{old}.{x}"] for x in ("weight", "bias")})
+            if f"{a}.fn.to_qkv.weight" in state:
+                q, k, v = state[f"{a}.fn.to_qkv.weight"].chunk(3)
+                q, kv = q.contiguous(), torch.cat([k, v])
+            else:
+                q, kv = state[f"{a}.fn.to_q.weight"], state[f"{a}.fn.to_kv.weight"]
+            made.update({f"{to}.{i}.attention.to_q.weight": q, f"{to}.{i}.attention.to_kv.weight": kv})
+
+    layers("layers", encoder, "srt_encoder.transformer.layers.")
+    layers("mixing", decoder, "allocation_transformer.transformer.layers.")
+    plain = {"srt_encoder.per_patch_linear": "patch", "slot_attention.initial_slots": "slot_attention.first",
+             "slot_attention.norm_input": "slot_attention.norm_tokens", "slot_attention.norm_pre_mlp":
+             "slot_attention.norm_mlp", "allocation_transformer.input_mlp": "query", "mixing_block": "",
+             "render_mlp.net": "colour"}  # fmt: skip
+    for name, x in (*encoder.items(), *decoder.items()):
+        if name.startswith("srt_encoder.conv_blocks."):
+            block, _, at = name.split(".")[2:5]
+            made[f"convolutions.{4 * int(block) + int(at)}.weight"] = x
+        elif old := next((old for old in plain if name.startswith(old)), None):
+            made[(plain[old] + name.removeprefix(old)).removeprefix(".")] = x
+        elif name.startswith("slot_attention."):
+            made[name] = x
+    return made

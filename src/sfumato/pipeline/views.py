@@ -169,7 +169,7 @@ class ViewModel(ImageModel):
         """All views of a scene, in [0, 1], for each scene and seed; ``options`` as for `ImageModel.draw`.
 
         However many cameras a scene has: of more than ``defaults["block"]`` some are denoised together at a time, in
-        blocks that change from step to step.
+        blocks that change from step to step; a ``guide`` is then called with the views of one block after the other.
         """
         if asked is not None and cond is not None:
             raise BadInput("give what is asked for or a condition, not both")
@@ -203,8 +203,13 @@ class ViewModel(ImageModel):
             which: slots that are left out; by default all that are there in every scene.
 
         Cost: a draw for each slot, and one.
+
+        Raises:
+            BadInput: none to leave out, or one that is not there in every scene.
         """
         which = torch.where(slots.there.all(0))[0].tolist() if which is None else slots.check(which)
+        if not which:
+            raise BadInput("no slot is there in every scene, to be left out: segment one scene at a time")
         full = self.render(slots, cameras, seeds, **options)
         without = torch.stack([self.render(edit(slots, [k]), cameras, seeds, **options) for k in which])
         found = segments(full, without, threshold, smooth)
@@ -231,4 +236,5 @@ class ViewModel(ImageModel):
         return Blocks(some, self.shape[0], self.defaults["block"], order)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "views": self.shape[0], "encoder": type(self.encoder).__name__}
+        encoder = None if self.encoder is None else type(self.encoder).__name__
+        return {**super().describe(), "views": self.shape[0], "encoder": encoder}
