@@ -219,7 +219,8 @@ def _focal(told: dict[str, Any], file: Path, where: str) -> float:
             width, height = image.size
     except UNREADABLE as error:
         raise BadInput(f"{file} cannot be read as a picture ({error})") from error
-    numbers = {k: told[k] for k in ("camera_angle_x", "fl_x", "fl_y", "cx", "cy", "w", "h") if k in told}
+    known = ("camera_angle_x", "fl_x", "fl_y", "cx", "cy", "w", "h")
+    numbers: dict[str, Any] = {k: told[k] for k in known if k in told}
     if wrong := [k for k, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float)]:
         raise BadInput(f"{where}: {wrong[0]} must be a number")
     if lens := [k for k in ("k1", "k2", "k3", "k4", "p1", "p2") if told.get(k)]:

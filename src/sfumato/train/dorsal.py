@@ -274,8 +274,8 @@ class Dorsal(CosineRecipe):
         torch.manual_seed(self.seed)
         model = self.model(())
         if model.encoder is not None:
-            first = {"updates": self.osrt_updates, "batch": self.osrt_batch, "lr": self.osrt_lr, "grid_every": 0}
-            schedule = replace(self.schedule(), **first)
+            updates, batch, lr = self.osrt_updates, self.osrt_batch, self.osrt_lr
+            schedule = replace(self.schedule(), updates=updates, batch=batch, lr=lr, grid_every=0)
             training = OSRTTraining(model.encoder, views, self.inputs, self.views, self.osrt_rays)
             Run(training, schedule, out / "osrt", self.beyond()).fit(progress)
             model.encoder.requires_grad_(False).eval()
