@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.data.cameras import Cameras, stacked
+from sfumato.data.cameras import Cameras
 from sfumato.data.solids import World, render, shown
 from sfumato.data.views import SolidViews
 from sfumato.pipeline.slots import Slots, edit
@@ -90,7 +90,8 @@ def measure(seed: int, arm: Arm, updates: int = UPDATES, n: int = SCENES) -> Fig
         if not (np.isfinite(truths).all() and (whole.which == 0).any()):
             continue  # nothing is seen twice
         slots = Slots.of([scenes.objects(i)], scenes.cameras(i).poses[:1])
-        views, edits = (model.render(s, stacked([cameras]), seed * 1000 + i)[0] for s in (slots, edit(slots, [1])))
+        both = Slots.cat([slots, edit(slots, [1])])  # slot 0 is the floor
+        views, edits = model.render(both, cameras, [seed * 1000 + i] * 2)
         figures["views"].append(whole.disagreement(views))
         figures["edits"].append(rest.disagreement(edits))
         figures["true views"].append(truths[0])
