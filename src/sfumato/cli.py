@@ -26,6 +26,7 @@ COMMANDS = {
     "steer": "pictures from prompts, drawn under a patch that lasts for the run",
     "edit": "change a picture, or one drawn from a prompt, and look at it on a page",
     "rollout": "frames without end from a model of frames",
+    "views": "a scene seen along a path of cameras, with objects removed or taken over from another",
     "customize": "teach a text-to-image model a new word from a few pictures",
     "graph": "layouts and pictures of scene graphs",
     "jumps": "where the few steps of a model of tokens should be, and samples along them",

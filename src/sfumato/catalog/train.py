@@ -76,6 +76,15 @@ METHODS: tuple[Method, ...] = (
         ledger="hfd",
     ),
     Method(
+        "train", "dorsal", "sfumato.train.dorsal:Dorsal",
+        ("jabri2024dorsal", "sajjadi2022osrt", "ho2022video", "ho2022classifierfree"),
+        "Views of a scene drawn together from object slots and cameras; slots can be removed and transferred.",
+        cost="one network call with gradients on all views an update; before, the encoder's training (OSRT)",
+        when="New views of scenes that agree with one another, and edits of single objects without masks.",
+        beware="Slots cap everything: look first at what OSRT found. Slots can go and come, not move or turn.",
+        ledger="dorsal",
+    ),
+    Method(
         "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
         "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
         cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",

@@ -118,11 +118,11 @@ def write(
 def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
     """The pictures, and the settings that made them; ``rule`` is a sampler of the catalogue."""
     asked = None if jobs[0][0] is None else [prompt for prompt, _ in jobs]
+    kind, command = model.drawn_by
+    if command != "sample":
+        raise BadInput(f"{options.model} is a model of {kind}: `sfumato {command}` draws with it")
     if asked is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
-    if len(model.latent_shape()) != 3:
-        kind, command = ("frames", "rollout") if hasattr(model, "rollout") else ("tokens", "jumps")
-        raise BadInput(f"{options.model} is a model of {kind}: `sfumato {command}` draws with it")
     if options.image:
         model.told(list(options.image[:1]))  # refuses pictures where it is not shown any
     if hasattr(model, "tokenizers"):

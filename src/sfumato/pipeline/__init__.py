@@ -12,13 +12,16 @@ from .image import ImageModel
 from .latent import LatentModel
 from .load import EMBEDDED, load, load_text2image, origin_of, read_record, wrap
 from .prototypes import Prototyped, PrototypeModel
+from .slots import Scene, Slots
 from .token_model import TokenModel
 from .variations import VariationModel
 from .video import VideoModel
+from .views import ViewModel
 
 __all__ = [
     "EMBEDDED", "KINDS", "SUBSETS", "CompressionModel", "Condition", "Conditioning", "Degraded", "Frames",
     "GraphModel", "Graphs", "ImageModel", "Labels", "LatentModel", "Model", "Noised", "Projection", "PrototypeModel",
-    "Prototyped", "Seen", "Text2Image", "TokenModel", "VariationModel", "VideoModel", "as_flow", "few_steps", "load",
-    "load_text2image", "open_autoencoder", "origin_of", "read_record", "standardised", "wrap",
+    "Prototyped", "Scene", "Seen", "Slots", "Text2Image", "TokenModel", "VariationModel", "VideoModel", "ViewModel",
+    "as_flow", "few_steps", "load", "load_text2image", "open_autoencoder", "origin_of", "read_record", "standardised",
+    "wrap",
 ]  # fmt: skip

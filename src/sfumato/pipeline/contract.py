@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -143,6 +143,8 @@ class Model(ABC):
     prediction: Prediction
     defaults: dict[str, Any]
     adapters: Mapping[str, Any] = MappingProxyType({})
+    drawn_by: ClassVar[tuple[str, str]] = ("pictures", "sample")
+    """What it draws, and the command that draws with it."""
 
     # What it is made of
 

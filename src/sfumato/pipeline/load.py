@@ -39,6 +39,7 @@ from .sound import PICKLES, check_classes, check_complete, check_files, check_fi
 from .token_model import TokenModel
 from .variations import VariationModel
 from .video import VideoModel
+from .views import ViewModel
 from .zimage import ZImage
 
 _FAMILIES: dict[str, type[Text2Image]] = {
@@ -59,6 +60,7 @@ _CONTROLLED: dict[str, type[Text2Image]] = {
 }
 _PIXEL_MODELS = {kind.__name__: kind for kind in (
     CompressionModel, GraphModel, ImageModel, LatentModel, PrototypeModel, TokenModel, VariationModel, VideoModel,
+    ViewModel,
 )}  # fmt: skip
 _SUPPORTED = ", ".join(f"{family.title} ({name})" for name, family in _FAMILIES.items())
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
