@@ -9,8 +9,8 @@ All have one signature, ``network(z, logsnr, labels)``:
 and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
 `VariationUViT` takes what an encoder sees of a picture in place of class numbers, `PrototypeUNet` text vectors and a
 picture of a class, `RestoringUNet` a degraded picture, `ViewUNet` slots and cameras. `Elic` is the codec that degrades,
-`OSRT` an encoder, `SceneGraphTransformer` takes graphs and `ImageTransformer` what came before: these denoise nothing. A
-network knows neither the noise process nor what its output means.
+`OSRT` an encoder, `SceneGraphTransformer` takes graphs and `ImageTransformer` what came before: these denoise nothing.
+A network knows neither the noise process nor what its output means.
 """
 
 from .consistency import ConsistencyUNet
