@@ -214,6 +214,9 @@ class PrototypeNet(Classifier):
     """Adam's decays of the averaged gradient and of its square."""
     weight_decay: NotNegative = 0.0
     clip_norm: NotNegative = 0.0
+    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Mixed precision: "no", "bf16" or "fp16", in which distances are differences of large numbers; "auto" is bf16 on a
+    GPU that has it."""
 
     def network(self, labels: tuple[str, ...]) -> Net:
         """A fresh network.
