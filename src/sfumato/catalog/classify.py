@@ -37,4 +37,13 @@ METHODS: tuple[Method, ...] = (
         beware="a sure label and an explanation that fits nothing go together: look at both kinds of doubt",
         ledger="prob-psenn",
     ),
+    Method(
+        "classify", "projection-head", "sfumato.classify.projection_head:ProjectionHead",
+        ("xue2024projection", "khosla2020supervised", "chen2020simclr", "haochen2021spectral"),
+        summary="Pre-trains an encoder through a head that is thrown away; probes before and after it.",
+        cost="a forward and a backward pass of the network for each of two views; a logistic regression at the end",
+        when="labels of training are coarser than those wanted, or features are spurious; to see what a head does",
+        beware="where training asks what the task asks, a head changes little",
+        ledger="projection-head",
+    ),
 )
