@@ -70,9 +70,9 @@ class ProjectionHead(Classifier):
     retrained in balance too, and shows spectra and neighbours. Cost: a forward and a backward pass of the network for
     each view, and a logistic regression at the end.
 
-    Differs from the paper: probes are by L-BFGS on standardised features. Contrastive losses compare the rows of a
-    micro-batch on one process. Unconfirmed: kappa, which is the released code's; augmentations are this project's.
-    The laboratory is our own derivation.
+    Differs from the paper: probes are by L-BFGS on standardised features, so that behind fixed weights they find what
+    is before them, too. Contrastive losses compare the rows of a micro-batch on one process. Unconfirmed: kappa, which
+    is the released code's; augmentations are this project's. The laboratory is our own derivation.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {**Classifier.EXAMPLE, "widths": (8, 16)}

@@ -30,7 +30,8 @@ ARMS: dict[str, dict[str, Any]] = {
 def laboratory(seed: int) -> Figures:
     """Two linear layers, trained on the moments of worlds of random strengths: the share of the disturbed feature."""
     rng = torch.Generator().manual_seed(seed)
-    before, after = [], []
+    before: list[float] = []
+    after: list[float] = []
     for _ in range(WORLDS):
         strength = 0.5 + torch.rand(FEATURES, generator=rng, dtype=torch.float64)
         flips = torch.zeros(FEATURES, dtype=torch.float64)
