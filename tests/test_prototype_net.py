@@ -174,5 +174,7 @@ def test_a_page_shows_prototypes_beside_training_pictures(pictures, tmp_path):
     prototypes, decisions = method.sheets(folder)
     assert [len(row.pictures) for row in prototypes.rows] == [4] * 3
     assert len(decisions.rows) == len(open_pictures(pictures, 16)) - 6
-    ClassifierReport("prototype-net", {}, {}, (prototypes, decisions)).write(tmp_path)
-    assert (tmp_path / "index.html").read_text().count("<img") == 3 * 4 + 2 * 5
+    card = {"top1": {"value": 0.51234567, "low": 0.4, "high": 0.6, "n": 9}}
+    ClassifierReport("prototype-net", {}, card, (prototypes, decisions)).write(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img") == 3 * 4 + 2 * 5 and "0.512 [0.400, 0.600] of 9" in page

@@ -15,6 +15,7 @@ from sfumato.files import atomic_file, write_json
 from sfumato.report.edit import curve
 from sfumato.report.images import Embedded, embed
 from sfumato.report.page import SIDE, environment
+from sfumato.report.words import number
 from sfumato.text import shown
 
 if TYPE_CHECKING:
@@ -54,15 +55,15 @@ class ClassifierReport:
         """The page, which asks the network for nothing."""
         sections = [
             {
-                "title": s.title, "about": s.about, "told": dict(s.told), "curves": [curve(f) for f in s.figures],
-                "rows": [{"name": r.name, "told": dict(r.told), "pictures": [(c, _embedded(x)) for c, x in r.pictures]}
+                "title": s.title, "about": s.about, "told": _read(s.told), "curves": [curve(f) for f in s.figures],
+                "rows": [{"name": r.name, "told": _read(r.told), "pictures": [(c, _embedded(x)) for c, x in r.pictures]}
                          for r in s.rows],
             }
             for s in self.sheets
         ]  # fmt: skip
         about = json.loads(json.dumps({"settings": self.about, "card": self.card}, default=str))
         return environment().get_template("classifier.html.j2").render(
-            method=self.method, sections=shown(sections), about=shown(about), card=shown(dict(self.card)),
+            method=self.method, sections=shown(sections), about=shown(about), card=shown(_read(self.card)),
             reproduce=shown(self.reproduce), version=__version__,
         )  # fmt: skip
 
@@ -71,6 +72,22 @@ class ClassifierReport:
         with atomic_file(folder / "index.html", overwrite=True) as temporary:
             temporary.write_text(self.render(), encoding="utf-8")
         write_json(folder / "report.json", self.to_json(), overwrite=True)
+
+
+def _read(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as one reads them: rounded, an interval behind its value, and those that belong together on a line."""
+    return {name: _figure(value) for name, value in told.items()}
+
+
+def _figure(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if {"value", "low", "high", "n"} <= value.keys():
+            bounds = "" if value["low"] is None else f" [{number(value['low'])}, {number(value['high'])}]"
+            return f"{number(value['value'])}{bounds} of {value['n']}"
+        return "; ".join(f"{name} {_figure(x)}" for name, x in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(_figure(x)) for x in value) or "none"
+    return number(value) if isinstance(value, float) else value
 
 
 def _embedded(picture: Tensor) -> Embedded:

@@ -43,7 +43,7 @@ def overlap(
 
     The integral of the smaller of two densities, that of the distances to the predicted class and that of a rival's,
     by midpoints of ``cells`` cells from -10 to 10 beyond the rival's largest distance; the largest over all rivals.
-    Where distances do not vary they overlap wholly or not at all.
+    Where distances do not vary they overlap wholly or not at all. Cells that are wide beside the densities are inexact.
     """
     n, classes, samples = d.shape
     own = d.gather(1, predicted[:, None, None].expand(-1, 1, samples)).expand_as(d)
@@ -59,7 +59,7 @@ def overlap(
         found[part] = least.sum(-1) * step[part]
     still = (own.amax(-1) == own.amin(-1)) | (d.amax(-1) == d.amin(-1))
     found = torch.where(still, (own == d).all(-1).to(d), found)
-    return found.scatter(1, predicted[:, None], -1.0).amax(1).clamp(min=0)
+    return found.scatter(1, predicted[:, None], -1.0).amax(1).clamp(0, 1)
 
 
 def percentile(
