@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.classify.base import Classifier, Labelling
-from sfumato.classify.prototype_net import Net, PrototypeNet
+from sfumato.classify.parts.points import Net
+from sfumato.classify.prototype_net import PrototypeNet
 from sfumato.data.pictures import to_tensor
 from sfumato.train.loop import Run
 
