@@ -1,9 +1,9 @@
 """What classifiers share: data, the run through the training loop, the measuring, and the folder that comes of it.
 
 A method is a dataclass that inherits `Classifier` and says its `network`, and where they are its own its `loss`,
-`augmented` pictures, `rate` and the `figures` of its card. The folder is one that `transformers` loads where the
-network is one of its own, else ``model.safetensors`` with the network's own keys; `sfumato audit --detector` and
-`sfumato score --extractor` take both.
+`augmented` pictures, `rate` and the `figures` of its card, its `recipe`, what is to `settle` after training, and
+`sheets` of pictures for a page. The folder is one that `transformers` loads where the network is one of its own, else
+``model.safetensors`` with the network's own keys; `sfumato audit --detector` and `sfumato score --extractor` take both.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from sfumato.train.state import configuration, goes_on
 from .parts.data import flipped, measured, shifted, split
 from .parts.folder import inner, write
 from .parts.rules import Rule, averaged_statistics, updating
+from .parts.sheet import Sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,17 @@ class Classifier(Tuned, Schedule, ABC):
         """How good the trained network is on ``pictures``, for its card."""
         return measured(net, pictures, self.batch, self.seed)
 
+    def recipe(self, net: nn.Module, pictures: Pictures) -> Labelling:
+        """How the loop sees it, where that is its own; what ``net`` is to hold before the first update is put there."""
+        return Labelling(self, net, pictures)
+
+    def settle(self, net: nn.Module, pictures: Pictures) -> None:
+        """Change the trained network before it is measured and written, with the pictures it was trained on."""
+
+    def sheets(self, folder: str | Path) -> tuple[Sheet, ...]:
+        """What there is to see of the classifier in ``folder``, for a page; by default nothing."""
+        return ()
+
     def open(self) -> Pictures:
         """The data."""
         return open_pictures(self.data, self.size, seed=self.seed, count=self.pictures)
@@ -173,13 +185,14 @@ class Classifier(Tuned, Schedule, ABC):
         seen, unseen, told = self.parts()
         labels = tuple(seen.label_names)
         torch.manual_seed(self.seed)
-        recipe = Labelling(self, self.network(labels).train(), seen)
+        recipe = self.recipe(self.network(labels).train(), seen)
         run = Run(recipe, self, out / "training", self.beyond())
         run.fit(progress)
         if self.ema:
             rng = torch.Generator().manual_seed(self.seed)
             averaged_statistics(recipe.net, (recipe.batch(0, rng, self.batch)[0] for _ in range(20)))
         net = recipe.net.eval().requires_grad_(False)
+        self.settle(net, seen)
         card = {"measured_on": told, "trained_on": len(seen), "labels": len(labels)}
         card |= self.figures(net, unseen)
         run.finish(lambda: self.save(out / "model", net, labels, card, overwrite))
