@@ -276,6 +276,25 @@ def test_rows_with_and_without_pictures_are_guided_together(p):
     assert bare.prompts == (place(1), "art") and bare.latents[1] == ()
 
 
+def test_what_is_remembered_draws_the_same(p):
+    """Text and pictures are computed at the first of a walk's steps only, again where what is told changes."""
+    asked, seeds = [ASKED, "a blue star"], [1, 2]
+    forgetful = type(p)(p.pipe, p.defaults)
+    forgetful.remember = False
+    lengths = []
+    hook = p.network.layers[0].register_forward_hook(lambda m, a, out: lengths.append(out.shape[1]))
+    try:
+        for settings in ({"sampling_steps": 4}, {"sampling_steps": 4, "cfg_interval": (0.6, 1.0), "batch": 1}):
+            ours, due = (model.draw(asked, seeds, **settings) for model in (p, forgetful))
+            torch.testing.assert_close(ours, due, rtol=0, atol=1e-5)
+    finally:
+        hook.remove()
+    outputs, all_of_it = 1 + 4, lengths[0]
+    assert all_of_it > outputs and lengths[:8] == [all_of_it, *[outputs] * 3, *[all_of_it] * 4]
+    assert [n > outputs for n in lengths[8:12]] == [True, False, True, False], "the second half is not guided"
+    assert {type(site.module.processor).__name__ for site in p.anatomy.sites()} == {"OmniGenAttnProcessor2_0"}
+
+
 def test_edited_tokens_are_listened_to_and_attention_is_seen(p):
     cond, z = p.encode(["a red star", "art"]), torch.randn(2, *p.latent_shape())
     plain = p.denoiser(z, 0.5, cond)

@@ -60,8 +60,8 @@ METHODS: tuple[Method, ...] = (
         ledger="semantica",
     ),
     Method(
-        "train", "omnigen", "sfumato.train.omnigen:TrainOmniGen", ("xiao2025omnigen", "brooks2023instructpix2pix"),
-        "One transformer reads instructions with pictures in them and draws the next: every task in one format.",
+        "train", "omnigen", "sfumato.train.omnigen:TrainOmniGen", ("xiao2025omnigen", "brooks2023instruct"),
+        "One transformer reads instructions with pictures in them and draws the next; many tasks, one format.",
         cost="one network call with gradients an update, on the whole sequence: quadratic in text and pictures",
         when="Editing, subjects, control maps and back, in one model; or tuning a published OmniGen on your own rows.",
         beware="The published model has 3.8 billion parameters; small ones from scratch know their own few words only.",

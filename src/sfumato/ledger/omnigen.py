@@ -29,7 +29,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 def recipe(seed: int, tasks: tuple[str, ...], updates: int) -> TrainOmniGen:
     """One network for all arms; as many updates as tasks, so that each task has as many rows in every arm."""
     return TrainOmniGen(
-        tasks=tasks, pictures=2000 * len(tasks), size=SIZE, seed=seed, updates=updates * len(tasks), batch=32, lr=2e-3,
+        tasks=tasks, pictures=1500 * len(tasks), size=SIZE, seed=seed, updates=updates * len(tasks), batch=32, lr=2e-3,
         warmup=50, decay="cosine", ema=0.99, width=96, heads=4, mlp=256, blocks=4, vocabulary=700, track="none",
         checkpoint_every=updates * len(tasks),
     )  # fmt: skip
@@ -107,7 +107,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     arms=tuple(ARMS),
     compare=compare,
-    cost={"one": 190, TO_PICTURE: 100, TO_LAYOUT: 100},
+    cost={"one": 185, TO_PICTURE: 95, TO_LAYOUT: 95},
     notes=f"One transformer (0.6 million parameters) on the embedded autoencoder's latents of pictures of {SIZE} "
     f"pixels; {UPDATES} updates of 32 rows for each task of a model, so that the one has as many as the two together.",
 )

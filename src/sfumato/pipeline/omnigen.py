@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from torch import Tensor
 from sfumato.data.base import to_image
 from sfumato.errors import BadInput
 
+from . import steering
 from .anatomy.interleaved import OmniGenAnatomy
 from .base import Text2Image
 from .clock import Clock, FlowClock
@@ -58,6 +60,9 @@ class OmniGen(Text2Image):
     closed = False
     conditional_first = True
     padding = "longest"
+    anatomy: OmniGenAnatomy
+    remember: bool = True
+    """Whether a draw keeps keys and values of text and input pictures: memory for time."""
 
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         super().__init__(pipe, {"image_cfg_scale": 1.6, **(defaults or {})})
@@ -187,6 +192,13 @@ class OmniGen(Text2Image):
         roles[mask & (place <= first)] = int(Role.START)
         roles[:, ids.shape[1] - last :] = int(Role.END)
         return roles
+
+    def draw(self, *args: Any, **settings: Any) -> Float[Tensor, "n 3 height width"]:
+        """See `Model.draw`; unless ``remember`` is False (an attribute), text and input pictures are read once."""
+        with ExitStack() as stack:
+            if self.remember and not settings.get("grad") and steering.of(self.network) is None:
+                stack.enter_context(self.anatomy.remembering())
+            return super().draw(*args, **settings)
 
     def last_word_token(self, cond: Conditioning) -> Tensor:
         return (cond.roles == Role.END).long().argmax(dim=1) - 1

@@ -33,6 +33,9 @@ from .schedule import Schedule
 from .state import configuration, goes_on
 from .tokenizer import learn_spoken
 
+PUBLISHED = "Shitao/OmniGen-v1-diffusers"
+"""The published model, as a folder of diffusers."""
+
 
 def between(
     x1: Float[Tensor, "batch *dims"], x0: Float[Tensor, "batch *dims"], t: Float[Tensor, "batch"]
@@ -118,17 +121,17 @@ class TrainOmniGen(Tuned, Schedule):
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "lora": {
-            "trains": "lora", "lr": 3e-4, "condition_dropout": 0.01, "batch": 1, "size": 1024, "ema": 0.0,
-            "save_memory": True,
+            "start_from": PUBLISHED, "trains": "lora", "lr": 3e-4, "condition_dropout": 0.01, "batch": 1, "size": 1024,
+            "ema": 0.0, "save_memory": True,
         },
-        "full": {"lr": 2e-5, "batch": 1, "size": 1024, "ema": 0.0, "save_memory": True},
+        "full": {"start_from": PUBLISHED, "lr": 2e-5, "batch": 1, "size": 1024, "ema": 0.0, "save_memory": True},
         "small-sketch": {
             "size": 64, "width": 192, "heads": 6, "mlp": 512, "blocks": 6, "batch": 32, "lr": 1e-3, "warmup": 200,
             "decay": "cosine", "ema": 0.999, "updates": 10_000,
         },
     }  # fmt: skip
-    """``lora`` and ``full``: the official code's ways to tune the published model (give ``start_from``);
-    ``small-sketch``: for a CPU, untuned."""
+    """``lora`` and ``full``: the official code's ways to tune the published model, on a GPU; ``small-sketch``: for a
+    CPU, untuned."""
 
     data: str = "sketch"
     """"sketch", tasks of the sketch world, or a file of JSON lines with an instruction, input_images and an

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_omnigen import OmniGenAttnProcessor2_0
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from sfumato.errors import BadInput
 
@@ -55,6 +59,7 @@ class OmniGenAnatomy(Transformer):
     def __init__(self, network: nn.Module, side: int = 128, bidirectional: bool = True):
         super().__init__(network)
         self._side, self.bidirectional = side, bidirectional
+        self._memory: Memory | None = None
         network.embed_tokens.__class__ = Rows
 
     @property
@@ -80,19 +85,46 @@ class OmniGenAnatomy(Transformer):
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
         if z.shape[-1] % 2 or z.shape[-2] % 2:
             raise BadInput(f"a latent of {z.shape[-2]}x{z.shape[-1]} cannot be cut in patches: both sides must be even")
+        if self._memory is not None and (known := self._memory.known(z, cond)) is not None:
+            return known
         n, length = cond.ids.shape
         outputs = z.shape[-2] * z.shape[-1] // self.network.config.patch_size ** 2
         spans, latents = getattr(cond, "spans", ()) or ((),) * n, getattr(cond, "latents", ()) or ((),) * n
         lengths = torch.full((n,), length) if cond.mask.is_meta else cond.mask.sum(dim=1).cpu()
         attention = attention_of(lengths, spans, torch.full((n,), outputs), self.bidirectional)
         dtype = self.network.dtype
-        return {
+        inputs = {
             "input_ids": cond.tokens.to(z.device, dtype),
             "input_img_latents": [x[None].to(z.device, dtype) for some in latents for x in some],
             "input_image_sizes": _sizes(spans, lengths, length),
             "attention_mask": attention.to(z.device, dtype),
             "position_ids": torch.arange(length + 1 + outputs, device=z.device).expand(n, -1),
         }
+        if self._memory is not None:
+            self._memory.begin(z, cond, inputs)
+        return inputs
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """In the block keys and values of text and input pictures are computed once for a conditioning, and kept.
+
+        They see neither the time nor the output, so that they are the same at every step. Weights must not change in
+        the block; where somebody looks at attention nothing is kept.
+        """
+        layers = [site.module for site in self.sites()]
+        own = [layer.processor for layer in layers]
+        if self._memory is not None or not all(isinstance(p, OmniGenAttnProcessor2_0) for p in own):
+            yield
+            return
+        self._memory = memory = Memory()
+        for layer in layers:
+            layer.processor = Remembered(memory)
+        try:
+            yield
+        finally:
+            self._memory = None
+            for layer, processor in zip(layers, own, strict=True):
+                layer.processor = processor
 
     def conditioning(self, inputs: dict[str, Any]) -> Interleaved:
         words = inputs["input_ids"]
@@ -110,13 +142,74 @@ class OmniGenAnatomy(Transformer):
         return {**inputs, "input_ids": cond.tokens.to(self.network.dtype)}
 
     def text_length(self, inputs: dict[str, Any]) -> int:
-        return inputs["input_ids"].shape[1] + 1
+        return 1 + (0 if inputs["input_ids"] is None else inputs["input_ids"].shape[1])
 
     def prediction(self, out: Tensor, z: Tensor) -> Float[Tensor, "batch channel height width"]:
         return out
 
     def result(self, prediction: Tensor, out: Any) -> Tensor:
         return prediction
+
+
+class Memory:
+    """Which conditioning's keys and values are kept, and what the network is given in its place.
+
+    Attributes:
+        length: how many tokens of text and input pictures come in the call in progress; 0 where theirs are kept.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._cond: Any = None
+        self._shape: tuple[int, ...] = ()
+        self._short: dict[str, Any] = {}
+
+    def begin(self, z: Tensor, cond: Conditioning, inputs: dict[str, Any]) -> None:
+        """The call to come has this conditioning, whose keys and values are to be kept."""
+        self._cond, self._shape, self.length = cond, tuple(z.shape), cond.ids.shape[1]
+        mask, places = inputs["attention_mask"][:, self.length :], inputs["position_ids"][:, self.length :]
+        nothing = {"input_ids": None, "input_img_latents": [], "input_image_sizes": {}}
+        self._short = {**nothing, "attention_mask": mask, "position_ids": places}
+
+    def known(self, z: Tensor, cond: Conditioning) -> dict[str, Any] | None:
+        """The time's and the output's part of the inputs, where those of the conditioning are kept."""
+        before = self._cond
+        if before is None or self._shape != tuple(z.shape) or not _alike(before, cond):
+            return None
+        self.length = 0
+        return self._short
+
+
+def _alike(one: Any, other: Any) -> bool:
+    pictures = [[id(x) for some in getattr(cond, "latents", ()) for x in some] for cond in (one, other)]
+    spans = [getattr(cond, "spans", ()) for cond in (one, other)]
+    same = one.tokens.shape == other.tokens.shape and spans[0] == spans[1] and pictures[0] == pictures[1]
+    return same and torch.equal(one.mask, other.mask) and torch.equal(one.tokens, other.tokens)
+
+
+class Remembered:
+    """An attention processor as diffusers' own, which keeps the keys and values of what comes before the time."""
+
+    def __init__(self, memory: Memory):
+        self.memory, self.kept = memory, (torch.empty(0), torch.empty(0))
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "batch length width"],
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "batch length width"]:
+        query, key, value = (heads(f(hidden_states), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v))
+        if image_rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, image_rotary_emb, use_real_unbind_dim=-2) for x in (query, key))
+        if n := self.memory.length:
+            self.kept = key[:, :, :n].clone(), value[:, :, :n].clone()
+        else:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self.kept, (key, value), strict=True))
+        out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
 class InterleavedAttention(ExplicitAttention):
