@@ -16,7 +16,10 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import Instruction
 from sfumato.pipeline.interleaved import DROPPED, place, places
 from sfumato.train.draw import normal
-from sfumato.train.omnigen import OmniGenTraining, TrainOmniGen, between, emphasis, velocity_loss
+from sfumato.train.omnigen import OmniGenTraining, TrainOmniGen
+from sfumato.train.speaker import from_language_model
+from sfumato.train.tokenizer import learn_spoken
+from sfumato.train.velocity import between, emphasis, velocity_loss
 
 
 def recipe(**changes) -> TrainOmniGen:
@@ -182,6 +185,36 @@ def test_all_of_a_trained_model_is_tuned(album, start, tmp_path):
     before = sf.load(start, "cpu").network
     moved = [n for n, x in model.network.named_parameters() if not torch.equal(x, before.get_parameter(n))]
     assert len(moved) == len(list(before.named_parameters()))
+
+
+def test_a_language_model_reads_in_it_as_by_itself(tmp_path):
+    from transformers import Phi3Config, Phi3Model
+
+    words = learn_spoken(["a red star"], (), 64)
+    rope = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.0, 3.0]}
+    config = Phi3Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=131_072, original_max_position_embeddings=4096, pad_token_id=2,
+        bos_token_id=1, eos_token_id=2, rope_scaling=rope,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    spoken = Phi3Model(config).eval()
+    spoken.save_pretrained(tmp_path / "phi")
+    words.save_pretrained(tmp_path / "phi")
+    network, tokenizer = from_language_model(str(tmp_path / "phi"), 8)
+    assert tokenizer(DROPPED, add_special_tokens=False).input_ids == [network.config.vocab_size - 1]
+    ids = torch.tensor([[1, 5, 9, 4, 200, 7]])
+    seen = []
+    network.layers[-1].register_forward_hook(lambda m, a, out: seen.append(out))
+    mask, places_ = torch.ones(1, 8, 8).tril(), torch.arange(8)[None]
+    out = network.eval()(torch.randn(1, 8, 2, 2), torch.ones(1), ids, [], {}, mask, places_).sample
+    torch.testing.assert_close(network.norm(seen[0][:, :6]), spoken(ids).last_hidden_state, rtol=0, atol=1e-5)
+    assert not out.any()
+    trained = recipe(language_model=str(tmp_path / "phi"), size=32, updates=1).run(tmp_path / "run", progress=False)
+    assert sf.load(trained, "cpu").network.config.num_layers == 2
+    (tmp_path / "phi" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(BadInput, match="is a gpt2"):
+        from_language_model(str(tmp_path / "phi"), 8)
 
 
 def test_settings_that_cannot_be(tmp_path, tiny_sd):

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, OmniGenTransformer2DModel
-from jaxtyping import Float
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from sfumato.data.instructions import TASKS, Instructions, open_instructions
@@ -30,62 +29,13 @@ from .outputs import is_there, ours
 from .posteriors import Posteriors
 from .recipe import Recipe
 from .schedule import Schedule
+from .speaker import fresh_network, from_language_model
 from .state import configuration, goes_on
 from .tokenizer import learn_spoken
+from .velocity import between, emphasis, velocity_loss
 
 PUBLISHED = "Shitao/OmniGen-v1-diffusers"
 """The published model, as a folder of diffusers."""
-
-
-def between(
-    x1: Float[Tensor, "batch *dims"], x0: Float[Tensor, "batch *dims"], t: Float[Tensor, "batch"]
-) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
-    """t x1 + (1 - t) x0 between noise x0 (t = 0) and data x1 (t = 1), and the velocity x1 - x0."""
-    t = t.reshape(-1, *[1] * (x1.ndim - 1)).to(x1)
-    return t * x1 + (1 - t) * x0, x1 - x0
-
-
-def velocity_loss(
-    guess: Float[Tensor, "batch *dims"],
-    x1: Float[Tensor, "batch *dims"],
-    x0: Float[Tensor, "batch *dims"],
-    weight: Float[Tensor, "batch *dims"] | None = None,
-) -> Float[Tensor, "batch"]:
-    """The mean over each row of ``weight`` times the squared error of the velocity x1 - x0."""
-    error = (guess - (x1 - x0)).square()
-    return (error if weight is None else weight * error).flatten(1).mean(1)
-
-
-def emphasis(after: Float[Tensor, "*dims"], before: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-    """Loss weights of an edit, of its latent ``after`` and the input's latent ``before``.
-
-    With d = |after - before| and m its mean: all 0 where m < 0.001 (nothing was edited); where m <= 0.8,
-    min(max(1 / (m + 1e-6), 5), 64) where d > 0.3 and 1 elsewhere; else all 1.
-    """
-    d = (after - before).abs()
-    m = d.mean()
-    strong = torch.where(d > 0.3, (1 / (m + 1e-6)).clamp(5, 64), 1.0)
-    weight = torch.where(m <= 0.8, strong, torch.ones_like(d))
-    return torch.where(m < 0.001, torch.zeros_like(d), weight)
-
-
-@torch.no_grad()
-def initialise(network: OmniGenTransformer2DModel) -> None:
-    """Weights to train from scratch, from torch's generator: linear layers Xavier-uniform, patch embedders too on
-    flattened kernels, the time's layers N(0, 0.02), words N(0, 0.02); what makes the output is zero, and so is it."""
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight.flatten(1))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-    for embedder in (network.time_token, network.t_embedder):
-        nn.init.normal_(embedder.linear_1.weight, std=0.02)
-        nn.init.normal_(embedder.linear_2.weight, std=0.02)
-    for last in (network.norm_out.linear, network.proj_out):
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +49,18 @@ class TrainOmniGen(Tuned, Schedule):
     latent x1, u ~ N(0, 1) and t = sigmoid(u), the loss is ||v(t x1 + (1 - t) x0, t) - (x1 - x0)||^2. With the
     probability ``condition_dropout`` the instruction becomes ``<cfg>`` and its pictures are left out.
 
-    From scratch a small network is trained on the frozen latents of ``autoencoder``, with a vocabulary learnt from the
-    instructions; with ``start_from`` an OmniGen is tuned, whole or by low-rank products on the projections of
-    attention. The result is an ``OmniGenPipeline`` folder; products lie beside it in ``lora.safetensors`` and are in
-    its weights. Draw with `sfumato sample "..." --image FILE`.
+    From scratch a network is trained on the frozen latents of ``autoencoder``: a small one with a vocabulary learnt
+    from the instructions, or one that begins as a ``language_model``. With ``start_from`` an OmniGen is tuned, whole or
+    by low-rank products on the projections of attention. The result is an ``OmniGenPipeline`` folder; products lie in it
+    as ``lora.safetensors`` and are in its weights. Draw with `sfumato sample "..." --image FILE`.
 
     Unconfirmed: the paper's share of dropped instructions, its distribution of times, its settings by stage (those of
     the official code are the defaults here). The weights of ``emphasis`` are the official code's, which has them as a
     comment; the paper's 1 / ||x - x'||^2 where the latents differ is given in other words.
-    Differs from the paper: from scratch there is no language model to start from; all pictures that are asked for have
-    one size, square, and input pictures none larger; products are one for each of query, key and value, which the
-    official code has in one layer. From scratch, the table of places has a cell for every patch of 16 pixels, in place
-    of three for each, and rotary places are not stretched.
+    Differs from the paper: all pictures that are asked for have one size, square, and input pictures none larger;
+    products are one for each of query, key and value, which the official code has in one layer. From random weights the
+    table of places has a cell for every patch of 16 pixels, in place of three for each, and rotary places are not
+    stretched.
     Cost: one network call with gradients on the whole sequence an update; every picture is encoded once (with
     ``keep_latents``).
     """
@@ -151,6 +101,9 @@ class TrainOmniGen(Tuned, Schedule):
     """Rank of the products, which act with their full strength (alpha = rank)."""
     autoencoder: str = "sketch"
     """Whose latents are modelled from scratch: a model or an autoencoder's folder, of a factor of 8."""
+    language_model: str = ""
+    """From scratch: a Phi-3 of transformers (folder or hub id) whose weights, sizes and words it begins with, as the
+    published model did; empty: random weights."""
     condition_dropout: Decay = 0.1
     """Share of instructions that are replaced by ``<cfg>``, with their pictures."""
     emphasis: bool = False
@@ -230,17 +183,15 @@ class TrainOmniGen(Tuned, Schedule):
 
     def fresh(self, data: Instructions) -> OmniGen:
         """A model from scratch, its weights from torch's generator."""
-        texts = {data.row(i).text for i in range(min(len(data), 20_000))}
-        tokenizer = learn_spoken([BEFORE, AFTER, DROPPED, *texts], SIGNS, self.context, self.vocabulary)
         vae = open_autoencoder(self.autoencoder)
-        even = [1.0] * (self.width // self.heads // 2)
-        network = OmniGenTransformer2DModel(
-            in_channels=vae.config.latent_channels, hidden_size=self.width, num_attention_heads=self.heads,
-            num_key_value_heads=self.heads, intermediate_size=self.mlp, num_layers=self.blocks, pad_token_id=2,
-            vocab_size=len(tokenizer), max_position_embeddings=4096, pos_embed_max_size=max(64, self.size // 16),
-            rope_scaling={"short_factor": even, "long_factor": even},
-        )  # fmt: skip
-        initialise(network)
+        channels = vae.config.latent_channels
+        if self.language_model:
+            network, tokenizer = from_language_model(self.language_model, channels)
+        else:
+            texts = {data.row(i).text for i in range(min(len(data), 20_000))}
+            tokenizer = learn_spoken([BEFORE, AFTER, DROPPED, *texts], SIGNS, self.context, self.vocabulary)
+            sizes = (self.width, self.heads, self.mlp, self.blocks, max(64, self.size // 16))
+            network = fresh_network(channels, len(tokenizer), *sizes)
         flow = FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1, shift=self.time_shift)
         defaults = {
             "size": self.size, "sampling_steps": self.sampling_steps, "cfg_scale": self.cfg_scale,
