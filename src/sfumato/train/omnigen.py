@@ -51,8 +51,8 @@ class TrainOmniGen(Tuned, Schedule):
 
     From scratch a network is trained on the frozen latents of ``autoencoder``: a small one with a vocabulary learnt
     from the instructions, or one that begins as a ``language_model``. With ``start_from`` an OmniGen is tuned, whole or
-    by low-rank products on the projections of attention. The result is an ``OmniGenPipeline`` folder; products lie in it
-    as ``lora.safetensors`` and are in its weights. Draw with `sfumato sample "..." --image FILE`.
+    by low-rank products on the projections of attention. The result is an ``OmniGenPipeline`` folder, with
+    products in its weights and by themselves in ``lora.safetensors``. Draw with `sfumato sample "..." --image FILE`.
 
     Unconfirmed: the paper's share of dropped instructions, its distribution of times, its settings by stage (those of
     the official code are the defaults here). The weights of ``emphasis`` are the official code's, which has them as a
