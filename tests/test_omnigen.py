@@ -173,6 +173,8 @@ def test_products_are_trained_on_lines_of_json(album, start, tmp_path):
     changed = {n for n, x in model.network.state_dict().items() if not torch.equal(x, before.network.state_dict()[n])}
     attention = ("to_q", "to_k", "to_v", "to_out")
     assert changed and all(any(name in n for name in attention) and n.startswith("layers.") for n in changed)
+    parent = sf.pipeline.read_record(tmp_path / "run")["provenance"]["parent"]
+    assert parent == {"model": start, "sha256": before.describe()["sha256"]}
     before.load_adapter("lora", tmp_path / "run" / "model" / "lora.safetensors")
     asked = [Instruction(f"{place(1)} in red", (album.parent / "b.png",))]
     ours, theirs = (m.draw(asked, 1, sampling_steps=2) for m in (model, before))
@@ -227,6 +229,10 @@ def test_settings_that_cannot_be(tmp_path, tiny_sd):
             recipe(**changes)
     with pytest.raises(BadInput, match="unknown task 'drew'"):
         recipe(tasks=("drew",)).open()
+    large = recipe(size=1040)
+    with pytest.raises(BadInput, match="draw 1024 at most"):
+        OmniGenTraining(recipe(), recipe().open()).model.latent_shape(1040)
+    assert large.fresh(large.open()).latent_shape() == (8, 130, 130), "a larger table is made for larger pictures"
     with pytest.raises(BadInput, match="not an OmniGen"):
         recipe(start_from=str(tmp_path / "sd")).plan()
 

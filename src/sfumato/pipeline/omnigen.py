@@ -91,6 +91,14 @@ class OmniGen(Text2Image):
     def _size(self) -> int:
         return self.pipe.default_sample_size * self.scale_factor
 
+    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+        shape = super().latent_shape(size)
+        config = self.network.config
+        if shape[-1] // config.patch_size > config.pos_embed_max_size:
+            most = config.pos_embed_max_size * config.patch_size * self.scale_factor
+            raise BadInput(f"size {size or self.size} is more than this model has places for: draw {most} at most")
+        return shape
+
     def text_parts(self) -> list[tuple[str, str]]:
         return []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from accelerate import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from sfumato.data.instructions import TASKS, Instructions, open_instructions
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, at_least
 from sfumato.memory import require_memory
-from sfumato.pipeline import load_text2image, open_autoencoder, wrap
+from sfumato.pipeline import load_text2image, open_autoencoder, read_record, wrap
 from sfumato.pipeline.adapter import Adapter
 from sfumato.pipeline.interleaved import AFTER, BEFORE, DROPPED, SIGNS, places
 from sfumato.pipeline.omnigen import OmniGen, pipeline_class
@@ -232,8 +233,12 @@ class TrainOmniGen(Tuned, Schedule):
         return Plan(f"train omnigen on {self.data}", memory=memory, seconds=seconds)
 
     def made(self) -> dict[str, Any]:
-        """How the model is made, for its record."""
-        return {"title": "A model of sfumato train omnigen", "recipe": "train omnigen", "config": asdict(self)}
+        """How the model is made, for its record; of what it starts from the hash that its own record tells."""
+        made = {"title": "A model of sfumato train omnigen", "recipe": "train omnigen", "config": asdict(self)}
+        if not self.start_from:
+            return made
+        told = read_record(self.start_from).get("description") or {}
+        return {**made, "parent": {"model": self.start_from, "sha256": told.get("sha256")}}
 
     def finished(self, out: str | Path, overwrite: bool = False) -> bool:
         """Whether ``out/model`` is the model of this run already, so that `run` has nothing left to do.
@@ -274,6 +279,8 @@ class OmniGenTraining(Recipe):
         torch.manual_seed(recipe.seed)
         self.recipe, self.data = recipe, data
         self.model = model = recipe.model(data) if model is None else model
+        model.latent_shape(recipe.size)  # refuses what it cannot draw
+        model.pipe.to(PartialState(cpu=not torch.cuda.is_available()).device)  # what is not trained as well
         self.posteriors = Posteriors(model, data.picture, recipe.size, recipe.keep_latents)
         self.adapter = recipe.products(model) if recipe.trains == "lora" else None
         if self.adapter is None:
