@@ -36,8 +36,8 @@ class OmniGenAnatomy(Transformer):
     """``OmniGenTransformer2DModel``: a language model's layers, in which all of the sequence attends ("joint").
 
     The text that listeners and edits of attention see first is all that stands before the output picture: text, input
-    pictures and the token of the time. What acts on the text alone is the table of words, which is the "xattn" set of
-    parameters therefore; "selfattn" are the layers' attention.
+    pictures and the token of the time. They share all weights; the layers' attention, in which text and picture meet, is
+    the "xattn" set of parameters and the "selfattn" set, its key and value projections the "xattn-strict" one.
 
     Rotary attention sees differences of places only, so that every row is numbered from its padding on. (The
     network itself computes the rotation of the first row of a batch for all of them: given places as
@@ -50,9 +50,9 @@ class OmniGenAnatomy(Transformer):
 
     trunks = ("layers",)
     subsets: ClassVar = {
-        "xattn": lambda name: name.startswith("embed_tokens."),
-        "xattn-strict": lambda name: name.startswith("embed_tokens."),
-        "noxattn": lambda name: not name.startswith(("embed_tokens.", *_TIME_AND_OUTPUT)),
+        "xattn": lambda name: ".self_attn." in name,
+        "xattn-strict": lambda name: ".to_k." in name or ".to_v." in name,
+        "noxattn": lambda name: ".self_attn." not in name and not name.startswith(_TIME_AND_OUTPUT),
         "selfattn": lambda name: ".self_attn." in name,
     }
 
