@@ -137,6 +137,7 @@ def test_a_row_does_not_depend_on_how_far_it_is_padded(p):
     for i, one in enumerate(asked):
         alone = p.denoiser(z[[i]], 0.3, p.encode([one]))
         torch.testing.assert_close(together[[i]], alone, rtol=0, atol=2e-6)
+    torch.testing.assert_close(p.denoiser(z[[0]], 0.3, p.encode(asked)[[0]]), together[[0]], rtol=0, atol=2e-6)
     joined = type(p.encode("a")).cat([p.encode([x]) for x in asked])
     torch.testing.assert_close(p.denoiser(z, 0.3, joined), together, rtol=0, atol=2e-6)
 
@@ -144,6 +145,7 @@ def test_a_row_does_not_depend_on_how_far_it_is_padded(p):
 def test_text_and_pictures_never_see_the_time_or_the_output(p):
     cond, states = p.encode([ASKED]), []
     length = cond.ids.shape[1]
+    left = length - int(cond.lengths)  # padding sees all, and is seen by none
     hooks = [layer.register_forward_hook(lambda m, a, out: states.append(out)) for layer in p.network.layers]
     z = torch.randn(1, *p.latent_shape(), requires_grad=True)
     t = torch.tensor([0.4], requires_grad=True)
@@ -155,7 +157,7 @@ def test_text_and_pictures_never_see_the_time_or_the_output(p):
             hook.remove()
     assert len(states) == 2
     for state in states:
-        before = torch.autograd.grad(state[:, :length].sum(), (z, t), retain_graph=True, allow_unused=True)
+        before = torch.autograd.grad(state[:, left:length].sum(), (z, t), retain_graph=True, allow_unused=True)
         assert all(g is None or not g.any() for g in before)
         of_time = torch.autograd.grad(state[:, length].square().sum(), (z, t), retain_graph=True, allow_unused=True)
         assert (of_time[0] is None or not of_time[0].any()) and of_time[1].abs() > 0
@@ -164,8 +166,9 @@ def test_text_and_pictures_never_see_the_time_or_the_output(p):
 
 def test_what_stands_before_a_picture_does_not_depend_on_it(p):
     one, other = (p.encode([Instruction(ASKED.text, (picture(i),))]) for i in (0, 1))
-    first = one.spans[0][0][0]
-    seen = []
+    left, seen = one.ids.shape[1] - int(one.lengths), []
+    first = left + one.spans[0][0][0]
+
     hook = p.network.layers[-1].register_forward_hook(lambda m, a, out: seen.append(out))
     z = torch.zeros(1, *p.latent_shape())
     try:
@@ -173,7 +176,7 @@ def test_what_stands_before_a_picture_does_not_depend_on_it(p):
             p.denoiser(z, 0.5, cond)
     finally:
         hook.remove()
-    assert torch.equal(seen[0][:, :first], seen[1][:, :first])
+    assert torch.equal(seen[0][:, left:first], seen[1][:, left:first])
     assert not torch.allclose(seen[0][:, first:], seen[1][:, first:])
 
 
@@ -279,13 +282,13 @@ def test_rows_with_and_without_pictures_are_guided_together(p):
 def test_what_is_remembered_draws_the_same(p):
     """Text and pictures are computed at the first of a walk's steps only, again where what is told changes."""
     asked, seeds = [ASKED, "a blue star"], [1, 2]
-    forgetful = type(p)(p.pipe, p.defaults)
-    forgetful.remember = False
+    keeping = type(p)(p.pipe, p.defaults)
+    keeping.remember = True
     lengths = []
     hook = p.network.layers[0].register_forward_hook(lambda m, a, out: lengths.append(out.shape[1]))
     try:
         for settings in ({"sampling_steps": 4}, {"sampling_steps": 4, "cfg_interval": (0.6, 1.0), "batch": 1}):
-            ours, due = (model.draw(asked, seeds, **settings) for model in (p, forgetful))
+            ours, due = (model.draw(asked, seeds, **settings) for model in (keeping, p))
             torch.testing.assert_close(ours, due, rtol=0, atol=1e-5)
     finally:
         hook.remove()
@@ -322,6 +325,8 @@ def test_what_is_saved_is_loaded_and_products_are_merged(p, tmp_path):
     assert again.size == 32 and again.defaults["image_cfg_scale"] == 1.6 and again.describe()["family"] == "omnigen"
     with pytest.raises(BadInput, match="no text encoder that could learn"):
         again.add_token("<x>", "star")
+    with pytest.raises(BadInput, match="edit the tokens of what it gives"):
+        again.encode_ids(torch.ones(1, 4, dtype=torch.long))
 
 
 def test_pictures_from_the_command_line(p, tmp_path, capsys):

@@ -124,6 +124,7 @@ def attention_of(
     spans: Sequence[Sequence[Span]],
     outputs: Int[Tensor, "batch"],
     bidirectional: bool = True,
+    longest: int | None = None,
 ) -> Bool[Tensor, "batch sequence sequence"]:
     """Who may attend (rows) to whom (columns), in rows that are padded on the left to the longest.
 
@@ -136,8 +137,9 @@ def attention_of(
         spans: of each row's input pictures, from its own first token.
         outputs: tokens of each row's output picture.
         bidirectional: whether an input picture sees all of itself; else it is causal as text is.
+        longest: to how many tokens of text and input pictures rows are padded; None: to those of the longest.
     """
-    longest, most = int(lengths.max()), int(outputs.max())
+    longest, most = int(lengths.max()) if longest is None else longest, int(outputs.max())
     i, left = torch.arange(longest + 1 + most), (longest - lengths)[:, None]
     out = i > longest
     there = i < longest + 1 + outputs[:, None]  # not behind a smaller output

@@ -25,9 +25,22 @@ from .base import Text2Image
 from .clock import Clock, FlowClock
 from .codec import Codec
 from .conditioning import Conditioning, Role
-from .interleaved import AFTER, BEFORE, Instruction, Interleaved, build_sequence, fitted, only_pictures, place, places
+from .interleaved import (
+    AFTER,
+    BEFORE,
+    Instruction,
+    Interleaved,
+    build_sequence,
+    fitted,
+    only_pictures,
+    place,
+    places,
+    tokens_of,
+)
 
 _LONGEST = 131_072
+_STEP = 64
+"""Tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,12 @@ class RisingClock(FlowClock):
     """The clock of a network that is told how much of the picture there is: 0 of noise, 1 of the picture itself."""
 
     def counting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**config, "invert_sigmas": False, "num_train_timesteps": 1000}
+        return falling(config)
+
+
+def falling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's configuration with its noise falling from 1, in which all else here counts, not rising to it."""
+    return {**{k: v for k, v in config.items() if k != "invert_sigmas"}, "num_train_timesteps": 1000}
 
 
 class OmniGen(Text2Image):
@@ -61,11 +79,12 @@ class OmniGen(Text2Image):
     conditional_first = True
     padding = "longest"
     anatomy: OmniGenAnatomy
-    remember: bool = True
-    """Whether a draw keeps keys and values of text and input pictures: memory for time."""
+    remember: bool = False
+    """Whether a draw keeps keys and values of text and input pictures: memory for time, and other last bits."""
 
     def __init__(self, pipe, defaults: dict[str, Any] | None = None):
         super().__init__(pipe, {"image_cfg_scale": 1.6, **(defaults or {})})
+        self._usual: int | None = None
 
     @classmethod
     def plain(cls, pipe) -> bool:
@@ -81,8 +100,8 @@ class OmniGen(Text2Image):
 
     def _make_clock(self) -> Clock:
         scheduler = self.pipe.scheduler
-        config = {**scheduler.config, "invert_sigmas": False, "num_train_timesteps": 1000}
-        return RisingClock.of(type(scheduler).from_config(config), scale=1.0, even=True, backward=True, negated=True)
+        solver = type(scheduler).from_config(falling(scheduler.config))
+        return RisingClock.of(solver, scale=1.0, even=True, backward=True, negated=True)
 
     @property
     def codec(self) -> Codec:
@@ -119,16 +138,7 @@ class OmniGen(Text2Image):
     def _phrase(self, phrase: str) -> str:
         return phrase
 
-    def add_token(self, word: str, init_word: str, vectors: int = 1) -> Any:
-        raise BadInput("OmniGen has no text encoder that could learn a word: train it with `sfumato train omnigen`")
-
     def _encode(self, reads: Any, size: int) -> Conditioning:
-        (read,) = reads
-        table = self.network.embed_tokens
-        tokens = table(read.ids) if read.embeddings is None else read.embeddings
-        return Interleaved(tokens, read.ids, read.mask.bool(), roles=read.roles)
-
-    def encode_ids(self, *args: Any, **kwargs: Any) -> Conditioning:
         raise BadInput("OmniGen is asked with texts and pictures: use encode, and edit the tokens of what it gives")
 
     def encode(
@@ -162,13 +172,23 @@ class OmniGen(Text2Image):
     def interleaved(
         self, texts: Sequence[str], latents: Sequence[Sequence[Float[Tensor, "channel h w"]]], grad: bool = False
     ) -> Interleaved:
-        """Instructions with the latents of their pictures, as the network reads them."""
-        cond = self.sequence(texts, latents, grad)
+        """Instructions with the latents of their pictures, as the network reads them.
+
+        Padded to a length that most of them share, so that methods may mix what was encoded apart.
+        """
+        cond = self._common(self.sequence(texts, latents, grad))
         if not any(latents):
             return cond
-        wordless = self.sequence([only_pictures(len(some)) for some in latents], latents, grad)
+        wordless = self._common(self.sequence([only_pictures(len(some)) for some in latents], latents, grad))
         scale = torch.full((len(texts),), float(self.defaults["image_cfg_scale"]))
         return cond.replace(wordless=wordless, image_scale=scale)
+
+    def _common(self, cond: Interleaved) -> Interleaved:
+        """Padded to whole `_STEP`s, at least those of what is steered away from."""
+        if self._usual is None:
+            said = self.defaults.get("negative")
+            self._usual = len(tokens_of(flaws() if said is None else said, [], self.pipe.tokenizer)[0])
+        return cond.longer(-(-max(self._usual, cond.ids.shape[1]) // _STEP) * _STEP)
 
     def sequence(
         self, texts: Sequence[str], latents: Sequence[Sequence[Float[Tensor, "channel h w"]]], grad: bool = False
@@ -202,7 +222,7 @@ class OmniGen(Text2Image):
         return roles
 
     def draw(self, *args: Any, **settings: Any) -> Float[Tensor, "n 3 height width"]:
-        """See `Model.draw`; unless ``remember`` is False (an attribute), text and input pictures are read once."""
+        """See `Model.draw`; with ``remember`` (an attribute) text and input pictures are read once for all steps."""
         with ExitStack() as stack:
             if self.remember and not settings.get("grad") and steering.of(self.network) is None:
                 stack.enter_context(self.anatomy.remembering())

@@ -36,8 +36,8 @@ class OmniGenAnatomy(Transformer):
     """``OmniGenTransformer2DModel``: a language model's layers, in which all of the sequence attends ("joint").
 
     The text that listeners and edits of attention see first is all that stands before the output picture: text, input
-    pictures and the token of the time. They share all weights; the layers' attention, in which text and picture meet, is
-    the "xattn" set of parameters and the "selfattn" set, its key and value projections the "xattn-strict" one.
+    pictures and the token of the time. They share all weights; the layers' attention, in which text and picture meet,
+    is the "xattn" set of parameters and the "selfattn" set, its key and value projections the "xattn-strict" one.
 
     Rotary attention sees differences of places only, so that every row is numbered from its padding on. (The
     network itself computes the rotation of the first row of a batch for all of them: given places as
@@ -91,7 +91,7 @@ class OmniGenAnatomy(Transformer):
         outputs = z.shape[-2] * z.shape[-1] // self.network.config.patch_size ** 2
         spans, latents = getattr(cond, "spans", ()) or ((),) * n, getattr(cond, "latents", ()) or ((),) * n
         lengths = torch.full((n,), length) if cond.mask.is_meta else cond.mask.sum(dim=1).cpu()
-        attention = attention_of(lengths, spans, torch.full((n,), outputs), self.bidirectional)
+        attention = attention_of(lengths, spans, torch.full((n,), outputs), self.bidirectional, length)
         dtype = self.network.dtype
         inputs = {
             "input_ids": cond.tokens.to(z.device, dtype),
