@@ -85,6 +85,14 @@ METHODS: tuple[Method, ...] = (
         ledger="dorsal",
     ),
     Method(
+        "train", "omnigen", "sfumato.train.omnigen:TrainOmniGen", ("xiao2025omnigen", "brooks2023instruct"),
+        "One transformer reads instructions with pictures in them and draws the next; many tasks, one format.",
+        cost="one network call with gradients an update, on the whole sequence: quadratic in text and pictures",
+        when="Editing, subjects, control maps and back, in one model; or tuning a published OmniGen on your own rows.",
+        beware="The published model has 3.8 billion parameters; small ones from scratch know their own few words only.",
+        ledger="omnigen",
+    ),
+    Method(
         "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
         "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
         cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",
