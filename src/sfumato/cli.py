@@ -39,6 +39,7 @@ COMMANDS = {
     "protect": "change pictures a little, so that models imitate and edit them badly",
     "train": "train a model",
     "classify": "train a classifier of pictures",
+    "explain": "judge explanations of a classifier: which attribution finds what it goes by",
     "distill": "from many sampling steps to few",
     "information": "what a model knows at each noise level: mean squared error and mutual information",
     "latents": "how heavy the tails of an autoencoder's latents are, and of their temporal differences",
