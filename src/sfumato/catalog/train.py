@@ -76,4 +76,12 @@ METHODS: tuple[Method, ...] = (
         beware="Small transformers for small data: for long texts and large pictures see the published models.",
         no_ledger="it is what the steps of jys are measured with, not a claim of its own",
     ),
+    Method(
+        "train", "eagan", "sfumato.train.eagan:EAGAN", ("ying2022eagan", "yang2020cars"),
+        "Searches a GAN's generator, then its discriminator, by evolution over supernets, and trains both.",
+        cost="the paper's search took 1.2 GPU-days; a small one minutes on a CPU",
+        when="Pictures in one step from a small net, or a Pareto front of quality against size.",
+        beware="Scores of shared weights rank roughly; with few samples they rank chance.",
+        ledger="eagan",
+    ),
 )  # fmt: skip

@@ -12,6 +12,7 @@ knows neither the noise process nor what its output means.
 """
 
 from .consistency import ConsistencyUNet
+from .gan import GenotypeGenerator
 from .residual_uvit import ResidualUViT
 from .simple_uvit import SimpleUNet, SimpleUViT
 from .tokens import TokenTransformer
@@ -20,6 +21,6 @@ from .variation_uvit import VariationUViT
 from .video import VideoUNet
 
 __all__ = [
-    "ConsistencyUNet", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
-    "VideoUNet",
+    "ConsistencyUNet", "GenotypeGenerator", "ResidualUViT", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet",
+    "VariationUViT", "VideoUNet",
 ]  # fmt: skip
