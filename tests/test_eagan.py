@@ -195,7 +195,7 @@ def pictures():
 
 
 def searching(**changes):
-    how = {"search_warmup": 0, "rounds": 2, "objectives": ("frechet", "parameters")}
+    how = {"population": 4, "rounds": 2, "objectives": ("frechet", "parameters")}
     return EAGAN(**{**EAGAN.EXAMPLE, **how, **changes})
 
 

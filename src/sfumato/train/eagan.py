@@ -68,8 +68,8 @@ class EAGAN(Tuned, Schedule):
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
-        "pictures": 6, "size": 16, "updates": 2, "batch": 2, "checkpoint_every": 1, "track": "none", "population": 4,
-        "rounds": 1, "search_warmup": 1, "round_updates": 1, "samples": 12, "extractor": "pixels", "latent": 6,
+        "pictures": 6, "size": 16, "updates": 2, "batch": 2, "checkpoint_every": 1, "track": "none", "population": 2,
+        "rounds": 1, "search_warmup": 0, "round_updates": 1, "samples": 12, "extractor": "pixels", "latent": 6,
         "generator_channels": 4, "discriminator_channels": 4, "critic_updates": (1, 1, 1),
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -15,9 +15,9 @@ def dominated(scores: Float[Tensor, "n objectives"]) -> Bool[Tensor, "n n"]:
 
 def fronts(scores: Float[Tensor, "n objectives"]) -> list[list[int]]:
     """Non-dominated sorting: the rows that nothing dominates, then those that nothing else does, and so on."""
-    above, left, found = dominated(scores), set(range(len(scores))), []
+    above, left, found = dominated(scores).tolist(), set(range(len(scores))), []
     while left:
-        front = [i for i in sorted(left) if not any(above[j, i] for j in left)]
+        front = [i for i in sorted(left) if not any(above[j][i] for j in left)]
         found.append(front)
         left -= set(front)
     return found
