@@ -29,6 +29,7 @@ from sfumato.train.loop import Run
 from sfumato.train.parts.adversarial import begun, discriminator_loss, generator_loss
 from sfumato.train.parts.candidates import _numbered, measure
 from sfumato.train.parts.evolution import children, winner
+from sfumato.train.parts.front import write_page
 from sfumato.train.parts.pareto import cars, crowding, fronts, nsga2
 
 SPACES = pytest.mark.parametrize("space", [GENERATOR, DISCRIMINATOR], ids=lambda s: s.kind)
@@ -252,6 +253,9 @@ def test_a_killed_search_goes_on_to_the_same_population(pictures, tmp_path, monk
     records = [sorted((tmp_path / name / "search").glob("*.json")) for name in ("whole", "killed")]
     assert len(records[0]) == 2 and [a.read_text() for a in records[0]] == [b.read_text() for b in records[1]]
     first, second = (json.loads(file.read_text())["members"] for file in records[0])
+    write_page(tmp_path / "whole" / "search")
+    page = (tmp_path / "whole" / "search" / "index.html").read_text()
+    assert page.count("<polyline") == 2 and page.count("<circle") == 2 * 4
     kept = [m["genotype"] for m in first if m["kept"]]
     assert len(kept) == 2 and [m["genotype"] for m in second if m["genotype"] in kept] == kept
     assert len({str(m["genotype"]) for m in (*first, *second)}) == 6

@@ -36,6 +36,7 @@ from .parts.adversarial import DiscriminatorSearch, GeneratorSearch, Pair, Rates
 from .parts.adversarial import Plan as Stage
 from .parts.candidates import Judge, settle
 from .parts.evolution import Objective, Selection
+from .parts.front import write_page
 from .recipe import Recipe
 from .schedule import Schedule
 
@@ -51,8 +52,8 @@ class EAGAN(Tuned, Schedule):
     crossover and mutation of these fill up the other half. Stage 2: the generator's genotype is fixed, and every
     discriminator of the population has a copy of its weights of its own, trained with it; after a round all copies take
     the weights of the best. Then both are trained from scratch by the hinge loss. The generator draws in one step, as a
-    model like any other. ``search/`` in the run's folder tells every generation, with its first front, and
-    ``genotypes.json`` what was found.
+    model like any other. ``search/`` in the run's folder tells every generation, and shows their first fronts on a
+    page; ``genotypes.json`` says what was found.
 
     What is scored: the Fréchet distance of ``extractor``'s features, one over the Inception score (features without
     classes: of soft clusters around ten real pictures), and the parameters, each candidate with its own statistics of
@@ -244,6 +245,7 @@ class EAGAN(Tuned, Schedule):
 
         def write() -> None:
             write_json(out / FOUND, found, overwrite=True)
+            write_page(out / "search")
             model.save(out / "model", overwrite=overwrite, provenance=self.made())
 
         run.finish(write)
