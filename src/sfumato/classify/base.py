@@ -205,9 +205,10 @@ class Classifier(Tuned, Schedule, ABC):
         if about["classifier"] != cls.name():
             raise BadInput(f"{folder} was made by classify {about['classifier']}, not by {cls.name()}")
         known = {f.name for f in fields(cls) if f.init}
+        # JSON has lists where settings have tuples
+        settings: dict[str, Any] = {n: tuple(x) if isinstance(x, list) else x for n, x in config.items() if n in known}
         with reading(folder, "a classifier"):
-            # JSON has lists where settings have tuples
-            return cls(**{n: tuple(x) if isinstance(x, list) else x for n, x in config.items() if n in known})
+            return cls(**settings)
 
     @classmethod
     def read(cls, folder: str | Path) -> nn.Module:

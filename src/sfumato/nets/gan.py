@@ -124,11 +124,12 @@ def _generator_genes(genotype: Genotype | None) -> list[list[tuple[int, ...]]]:
     """The operations of every edge of every cell."""
     if genotype is None:
         return [[tuple(GENERATOR.values(g)) for g in range(7)] for _ in range(3)]
-    genes = []
+    genes: list[list[tuple[int, ...]]] = []
     for cell, wanted in zip(genotype, looked_at(genotype), strict=True):
         used = [cell[2] * wanted, cell[3] * wanted, *cell[4:]]
         ways = [bool(used[i] or used[i + 2]) for i in range(2)]
-        genes.append([(cell[i],) if ways[i] else () for i in range(2)] + [(g,) if g else () for g in used])
+        edges: list[tuple[int, ...]] = [(cell[i],) if ways[i] else () for i in range(2)]
+        genes.append(edges + [(g,) if g else () for g in used])
     return genes
 
 
@@ -170,7 +171,8 @@ class GenotypeGenerator(ModelMixin, ConfigMixin):
         if gene is None:
             raise ValueError("a supernet is told a genotype")
         z = z.flatten(1)[:, : self.latent].chunk(3, dim=1)
-        wanted, skips, h = looked_at(gene), [], None
+        wanted, h = looked_at(gene), None
+        skips: list[Tensor | None] = []
         for i, (linear, cell) in enumerate(zip(self.linear, self.cells, strict=True)):
             side = self.width * 2**i
             base = linear(z[i]).view(-1, self.channels, side, side)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -72,7 +73,7 @@ class DiffusionProjector:
     def __call__(self, x: Float[Tensor, "n *dims"], t0: float, rows: Sequence[int]) -> Float[Tensor, "n *dims"]:
         self.check(x.shape[1:])
         model, parts = self.model, []
-        sampler = (lambda *args, **how: ddpm(*args, final_noise=False, **how)) if self.ancestral else ddim
+        sampler: Sampler = partial(ddpm, final_noise=False) if self.ancestral else ddim
         for first in range(0, len(x), self.batch):
             some = x[first : first + self.batch]
             generators = [torch.Generator().manual_seed(step_seed(self.seed, row)) for row in rows[first:][: len(some)]]

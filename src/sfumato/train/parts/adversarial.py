@@ -110,7 +110,7 @@ class Adversarial(Recipe):
             name="discriminator", loss=self.first_loss, trains=["discriminator"], lr=r.discriminator, ema=0.0,
             times=r.critic_updates, fresh=True,
         )  # fmt: skip
-        second = {"trains": ["generator"], "lr": r.generator, "ema": r.ema, "fresh": True}
+        second: dict[str, Any] = {"trains": ["generator"], "lr": r.generator, "ema": r.ema, "fresh": True}
         return [first, Turn(name="generator", loss=self.loss, **second)]
 
     def first_loss(self, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

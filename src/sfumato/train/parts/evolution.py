@@ -89,7 +89,8 @@ def children(
     A uniform parent is crossed with another with probability ``crossover``, then mutated with probability
     ``mutation``, again and again until there are enough new ones.
     """
-    seen, made = {*parents, *taken}, []
+    seen = {*parents, *taken}
+    made: list[Genotype] = []
     for _ in range(ATTEMPTS * count):
         if len(made) == count:
             return made
