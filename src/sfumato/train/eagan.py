@@ -32,11 +32,11 @@ from sfumato.settings import Tuned
 
 from .loop import Run
 from .outputs import is_there, ours
-from .parts.adversarial import DiscriminatorSearch, GeneratorSearch, Pair, Rates, begun
-from .parts.adversarial import Plan as Stage
+from .parts.adversarial import Pair, Rates, begun
 from .parts.candidates import Judge, settle
 from .parts.evolution import Objective, Selection
 from .parts.front import write_page
+from .parts.search import DiscriminatorSearch, GeneratorSearch, Stage
 from .recipe import Recipe
 from .schedule import Schedule
 
