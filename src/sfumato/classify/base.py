@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -205,6 +205,36 @@ class Classifier(Tuned, Schedule, ABC):
         about = {"classifier": self.name(), "labels": labels, "size": self.size}
         write(folder, net.cpu(), about, self.made(), card, overwrite)
 
+    def trained_on(
+        self, x: Float[Tensor, "n 3 size size"], y: Int[Tensor, "n"], labels: tuple[str, ...], seed: int
+    ) -> nn.Module:
+        """A fresh network, trained in memory by this recipe on pictures in [-1, 1] that need not be in whole levels."""
+        method = replace(self, seed=seed, track="none", grid_every=0)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            recipe = LabellingTensors(method, method.network(labels).train(), x.cpu(), y.cpu())
+        Run(recipe, method).fit(progress=False)
+        if method.ema:
+            rng = torch.Generator().manual_seed(seed)
+            averaged_statistics(recipe.net, (recipe.batch(0, rng, method.batch)[0] for _ in range(20)))
+        return recipe.net.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Self:
+        """The settings with which the classifier in a folder was trained.
+
+        Raises:
+            BadInput: no such folder, or one of another method.
+        """
+        about, config = described(folder)
+        if about["classifier"] != cls.name():
+            raise BadInput(f"{folder} was made by classify {about['classifier']}, not by {cls.name()}")
+        known = {f.name for f in fields(cls) if f.init}
+        # JSON has lists where settings have tuples
+        settings: dict[str, Any] = {n: tuple(x) if isinstance(x, list) else x for n, x in config.items() if n in known}
+        with reading(folder, "a classifier"):
+            return cls(**settings)
+
     @classmethod
     def read(cls, folder: str | Path) -> nn.Module:
         """The network of a folder that `run` wrote, frozen, from pictures in [-1, 1] to logits.
@@ -246,3 +276,15 @@ class Labelling(Recipe):
     def turns(self) -> list[Turn]:
         make = updating(self.method.update_rule, self.method, self.method.momentum)
         return [Turn(name="all", loss=self.loss, optimizer=make, lr=self.method.rate())]
+
+
+class LabellingTensors(Labelling):
+    """`Labelling` of pictures that lie in a tensor, in [-1, 1]."""
+
+    def __init__(self, method: Classifier, net: nn.Module, x: Float[Tensor, "n 3 size size"], y: Int[Tensor, "n"]):
+        self.method, self.net, self.x, self.y = method, net, x, y
+        self.name = method.name()
+
+    def batch(self, step: int, rng: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
+        rows = draw.integers(len(self.x), size, rng)
+        return self.method.augmented(self.x[rows], rng), self.y[rows]

@@ -80,22 +80,6 @@ def to_square(data: bytes | Path, size: int, name: str = "a picture") -> UInt8[n
         name: what the complaint calls encoded bytes; a file is called by its path.
 
     Raises:
-        BadInput: as `upright`.
-    """
-    image = upright(data, name)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)))
-
-
-def upright(data: bytes | Path, name: str = "a picture") -> Image.Image:
-    """Decode, turn upright, lay transparency on white; of the size that it has.
-
-    Args:
-        data: an encoded picture, or its file.
-        name: what the complaint calls encoded bytes; a file is called by its path.
-
-    Raises:
         BadInput: the picture is corrupt, of more pixels than Pillow's limit against decompression bombs, or none.
     """
     return np.asarray(squared(to_image(data, name), size))

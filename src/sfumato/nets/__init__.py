@@ -15,6 +15,7 @@ A network knows neither the noise process nor what its output means.
 
 from .consistency import ConsistencyUNet
 from .elic import Elic
+from .gan import GenotypeGenerator
 from .image_transformer import ImageTransformer
 from .osrt import OSRT
 from .prototype_unet import PrototypeUNet
@@ -29,7 +30,7 @@ from .video import VideoUNet
 from .views import ViewUNet
 
 __all__ = [
-    "OSRT", "ConsistencyUNet", "Elic", "ImageTransformer", "PrototypeUNet", "ResidualUViT", "RestoringUNet",
-    "SceneGraphTransformer", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT", "VideoUNet",
-    "ViewUNet",
+    "OSRT", "ConsistencyUNet", "Elic", "GenotypeGenerator", "ImageTransformer", "PrototypeUNet", "ResidualUViT",
+    "RestoringUNet", "SceneGraphTransformer", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
+    "VideoUNet", "ViewUNet",
 ]  # fmt: skip
