@@ -110,6 +110,19 @@ METHODS: tuple[Method, ...] = (
         no_ledger="it is what the steps of jys are measured with, not a claim of its own",
     ),
     Method(
-    "eagan", "sortino2023transformer", "train", "yang2020cars", "ying2022eagan",
+        "train", "trf-sg2im", "sfumato.train.trf_sg2im:TrfSG2Im", ("sortino2023transformer",),
+        "Scene graphs to layouts by a graph transformer, and layouts to pictures by a causal one on codes.",
+        cost="a call of each transformer with gradients an update, after an autoencoder; drawing: one call a code",
+        when="Pictures from objects and relations in JSON, with the layout to look at, or fixed, in between.",
+        beware="The published model has 440 M parameters; codes are drawn one after the other.",
+        ledger="trf-sg2im",
+    ),
+    Method(
+        "train", "eagan", "sfumato.train.eagan:EAGAN", ("ying2022eagan", "yang2020cars"),
+        "Searches a GAN's generator, then its discriminator, by evolution over supernets, and trains both.",
+        cost="the paper's search took 1.2 GPU-days; a small one minutes on a CPU",
+        when="Pictures in one step from a small net, or a Pareto front of quality against size.",
+        beware="Scores of shared weights rank roughly; with few samples they rank chance.",
+        ledger="eagan",
     ),
 )  # fmt: skip

@@ -259,7 +259,7 @@ class Interleaved(Conditioning):
         if self.wordless is None or self.image_scale is None:
             return []
         bare = torch.tensor([not some for some in self.latents])
-        return [(self.wordless.drop(bare, empty), self.image_scale)]
+        return [(self.wordless.drop(bare, cast(Interleaved, empty)), self.image_scale)]
 
 
 def fitted(image: Image.Image, most: int, unit: int = 16) -> Image.Image:

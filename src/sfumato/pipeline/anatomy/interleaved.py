@@ -168,7 +168,7 @@ class Memory:
         """The call to come has this conditioning, whose keys and values are to be kept."""
         self._cond, self._shape, self.length = cond, tuple(z.shape), cond.ids.shape[1]
         mask, places = inputs["attention_mask"][:, self.length :], inputs["position_ids"][:, self.length :]
-        nothing = {"input_ids": None, "input_img_latents": [], "input_image_sizes": {}}
+        nothing: dict[str, Any] = {"input_ids": None, "input_img_latents": [], "input_image_sizes": {}}
         self._short = {**nothing, "attention_mask": mask, "position_ids": places}
 
     def known(self, z: Tensor, cond: Conditioning) -> dict[str, Any] | None:
