@@ -55,7 +55,8 @@ def look(model: str) -> int:
         print(f"sfumato: {visible(str(error))}", file=sys.stderr)
         return 2
     except Exception as error:
-        print(f"sfumato: {visible(model)} cannot be read: {visible(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        told = visible(f"{type(error).__name__}: {error}")
+        print(f"sfumato: {visible(model)} cannot be read: {told}", file=sys.stderr)
         return 2
     told = {
         "family": type(getattr(made, "pipe", made)).__name__,

@@ -26,7 +26,8 @@ def model_named(text: str | None) -> str:
     if said in EMBEDDED:
         return said
     if not said:
-        raise BadInput(f"name a model: {', '.join(EMBEDDED)}, a folder written by save_pretrained or a .safetensors file")
+        known = ", ".join(EMBEDDED)
+        raise BadInput(f"name a model: {known}, a folder written by save_pretrained or a .safetensors file")
     try:
         path = Path(said).expanduser()
         there = path.exists()
@@ -83,7 +84,8 @@ def taken_in(sent: str | Path, name: str, folder: Path, largest: int) -> Path:
             )
         refuse_others(sent, name)
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).strip("-.")[:60] or "model"
-        target = next(t for i in range(10_000) if not (t := folder / f"{stem}{f'-{i}' if i else ''}.safetensors").exists())
+        names = (folder / f"{stem}{f'-{i}' if i else ''}.safetensors" for i in range(10_000))
+        target = next(name for name in names if not name.exists())
         folder.mkdir(parents=True, exist_ok=True)
         shutil.move(sent, target)
     finally:

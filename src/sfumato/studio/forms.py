@@ -31,6 +31,7 @@ class Field:
         choices: to choose from.
         required: whether it has no default.
         nothing: whether it may be None.
+        numbers: whether a line of it holds several values.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Field:
     choices: tuple[str, ...] = ()
     required: bool = False
     nothing: bool = False
+    numbers: bool = False
 
     @property
     def label(self) -> str:
@@ -97,8 +99,9 @@ def _field(flag: Flag, default: Any) -> Field:
         return Field(flag.name, flag.option, told, "choices", list(default or ()), tuple(choices), **about)
     many = parts[1:] == (...,) and parts[0] not in (int, float)
     kind: Kind = "lines" if many else "line"
-    written = f"{takes(flag.type)[0].upper()}{takes(flag.type)[1:]}{', one a line' if many else ''}."
-    return Field(flag.name, flag.option, f"{told} {written}".strip(), kind, _text(default, "\n" if many else " "), **about)
+    written = "One a line." if many else "" if (what := takes(flag.type)) == "a word" else f"{what.capitalize()}."
+    value = _text(default, "\n" if many else " ")
+    return Field(flag.name, flag.option, f"{told} {written}".strip(), kind, value, numbers=len(parts) > 0, **about)
 
 
 def _bare(kind: Any) -> Any:
@@ -130,7 +133,7 @@ def _words(field: Field, value: Any) -> list[str]:
         return [field.option, "None"] if field.nothing else [field.option] if field.kind == "lines" else []
     if field.kind == "lines":
         return _several(field.option, lines(text))
-    if field.help.endswith("numbers."):
+    if field.numbers:
         return [field.option, *text.replace(",", " ").split()]
     return _several(field.option, [text])
 

@@ -86,7 +86,9 @@ class Job:
         told = [line for line in told if not line.startswith("sfumato: warning: ")]
         if self.state == "cancelled":
             return "cancelled: nothing half-written was left behind"
-        return visible(told[-1].removeprefix("sfumato: ")) if told else "the process ended without a word; is the memory full?"
+        if not told:
+            return "the process ended without a word: is the memory full?"
+        return visible(told[-1].removeprefix("sfumato: "))
 
 
 class Jobs:
@@ -121,7 +123,8 @@ class Jobs:
         with self.more:
             if sum(not job.over for job in self.all) > WAITING:
                 raise BadInput(f"{WAITING} jobs are waiting already: cancel some, or wait")
-            number = 1 + max([_number(p) for p in self.root.glob("[0-9]*-*")] + [job.number for job in self.all], default=0)
+            there = [_number(folder) for folder in self.root.glob("[0-9]*-*")]
+            number = 1 + max([*there, *(job.number for job in self.all)], default=0)
             folder = self.root / f"{number:03d}-{kind}"
             job = Job(number, kind, tuple(steps(folder)), folder)
             folder.mkdir(parents=True)
