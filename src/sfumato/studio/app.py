@@ -64,7 +64,7 @@ def component(field: Field, prefix: str) -> Any:
     """One entry of a form."""
     told: dict[str, Any] = {
         "label": f"{field.label}{' (needed)' if field.required else ''}",
-        "info": escape(field.help) or None, "elem_id": f"{prefix}-{field.name}",
+        "info": escape(field.help, quote=False) or None, "elem_id": f"{prefix}-{field.name}",
     }  # fmt: skip
     if field.kind == "tick":
         return gr.Checkbox(field.value, **told)
@@ -94,8 +94,12 @@ class Tabs:
 
     def __init__(self, studio: Studio):
         self.studio = studio
+        self.whole = False
+        """Whether the page is laid out."""
         self.choosers: list[tuple[Any, str]] = []
         """Dropdowns of models and of reports, which follow what is made."""
+        self.making: list[Any] = []
+        """Events after which they do, until all of them are there."""
 
     # What all share
 
@@ -140,7 +144,7 @@ class Tabs:
 
     def refreshed(self) -> list[Any]:
         """The dropdowns with what there is now."""
-        return [gr.Dropdown(choices=self.models() if kind == "model" else self.written()) for _, kind in self.choosers]
+        return [gr.update(choices=self.models() if kind == "model" else self.written()) for _, kind in self.choosers]
 
     def ending(self, kind: str) -> tuple[Any, Any]:
         """Where a tab shows its job, with the way to cancel it."""
@@ -151,16 +155,26 @@ class Tabs:
         stop.click(lambda: self.studio.jobs.cancel(kind) and None, queue=False, show_progress="hidden")
         return state, result
 
-    def go(self, button: Any, kind: str, start: Callable[..., Iterator[Any]], inputs: list[Any], ending: tuple) -> Any:
+    def go(self, button: Any, kind: str, start: Callable[..., Iterator[Any]], inputs: list[Any], ending: tuple) -> None:
         """Start on a click; at the end the dropdowns know what was made."""
         event = button.click(
             start, inputs, list(ending), concurrency_limit=None, show_progress="hidden", trigger_mode="multiple",
         )  # fmt: skip
-        return event.then(self.refreshed, None, [c for c, _ in self.choosers], show_progress="hidden")
+        self.follow_up(event)
+
+    def follow_up(self, event: Any) -> None:
+        """Let the dropdowns know what there is after an event; those of forms come when all dropdowns are there."""
+        if self.whole:
+            event.then(self.refreshed, None, [c for c, _ in self.choosers], show_progress="hidden")
+        else:
+            self.making.append(event)
 
     def connect(self, page: gr.Blocks) -> None:
         """What a page that is opened again has to know."""
+        self.whole = True
         page.load(self.refreshed, None, [c for c, _ in self.choosers], show_progress="hidden")
+        for event in self.making:
+            self.follow_up(event)
 
     # The model, above all tabs
 
@@ -179,7 +193,7 @@ class Tabs:
 
         load.click(start, self.model, [state, result], concurrency_limit=None, show_progress="hidden")
         sent = send.upload(self.take_in, send, [state, self.model], show_progress="hidden")
-        sent.then(self.refreshed, None, [c for c, _ in self.choosers], show_progress="hidden")
+        self.follow_up(sent)
 
     def take_in(self, sent: str) -> tuple[Any, Any]:
         """Look at a file that was sent, and keep it if it is what it should be."""
@@ -187,12 +201,12 @@ class Tabs:
             kept = doors.taken_in(sent, Path(sent).name, self.studio.root / "uploads", self.studio.largest)
         except BadInput as error:
             return views.refused(error), gr.skip()
-        return f'<p class="state">{views.text(kept.name)} is here: load it</p>', gr.Dropdown(value=str(kept))
+        return f'<p class="state">{views.text(kept.name)} is here: load it</p>', gr.update(value=str(kept))
 
     # The tabs
 
-    def drawing(self, kind: str, only: Sequence[str], prompts: str) -> tuple[Any, Form]:
-        told = gr.Textbox(prompts, label="prompts, one a line", lines=3, max_lines=12, elem_id=f"{kind}-prompts")
+    def drawing(self, kind: str, only: Sequence[str], prompts: str, label: str = "prompts") -> tuple[Any, Form]:
+        told = gr.Textbox(prompts, label=f"{label}, one a line", lines=3, max_lines=12, elem_id=f"{kind}-prompts")
         fields = fields_of(Sample, only=(*only, "adapters", *WHERE) if kind == "draw" else only)
         return told, form(fields, f"{kind}-draw", ("seeds", "sampling_steps"))
 
@@ -212,8 +226,8 @@ class Tabs:
 
     def method(self, verb: str) -> Any:
         """The choice of a method of the catalogue."""
-        entries = [(f"{m.name}: {m.summary}", m.name) for m in catalog.methods(verb)]
-        return gr.Dropdown(entries, value=entries[0][1], label="method", elem_id=f"{verb}-method", filterable=True)
+        names = [m.name for m in catalog.methods(verb)]
+        return gr.Dropdown(names, value=names[0], label="method", elem_id=f"{verb}-method", filterable=True)
 
     def own(self, verb: str, name: str, model: str, middle: Callable[[], Any] = lambda: None) -> Form:
         """What there is to say of a method, and its fields as they suit the model."""
@@ -222,8 +236,8 @@ class Tabs:
         entry = catalog.get(name, verb)
         cls = entry.load()
         gr.HTML(
-            f'<div class="method"><p>{views.text(entry.when)}</p><p class="note">{views.text(entry.paper)}</p>'
-            f'<p class="note">Cost: {views.text(entry.cost)}. Beware: {views.text(entry.beware)}</p></div>'
+            f'<div class="method"><p>{views.text(entry.summary)}</p><p class="note">{views.text(entry.paper)}</p>'
+            f'<p class="note">For: {views.text(entry.when)} Cost: {views.text(entry.cost)}. Beware: {views.text(entry.beware)}</p></div>'
         )
         try:
             known = origin(doors.model_named(model))
@@ -260,7 +274,7 @@ class Tabs:
         with gr.Row():
             with gr.Column(scale=2, elem_classes="side"):
                 method = self.method("erase")
-                prompts, (shared, drawn) = self.drawing("erase", WATCHED, "a red star\na blue fish")
+                prompts, (shared, drawn) = self.drawing("erase", WATCHED, "a red star\na blue fish", "prompts to watch")
 
                 @gr.render([method, self.model], show_progress="hidden")
                 def show(name: str, model: str) -> None:

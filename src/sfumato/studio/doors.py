@@ -9,20 +9,18 @@ from pathlib import Path
 
 from sfumato.errors import BadInput
 from sfumato.foreign import read_header, refuse_pointers
-from sfumato.pipeline.single.facts import PICKLE
-from sfumato.pipeline.sound import PICKLES
 from sfumato.plan import human_bytes
 from sfumato.settings import EMBEDDED
 from sfumato.text import visible
 
 
-def model_named(text: str | None) -> str:
+def model_named(text: object) -> str:
     """An embedded model's name, or the absolute path of a folder or file that is there; nothing is fetched.
 
     Raises:
         BadInput: it is none of these, or a pickle.
     """
-    said = (text or "").strip()
+    said = text.strip() if isinstance(text, str) else ""
     if said in EMBEDDED:
         return said
     if not said:
@@ -50,6 +48,9 @@ def refuse_others(path: Path, name: str = "") -> None:
         path: the file.
         name: what its sender called it.
     """
+    from sfumato.pipeline.single.facts import PICKLE  # with torch, which is not waited for at the start
+    from sfumato.pipeline.sound import PICKLES
+
     name = visible(name or path.name)
     refuse_pointers(path)
     with path.open("rb") as file:
