@@ -147,6 +147,11 @@ def test_what_lacks_something_is_refused_in_a_sentence(tmp_path):
         actions.draw("sketch", actions.Drawing(" \n "))(tmp_path)
     with pytest.raises(BadInput, match="choose two reports"):
         actions.compare("", "x")
+    for concepts, told in ((["--concepts", "xyzzy"], "unknown concept"), ([], "needs --concept")):
+        with pytest.raises(BadInput, match=told):
+            actions.erase("uce", concepts, "sketch", actions.Drawing("a red star"))(tmp_path)
+    with pytest.raises(BadInput, match="cbs-window"):
+        actions.steer("t2i-zero", ["--cbs-window", "many"], "sketch", actions.Drawing("a red star"))(tmp_path)
     assert named(["a", "b"]) == (["a", "b"], []) and named(["a", "-b"]) == ([], ["--", "a", "-b"])
 
 

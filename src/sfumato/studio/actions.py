@@ -33,6 +33,23 @@ class Drawing:
         return Step(title, tuple(args), out)
 
 
+def checked(step: Step) -> Step:
+    """A step of a method, if its settings are what they should be: asked before anything is drawn.
+
+    Raises:
+        BadInput: as the command itself would say it.
+    """
+    from sfumato.commands import attack, erase, steer
+    from sfumato.commands.verb import read
+
+    verb, *rest = step.args
+    options = {"steer": steer.Steer, "erase": erase.Erase, "attack": attack.Attack}[verb]
+    _, method, chosen = read(verb, rest, options, f"sfumato {verb} {{name}}")
+    if verb == "erase":
+        erase.check_words(chosen.model, method.concepts)
+    return step
+
+
 def look(model: str) -> Steps:
     """Load a model and say what it is."""
     return lambda folder: [Step("load", (LOOK, model))]
@@ -48,7 +65,7 @@ def steer(method: str, options: Sequence[str], model: str, drawing: Drawing, bes
 
     def steps(folder: Path) -> list[Step]:
         patched = replace(drawing, options=(*drawing.options, *options))
-        with_it = patched.step(f"with {method}", model, folder / "steered", ("steer", method))
+        with_it = checked(patched.step(f"with {method}", model, folder / "steered", ("steer", method)))
         return [drawing.step("without", model, folder / "plain"), with_it] if beside else [with_it]
 
     return steps
@@ -62,7 +79,7 @@ def erase(method: str, options: Sequence[str], model: str, drawing: Drawing) -> 
         args = ("erase", method, "--model", model, *options, "--out", str(erased))
         return [
             drawing.step("before", model, folder / "before"),
-            Step(f"erase with {method}", args, erased),
+            checked(Step(f"erase with {method}", args, erased)),
             drawing.step("after", str(erased), folder / "after"),
         ]
 
@@ -74,7 +91,8 @@ def attack(method: str, options: Sequence[str], model: str) -> Steps:
 
     def steps(folder: Path) -> list[Step]:
         out = folder / "attack"
-        return [Step(f"attacked with {method}", ("attack", method, "--model", model, *options, "--out", str(out)), out)]
+        args = ("attack", method, "--model", model, *options, "--out", str(out))
+        return [checked(Step(f"attacked with {method}", args, out))]
 
     return steps
 

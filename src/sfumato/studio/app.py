@@ -235,10 +235,9 @@ class Tabs:
 
         entry = catalog.get(name, verb)
         cls = entry.load()
-        gr.HTML(
-            f'<div class="method"><p>{views.text(entry.summary)}</p><p class="note">{views.text(entry.paper)}</p>'
-            f'<p class="note">For: {views.text(entry.when)} Cost: {views.text(entry.cost)}. Beware: {views.text(entry.beware)}</p></div>'
-        )
+        notes = (entry.paper, f"For: {entry.when} Cost: {entry.cost}. Beware: {entry.beware}")
+        told = "".join(f'<p class="note">{views.text(note)}</p>' for note in notes)
+        gr.HTML(f'<div class="method"><p>{views.text(entry.summary)}</p>{told}</div>')
         try:
             known = origin(doors.model_named(model))
         except BadInput:
@@ -329,8 +328,8 @@ class Tabs:
                 ending = self.ending("audit")
         with place:
 
-            @gr.render([after], show_progress="hidden")
-            def show(_: str) -> None:
+            @gr.render([], show_progress="hidden")
+            def show() -> None:
                 from sfumato.audit import Audit  # it needs the libraries that are still being imported at the start
 
                 made: list[Any] = []
