@@ -65,6 +65,7 @@ def component(field: Field, prefix: str) -> Any:
     told: dict[str, Any] = {
         "label": f"{field.label}{' (needed)' if field.required else ''}",
         "info": escape(field.help, quote=False) or None, "elem_id": f"{prefix}-{field.name}",
+        "interactive": True,  # fields that only a form made later reads are taken for outputs otherwise
     }  # fmt: skip
     if field.kind == "tick":
         return gr.Checkbox(field.value, **told)
@@ -206,7 +207,9 @@ class Tabs:
     # The tabs
 
     def drawing(self, kind: str, only: Sequence[str], prompts: str, label: str = "prompts") -> tuple[Any, Form]:
-        told = gr.Textbox(prompts, label=f"{label}, one a line", lines=3, max_lines=12, elem_id=f"{kind}-prompts")
+        told = gr.Textbox(
+            prompts, label=f"{label}, one a line", lines=3, max_lines=12, elem_id=f"{kind}-prompts", interactive=True
+        )
         fields = fields_of(Sample, only=(*only, "adapters", *WHERE) if kind == "draw" else only)
         return told, form(fields, f"{kind}-draw", ("seeds", "sampling_steps"))
 
@@ -227,7 +230,7 @@ class Tabs:
     def method(self, verb: str) -> Any:
         """The choice of a method of the catalogue."""
         names = [m.name for m in catalog.methods(verb)]
-        return gr.Dropdown(names, value=names[0], label="method", elem_id=f"{verb}-method", filterable=True)
+        return gr.Dropdown(names, value=names[0], label="method", elem_id=f"{verb}-method", interactive=True)
 
     def own(self, verb: str, name: str, model: str, middle: Callable[[], Any] = lambda: None) -> Form:
         """What there is to say of a method, and its fields as they suit the model."""
@@ -249,7 +252,8 @@ class Tabs:
             with gr.Column(scale=2, elem_classes="side"):
                 method = self.method("steer")
                 prompts, (shared, drawn) = self.drawing("steer", DRAWING, "a red star")
-                beside = gr.Checkbox(True, label="beside the same seeds without it", elem_id="steer-beside")
+                told = "beside the same seeds without it"
+                beside = gr.Checkbox(True, label=told, elem_id="steer-beside", interactive=True)
 
                 @gr.render([method, self.model], show_progress="hidden")
                 def show(name: str, model: str) -> None:
