@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sfumato.audit import Audit
-from sfumato.audit.evidence import Evidence, sums
+from sfumato.audit.evidence import Evidence, recorded, sums
 from sfumato.audit.verify import Verify, checked_sums
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
@@ -65,6 +65,21 @@ def test_it_holds_every_picture_with_its_prompt_and_seed_and_is_sound(evidence, 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
 def test_it_is_checked_without_the_package(evidence):
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=evidence, check=True, capture_output=True)
+
+
+def test_what_the_ledger_knows_of_the_methods_is_there(tiny_sd, tmp_path):
+    erased = UCE(concepts=("star",)).apply(tiny_sd)
+    audit = Audit(
+        before=tiny_sd, after=erased, concepts=["star"], detector=Fixed(always), edit=UCE(concepts=("star",)), **SMALL
+    )
+    setup = audit.prepare()
+    drawn = audit.draw(setup)
+    folder = Evidence(setup, drawn, {}, audit.report(setup, drawn, {}, audit.judge(setup, drawn, {}))).save(
+        tmp_path / "ev"
+    )
+    assert json.loads((folder / "manifest.json").read_text())["ledger"] == {"uce": True}
+    assert json.loads((folder / "ledger" / "uce.json").read_text())["name"] == "uce"
+    assert recorded("esd-x").name == "esd.json"  # one entry for both
 
 
 def test_any_changed_byte_is_named(copied):

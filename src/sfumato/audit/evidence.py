@@ -113,7 +113,7 @@ class Evidence:
 
     def _methods(self) -> list[str]:
         """Catalogue names of the eraser and the attacks, as far as they are known."""
-        known = {m.class_name: m.name for m in catalog.methods()} | {m.name: m.name for m in catalog.methods()}
+        known = {m.class_name: m.name for m in catalog.METHODS} | {m.name: m.name for m in catalog.METHODS}
         eraser = (self.report.method or {}).get("name")
         attacks = [type(attack).__name__ for attack in self.setup.attacks.values()]
         return [known[name] for name in dict.fromkeys([eraser, *attacks]) if name in known]
@@ -151,9 +151,10 @@ def sums(folder: Path) -> str:
     return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in found if name not in (SUMS, SIGNATURE))
 
 
-def recorded(name: str) -> Path | None:
+def recorded(method: str) -> Path | None:
     """The record of a method's ledger entry inside the package; None where there is none."""
-    path = Path(str(files("sfumato.ledger"))) / "records" / f"{name}.json"
+    name = catalog.get(method).ledger
+    path = Path(str(files("sfumato"))) / "ledger" / "records" / f"{name}.json"
     return path if path.is_file() else None
 
 

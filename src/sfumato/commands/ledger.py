@@ -8,7 +8,6 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from sfumato import catalog
 from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
@@ -26,14 +25,18 @@ class Ledger:
     """The entry, which is named after its method."""
     table: bool = False
     """Print the page of all results, in Markdown, and measure nothing."""
-    folder: Path = Path("docs/ledger")
-    """Where the results are kept; measuring again replaces an entry's."""
+    folder: Path | None = None
+    """Where the results are kept, ledger/ unless told otherwise; measuring again replaces an entry's. --table shows the
+    package's own by default."""
     jobs: Count = 2
     """How many seeds or arms are measured at a time, in processes of one thread each; figures do not depend on it."""
 
 
 def main(args: list[str]) -> None:
-    names = list(dict.fromkeys(m.ledger for m in catalog.METHODS if m.ledger))
+    from sfumato.ledger.core import RECORDS
+    from sfumato.ledger.core import names as entries
+
+    names = entries()
     about = (
         f"Example: {EXAMPLE}\n\nEntries: {', '.join(names)}. Each takes minutes and says so first. Killed? The same "
         "command goes on where it stopped."
@@ -46,12 +49,13 @@ def main(args: list[str]) -> None:
     from sfumato import ledger
 
     if options.table:
-        print(ledger.table(options.folder))
+        print(ledger.table(options.folder or RECORDS))
         return
-    record = ledger.run(options.name, options.folder, options.jobs)
+    folder = options.folder or Path("ledger")
+    record = ledger.run(options.name, folder, options.jobs)
     rows = []
     for claim in record["claims"].values():
         effect = "{value:+.3g} [{low:+.3g}, {high:+.3g}]".format(**claim["effect"])
         rows.append((claim["verdict"], effect, claim["sentence"]))
     show_table(("verdict", "effect, 95 % interval", "claim"), rows)
-    print(f"{human_time(record['seconds'])}; written to {options.folder / options.name}.json")
+    print(f"{human_time(record['seconds'])}; written to {folder / options.name}.json")

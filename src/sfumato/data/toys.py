@@ -32,13 +32,17 @@ class SketchPictures(Pictures):
     def caption(self, index: int) -> str:
         return sketch.caption(*self._scene(index))
 
+    def scene(self, index: int) -> sketch.Scene:
+        """What picture ``index`` shows."""
+        return self._scene(index)[0]
+
     def label(self, index: int) -> int:
-        scene = self._scene(index)[0]
+        scene = self.scene(index)
         first = scene.relations[0][0] if scene.relations else 0
         return self.label_names.index(scene.objects[first].object)
 
     def picture(self, index: int) -> np.ndarray:
-        return sketch.render(self._scene(index)[0], self.size)
+        return sketch.render(self.scene(index), self.size)
 
 
 class ScenePictures(SketchPictures):
@@ -57,10 +61,6 @@ class ScenePictures(SketchPictures):
 
     def caption(self, index: int) -> str:
         return sketch.training_caption(*self._scene(index))
-
-    def scene(self, index: int) -> sketch.Scene:
-        """What picture ``index`` shows."""
-        return self._scene(index)[0]
 
     def label(self, index: int) -> int:
         return super().label(index) if self.scene(index).objects else 0

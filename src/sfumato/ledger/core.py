@@ -1,8 +1,8 @@
 """The ledger: each method's central claim, measured again, with a baseline and an interval.
 
 An entry is a module ``sfumato.ledger.NAME`` with one `Experiment` called ``EXPERIMENT``. `sfumato.ledger.runner`
-measures it cell by cell and writes ``docs/ledger/NAME.json``, with effect, interval and verdict computed here;
-`sfumato.ledger.page` turns the results into ``docs/ledger.md``. No verdict is written by hand.
+measures it cell by cell and writes ``NAME.json``, with effect, interval and verdict computed here; the project's own
+results are in `RECORDS`, and `sfumato.ledger.page` turns them into ``docs/ledger.md``. No verdict is written by hand.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 
 from sfumato.errors import BadInput
 
+RECORDS = Path(__file__).parent / "records"
+"""What was measured for this version, a file an entry."""
 Pair = tuple[Sequence[float], Sequence[float]]
 Table = dict[str, dict[str, float]]
 """Row -> column -> figure."""

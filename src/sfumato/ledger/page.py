@@ -8,8 +8,10 @@ from typing import Any
 
 from sfumato.foreign import read_json, reading
 
+from .core import RECORDS
 
-def table(folder: Path | str = "docs/ledger") -> str:
+
+def table(folder: Path | str = RECORDS) -> str:
     """The Markdown page of all results under ``folder``."""
     lines = [
         "# The ledger",

@@ -47,7 +47,7 @@ class Cell:
         return "-".join([*re.findall(r"[\w.]+", self.arm), str(self.seed)]) + ".json"
 
 
-def run(name: str, folder: Path | str = "docs/ledger", jobs: int = JOBS, progress: bool = True) -> dict:
+def run(name: str, folder: Path | str = "ledger", jobs: int = JOBS, progress: bool = True) -> dict:
     """Measure entry ``name`` and write ``folder/NAME.json``; returns what was written.
 
     Every cell runs on one thread, so that the figures do not depend on ``jobs``. Cells that are finished when a run is

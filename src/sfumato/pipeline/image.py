@@ -28,7 +28,7 @@ from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.config import to_config
 from sfumato.noise.process import Prediction
 from sfumato.progress import track
-from sfumato.sample import Clipped, addim, consistency, ddim, ddpm, dpmpp_2m, heun
+from sfumato.sample import Clipped, addim, consistency, ddim, ddpm, dpmpp_2m, held_ddim, heun
 from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
 from sfumato.sample.times import uniform
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 SAMPLERS = {
     "ddpm": partial(ddpm, final_noise=False),
     "ddim": ddim,
+    "held-ddim": held_ddim,
     "addim": addim,
     "heun": heun,
     "dpm++": dpmpp_2m,
@@ -236,16 +237,14 @@ class ImageModel(Model):
 
         Args:
             cfg_interval: (low, high): guide only at log-SNRs in it.
-            scheduler: "ddpm", "ddim", "addim", "heun", "dpm++", "consistency", one of the catalogue by its name
-                ("s2n") or any of `sfumato.sample` itself (``S2N(rho=0.3)``); None for the model's.
+            scheduler: "ddpm", "ddim", "held-ddim", "addim", "heun", "dpm++", "consistency", one of the catalogue by its
+                name ("s2n") or any of `sfumato.sample` itself (``S2N(rho=0.3)``); None for the model's.
         """
         rows = Rows.make(self, asked, seeds, cond, start, negative, size)
-        solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
-        if scheduler in (None, self.defaults["scheduler"]):
-            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
+        solver = self.solver(scheduler)
         steps = self.sampling_steps if sampling_steps is None else sampling_steps
         check_steps(steps, self.distilled_steps)
-        times = uniform(steps, self.defaults["start_time"])
+        times = self.walk(steps)
         parts = []
         with torch.set_grad_enabled(bool(grad)):
             for some in track(rows.chunks(batch), "drawing", progress):
@@ -257,6 +256,21 @@ class ImageModel(Model):
                 drawn = self.decode_latents(solver(denoiser, z, way, generator=generators))
                 parts.append(finished(drawn, grad, some.seeds))
         return torch.cat(parts)
+
+    def walk(self, sampling_steps: int) -> Float[Tensor, "steps+1"]:
+        """The times that a draw in so many steps visits, from the noisiest to the clean picture."""
+        return uniform(sampling_steps, self.defaults["start_time"])
+
+    def solver(self, scheduler: str | Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+        """The sampler that `draw` uses for ``scheduler``, called as those of `sfumato.sample`.
+
+        Raises:
+            BadInput: no such sampler.
+        """
+        solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
+        if scheduler in (None, self.defaults["scheduler"]):
+            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
+        return solver
 
     def _begin(
         self, start: Start | None, times: Float[Tensor, "steps+1"], generators: list[torch.Generator]

@@ -3,6 +3,7 @@
 from . import times
 from .consistency import consistency
 from .guidance import Clipped, Guided
+from .held import held_ddim
 from .jumps import JumpSchedule
 from .jys import JYS
 from .rolling import roll, rollout
@@ -24,6 +25,7 @@ __all__ = [
     "dpmpp_2m",
     "euler",
     "from_scheduler",
+    "held_ddim",
     "heun",
     "k_gillespie",
     "predict",

@@ -51,6 +51,10 @@ class Share(torch.Generator):
         self.rows, self.total, self._key, self._draws = rows, total, tuple(key), 0
         self.manual_seed(step_seed(*key, rows.start))
 
+    def whole(self) -> Share:
+        """All rows of the batch, with the same randomness from its start: what the other shares draw."""
+        return Share(self._key, range(self.total), self.total)
+
     def generators(self, n: int, blocks: range) -> list[torch.Generator]:
         """One generator for each of ``blocks`` of the next draw, which must be for the rows of this share.
 

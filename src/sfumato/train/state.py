@@ -106,6 +106,9 @@ def lerp(average: Tensors, params: Mapping[str, Tensor], weight: float) -> None:
 @contextmanager
 def swapped(params: Mapping[str, Tensor], average: Tensors) -> Iterator[None]:
     """The averaged weights, as far as there are some, in the networks while the block lasts."""
+    if not average:  # torch copies no empty list
+        yield
+        return
     mine, other = _local([params[name] for name in average]), _local(average.values())
     kept = [t.clone() for t in mine]
     torch._foreach_copy_(mine, other)
