@@ -41,7 +41,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        with serving(root / "studio", Path("docs/ledger"), port=0) as (url, _, studio):
+        with serving(root / "studio", port=0) as (url, _, studio):
             with urllib.request.urlopen(url) as page:
                 page.read()
             print(f"start, to an answered page: {time.perf_counter() - began:.1f} s")

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,7 +93,7 @@ def studio(tmp_path_factory: Any) -> Iterator[tuple[str, Any]]:
     from sfumato.studio.serve import serving
 
     root = tmp_path_factory.mktemp("studio")
-    with serving(root / "made", Path("docs/ledger"), port=0, largest=10_000_000) as (url, _, made):
+    with serving(root / "made", port=0, largest=10_000_000) as (url, _, made):
         yield url, made
 
 

@@ -25,8 +25,8 @@ class Studio:
     """Folder for all that is made; one that is there is gone on with."""
     port: Annotated[int, within(0, 65535)] = 7860
     """The port on 127.0.0.1; 0 for any that is free."""
-    ledger: Path = Path("docs/ledger")
-    """Where results of the ledger are kept."""
+    ledger: Path | None = None
+    """Where results of the ledger are kept; by default those that come with the package."""
     largest_upload: Positive = 8.0
     """Gigabytes of a file that the browser may send."""
     browse: bool = False

@@ -47,8 +47,11 @@ def models(root: Path) -> list[Path]:
     return made + sorted((root / "uploads").glob("*.safetensors"))
 
 
-def ledger(folder: Path) -> str:
-    """The ledger's results as a table; with what is not measured yet."""
+def ledger(folder: Path | None = None) -> str:
+    """The ledger's results as a table, by default those that come with the package; with what is not measured yet."""
+    from sfumato.ledger.core import RECORDS
+
+    folder = folder or RECORDS
     rows, measured = [], set()
     for path in sorted(folder.glob("*.json")):
         try:

@@ -42,7 +42,7 @@ class Studio:
 
     root: Path
     """Folder of all that is made."""
-    ledger: Path
+    ledger: Path | None
     largest: int
     """Bytes of a file that is sent."""
     jobs: Jobs
@@ -132,13 +132,13 @@ def quieten() -> None:
 
 @contextmanager
 def serving(
-    root: Path, ledger: Path, port: int = 7860, largest: int = 8_000_000_000
+    root: Path, ledger: Path | None = None, port: int = 7860, largest: int = 8_000_000_000
 ) -> Iterator[tuple[str, uvicorn.Server, Studio]]:
     """A studio that answers while the block lasts: its address, its server, and what it works with.
 
     Args:
         root: folder of all that is made; one studio at a time.
-        ledger: folder of the ledger's results.
+        ledger: folder of the ledger's results; None: of those that come with the package.
         port: 0 for any that is free.
         largest: bytes of a file that is sent.
 
@@ -152,7 +152,7 @@ def serving(
     with held(root), bound(port) as listening:
         os.environ["GRADIO_TEMP_DIR"] = str((root / ".gradio").resolve())
         jobs = Jobs(root.resolve())
-        studio = Studio(root.resolve(), ledger.resolve(), largest, jobs)
+        studio = Studio(root.resolve(), ledger, largest, jobs)
         config = uvicorn.Config(app_of(studio), log_level="error", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -183,7 +183,7 @@ def bound(port: int) -> Iterator[socket.socket]:
         made.close()
 
 
-def serve(root: Path, ledger: Path, port: int, largest: int, browse: bool) -> None:
+def serve(root: Path, ledger: Path | None, port: int, largest: int, browse: bool) -> None:
     """Serve until interrupted."""
     with serving(root, ledger, port, largest) as (url, _, studio):
         print(f"studio: {url} (stop it with Ctrl-C); everything it makes is in {studio.root}", flush=True)
