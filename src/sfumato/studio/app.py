@@ -22,7 +22,7 @@ from .forms import Field, fields_of, words
 
 if TYPE_CHECKING:
     from .jobs import Job
-    from .serve import Studio
+    from .room import Studio
 
 BETWEEN = 0.4
 """Seconds between two looks at a job."""

@@ -8,7 +8,6 @@ import threading
 import webbrowser
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from sfumato.errors import BadInput
 from sfumato.files import held
 
 from .jobs import Jobs
+from .room import Studio
 
 if TYPE_CHECKING:
     import uvicorn
@@ -34,20 +34,6 @@ ALONE = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 )
 """A report's page: neither the studio nor the network is in its reach."""
-
-
-@dataclass
-class Studio:
-    """What the tabs work with."""
-
-    root: Path
-    """Folder of all that is made."""
-    ledger: Path | None
-    largest: int
-    """Bytes of a file that is sent."""
-    jobs: Jobs
-    pages: dict[str, Path] = field(default_factory=dict)
-    """Reports from elsewhere that were asked for, by the name that the browser knows them by."""
 
 
 def app_of(studio: Studio) -> Any:
