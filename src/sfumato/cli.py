@@ -49,6 +49,7 @@ COMMANDS = {
     "information": "what a model knows at each noise level: mean squared error and mutual information",
     "latents": "how heavy the tails of an autoencoder's latents are, and of their temporal differences",
     "score": "FID, KID, precision, recall and others, of pictures against real ones or prompts",
+    "studio": "all of it in the browser: load, draw, steer, erase, attack, audit, compare",
     "ledger": "re-measure the central claim of a method",
     "cite": "the BibTeX of exactly what a method runs",
     "doctor": "check versions, devices, embedded models and disk; say what a model takes in memory",
