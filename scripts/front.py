@@ -25,8 +25,8 @@ def main() -> None:
     pipe = load_text2image("sketch")
     erased = RECE(concepts=("star",), **RECE.settings_for(pipe)).apply(pipe)
     attack = ConceptInversion(**ConceptInversion.settings_for(pipe))
-    sizes = {"n": COLUMNS, "n_retain": 1, "n_attack": COLUMNS}
-    audit = Audit(before=pipe, after=erased, concepts=["star"], attacks=[attack], **sizes)
+    n = COLUMNS
+    audit = Audit(before=pipe, after=erased, concepts=["star"], attacks=[attack], n=n, n_retain=1, n_attack=n)
     setup = audit.prepare()
     drawn, (name,) = audit.draw(setup), setup.attacks
     recovered = assail(setup, name, "star").recovered
