@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sfumato import cli
+from sfumato.commands.patches import named
 from sfumato.files import read_png_metadata
-from sfumato.steer import FasterDiffusion
+from sfumato.steer import DECOR, FasterDiffusion, T2IZero
+
+STEPS = ["--steps", "6", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,41 @@ def test_it_draws_under_the_patch_and_records_it(model, tiny_sd, tmp_path, capsy
     assert "drawn with faster-diffusion" in capsys.readouterr().out
 
 
+WITH = ["--with", "decor --undesired red --alpha 0.7", "--with", "t2i-zero --cbs-strength 0"]
+
+
+def test_several_methods_act_in_the_order_in_which_they_are_named(model, tiny_sd, tmp_path):
+    steered, sampled = tmp_path / "steered", tmp_path / "sampled"
+    same = ["a red star", "--model", model, "--seeds", "3", *STEPS]
+    first = ["--keys", "0"]
+    assert cli.main(["steer", "faster-diffusion", *same, *first, *WITH, "--out", str(steered)]) == 0
+    assert cli.main(["sample", *same, "--with", "faster-diffusion --keys 0", *WITH, "--out", str(sampled)]) == 0
+    asked = (FasterDiffusion(keys=(0,)), DECOR(undesired=("red",), alpha=0.7), T2IZero(cbs_strength=0.0))
+    with ExitStack() as stack:
+        for patch in asked:
+            stack.enter_context(patch.patch(tiny_sd))
+        direct = tiny_sd.draw("a red star", 3, sampling_steps=6)[0].permute(1, 2, 0).numpy()
+    for out in (steered, sampled):
+        assert np.abs(np.asarray(Image.open(next(out.glob("0*.png")))) / 255.0 - direct).max() <= 1 / 255
+    records = [json.loads((out / "sample.json").read_text()) for out in (steered, sampled)]
+    assert records[0]["method"]["name"] == "faster-diffusion"
+    assert [x["name"] for x in records[0]["with"]] == ["decor", "t2i-zero"]
+    assert [x["name"] for x in records[1]["with"]] == ["faster-diffusion", "decor", "t2i-zero"]
+    for record in records:
+        decor = next(x for x in record["with"] if x["name"] == "decor")
+        assert decor["configuration"]["alpha"] == 0.7 and decor["configuration"]["undesired"] == ["red"]
+        assert decor["log"]
+
+
+def test_presets_of_methods_named_with_others():
+    (entry, patch), (_, other) = named(["faster-diffusion --preset uniform --alpha 0.25", "faster-diffusion"], "tiny")
+    assert entry.name == "faster-diffusion" and patch.alpha == 0.25
+    assert {k: getattr(patch, k) for k in FasterDiffusion.presets["uniform"] if k != "alpha"} == {
+        k: v for k, v in FasterDiffusion.presets["uniform"].items() if k != "alpha"
+    }
+    assert other == FasterDiffusion()
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -55,6 +94,14 @@ def test_it_draws_under_the_patch_and_records_it(model, tiny_sd, tmp_path, capsy
         (["--keys", "0", "9"], "key step 9 is out of range"),
         (["--every", "2", "--keys", "0"], "not both"),
         (["--preset", "unifrm"], "did you mean uniform"),
+        (["--with", "faster-diffusion --every 2"], "asked for twice"),
+        (["--with", "decr --alpha 1"], "did you mean decor"),
+        (["--with", "a red star"], "prompts stand before it"),
+        (["--with", "decor --alpha"], "--alpha takes"),
+        (["--with", "decor --alphas 1"], "did you mean --alpha"),
+        (["--with", "t2i-zero --preset papr"], "preset of --with t2i-zero"),
+        (["--with", 'decor "'], "cannot be read"),
+        (["--with", "decor", "--analyse"], "leave --with out"),
     ],
 )
 def test_bad_input_writes_nothing(model, tmp_path, capsys, given, told):

@@ -1,14 +1,16 @@
-"""``sfumato steer METHOD``: pictures from prompts, drawn under a patch."""
+"""``sfumato steer METHOD``: pictures from prompts, drawn under one patch or several."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from sfumato.commands import patches
 from sfumato.commands.analysis import analyse
 from sfumato.commands.options import STEPS
 from sfumato.commands.sample import Sample, drawn, jobs_of, seed_alias, write
 from sfumato.commands.verb import equipped, load_any, read
+from sfumato.errors import BadInput
 from sfumato.plan import human_time
 
 EXAMPLE = 'sfumato steer {name} "a red star" --model sketch --seeds 0-3 --out {name}/'
@@ -26,15 +28,24 @@ class Steer(Sample):
 def main(args: list[str]) -> None:
     entry, patch, options = read("steer", seed_alias(args), Steer, EXAMPLE, STEPS)
     if options.analyse:
+        if options.with_:
+            raise BadInput("--analyse looks at one method: leave --with out")
         analyse(entry, patch, options)
         return
     jobs = jobs_of(options, EXAMPLE.format(name=entry.name))
-    pipe = equipped(load_any(options.model, options), options.model, options)
+    steering = [(entry, patch), *patches.named(options.with_, options.model)]
+    patches.refuse_twice(steering)
+    model = equipped(load_any(options.model, options), options.model, options)
+    names = " and ".join(method.name for method, _ in steering)
     start = time.perf_counter()
-    with patch.patch(pipe) as told:
-        pictures, settings = drawn(pipe, jobs, options)
+    with patches.acting(model, steering) as logs:
+        pictures, settings = drawn(model, jobs, options)
     seconds = time.perf_counter() - start
-    method = {"name": entry.name, "verb": entry.verb, "paper": str(entry.paper), "configuration": asdict(patch)}
-    settings |= {"method": method, "log": dict(told), "seconds": round(seconds, 3)}
-    write(options, pipe, jobs, pictures, settings)
-    print(f"drawn with {entry.name} in {human_time(seconds)}", *(f"{k}: {v}" for k, v in told.items()), sep="; ")
+    first, *others = patches.told(steering, logs)
+    log = first.pop("log")
+    settings |= {"method": first, "log": log, "seconds": round(seconds, 3)}
+    if others:
+        settings["with"] = others
+    write(options, model, jobs, pictures, settings)
+    told = [f"{k}: {v}" for each in ({"log": log}, *others) for k, v in each["log"].items()]
+    print(f"drawn with {names} in {human_time(seconds)}", *told, sep="; ")
