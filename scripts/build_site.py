@@ -28,7 +28,8 @@ class Links(html.parser.HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path, self.targets, self.places = path, [], {""}
+        self.path, self.places = path, {""}
+        self.targets: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -31,9 +31,10 @@ class Plain(Classifier):
     EXAMPLE: ClassVar[Mapping[str, Any]] = {**Classifier.EXAMPLE, "widths": (8, 16)}
 
     backbone: str = "resnet"
-    """"resnet": a small one of ``widths``; "timm:NAME": any of timm's, where it is installed; "transformers:TYPE": a
-    fresh image classifier of that model type, at its default size; "transformers:FOLDER": trained on from one that
-    save_pretrained wrote, with a last layer of its own where the classes are others."""
+    """"resnet": a small one of ``widths``; "resnet20", "resnet32", ...: the paper's for pictures of 32 pixels;
+    "timm:NAME": any of timm's, where it is installed; "transformers:TYPE": a fresh image classifier of that model type,
+    at its default size; "transformers:FOLDER": trained on from one that save_pretrained wrote, with a last layer of its
+    own where the classes are others."""
     widths: tuple[Count, ...] = (48, 96, 160, 256)
     """Channels of the levels of "resnet"."""
 

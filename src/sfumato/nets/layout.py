@@ -51,7 +51,8 @@ def _conventional(values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     made: list[np.ndarray] = []
     starts = [0, *(np.flatnonzero(np.diff(values) > 1e-8) + 1), len(values)]
     for low, high in pairwise(starts):
-        projector, own = vectors[:, low:high] @ vectors[:, low:high].T, []
+        projector = vectors[:, low:high] @ vectors[:, low:high].T
+        own: list[np.ndarray] = []
         for column in projector.T:
             if len(own) < high - low:
                 rest = column - sum((v * (v @ column) for v in own), np.zeros_like(column))

@@ -73,8 +73,9 @@ class GraphLayer(nn.Module):
         source: Int[Tensor, "edge"],
         target: Int[Tensor, "edge"],
     ) -> tuple[Float[Tensor, "node width"], Float[Tensor, "edge width"]]:
-        parts = (x.unflatten(-1, (self.heads, -1)) for x in (self.q(h), self.k(h), self.v(h), self.e(e)))
-        heard, score = edge_attention(*parts, source, target)
+        apart = lambda x: x.unflatten(-1, (self.heads, -1))
+        told = apart(self.q(h)), apart(self.k(h)), apart(self.v(h)), apart(self.e(e))
+        heard, score = edge_attention(*told, source, target)
         return self.nodes(h, heard.flatten(1)), self.edges(e, score.flatten(1))
 
 

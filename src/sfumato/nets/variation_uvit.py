@@ -29,11 +29,15 @@ class CrossAttention(nn.Module):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(
-        self, x: Float[Tensor, "batch tokens channels"], seen: Float[Tensor, "batch places seen"]
+        self,
+        x: Float[Tensor, "batch tokens channels"],
+        seen: Float[Tensor, "batch places seen"],
+        there: Bool[Tensor, "batch heads tokens places"] | None = None,
     ) -> Float[Tensor, "batch tokens channels"]:
+        """``there``: which places are attended to, to be broadcast; by default all."""
         q = self.q(self.norm(x)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         k, v = self.kv(seen).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)
+        out = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v, there)
         return self.out(out.transpose(1, 2).flatten(2))
 
 

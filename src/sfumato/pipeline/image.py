@@ -241,9 +241,7 @@ class ImageModel(Model):
                 name ("s2n") or any of `sfumato.sample` itself (``S2N(rho=0.3)``); None for the model's.
         """
         rows = Rows.make(self, asked, seeds, cond, start, negative, size)
-        solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
-        if scheduler in (None, self.defaults["scheduler"]):
-            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
+        solver = self.solver(scheduler)
         steps = self.sampling_steps if sampling_steps is None else sampling_steps
         check_steps(steps, self.distilled_steps)
         times = self.walk(steps)
@@ -262,6 +260,17 @@ class ImageModel(Model):
     def walk(self, sampling_steps: int) -> Float[Tensor, "steps+1"]:
         """The times that a draw in so many steps visits, from the noisiest to the clean picture."""
         return uniform(sampling_steps, self.defaults["start_time"])
+
+    def solver(self, scheduler: str | Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+        """The sampler that `draw` uses for ``scheduler``, called as those of `sfumato.sample`.
+
+        Raises:
+            BadInput: no such sampler.
+        """
+        solver = _sampler(self.defaults["scheduler"] if scheduler is None else scheduler)
+        if scheduler in (None, self.defaults["scheduler"]):
+            solver = partial(solver, **self.defaults["options"])  # they say nothing about another sampler
+        return solver
 
     def _begin(
         self, start: Start | None, times: Float[Tensor, "steps+1"], generators: list[torch.Generator]

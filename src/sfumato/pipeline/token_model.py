@@ -39,6 +39,7 @@ class TokenModel(ImageModel):
     vae: Any = None
 
     process: Any  # a TokenProcess
+    drawn_by: ClassVar[tuple[str, str]] = ("tokens", "jumps")
     own_defaults: ClassVar[tuple[str, ...]] = ("symbols",)
     further: ClassVar[Mapping[str, tuple[type[ModelMixin], ...]]] = MappingProxyType({"vae": (VQModel,)})
 

@@ -36,6 +36,7 @@ class VideoModel(ImageModel):
     ``schedule`` ("rolling" or "standard", as it was trained) and ``sampling_steps`` (network calls for each frame).
     """
 
+    drawn_by: ClassVar[tuple[str, str]] = ("frames", "rollout")
     own_defaults: ClassVar[tuple[str, ...]] = ("context", "schedule")
 
     def __post_init__(self) -> None:

@@ -27,15 +27,19 @@ def write(
         about: the method's name (``classifier``), ``labels`` and ``size``.
         made: how it was made.
         card: how good it is.
+
+    Where the network takes pictures in [-1, 1] and makes another range of them for the one inside, ``net.standard``
+    has mean and standard deviation by which it does, of pixels in [0, 1].
     """
     from safetensors.torch import save_file
 
     known = inner(net)
     side = {"height": about["size"], "width": about["size"]}
+    mean, std = getattr(net, "standard", ([0.5] * 3, [0.5] * 3))
     prepare = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": side, "resample": 2,
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(mean),
+        "image_std": list(std),
     }  # fmt: skip
     with atomic_folder(folder, overwrite) as temporary:
         if hasattr(known, "save_pretrained"):

@@ -1,4 +1,4 @@
-"""Networks by name: a small ResNet, timm's, `transformers`'."""
+"""Networks by name: small ResNets, timm's, `transformers`'."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput, unknown
 from sfumato.foreign import reading
+from sfumato.nets.cifar_resnet import CifarResNet
 
 RESNET = "resnet"
 
@@ -57,6 +58,8 @@ def by_name(name: str, labels: tuple[str, ...], size: int, widths: Sequence[int]
     kind, _, which = name.partition(":")
     if name == RESNET:
         return _resnet(labels, widths)
+    if name.startswith(RESNET) and (depth := name.removeprefix(RESNET)).isdecimal():
+        return CifarResNet(int(depth), len(labels))
     if kind == "timm" and which:
         if find_spec("timm") is None:
             raise BadInput(f"{name} needs timm, which is not installed: pip install timm, or leave --backbone out")
@@ -66,7 +69,9 @@ def by_name(name: str, labels: tuple[str, ...], size: int, widths: Sequence[int]
         return Timm(timm.create_model(which, pretrained=False, num_classes=len(labels)))
     if kind == "transformers" and which:
         return _of_transformers(which, labels, size)
-    raise BadInput(f'unknown backbone {name!r}: give "resnet", timm:NAME, transformers:TYPE or transformers:FOLDER')
+    raise BadInput(
+        f'unknown backbone {name!r}: give "resnet", resnet32, timm:NAME, transformers:TYPE or transformers:FOLDER'
+    )
 
 
 def _named(labels: tuple[str, ...]) -> dict[str, Any]:

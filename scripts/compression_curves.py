@@ -1,0 +1,164 @@
+"""Bits against distortion and realism: models of `sfumato train hfd`, their squared-error decoders, JPEG and WebP.
+
+    python scripts/compression_curves.py --models runs/hfd-0.0067/ runs/hfd-0.025/ --out runs/compression
+    python scripts/compression_curves.py --models ... --out ... --pictures mine/    # a folder, instead of photographs
+
+Photographs: those that come with scikit-image and scikit-learn; without either, and without a folder, nothing is done.
+Every codec's bits are those of its bytes, headers included. Distortion: PSNR and SSIM, means over the pictures.
+Realism: Fréchet distance of the log-energies of Haar details, between patches of the pictures and of what comes back,
+all of them together, at their own resolution. Writes ``curves.json`` to ``--out``, the page and the plot to ``--docs``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from real_pictures import photographs, tensor
+from sfumato.commands.compress import compression_model
+from sfumato.data.base import to_image
+from sfumato.data.folders import pictures_in
+from sfumato.files import write_json
+from sfumato.ledger.pixels import distances, texture
+from sfumato.metrics.perceptual import PSNR, SSIM
+
+QUALITIES: Mapping[str, tuple[int, ...]] = {"JPEG": (5, 10, 20, 40, 60, 80), "WebP": (1, 10, 30, 50, 70, 85)}
+PATCH = 32
+LONGEST = 768
+"""Side to which larger pictures are brought, so that a decoder of hundreds of steps ends in time."""
+Codec = Callable[[Image.Image], tuple[int, Float[Tensor, "1 3 height width"]]]
+"""From a picture to the bytes that it took, and what came back, in [0, 1]."""
+
+
+def gathered(folder: Path | None) -> list[Image.Image]:
+    """The pictures, none larger than `LONGEST`."""
+    found = [to_image(f) for f in pictures_in(folder)] if folder else [real.picture for real in photographs()]
+    for picture in found:
+        picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return found
+
+
+def classic(kind: str, quality: int) -> Codec:
+    """Pillow's encoder of that kind, at that quality."""
+
+    def codec(picture: Image.Image) -> tuple[int, Tensor]:
+        stream = BytesIO()
+        picture.save(stream, kind, quality=quality)
+        with Image.open(stream) as back:
+            return len(stream.getvalue()), tensor(back.convert("RGB"))
+
+    return codec
+
+
+def learned(model: Any, realism: float, sampling_steps: int | None, tile: int | None) -> Codec:
+    """A model's bytes, and what it makes of them."""
+
+    def codec(picture: Image.Image) -> tuple[int, Tensor]:
+        data = model.compress(np.asarray(picture))
+        back = model.decompress(data, realism=realism, sampling_steps=sampling_steps, tile=tile)
+        return len(data), (back[None] * 255).round() / 255
+
+    return codec
+
+
+def measured(codec: Codec, pictures: list[Image.Image]) -> dict[str, float]:
+    """One point of a curve."""
+    rates, psnr, ssim, ours, theirs = [], [], [], [], []
+    for picture in pictures:
+        size, back = codec(picture)
+        truth = tensor(picture)
+        rates.append(8 * size / (picture.width * picture.height))
+        psnr.append(float(PSNR()(back, truth)))
+        ssim.append(float(SSIM()(back, truth)))
+        ours.append(patches(back))
+        theirs.append(patches(truth))
+    ours, theirs = texture(2 * torch.cat(ours) - 1), texture(2 * torch.cat(theirs) - 1)
+    mean = lambda values: sum(values) / len(values)
+    return {
+        "bpp": mean(rates), "PSNR": mean(psnr), "SSIM": mean(ssim), "distance": distances(ours, theirs, len(ours))[0],
+    }  # fmt: skip
+
+
+def patches(x: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "n 3 patch patch"]:
+    """The squares of `PATCH` pixels side by side in a picture; what is left over is left out."""
+    cut = x[0].unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
+    return cut.movedim(0, 2).flatten(0, 1)
+
+
+def curves(models: list[Any], pictures: list[Image.Image], steps: int | None, tile: int | None) -> dict[str, Any]:
+    """All curves by name, each a list of points in the order of their bits."""
+    found = {kind: [measured(classic(kind, q), pictures) for q in qualities] for kind, qualities in QUALITIES.items()}
+    for name, realism in (("squared error", 0.0), ("HFD", 1.0)):
+        found[name] = [measured(learned(model, realism, steps, tile), pictures) for model in models]
+    return {name: sorted(points, key=lambda p: p["bpp"]) for name, points in found.items()}
+
+
+def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> None:
+    """``compression.png`` and ``compression.md``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = {"PSNR": "PSNR in dB", "SSIM": "SSIM", "distance": "Fréchet distance of texture"}
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for axis, (key, label) in zip(axes, columns.items(), strict=True):
+        for name, points in found.items():
+            axis.plot([p["bpp"] for p in points], [p[key] for p in points], marker="o", label=name)
+        axis.set(xlabel="bits per pixel", ylabel=label, xscale="log")
+    axes[2].set_yscale("log")
+    axes[0].legend()
+    docs.mkdir(parents=True, exist_ok=True)
+    figure.savefig(docs / "compression.png", dpi=120)
+    plt.close(figure)
+    rows = [
+        f"| {name} | {p['bpp']:.3f} | {p['PSNR']:.2f} | {p['SSIM']:.3f} | {p['distance']:.3g} |"
+        for name, points in found.items()
+        for p in points
+    ]
+    lines = [
+        "# Compression: bits, distortion and realism", "",
+        f"{n} pictures; models: {', '.join(models)}. `scripts/compression_curves.py` measured them and made this page. "
+        "Bits are those of the bytes, headers included. Models of this size and training show that the method works, "
+        "not what it can do.", "",
+        "| codec | bits per pixel | PSNR | SSIM | distance of texture |", "| --- | --- | --- | --- | --- |", *rows, "",
+        "![curves](compression.png)", "",
+        f"Distance: Fréchet, of the log-energies of Haar details in patches of {PATCH} pixels; lower is better. "
+        "\"squared error\" is the codec's own decoder, \"HFD\" what is drawn given its picture: the same bytes.", "",
+    ]  # fmt: skip
+    (docs / "compression.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", required=True, help="folders that sfumato train hfd wrote")
+    parser.add_argument("--pictures", type=Path, help="a folder, instead of the photographs of installed packages")
+    parser.add_argument("--out", type=Path, default=Path("runs/compression"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/results"))
+    parser.add_argument("--sampling-steps", type=int, help="by default each model's own")
+    parser.add_argument("--tile", type=int, help="draw in tiles of so many pixels a side")
+    parser.add_argument("--device")
+    args = parser.parse_args()
+    pictures = gathered(args.pictures)
+    if not pictures:
+        print("no photographs here: install scikit-image, or name a folder with --pictures")
+        return
+    models = [compression_model(name, args.device) for name in args.models]
+    found = curves(models, pictures, args.sampling_steps, args.tile)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "curves.json", {"pictures": len(pictures), "models": args.models, "curves": found}, True)
+    page(found, len(pictures), args.models, args.docs)
+    print(f"{len(pictures)} pictures: {args.docs / 'compression.md'}")
+
+
+if __name__ == "__main__":
+    main()
