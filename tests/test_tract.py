@@ -12,6 +12,7 @@ from torch import nn
 
 from sfumato.classify.parts import preactivations
 from sfumato.classify.parts.networks import by_name
+from sfumato.classify.parts.preactivations import primal
 from sfumato.classify.parts.standard import Standardised
 from sfumato.classify.plain import Plain
 from sfumato.classify.tract import TrAct, first_layer, tract_gradient, unwrap, wrap
@@ -159,14 +160,16 @@ def test_calls_have_matrices_of_their_own_and_frozen_weights_no_gradient():
 
 
 def test_half_precision_is_solved_in_full():
-    layer, x = nn.Linear(4, 3), torch.randn(64, 4, generator=rng) * 100
+    layer, x, seen = nn.Linear(4, 3), torch.randn(64, 4, generator=rng) * 100, []
     with torch.autocast("cpu", torch.bfloat16):
-        wrap(layer, 0.1)(x.bfloat16()).square().mean().backward()
-    a = x.bfloat16().double()
-    with torch.no_grad():
-        g = 2 * F.linear(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()).double() / 192
-    assert layer.weight.grad.dtype == torch.float32
-    torch.testing.assert_close(layer.weight.grad.double(), tract_gradient(a, g), rtol=0.02, atol=1e-4)
+        y = wrap(layer, 0.1)(x.bfloat16())
+        y.register_hook(seen.append)
+        y.square().mean().backward()
+    assert y.dtype == seen[0].dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
+    a = x.bfloat16()
+    plain = (seen[0].mT @ a).double()  # what the product gives in half precision is all that is known of it
+    expected = primal(plain, a.double().mT @ a.double() / len(a), 0.1)
+    torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=1e-5, atol=1e-8)
 
 
 def test_together_the_matrix_is_over_the_rows_of_all_processes(monkeypatch):

@@ -52,7 +52,7 @@ def refuse_twice(patches: Sequence[Named]) -> None:
 def acting(model: Model, patches: Sequence[Named]) -> Iterator[list[Mapping[str, Any]]]:
     """All of them in a block, entered in their order; gives what each has to say so far."""
     with ExitStack() as stack:
-        yield [stack.enter_context(patch.patch(model)) for _, patch in patches]  # type: ignore[arg-type]
+        yield [stack.enter_context(patch.patch(model)) for _, patch in patches]
 
 
 def told(patches: Sequence[Named], logs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

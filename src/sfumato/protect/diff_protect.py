@@ -121,7 +121,7 @@ class DiffProtect(Protection):
         unit = p.codec.factor * p.codec.multiple
         side = -(-(p.size if self.tile is None else self.tile or max(size)) // unit) * unit
         shared = int(side * self.overlap)
-        tiles = tiles_of(*size, side, shared, unit)
+        tiles = tiles_of(size[0], size[1], side, shared, unit)
 
         def towards(now: Tensor, tile: Tile) -> Tensor:
             rows, columns = tile

@@ -115,7 +115,7 @@ class Tabs:
 
     def follow(self, job: Job) -> Iterator[tuple[Any, Any]]:
         """How far a job is, whenever that has changed."""
-        before = ("", None)
+        before: tuple[str, Any] = ("", None)
         while not job.over:
             head, body = views.running(job, self.studio.jobs.ahead(job))
             if (head, body) != before:

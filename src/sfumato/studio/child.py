@@ -58,7 +58,7 @@ def look(model: str) -> int:
         told = visible(f"{type(error).__name__}: {error}")
         print(f"sfumato: {visible(model)} cannot be read: {told}", file=sys.stderr)
         return 2
-    told = {
+    facts = {
         "family": type(getattr(made, "pipe", made)).__name__,
         "size": made.size,
         "parameters": sum(p.numel() for p in made.network.parameters()),
@@ -67,7 +67,7 @@ def look(model: str) -> int:
         "sha256": made.describe().get("sha256"),
         "text": hasattr(made, "encode"),
     }
-    print(json.dumps(told, default=str))
+    print(json.dumps(facts, default=str))
     return 0
 
 
