@@ -212,6 +212,16 @@ def test_pictures_without_a_mark_or_with_two_are_told(made, tmp_path, capsys):
     assert cli.main(["verify", str(tmp_path / "one.png"), "--size", "0", "16"]) == 2
 
 
+@pytest.mark.parametrize("verb", [["sample"], ["steer", "faster-diffusion"]])
+def test_no_command_that_draws_leaves_a_picture_without_its_mark(made, tmp_path, verb):
+    made.save(tmp_path / "made")
+    asked = ["--model", str(tmp_path / "made"), "--seeds", "0-1", "--steps", "4", "--device", "cpu"]
+    assert cli.main([*verb, "a <m1> star", *asked, "--out", str(tmp_path / "out")]) == 0
+    pictures = list((tmp_path / "out").rglob("*.png"))
+    assert len(pictures) == 2 and not list((tmp_path / "out").rglob("*.html"))
+    assert all(verify(picture).watermark.marked for picture in pictures)
+
+
 def test_the_command_writes_nothing_where_a_mark_is_not_read_back(subject, tmp_path, monkeypatch, capsys):
     true = anchoring.verify
 

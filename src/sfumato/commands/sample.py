@@ -127,12 +127,16 @@ def write(
         several = len(options.prompts or options.image) > 1
         columns = len(seeds) if several else min(len(seeds), max(8, round(len(seeds) ** 0.5)))
         about = {**settings, "prompts": options.prompts or [str(file) for file in options.image], "seeds": seeds}
-        save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
+        if single := "marked" in model.defaults:  # what shows several at once would hold none of their marks
+            more = None
+        else:
+            save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
         asked = {name.rstrip("_"): value for name, value in asdict(options).items()}
         write_json(folder / "sample.json", {**asked, **about, "source": GENERATED})
         if more is not None:
             more(folder, names, about)
-    print(f"{counted(len(jobs), 'picture')} in {options.out}, side by side in {options.out / 'sheet.png'}")
+    where = "each marked; no sheet, which would not be" if single else f"side by side in {options.out / 'sheet.png'}"
+    print(f"{counted(len(jobs), 'picture')} in {options.out}, {where}")
 
 
 def as_levels(pictures: Tensor) -> np.ndarray:

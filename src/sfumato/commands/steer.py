@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,6 +50,8 @@ def main(args: list[str]) -> None:
     steering = [(entry, patch), *patches.named(options.with_, options.model)]
     patches.refuse_twice(steering)
     model = equipped(load_any(options.model, options), options.model, options)
+    if single := "marked" in model.defaults:  # a page would show pictures without their marks
+        options = replace(options, plain=False)
     names = " and ".join(method.name for method, _ in steering)
     also = f", and as many without {names}, which takes as long again" if options.plain else ""
     start = time.perf_counter()
@@ -80,7 +82,8 @@ def main(args: list[str]) -> None:
     write(options, model, jobs, pictures, settings, page)
     told = [f"{k}: {v}" for each in ({"log": log}, *others) for k, v in each["log"].items()]
     print(f"drawn with {names} in {human_time(seconds['steered'])}", *told, sep="; ")
-    print(f"look at them in {options.out / 'index.html'}")
+    if not single:
+        print(f"look at them in {options.out / 'index.html'}")
 
 
 def _page(
