@@ -16,6 +16,7 @@ from sfumato.errors import BadInput, SfumatoError
 from sfumato.fields import Seed
 from sfumato.finite import finite
 from sfumato.pipeline import ImageModel, Model, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.lent import lent, require_finite, tensors
 from sfumato.pipeline.offload import refuse
 from sfumato.settings import Tuned
@@ -115,6 +116,10 @@ class Eraser(Tuned, ABC):
     def costs(self, pipe: Text2Image) -> Plan:
         """`plan`, with what settings that all methods of a kind share change of it."""
         return self.plan(pipe)
+
+    def learning(self, pipe: Text2Image) -> Learning | None:
+        """What one of its updates differentiates; None: nothing."""
+        return None
 
     # What is the same for all
 

@@ -20,6 +20,7 @@ from sfumato.metrics.detectors import Detector, make_detector
 from sfumato.noise.process import Prediction, compose
 from sfumato.pipeline import Model, Text2Image
 from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 from sfumato.train.recipe import Loose
 
@@ -291,6 +292,10 @@ class DUO(ByGradient):
             return duo_loss(pred, reference, target, self.beta, weight)
 
         return loss_of
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        return Learning(self.held(self.batch) * (4 if self.preserve else 3), "lora", self.rank)
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network; without what a detector rejects."""

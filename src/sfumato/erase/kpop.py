@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.fields import Count, NotNegative, Positive
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.conditioning import Role
 from sfumato.pipeline.keys import FILE, ConceptKey, Insertion, extended, inserted, save_keys
 from sfumato.text import counted
@@ -158,6 +159,10 @@ class KPOP(ByGradient):
         base, rows = student.describe()["sha256"], [x.detach().cpu() for x in recipe.rows]
         keys = [ConceptKey(c, self.insertion, k, v, base) for c, k, v in zip(self.concepts, *rows, strict=True)]
         return student, keys, {name.removesuffix("/loss"): values for name, values in told.items()}
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        return Learning(2 * self.held(self.batch), SUBSETS[self.variant])
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

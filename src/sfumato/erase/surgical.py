@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 
 from .esd import predict_each
@@ -195,6 +196,11 @@ class Surgical(ByGradient):
         null = teacher.unconditional(k)
         e0, ec, moved = (p.denoiser(z, t, c).double() for p, c in ((teacher, null), (teacher, asked), (student, null)))
         return float((moved - e0).norm() / (ec - e0).norm().clamp(min=1e-12))
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        rows = self.held(self.batch) * len(self.concepts) * (2 + bool(self.preserve))
+        return Learning(rows, self.trained, self.rank)
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""
