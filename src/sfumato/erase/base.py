@@ -50,6 +50,10 @@ class Eraser(Tuned, ABC):
     draws: ClassVar[bool] = True
     """Whether anything in it is random, so that another ``seed`` gives another result."""
 
+    removable: ClassVar[bool] = False
+    """Whether what it makes is attached beside the original's own weights, and comes off again."""
+    PICTURES: ClassVar[frozenset[str]] = frozenset({"images", "data"})
+    """What the fields are called by which pictures are given to those that learn from them."""
     keeps_world: ClassVar[bool] = False
     """Whether the words of the model's own vocabulary are preserved where ``preserve`` is None."""
 

@@ -116,6 +116,7 @@ class DUO(ByGradient):
     """Settings by name: the published ones for one concept (which are the defaults), with stronger forgetting, for each
     of several concepts that make up a diffuse one, and for SD3; and some for models as small as the embedded one."""
 
+    removable: ClassVar[bool] = True
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "updates": 2, "pairs": 1, "sampling_steps": 2, "batch": 1, "beta": 100.0, "lr": 1e-2, "rank": 2,
         "preserve_weight": 1.0,

@@ -122,6 +122,7 @@ class SPM(ByGradient):
     """Settings by name: the published ones (which are the defaults), and some for models as small as the embedded
     one."""
 
+    removable: ClassVar[bool] = True
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"updates": 2, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
     eta: float = 1.0
