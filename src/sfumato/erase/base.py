@@ -45,6 +45,8 @@ class Eraser(Tuned, ABC):
     """Kinds of projections (see `Text2Image.projections`) without which it has nothing to work on."""
     needs_instead: ClassVar[tuple[str, ...]] = ()
     """Kinds that it works on where a network has not what it `needs`; none: it works on nothing else."""
+    not_joint: ClassVar[str] = ""
+    """Why it works on no joint attention of text and picture, where that is not said by what it `needs`."""
     keeps_adapters: ClassVar[bool] = False
     """Whether it can edit beneath attached adapters, which then go on acting on the result; else they are refused."""
     draws: ClassVar[bool] = True
@@ -177,6 +179,8 @@ class Eraser(Tuned, ABC):
         if not self.fits(pipe):
             lacks = f", whose network has no {' or '.join(self.needs)}" if self.needs else ""
             lacks = lacks if isinstance(pipe, Text2Image) else ", which draws pictures without text"
+            if self.not_joint and isinstance(pipe, Text2Image) and "joint.k" in pipe.anatomy.kinds:
+                lacks += f" ({self.not_joint})"
             name = type(getattr(pipe, "pipe", pipe)).__name__
             raise BadInput(f"{type(self).__name__} does not fit this {name}{lacks}: {fitting(pipe)}")
         if loaded := [part for part, m in pipe.parts().items() if getattr(m, "peft_config", None)]:

@@ -110,6 +110,11 @@ class KPOP(ByGradient):
                                             "insertion": "inmidout", "prompt_lr": 1e-2}  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("cross.k", "cross.v")
 
+    not_joint: ClassVar[str] = (
+        "a key's rows stand before projections that read the encoder's embeddings; in joint attention these read "
+        "states of the text that change with time and depth, for which no fixed rows stand"
+    )
+
     goal: Literal["hide", "remove"] = "hide"
     """"hide": with its key the concept comes back; "remove": the prompt is only an adversary, and no key is kept."""
     variant: Literal["x", "u"] = "x"

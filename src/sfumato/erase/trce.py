@@ -104,6 +104,12 @@ class TRCE(ByGradient, Textual):
     }  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("cross.k", "cross.v", "cross.q")
 
+    not_joint: ClassVar[str] = (
+        "stage 1 maps the row by which a causal encoder sums up the sentence, and what reads embeddings there reads "
+        "those of T5 or a language model, whose end sums up nothing; stage 2 trains attention of the picture apart "
+        "from the text, and here they are joined"
+    )
+
     stages: Literal["both", "textual", "visual"] = "both"
     """Which stages are run; the textual one needs no pictures, and the visual one alone is weak."""
     prompt: str = "a photo of {}"
