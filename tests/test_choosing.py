@@ -54,7 +54,7 @@ def file(bench, tmp_path, monkeypatch):
 
 def test_the_table_has_the_benchs_means(file):
     found = measured.rows()
-    assert list(found) == ["uce", "rece", "esd-x", "spm", "duo"]
+    assert found.keys() == {"uce", "rece", "esd-x", "spm", "duo"}
     assert found["esd-x"] == measured.Row(0.9, 0.75, 1.0, 0.75, 400.0, 3)
     assert json.loads(file.read_text())["conditions"]["seeds"] == [1, 2, 3]
 
@@ -114,8 +114,7 @@ def test_the_commands(bench, file, tmp_path, capsys):
     assert (tmp_path / "mine.json").read_text() == file.read_text()
     assert cli.main(["choose", "erase"]) == 0
     assert "Withstands the most: esd-x" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        cli.main(["erase", "uce", "--help"])
+    assert cli.main(["erase", "uce", "--help"]) == 0
     assert "withstands: 25.0" in capsys.readouterr().out
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import lora
-from sfumato.pipeline.lora_flux import layers_of
+from sfumato.pipeline.lora_flux import factors, layers_of
 
 HIDDEN, MLP = 16, 64
 ROWS = {
@@ -42,16 +45,33 @@ def added(path, p) -> dict[str, torch.Tensor]:
 
 
 def test_kohyas_file_adds_what_diffusers_makes_of_it(tiny_flux, tmp_path):
+    """All but the single blocks' fused layer, whose published widths diffusers takes for granted."""
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
-    save_file(written(), tmp_path / "l.safetensors")
+    tensors = {key: x for key, x in written().items() if "linear1" not in key}
+    save_file(tensors, tmp_path / "l.safetensors")
     ours = added(tmp_path / "l.safetensors", tiny_flux)
-    theirs = _convert_kohya_flux_lora_to_diffusers(written())
+    theirs = _convert_kohya_flux_lora_to_diffusers(dict(tensors))
     names = {key.removeprefix("transformer.").rsplit(".lora_", 1)[0] for key in theirs}
-    assert ours.keys() == names and len(names) == 2 * 3 + 8 + 4 + 2
+    assert ours.keys() == names and len(names) == 2 * 3 + 8 + 2
     for name in names:
         a, b = (theirs[f"transformer.{name}.lora_{x}.weight"] for x in "AB")
         torch.testing.assert_close(ours[name], b @ a)
+
+
+def test_the_single_blocks_fused_layer_at_the_published_widths_is_diffusers():
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+
+    key, sizes = "lora_unet_single_blocks_3_linear1", (3072, 3072, 3072, 12288)
+    rng = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 3072, generator=rng), torch.randn(sum(sizes), 2, generator=rng)
+    layers = {n: SimpleNamespace(weight=range(size)) for n, size in zip(layers_of(key[10:]), sizes, strict=True)}
+    theirs = _convert_kohya_flux_lora_to_diffusers({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up})
+    ours = factors(Path("l"), key, key[10:], "up", up, layers)
+    assert {f"transformer.{name}.lora_B.weight" for name in ours} < theirs.keys()
+    for name, x in ours.items():
+        assert torch.equal(x, theirs[f"transformer.{name}.lora_B.weight"])
+        assert torch.equal(down, theirs[f"transformer.{name}.lora_A.weight"])
 
 
 def test_the_dotted_spelling_adds_the_same_at_alpha_rank(tiny_flux, tmp_path):
