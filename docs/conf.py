@@ -9,7 +9,7 @@ from sfumato import __version__
 
 project, author, release = "sfumato", "the authors of sfumato", __version__
 copyright = "Apache 2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 html_theme, html_title = "furo", "sfumato"
 html_static_path, html_css_files = ["_static"], ["site.css"]
 html_theme_options = {
@@ -50,5 +50,17 @@ def _links(app: object, name: str, source: list[str]) -> None:
         source[0] = source[0].replace("](docs/", "](")
 
 
+_MARKED = re.compile(r"(``.+?``|`[^`]+`|:\w+:`[^`]+`)")
+
+
+def _plain_words(app: object, what: str, name: str, it: object, options: object, lines: list[str]) -> None:
+    """Docstrings mean their stars, bars and underscores as they stand."""
+    for i, line in enumerate(lines):
+        parts = _MARKED.split(line)
+        parts[::2] = [re.sub(r"(\*|\||(?<=\w)_(?=\W|$))", r"\\\1", text) for text in parts[::2]]
+        lines[i] = "".join(parts)
+
+
 def setup(app: object) -> None:
     app.connect("source-read", _links)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-docstring", _plain_words, priority=400)  # type: ignore[attr-defined]

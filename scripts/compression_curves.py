@@ -25,7 +25,7 @@ from torch import Tensor
 
 from real_pictures import photographs, tensor
 from sfumato.commands.compress import compression_model
-from sfumato.data.base import upright
+from sfumato.data.base import to_image
 from sfumato.data.folders import pictures_in
 from sfumato.files import write_json
 from sfumato.ledger.pixels import distances, texture
@@ -41,7 +41,7 @@ Codec = Callable[[Image.Image], tuple[int, Float[Tensor, "1 3 height width"]]]
 
 def gathered(folder: Path | None) -> list[Image.Image]:
     """The pictures, none larger than `LONGEST`."""
-    found = [upright(f) for f in pictures_in(folder)] if folder else [real.picture for real in photographs()]
+    found = [to_image(f) for f in pictures_in(folder)] if folder else [real.picture for real in photographs()]
     for picture in found:
         picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return found

@@ -367,6 +367,15 @@ def tiny_zimage():
 
 
 @pytest.fixture(scope="session")
+def tiny_omnigen():
+    """A tiny OmniGen pipeline behind the adapter, for 32x32 pictures. Shared by all tests: change copies only."""
+    from sfumato.pipeline import wrap
+    from tiny_families import make_tiny_omnigen
+
+    return wrap(make_tiny_omnigen(), {"size": 32})
+
+
+@pytest.fixture(scope="session")
 def tiny_flux2():
     """A tiny Flux.2 Klein pipeline behind the adapter, for 16x16 pictures. Shared by all tests: change copies only."""
     from sfumato.pipeline import wrap

@@ -159,3 +159,18 @@ def test_a_folder_of_another_network_is_one_too(pictures, tmp_path, monkeypatch)
 def test_unknown_networks_are_refused(name):
     with pytest.raises(BadInput, match=r"unknown"):
         by_name(name, ("a", "b"), 16, (8, 16))
+
+
+def test_the_command_writes_a_page_where_there_is_something_to_see(pictures, tmp_path, capsys):
+    from sfumato.cli import main
+
+    out, plain = tmp_path / "run", tmp_path / "plain"
+    small = ["--data", pictures, "--size", "16", "--updates", "1", "--batch", "2", "--track", "none"]
+    asked = ["classify", "prototype-net", *small, "--prototypes", "3", "--out", str(out)]
+    assert main(asked) == 0
+    assert f"page: {out / 'index.html'}" in capsys.readouterr().out
+    assert {s["title"] for s in json.loads((out / "report.json").read_text())["sheets"]} == {"Prototypes", "Decisions"}
+    (out / "index.html").unlink()
+    assert main(asked) == 0 and (out / "index.html").is_file()  # a run that was killed before its page
+    assert main(["classify", "plain", *small, "--widths", "8", "16", "--warmup", "0", "--out", str(plain)]) == 0
+    assert (plain / "model").is_dir() and not (plain / "index.html").exists()

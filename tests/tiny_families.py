@@ -260,3 +260,31 @@ def make_tiny_sana(seed: int = 0):
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, algorithm_type="dpmsolver++"
         )
         return SanaPipeline(tokenizer, tiny_gemma(tokenizer), tiny_dc_ae(), transformer, flow)
+
+
+def make_tiny_omnigen(seed: int = 0):
+    """An OmniGenPipeline: a language model's layers over text and pictures, a flow that counts from 0 to 1."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, OmniGenTransformer2DModel
+
+    from sfumato.pipeline.interleaved import AFTER, BEFORE, DROPPED, SIGNS
+    from sfumato.pipeline.omnigen import pipeline_class
+    from sfumato.train.tokenizer import learn_spoken
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = learn_spoken([BEFORE, AFTER, " ".join(("", *WORDS)), DROPPED], SIGNS, 512)
+        transformer = OmniGenTransformer2DModel(
+            in_channels=4, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24,
+            num_layers=2, pad_token_id=2, vocab_size=len(tokenizer), pos_embed_max_size=16,
+            rope_scaling={"short_factor": [1.0, 1.2, 1.4, 1.7], "long_factor": [1.0, 2.0, 3.0, 4.0]},
+        ).eval()  # fmt: skip
+        torch.nn.init.normal_(transformer.embed_tokens.weight)  # a small one hides the text from the output
+        flow = FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1)
+        vae = AutoencoderKL(  # of a factor of 8, which diffusers' own call takes for granted
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 4, 8), norm_num_groups=4, latent_channels=4, sample_size=32, scaling_factor=0.5,
+        ).eval()  # fmt: skip
+        made = pipeline_class()(transformer, flow, vae, tokenizer)
+        made.default_sample_size = 4
+        return made

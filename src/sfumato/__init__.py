@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "attack", "attribute", "audit", "bench", "catalog", "classify", "customize", "data", "distill", "edit", "erase",
-    "errors", "files", "ledger", "metrics", "nets", "noise", "pipeline", "protect", "report", "sample", "steer",
-    "train",
+    "errors", "explain", "files", "ledger", "metrics", "nets", "noise", "pipeline", "protect", "report", "sample",
+    "steer", "train",
 )  # fmt: skip
 _NAMES = {
     "load": "pipeline",

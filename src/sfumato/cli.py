@@ -44,6 +44,7 @@ COMMANDS = {
     "decompress": "the picture that they stand for",
     "train": "train a model",
     "classify": "train a classifier of pictures",
+    "explain": "judge explanations of a classifier: which attribution finds what it goes by",
     "distill": "from many sampling steps to few",
     "information": "what a model knows at each noise level: mean squared error and mutual information",
     "latents": "how heavy the tails of an autoencoder's latents are, and of their temporal differences",

@@ -85,6 +85,14 @@ METHODS: tuple[Method, ...] = (
         ledger="dorsal",
     ),
     Method(
+        "train", "omnigen", "sfumato.train.omnigen:TrainOmniGen", ("xiao2025omnigen", "brooks2023instruct"),
+        "One transformer reads instructions with pictures in them and draws the next; many tasks, one format.",
+        cost="one network call with gradients an update, on the whole sequence: quadratic in text and pictures",
+        when="Editing, subjects, control maps and back, in one model; or tuning a published OmniGen on your own rows.",
+        beware="The published model has 3.8 billion parameters; small ones from scratch know their own few words only.",
+        ledger="omnigen",
+    ),
+    Method(
         "train", "slct", "sfumato.train.slct:SLCT", ("dao2025slct", "song2024improved", "song2023consistency"),
         "Latent consistency models from scratch: one or two steps, no teacher, robust against outliers.",
         cost="two forward passes and one backward an update; the paper's models took days on one to two GPUs",
@@ -108,5 +116,13 @@ METHODS: tuple[Method, ...] = (
         when="Pictures from objects and relations in JSON, with the layout to look at, or fixed, in between.",
         beware="The published model has 440 M parameters; codes are drawn one after the other.",
         ledger="trf-sg2im",
+    ),
+    Method(
+        "train", "eagan", "sfumato.train.eagan:EAGAN", ("ying2022eagan", "yang2020cars"),
+        "Searches a GAN's generator, then its discriminator, by evolution over supernets, and trains both.",
+        cost="the paper's search took 1.2 GPU-days; a small one minutes on a CPU",
+        when="Pictures in one step from a small net, or a Pareto front of quality against size.",
+        beware="Scores of shared weights rank roughly; with few samples they rank chance.",
+        ledger="eagan",
     ),
 )  # fmt: skip

@@ -1,18 +1,18 @@
 """What classifiers share: data, the run through the training loop, the measuring, and the folder that comes of it.
 
 A method is a dataclass that inherits `Classifier` and says its `network`, and where they are its own its `loss`,
-`augmented` pictures, `rate` and the `figures` of its card. The folder is one that `transformers` loads where the
-network is one of its own, else ``model.safetensors`` with the network's own keys; `sfumato audit --detector` and
-`sfumato score --extractor` take both.
+`augmented` pictures, `rate` and the `figures` of its card, its `recipe`, what is to `settle` after training, and
+`sheets` of pictures for a page. The folder is one that `transformers` loads where the network is one of its own, else
+``model.safetensors`` with the network's own keys; `sfumato audit --detector` and `sfumato score --extractor` take both.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +37,7 @@ from sfumato.train.state import configuration, goes_on
 from .parts.data import flipped, measured, shifted, split
 from .parts.folder import inner, write
 from .parts.rules import Rule, averaged_statistics, updating
+from .parts.sheet import Sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,17 @@ class Classifier(Tuned, Schedule, ABC):
         """How good the trained network is on ``pictures``, for its card."""
         return measured(net, pictures, self.batch, self.seed)
 
+    def recipe(self, net: nn.Module, pictures: Pictures) -> Labelling:
+        """How the loop sees it, where that is its own; what ``net`` is to hold before the first update is put there."""
+        return Labelling(self, net, pictures)
+
+    def settle(self, net: nn.Module, pictures: Pictures) -> None:
+        """Change the trained network before it is measured and written, with the pictures it was trained on."""
+
+    def sheets(self, folder: str | Path) -> tuple[Sheet, ...]:
+        """What there is to see of the classifier in ``folder``, for a page; by default nothing."""
+        return ()
+
     def open(self) -> Pictures:
         """The data."""
         return open_pictures(self.data, self.size, seed=self.seed, count=self.pictures)
@@ -173,13 +185,14 @@ class Classifier(Tuned, Schedule, ABC):
         seen, unseen, told = self.parts()
         labels = tuple(seen.label_names)
         torch.manual_seed(self.seed)
-        recipe = Labelling(self, self.network(labels).train(), seen)
+        recipe = self.recipe(self.network(labels).train(), seen)
         run = Run(recipe, self, out / "training", self.beyond())
         run.fit(progress)
         if self.ema:
             rng = torch.Generator().manual_seed(self.seed)
             averaged_statistics(recipe.net, (recipe.batch(0, rng, self.batch)[0] for _ in range(20)))
         net = recipe.net.eval().requires_grad_(False)
+        self.settle(net, seen)
         card = {"measured_on": told, "trained_on": len(seen), "labels": len(labels)}
         card |= self.figures(net, unseen)
         run.finish(lambda: self.save(out / "model", net, labels, card, overwrite))
@@ -191,6 +204,36 @@ class Classifier(Tuned, Schedule, ABC):
         says how good it is."""
         about = {"classifier": self.name(), "labels": labels, "size": self.size}
         write(folder, net.cpu(), about, self.made(), card, overwrite)
+
+    def trained_on(
+        self, x: Float[Tensor, "n 3 size size"], y: Int[Tensor, "n"], labels: tuple[str, ...], seed: int
+    ) -> nn.Module:
+        """A fresh network, trained in memory by this recipe on pictures in [-1, 1] that need not be in whole levels."""
+        method = replace(self, seed=seed, track="none", grid_every=0)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            recipe = LabellingTensors(method, method.network(labels).train(), x.cpu(), y.cpu())
+        Run(recipe, method).fit(progress=False)
+        if method.ema:
+            rng = torch.Generator().manual_seed(seed)
+            averaged_statistics(recipe.net, (recipe.batch(0, rng, method.batch)[0] for _ in range(20)))
+        return recipe.net.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Self:
+        """The settings with which the classifier in a folder was trained.
+
+        Raises:
+            BadInput: no such folder, or one of another method.
+        """
+        about, config = described(folder)
+        if about["classifier"] != cls.name():
+            raise BadInput(f"{folder} was made by classify {about['classifier']}, not by {cls.name()}")
+        known = {f.name for f in fields(cls) if f.init}
+        # JSON has lists where settings have tuples
+        settings: dict[str, Any] = {n: tuple(x) if isinstance(x, list) else x for n, x in config.items() if n in known}
+        with reading(folder, "a classifier"):
+            return cls(**settings)
 
     @classmethod
     def read(cls, folder: str | Path) -> nn.Module:
@@ -233,3 +276,15 @@ class Labelling(Recipe):
     def turns(self) -> list[Turn]:
         make = updating(self.method.update_rule, self.method, self.method.momentum)
         return [Turn(name="all", loss=self.loss, optimizer=make, lr=self.method.rate())]
+
+
+class LabellingTensors(Labelling):
+    """`Labelling` of pictures that lie in a tensor, in [-1, 1]."""
+
+    def __init__(self, method: Classifier, net: nn.Module, x: Float[Tensor, "n 3 size size"], y: Int[Tensor, "n"]):
+        self.method, self.net, self.x, self.y = method, net, x, y
+        self.name = method.name()
+
+    def batch(self, step: int, rng: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
+        rows = draw.integers(len(self.x), size, rng)
+        return self.method.augmented(self.x[rows], rng), self.y[rows]

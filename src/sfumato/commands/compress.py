@@ -41,9 +41,9 @@ def main(args: list[str]) -> None:
 
     import numpy as np
 
-    from sfumato.data.base import upright
+    from sfumato.data.base import to_image
 
-    picture = np.asarray(upright(options.file))
+    picture = np.asarray(to_image(options.file))
     data = compression_model(options.model, options.device).compress(picture)
     with atomic_file(options.out, options.overwrite) as temporary:
         temporary.write_bytes(data)

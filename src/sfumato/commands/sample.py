@@ -42,7 +42,8 @@ class Sample(Equipped):
     prompts: Annotated[tuple[str, ...], Positional]
     """What to draw; one row of the contact sheet each. For a model of classes their names; none: of any class."""
     image: tuple[Path, ...] = ()
-    """Pictures to draw variations of, one row of the contact sheet each, for a model that is shown pictures."""
+    """Pictures to draw variations of, one row of the contact sheet each, for a model that is shown pictures; for one
+    that reads pictures in its prompts those that go with every prompt, the first for <img><|image_1|></img>."""
     out: Path
     """Folder for the pictures, the contact sheet and the record."""
     model: str = "sketch"
@@ -53,6 +54,8 @@ class Sample(Equipped):
     """Denoising steps; by default what the model was saved or distilled with, or 25."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
+    image_cfg_scale: float | None = None
+    """Guidance on the pictures that go with a prompt; 1 is none; by default the model's own."""
     negative_prompt: str | None = None
     """What guidance steers away from, as for the prompts."""
     scheduler: str | None = None
@@ -77,8 +80,6 @@ def jobs_of(options: Sample, example: str) -> list[tuple[str | Path | None, int]
     """One (prompt or picture to show, seed) per picture; what is bad is refused before anything is loaded."""
     if any(not prompt.strip() for prompt in options.prompts):
         raise BadInput(f"give at least one prompt, none of them empty, as in `{example}`")
-    if options.prompts and options.image:
-        raise BadInput("give prompts or --image, not both: a model is told the one or shown the other")
     if missing := [file for file in options.image if not file.is_file()]:
         raise BadInput(f"--image: there is no file {missing[0]}")
     if not options.prompts and not options.image and options.model in EMBEDDED:
@@ -107,7 +108,7 @@ def write(
             word = prompt.stem if isinstance(prompt, Path) else prompt or ""
             save_png(folder / f"{i:03d}-{_slug(word)}-seed{seed}.png", array, about)
         # One row a prompt; a single row of many would be too long to look at.
-        several = max(len(options.prompts), len(options.image)) > 1
+        several = len(options.prompts or options.image) > 1
         columns = len(seeds) if several else min(len(seeds), max(8, round(len(seeds) ** 0.5)))
         about = {**settings, "prompts": options.prompts or [str(file) for file in options.image], "seeds": seeds}
         save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
@@ -117,18 +118,26 @@ def write(
 
 def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
     """The pictures, and the settings that made them; ``rule`` is a sampler of the catalogue."""
-    asked = None if jobs[0][0] is None else [prompt for prompt, _ in jobs]
     kind, command = model.drawn_by
     if command != "sample":
         raise BadInput(f"{options.model} is a model of {kind}: `sfumato {command}` draws with it")
-    if asked is None and hasattr(model, "encode"):
+    said = None if jobs[0][0] is None else [prompt for prompt, _ in jobs]
+    if said is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
-    if options.image:
-        model.told(list(options.image[:1]))  # refuses pictures where it is not shown any
+    asked = None
+    if said is not None:
+        every = dict(zip(options.prompts or options.image, model.asking(options.prompts, options.image), strict=True))
+        asked = [every[prompt] for prompt in said]
+        if options.image:
+            model.told(asked[:1])  # refuses pictures where it is not shown any
+    if options.image_cfg_scale is not None:
+        if "image_cfg_scale" not in model.defaults:
+            raise BadInput(f"{options.model} reads no pictures in its prompts: leave --image-cfg-scale out")
+        model.defaults["image_cfg_scale"] = options.image_cfg_scale
     if hasattr(model, "tokenizers"):
         from sfumato.data.world import strangers
 
-        if unheard := strangers(model.tokenizers[0], asked):
+        if unheard := strangers(model.tokenizers[0], said):
             names = ", ".join(map(repr, unheard))
             warnings.warn(f"{options.model} has no word for {names}: what it draws for that is chance", stacklevel=2)
     if options.size is not None and options.size > model.size and not getattr(model, "patches", ()):
@@ -154,7 +163,8 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
     if asked is not None:  # where nothing is asked for there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
         settings |= {"cfg_scale": cfg_scale, "negative_prompt": options.negative_prompt}
-        settings |= {name: model.defaults[name] for name in ("cfg_interval",) if name in model.defaults}
+        named = ("cfg_interval", *(("image_cfg_scale",) if options.image else ()))
+        settings |= {name: model.defaults[name] for name in named if name in model.defaults}
     return pictures, settings
 
 

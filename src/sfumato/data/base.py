@@ -80,24 +80,31 @@ def to_square(data: bytes | Path, size: int, name: str = "a picture") -> UInt8[n
         name: what the complaint calls encoded bytes; a file is called by its path.
 
     Raises:
-        BadInput: as `upright`.
-    """
-    image = upright(data, name)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side)))
-
-
-def upright(data: bytes | Path, name: str = "a picture") -> Image.Image:
-    """Decode, turn upright, lay transparency on white; of the size that it has.
-
-    Args:
-        data: an encoded picture, or its file.
-        name: what the complaint calls encoded bytes; a file is called by its path.
-
-    Raises:
         BadInput: the picture is corrupt, of more pixels than Pillow's limit against decompression bombs, or none.
     """
+    return np.asarray(squared(to_image(data, name), size))
+
+
+def squared(image: Image.Image, size: int) -> Image.Image:
+    """The middle of a picture, cut to a square and resized (Lanczos, antialiased)."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+
+
+def to_image(data: bytes | Path | UInt8[np.ndarray, "height width 3"], name: str = "a picture") -> Image.Image:
+    """A picture in colour and of its own size: decoded, turned upright, what is transparent on white.
+
+    Args:
+        data, name: as for `to_square`; or 8-bit pixels.
+
+    Raises:
+        BadInput: as `to_square`.
+    """
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
+            raise BadInput(f"{name}: pixels are 8-bit numbers (height, width, 3), not {data.dtype} {data.shape}")
+        return Image.fromarray(data)
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
             return _opaque(ImageOps.exif_transpose(file))

@@ -9,12 +9,13 @@ All have one signature, ``network(z, logsnr, labels)``:
 and return a tensor shaped like ``z``. `TokenTransformer` takes tokens and times instead, and returns logits;
 `VariationUViT` takes what an encoder sees of a picture in place of class numbers, `PrototypeUNet` text vectors and a
 picture of a class, `RestoringUNet` a degraded picture, `ViewUNet` slots and cameras. `Elic` is the codec that degrades,
-`OSRT` an encoder, `SceneGraphTransformer` takes graphs and `ImageTransformer` what came before: these denoise nothing. A
-network knows neither the noise process nor what its output means.
+`OSRT` an encoder, `SceneGraphTransformer` takes graphs and `ImageTransformer` what came before: these denoise nothing.
+A network knows neither the noise process nor what its output means.
 """
 
 from .consistency import ConsistencyUNet
 from .elic import Elic
+from .gan import GenotypeGenerator
 from .image_transformer import ImageTransformer
 from .osrt import OSRT
 from .prototype_unet import PrototypeUNet
@@ -29,7 +30,7 @@ from .video import VideoUNet
 from .views import ViewUNet
 
 __all__ = [
-    "OSRT", "ConsistencyUNet", "Elic", "ImageTransformer", "PrototypeUNet", "ResidualUViT", "RestoringUNet",
-    "SceneGraphTransformer", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT", "VideoUNet",
-    "ViewUNet",
+    "OSRT", "ConsistencyUNet", "Elic", "GenotypeGenerator", "ImageTransformer", "PrototypeUNet", "ResidualUViT",
+    "RestoringUNet", "SceneGraphTransformer", "SimpleUNet", "SimpleUViT", "TokenTransformer", "UNet", "VariationUViT",
+    "VideoUNet", "ViewUNet",
 ]  # fmt: skip

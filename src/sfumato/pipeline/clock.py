@@ -62,6 +62,10 @@ class Clock(ABC):
         """The network's output as the `prediction` that it stands for."""
         return output
 
+    def counting(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A scheduler's configuration as it counts with this clock: from noise to picture."""
+        return config
+
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
         """Set the timesteps of a scheduler as the pipeline itself would for latents of this ``shape`` (.., h, w)."""
         solver.set_timesteps(steps, device=device)

@@ -81,6 +81,18 @@ class Condition:
         rows = torch.arange(n)
         return self.cat([self, empty])[torch.where(mask.cpu(), rows + n, rows)]
 
+    def guided_at(self, scale: float) -> bool:
+        """Whether guidance of this scale changes a prediction."""
+        return scale != 1
+
+    def between(self, empty: Condition) -> Sequence[tuple[Condition, Float[Tensor, "batch"]]]:
+        """What guidance passes on its way from ``empty`` to this: conditions, each with a scale for every row.
+
+        With one, m of scale s_m: u + s_m (m - u) + s (c - m). None, but for a kind of condition that says less in
+        between, such as pictures without the words that go with them.
+        """
+        return ()
+
     def _said(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: x for name, x in values.items() if x is not None and not (isinstance(x, tuple) and not x)}
@@ -220,6 +232,18 @@ class Model(ABC):
         Raises:
             BadInput: classes that are not the model's.
         """
+
+    def asking(self, words: Sequence[str], pictures: Sequence[Path]) -> list[Any]:
+        """What one asks for with words, or with files of pictures: for each of them one thing, as `told` takes it.
+
+        A model that is told words and shown pictures that go with them asks for one thing for each of ``words``.
+
+        Raises:
+            BadInput: words and pictures, where it is told the one or shown the other.
+        """
+        if words and pictures:
+            raise BadInput("give prompts or --image, not both: this model is told the one or shown the other")
+        return list(words or pictures)
 
     # Pictures
 

@@ -22,7 +22,7 @@ from . import lora
 from .adapter import refuse_adapters
 from .base import Text2Image
 from .lora import Product
-from .tokens import num_words, refuse_known, with_words
+from .tokens import num_words, refuse_known, refuse_wordless, with_words
 
 P = TypeVar("P", bound=Text2Image)
 Rows = tuple[Float[Tensor, "vectors width"], ...]
@@ -157,6 +157,8 @@ def add_words(pipe: P, learned: Sequence[Customization]) -> P:
     refuse_adapters(pipe)
     made = pipe.copy()
     words = [(word, rows) for one in learned for word, rows in one.words.items()]
+    if words:
+        refuse_wordless(made)
     for i, (name, encoder) in enumerate(made.text_parts() if words else ()):
         tokenizer = getattr(made.pipe, name)
         for word, rows in words:

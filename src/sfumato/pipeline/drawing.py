@@ -207,7 +207,7 @@ class ToldDenoiser:
     def _predict(self, z: Tensor, t: Tensor | float, cond: Condition | None) -> Tensor:
         told = self.empty if cond is None else cond
         with self.around(told):
-            if cond is None or self.scale == 1 or self.empty is None:
+            if cond is None or self.empty is None or not cond.guided_at(self.scale):
                 return self.denoiser(z, t, told)
             empty = cond.drop(torch.ones(len(cond), dtype=torch.bool), self.empty)
             return Guided(self.denoiser, cond, empty, self.scale, self.interval, self.measure, self.rescale)(z, t)

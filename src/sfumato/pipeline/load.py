@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
@@ -25,6 +24,7 @@ from .image import ImageModel
 from .image_files import load_image_model
 from .latent import LatentModel
 from .offload import Offload, accelerator
+from .omnigen import OmniGen
 from .pixart import PixArtSigma
 from .prototypes import PrototypeModel
 from .qwen import QwenImage
@@ -52,6 +52,7 @@ _FAMILIES: dict[str, type[Text2Image]] = {
     "SanaPipeline": Sana,
     "QwenImagePipeline": QwenImage,
     "ZImagePipeline": ZImage,
+    "OmniGenPipeline": OmniGen,
 }
 """Families by the name of diffusers' pipeline class, which is imported when such a model is loaded."""
 _CONTROLLED: dict[str, type[Text2Image]] = {
@@ -115,7 +116,7 @@ def load(
         check_files(folder, index)
     device = _device(device)
     with quiet(), reading(source, f"a {name}"):
-        pipe = getattr(diffusers, name).from_pretrained(
+        pipe = _FAMILIES[name].pipelines(name).from_pretrained(
             source,
             torch_dtype=dtype or torch.float32,
             use_safetensors=True,
@@ -320,7 +321,7 @@ def origin_of(model: str | Path) -> str | None:
 def _defaults(record: dict[str, Any]) -> dict[str, Any]:
     """Sampling defaults that a record states; empty for other folders."""
     kinds: dict[str, Callable[[Any], Any]] = {"cfg_scale": float, "sampling_steps": int, "size": int}
-    kinds |= {"guidance": float, "stages": _stages}
+    kinds |= {"guidance": float, "image_cfg_scale": float, "bidirectional": bool, "negative": str, "stages": _stages}
     told = record.get("defaults", {})
     # Whatever else is wrong with a record, pictures that it wants marked are marked.
     wanted = told["marked"] if isinstance(told, dict) and "marked" in told else None

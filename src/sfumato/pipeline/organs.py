@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import diffusers
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -64,6 +65,11 @@ class Organs(Prompts, Model):
     @abstractmethod
     def plain(cls, pipe) -> bool:
         """Whether a pipeline of this family makes pictures from noise and a text alone, as this adapter calls it."""
+
+    @classmethod
+    def pipelines(cls, name: str) -> Any:
+        """Diffusers' class of pipelines of that name, such as can be used here."""
+        return getattr(diffusers, name)
 
     def _make_anatomy(self) -> Anatomy:
         return self.anatomy_type(getattr(self.pipe, self.anatomy_type.component))

@@ -53,7 +53,7 @@ def make_scheduler(p: Organs, scheduler: Scheduler = None):
 
 
 def _make_scheduler(p: Organs, scheduler: Scheduler):
-    config, named = p.pipe.scheduler.config, p.clock.solvers
+    config, named = p.clock.counting(p.pipe.scheduler.config), p.clock.solvers
     if isinstance(scheduler, str) and scheduler in (methods := {m.name: m for m in catalog.methods("sample")}):
         scheduler = methods[scheduler].load()()
     if hasattr(scheduler, "scheduler"):
@@ -64,7 +64,7 @@ def _make_scheduler(p: Organs, scheduler: Scheduler):
             raise BadInput(f"unknown scheduler {scheduler!r}: use one of {names}, or a diffusers scheduler")
         return named[scheduler](config)
     chosen = p.pipe.scheduler if scheduler is None else scheduler
-    return type(chosen).from_config(chosen.config)
+    return type(chosen).from_config(p.clock.counting(chosen.config))
 
 
 def draw(
@@ -244,7 +244,8 @@ class _Walk:
         """The denoiser with what guidance and caller make of it."""
         p = self.p
         cond = rows.told(lambda prompts: p.encode_in_time(prompts, grad=bool(self.grad), size=self.size))
-        guided = self.scale != 1.0 or cond is None
+        guided = self.scale != 1.0 if not isinstance(cond, Condition) else cond.guided_at(self.scale)
+        guided = guided or cond is None
         return ToldDenoiser(
             p.denoiser, cond, p.unconditional(len(rows), rows.negative, self.size) if guided else None, self.scale,
             self.cfg_interval, guide=self.guide, rescale=p.rescaled, again=self.grad == "checkpoint",

@@ -102,6 +102,7 @@ class LearnedToken:
 
 def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToken:
     """See `Text2Image.add_token`."""
+    refuse_wordless(p)
     check_length(p, vectors)
     rows = []
     for tok, enc in p.text_parts():
@@ -115,6 +116,12 @@ def new_token(p: Organs, word: str, init_word: str, vectors: int) -> LearnedToke
             mean = chosen.to(p.device, torch.float32).mean(dim=0, keepdim=True)
         rows.append(mean.repeat(vectors, 1))
     return LearnedToken(p, word, rows)
+
+
+def refuse_wordless(p: Organs) -> None:
+    """Raise `BadInput` if a pipeline has no text encoder of its own, whose table could have more words."""
+    if not p.text_parts():
+        raise BadInput(f"{p.title} has no text encoder that could learn a word: tune the network itself")
 
 
 def refuse_known(tokenizer: Any, word: str) -> None:
@@ -159,6 +166,7 @@ def standing_in(p: Organs, first: str, rows: Sequence[Float[Tensor, "words width
         first: a word of the pipeline; it and those added after it get the rows, one each.
         rows: a tensor for each text encoder.
     """
+    refuse_wordless(p)
     handles = []
     for (tok, enc), new in zip(p.text_parts(), rows, strict=True):
         at, encoder = getattr(p.pipe, tok).convert_tokens_to_ids(first), getattr(p.pipe, enc)

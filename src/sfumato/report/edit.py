@@ -20,6 +20,7 @@ from sfumato.text import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sfumato.classify.parts.sheet import Figure as Plot
     from sfumato.edit.base import Edited, Figure
 
 MOST = 240
@@ -90,7 +91,7 @@ def render(report: EditReport) -> str:
     )  # fmt: skip
 
 
-def curve(figure: Figure) -> Curve:
+def curve(figure: Figure | Plot) -> Curve:
     """A plot of 300 pixels in height, both axes from the least to the greatest value."""
     points = [p for line in figure.lines.values() for p in line] or [(0.0, 0.0)]
     (x0, x1), (y0, y1) = [(min(v), max(v)) for v in zip(*points, strict=True)]

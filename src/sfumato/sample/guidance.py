@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ class Guided:
     times, or to those log-SNRs with ``measure="logsnr"`` (arXiv:2404.07724); outside it the conditional
     prediction is returned, for one network call. Where both are needed and the two conditionings can be
     joined (tensors, or a type with ``cat``) they go through the network as one batch. A conditioning given
-    to the call takes the place of ``cond``. ``rescale`` makes of the guided and the conditional prediction the one that
-    is returned.
+    to the call takes the place of ``cond``. A condition that says what lies `between` it and ``uncond`` is guided in
+    steps, each with a scale of its own (arXiv:2211.09800, eq. 3). ``rescale`` makes of the guided and the conditional
+    prediction the one that is returned.
     """
 
     denoiser: Denoiser
@@ -47,10 +48,15 @@ class Guided:
     def __call__(self, z: Float[Tensor, "batch *dims"], t: Time, cond: Any = None) -> Tensor:
         cond = self.cond if cond is None else cond
         inside = self._inside(t)
-        if self.scale == 1 or not inside.any():
+        guides = cond.guided_at(self.scale) if hasattr(cond, "guided_at") else self.scale != 1
+        if not guides or not inside.any():
             return self.denoiser(z, t, cond)
-        with_cond, without = self.both(z, t, cond)
-        guided = without + self.scale * (with_cond - without)
+        steps = cond.between(self.uncond) if hasattr(cond, "between") else ()
+        with_cond, without, *passed = self.each(z, t, [cond, self.uncond, *(step for step, _ in steps)])
+        guided = lower = without
+        for (_, scale), pred in zip(steps, passed, strict=True):
+            guided, lower = guided + pad_right(scale, z.ndim).to(z) * (pred - lower), pred
+        guided = guided + self.scale * (with_cond - lower)
         guided = guided if self.rescale is None else self.rescale(guided, with_cond)
         if inside.all():
             return guided
@@ -65,15 +71,21 @@ class Guided:
 
     def both(self, z: Tensor, t: Time, cond: Any) -> tuple[Tensor, Tensor]:
         """The conditional and the unconditional prediction, from one network call where that is possible."""
-        join = torch.cat if torch.is_tensor(cond) else getattr(type(cond), "cat", None)
-        alike, uncond = join is not None and type(cond) is type(self.uncond), self.uncond
-        if alike and hasattr(cond, "as_half"):  # so that who looks inside the network can tell them apart
-            cond, uncond = cond.as_half(True), uncond.as_half(False)
-        if not alike or not len(cond) == len(uncond) == len(z):
-            return self.denoiser(z, t, cond), self.denoiser(z, t, uncond)
+        with_cond, without = self.each(z, t, [cond, self.uncond])
+        return with_cond, without
+
+    def each(self, z: Tensor, t: Time, conds: Sequence[Any]) -> list[Tensor]:
+        """The prediction for every one of these, of which the first is the conditional one, at once where possible."""
+        first, n = conds[0], len(conds)
+        join = torch.cat if torch.is_tensor(first) else getattr(type(first), "cat", None)
+        alike = join is not None and all(type(c) is type(first) for c in conds)
+        if alike and hasattr(first, "as_half"):  # so that who looks inside the network can tell them apart
+            conds = [c.as_half(i == 0) for i, c in enumerate(conds)]
+        if not alike or not all(len(c) == len(z) for c in conds):
+            return [self.denoiser(z, t, c) for c in conds]
         if torch.is_tensor(t) and t.ndim and t.shape[0] == len(z):
-            t = torch.cat([t, t])
-        return self.denoiser(torch.cat([z, z]), t, join([cond, uncond])).chunk(2)
+            t = torch.cat([t] * n)
+        return list(self.denoiser(torch.cat([z] * n), t, join(list(conds))).chunk(n))
 
 
 @dataclass(frozen=True, eq=False)

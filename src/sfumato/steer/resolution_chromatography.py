@@ -64,7 +64,7 @@ def measure(
         seen.append(model.process.convert(pred, z, t, model.prediction, "x0").detach().cpu().float())
         return pred
 
-    solver: Any = "ddim" if hasattr(model, "encode") else ddim
+    solver: Any = "ddim" if isinstance(model, Text2Image) else ddim
     model.draw(
         asked, list(seeds), sampling_steps=sampling_steps, scheduler=solver, guide=watch, batch=len(seeds), **options
     )

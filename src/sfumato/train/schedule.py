@@ -116,7 +116,7 @@ class Tuning(Schedule):
         return {name: value for name, value in super().beyond().items() if name != "progress"}
 
 
-NEUTRAL = {"checkpoint_every", "accumulate", "compile", "grid_every", "track", "workers"}
+NEUTRAL = {"checkpoint_every", "accumulate", "compile", "grid_every", "track", "workers", "jobs"}
 """Settings that may change when a run goes on: they leave the course of the training as it is, but for rounding."""
 
 

@@ -7,12 +7,12 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import ascii_lowercase, digits
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer, T5TokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5TokenizerFast
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # How CLIP cuts text into words before it merges bytes (arXiv 2103.00020).
@@ -81,3 +81,31 @@ def learn_pieces(captions: Iterable[str], context: int, vocabulary: int = 4096) 
     learnt = [(f"▁{word}", math.log(words[word] / total)) for word in common]
     pieces = [*special, *learnt, *signs, ("<extra_id_0>", 0.0)]
     return T5TokenizerFast(vocab=pieces, extra_ids=1, model_max_length=context)
+
+
+def learn_spoken(
+    texts: Iterable[str], signs: Sequence[str], context: int, vocabulary: int = 4096
+) -> PreTrainedTokenizerFast:
+    """Byte-pair merges over ``texts``, as of a language model that reads ``signs`` (turns of a talk, ends of pictures).
+
+    Args:
+        texts: to learn from; the result does not depend on their order.
+        signs: texts that are one token each, wherever they stand.
+        context: the longest text in tokens.
+        vocabulary: largest number of tokens, bytes and signs included; merging stops when every word is one token.
+
+    Returns:
+        A tokenizer that begins every text with ``<s>``, the id 1, and pads with ``</s>``, the id 2, as Llama's.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>", *signs]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, min_frequency=1, show_progress=False, initial_alphabet=alphabet, special_tokens=special
+    )
+    bpe.train_from_iterator(sorted(texts), trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=context, **ends)

@@ -1,0 +1,1 @@
+"""What judges of explanations are made of."""

@@ -1,0 +1,1 @@
+"""What single recipes are made of."""
