@@ -59,7 +59,7 @@ def activations(pipe: Text2Image, learning: Learning, checkpointing: bool = Fals
     Args:
         checkpointing: activations are computed again in the backward pass.
 
-    Cost: a second or so, for a network of any size.
+    Cost: some seconds, whatever the size of the numbers; a copy of what is trained, where weights are there.
     """
     adapted = learning.trained == "lora"
     own = None if learning.trained in ("none", "lora") else learning.trained
