@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sfumato import catalog, cli
-from sfumato.catalog import measured
 from sfumato.commands import choosing
 from sfumato.errors import BadInput
+from sfumato.report import measured
 
 
 def figure(value: float) -> dict[str, Any]:

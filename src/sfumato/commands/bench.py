@@ -137,8 +137,8 @@ def tune(args: list[str]) -> None:
 
 def table(args: list[str]) -> None:
     """The table by which `sfumato choose erase` decides."""
-    from sfumato.catalog import measured
     from sfumato.commands import choosing
+    from sfumato.report import measured
 
     about = f"Example: {TABLE}\n\nA row a method, with its means over the cells of the bench. Nothing is run."
     [values] = parse("sfumato bench table", args, Table, about=about)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from sfumato import catalog
-from sfumato.catalog import measured
+from sfumato.report import measured
 from sfumato.report.words import MISSING, percent, seconds
 
 HEADER = ("method", "trains", "pictures", "removable", "erased", "withstands", "kept near", "kept far", "time")
