@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato import cli
 from sfumato.customize.anchored_composition import AnchoredComposition, even_weights, joint_loss
-from sfumato.customize.parts.anchor import begin, compose, verify
+from sfumato.customize.parts import anchor as anchoring
+from sfumato.customize.parts.anchor import _png, begin, compose, verify
 from sfumato.edit import GradSAM
 from sfumato.edit.base import Given
 from sfumato.errors import BadInput
@@ -155,3 +157,83 @@ def test_what_cannot_be_composed(tiny_sd, made):
         compose(tiny_sd, PICTURES[0], "a star", 0, **QUICK)
     with pytest.raises(BadInput, match="names no subject"):
         compose(made, PICTURES[0], "a star", 0, **QUICK)
+
+
+@pytest.fixture
+def subject(made, tmp_path):
+    """Folders of a model that knows a subject and of pictures, and the words that compose with them."""
+    made.save(tmp_path / "made")
+    Image.fromarray((PICTURES[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / "anchor.png")
+    given = ["--model", str(tmp_path / "made"), "--anchor", str(tmp_path / "anchor.png"), "--steps", "4"]
+    return ["compose", "a <m1> star", *given, "--device", "cpu", "--out", str(tmp_path / "out")]
+
+
+def test_the_command_writes_marked_pictures_only(made, subject, tmp_path, capsys):
+    assert cli.main([*subject, "--seeds", "0,3", "--cfg-scale", "1", "--captured"]) == 0
+    out = tmp_path / "out"
+    names = ["000-a-m1-star-seed0", "001-a-m1-star-seed3"]
+    assert sorted(f.name for f in out.iterdir()) == sorted([f"{n}{s}" for n in names for s in (".png", ".json")]
+                                                           + ["compose.json"])  # fmt: skip
+    anchor = torch.from_numpy(np.array(Image.open(tmp_path / "anchor.png"))).permute(2, 0, 1) / 255
+    direct = compose(made, anchor, "a <m1> star", [0, 3], captured=True, **QUICK)
+    for name, one in zip(names, direct, strict=True):
+        found = verify(out / f"{name}.png")
+        assert found.watermark.marked and found.agree and found.watermark.payload == one.payload
+        assert found.manifest["digital_source_type"].endswith("compositeWithTrainedAlgorithmicMedia")
+        assert np.abs(np.asarray(Image.open(out / f"{name}.png")).astype(int) - one.pixels).max() <= 1
+    record = json.loads((out / "compose.json").read_text())
+    assert record["subjects"] == TOLD and record["pictures"][f"{names[1]}.png"] == direct[1].payload
+    capsys.readouterr()
+    pictures = [str(out / f"{name}.png") for name in names]
+    assert cli.main(["verify", *pictures]) == 0
+    told = capsys.readouterr().out
+    assert f"mark {direct[1].payload} " in told and told.count("of <m1> name the same number") == 2
+    assert "2 pictures marked" in told
+
+
+def test_pictures_without_a_mark_or_with_two_are_told(made, tmp_path, capsys):
+    (one,) = compose(made, PICTURES[0], "a <m1> star", 0, **QUICK)
+    one.save(tmp_path / "one.png")
+    Image.fromarray(one.pixels).save(tmp_path / "bare.png")
+    Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(tmp_path / "grey.png")
+    ramp = np.linspace(40, 200, 64).astype(np.uint8)
+    pixels = marks.embed(np.stack([ramp[None] + ramp[:, None] // 4] * 3, axis=-1), 77)
+    Image.fromarray(pixels).resize((128, 128), Image.Resampling.BICUBIC).save(tmp_path / "large.png")
+    (tmp_path / "other.png").write_bytes(_png(marks.embed(one.pixels, one.payload ^ 1), one.manifest))
+    assert cli.main(["verify", str(tmp_path / "bare.png")]) == 0
+    assert "no metadata" in capsys.readouterr().out
+    for name, told in (("grey", "no mark"), ("other", "name another number")):
+        assert cli.main(["verify", str(tmp_path / "one.png"), str(tmp_path / f"{name}.png")]) == 1
+        found = capsys.readouterr()
+        assert told in found.out and f"{name}.png" in found.err and "one.png" not in found.err
+    assert cli.main(["verify", str(tmp_path / "large.png"), "--size", "64", "64"]) == 0
+    assert "mark 77 " in capsys.readouterr().out
+    assert cli.main(["verify", str(tmp_path / "gone.png")]) == 2
+    assert cli.main(["verify", str(tmp_path / "one.png"), "--size", "0", "16"]) == 2
+
+
+def test_the_command_writes_nothing_where_a_mark_is_not_read_back(subject, tmp_path, monkeypatch, capsys):
+    true = anchoring.verify
+
+    def blind(picture, size=None):
+        """Reads back what is in memory, and nothing from the folder."""
+        found = true(picture, size)
+        return found if isinstance(picture, bytes) else type(found)(found.watermark, None, None)
+
+    monkeypatch.setattr(anchoring, "verify", blind)
+    assert cli.main(subject) == 1
+    assert "nothing was written" in capsys.readouterr().err
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["anchor.png", "made"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--strength", "0"], "strength"), (["--anchor", "gone.png"], "no file"), (["--mode", "mixed"], "mode"),
+        (["--model", "sketch"], "knows no declared subject"), ([], "names no subject"),
+    ],
+)  # fmt: skip
+def test_what_the_command_cannot_compose(subject, tmp_path, capsys, given, told):
+    prompt = subject[1] if given else "a star"
+    assert cli.main([subject[0], prompt, *subject[2:], *given]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()

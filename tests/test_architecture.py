@@ -15,6 +15,7 @@ LEVELS = (
     ("bench",),
     ("commands",),
     ("cli",),
+    ("studio",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]

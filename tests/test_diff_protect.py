@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from sfumato import cli
@@ -16,6 +17,7 @@ from sfumato.protect.diff_protect import UNIT, DiffProtect, residuals
 from sfumato.protect.parts import files, folder, mimicry, sources, survival
 from sfumato.protect.parts.latents import displacement, noised
 from sfumato.protect.parts.pgd import pgd, to_levels
+from sfumato.protect.parts.tiles import blended, inside, starts, tiles_of, window
 
 
 def rand(*shape, seed=0, low=-1.0):
@@ -153,6 +155,82 @@ def test_a_picture_is_protected_the_same_whatever_stands_beside_it(tiny_sd):
     settings = DiffProtect(updates=2)
     assert torch.equal(settings.run(tiny_sd, given)[1:], settings.run(tiny_sd, given[1:]))
     assert seed_of(given[0], 0) != seed_of(given[1], 0) and seed_of(given[0], 0) != seed_of(given[0], 1)
+
+
+@pytest.mark.parametrize("unit", [1, 4, 8])
+def test_tiles_cover_a_picture_and_share_what_they_should(unit):
+    side = 32
+    for overlap in (0, 8, 13, 31):
+        for length in range(1, 200):
+            found = starts(length, side, overlap, unit)
+            ends = [min(s + side, length) for s in found]
+            assert found[0] == 0 and ends[-1] == length and all(s % unit == 0 for s in found)
+            assert found == sorted(set(found))
+            assert all(e - s > side - unit or length < side for s, e in zip(found, ends, strict=True))
+            least = min(overlap, side - unit)
+            assert all(e - s >= least for s, e in zip(found[1:], ends[:-1], strict=True))
+    assert tiles_of(32, 20, 32, 8, 4) == [(slice(0, 32), slice(0, 20))] and len(tiles_of(33, 56, 32, 8)) == 4
+
+
+def test_tiles_that_agree_are_the_whole_and_others_meet_without_a_seam():
+    overlap, shape = 6, (1, 1, 40, 27)
+    whole, tiles = rand(*shape, seed=1), tiles_of(40, 27, 16, overlap)
+    laid = blended(shape, tiles, lambda tile: whole[..., tile[0], tile[1]], overlap)
+    torch.testing.assert_close(laid, whole, rtol=0, atol=1e-14)
+    assert all(window(tile, overlap).min() > 0 for tile in tiles) and len(tiles) == 12
+    two = tiles_of(16, 26, 16, overlap)
+    steps = blended((1, 1, 16, 26), two, lambda tile: torch.full((1, 1, 16, 16), float(tile[1].start > 0)), overlap)
+    row = steps[0, 0, 8]
+    assert len(two) == 2 and row[9] == 0 and row[16] == 1 and row.diff().max() <= 1 / overlap
+    part = rand(1, 1, 16, 16).requires_grad_()
+    put = inside(part, tiles[5], shape)
+    assert torch.equal(put[..., tiles[5][0], tiles[5][1]], part)
+    assert float(put.detach().sum()) == pytest.approx(float(part.detach().sum()))
+
+
+def test_tiles_of_an_encoder_that_sees_blocks_alone_are_the_whole_picture():
+    """With 4x4 blocks as latents, tiles that begin at multiples of 4 have the whole picture's own gradient."""
+    W, x, y = rand(5, 48, seed=2), rand(2, 3, 40, 27, seed=3), rand(2, 3, 40, 27, seed=4)
+    encode = lambda x: F.unfold(F.pad(x, (0, -x.shape[-1] % 4)), 4, stride=4).mT @ W.mT
+    whole = sources.direction("encoder", x, encode, encode, lambda: encode(y))
+
+    def one(tile):
+        cut = lambda x: x[..., tile[0], tile[1]]
+        view = lambda here: encode(cut(inside(here, tile, x.shape)))
+        return sources.direction("encoder", cut(x), view, encode, lambda: encode(cut(y)))
+
+    laid = blended(x.shape, tiles_of(40, 27, 16, 6, 4), one, 6)
+    torch.testing.assert_close(laid, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_picture_that_fits_one_tile_is_protected_as_ever(tiny_sd):
+    given = (255 * rand(1, 3, 16, 16, seed=11, low=0)).round().float() / 255
+    whole = DiffProtect(source="encoder", updates=2, tile=0).run(tiny_sd, given)
+    for settings in ({}, {"tile": 16}, {"tile": 64, "overlap": 0.5}):
+        assert torch.equal(DiffProtect(source="encoder", updates=2, **settings).run(tiny_sd, given), whole)
+    assert not torch.equal(DiffProtect(source="encoder", updates=2, tile=8).run(tiny_sd, given), whole)
+
+
+def test_large_pictures_are_seen_in_tiles_within_one_budget(tiny_sd):
+    given = (255 * rand(1, 4, 26, 20, seed=12, low=0)).round().float() / 255
+    given[:, 3, :6] = 0
+    seen = []
+
+    class Watched(DiffProtect):
+        def encoder(self, p, generators):
+            encode = super().encoder(p, generators)
+            return lambda x: seen.append(tuple(x.shape[-2:])) or encode(x)
+
+    for source in ("sds-", "mist"):
+        safe = Watched(source=source, updates=3, budget=3, step=2.0).run(tiny_sd, given)
+        moved = (255 * safe).round().long() - (255 * given).round().long()
+        assert moved.abs().max() == 3 and not moved[:, 3].any() and not moved[:, :3, :6].any()
+        assert (moved[:, :3, 6:] != 0).double().mean() > 0.8
+    assert torch.equal(DiffProtect(source=source, updates=3, budget=3, step=2.0).run(tiny_sd, given), safe)
+    assert max(max(size) for size in seen) <= 16
+    for overlap in (1.0, -0.1):
+        with pytest.raises(BadInput, match="overlap"):
+            DiffProtect(overlap=overlap)
 
 
 def test_grey_alpha_and_odd_sizes_keep_their_kind(tiny_sd):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+listener: Callable[[str, int, int], None] | None = None
+"""Who is told of every step, as (label, done, total), in the place of stderr: for who shows progress elsewhere."""
 Out = TypeVar("Out", covariant=True)
 
 
@@ -48,6 +50,10 @@ def bar(label: str, total: int, show: bool = True) -> Iterator[Callable[[], None
     if not show:
         yield lambda: None
         return
+    if listener is not None:
+        with _heard(label, total, listener) as advance:
+            yield advance
+        return
     shown = console()
     if not shown.is_terminal:
         with phase(label, total) as move:
@@ -59,6 +65,19 @@ def bar(label: str, total: int, show: bool = True) -> Iterator[Callable[[], None
     with Progress(transient=True, console=shown) as progress:
         task = progress.add_task(escape(visible(label)), total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _heard(label: str, total: int, tell: Callable[[str, int, int], None]) -> Iterator[Callable[[], None]]:
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        tell(label, done, total)
+
+    tell(label, 0, total)
+    yield advance
 
 
 @contextmanager

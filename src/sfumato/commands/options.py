@@ -35,7 +35,10 @@ STEPS = {"sampling_steps": "--steps"}
 
 @dataclasses.dataclass
 class Flag:
-    """One option: Python name, type, default (`MISSING` when required), help and spelling."""
+    """One option: Python name, type, default (`MISSING` when required), help and spelling.
+
+    A name with an underscore behind it, which Python's own words need, is spelt without: ``with_`` is ``--with``.
+    """
 
     name: str
     type: Any
@@ -47,7 +50,7 @@ class Flag:
     """Its type with the bounds of numbers."""
 
     def __post_init__(self) -> None:
-        self.option = "--" + self.name.replace("_", "-")
+        self.option = "--" + self.name.rstrip("_").replace("_", "-")
         if isinstance(self.default, list):
             self.default = tuple(self.default)
 
@@ -73,7 +76,7 @@ class Flag:
 
         empty = self.default in (None, (), "") or (self.positional and self.default is dataclasses.MISSING)
         return tyro.conf.arg(
-            name=self.option[2:] if self.aliases else None,
+            name=self.option[2:] if self.aliases or self.name.endswith("_") else None,
             aliases=self.aliases or None,
             help=unmarked(" ".join(self.doc.split())) or None,
             metavar=placeholder(self.type) if typing.get_origin(self.type) in (types.UnionType, typing.Union) else None,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from tyro.conf import Positional
 
 from sfumato import catalog
+from sfumato.commands import patches
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.verb import Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
@@ -39,6 +40,9 @@ EXAMPLE = 'sfumato sample "a red star" "a blue fish" --seeds 0-3 --out pictures/
 class Sample(Equipped):
     """Options of the command."""
 
+    writes: ClassVar[str] = "PNG, sheet.png, sample.json"
+    """What lies in the output."""
+
     prompts: Annotated[tuple[str, ...], Positional]
     """What to draw; one row of the contact sheet each. For a model of classes their names; none: of any class."""
     image: tuple[Path, ...] = ()
@@ -63,6 +67,9 @@ class Sample(Equipped):
     choose sample`), which brings its own options (see --scheduler NAME --help); by default the model's own."""
     size: Count | None = None
     """Side of the pictures in pixels; by default the model's own."""
+    with_: tuple[str, ...] = ()
+    """A method of steer and its flags in one word, as in --with "faster-diffusion --preset uniform"; may be repeated:
+    all act on the drawing, in this order. Prompts stand before it."""
     overwrite: bool = False
     """Replace the output if it exists."""
 
@@ -70,9 +77,14 @@ class Sample(Equipped):
 def main(args: list[str]) -> None:
     options, rule = _read(seed_alias(args))
     jobs = jobs_of(options, EXAMPLE)
+    steering = patches.named(options.with_, options.model)
+    patches.refuse_twice(steering)
     model = equipped(load_any(options.model, options), options.model, options)
-    pictures, settings = drawn(model, jobs, options, rule)
+    with patches.acting(model, steering) as logs:
+        pictures, settings = drawn(model, jobs, options, rule)
     settings |= {f"scheduler-{name}": value for name, value in (asdict(rule) if rule else {}).items()}
+    if steering:
+        settings["with"] = patches.told(steering, logs)
     write(options, model, jobs, pictures, settings)
 
 
@@ -95,41 +107,55 @@ def write(
     jobs: list[tuple[str | Path | None, int]],
     pictures: Tensor,
     settings: Mapping[str, Any],
+    more: Callable[[Path, Sequence[str], Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Pictures, contact sheet and record; ``settings`` is what is to be said of how they were made."""
-    arrays = (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    """Pictures, contact sheet and record; ``settings`` is what is to be said of how they were made.
+
+    ``more`` writes what else belongs in the folder, given that, the pictures' names and what was said of them all.
+    """
+    arrays = as_levels(pictures)
     seeds = read_seeds(options.seeds)
     described = model.describe()
     about = {"model": options.model, "model-sha256": described["sha256"], "adapters": described.get("adapters", {})}
     settings = {**about, **settings}
+    words = [prompt.stem if isinstance(prompt, Path) else prompt or "" for prompt, _ in jobs]
+    names = [f"{i:03d}-{_slug(words[i])}-seed{seed}.png" for i, (_, seed) in enumerate(jobs)]
     with atomic_folder(options.out, options.overwrite) as folder:
-        for i, ((prompt, seed), array) in enumerate(zip(jobs, arrays, strict=True)):
-            about = {**settings, "prompt": str(prompt or ""), "seed": seed}
-            word = prompt.stem if isinstance(prompt, Path) else prompt or ""
-            save_png(folder / f"{i:03d}-{_slug(word)}-seed{seed}.png", array, about)
+        for (prompt, seed), name, array in zip(jobs, names, arrays, strict=True):
+            save_png(folder / name, array, {**settings, "prompt": str(prompt or ""), "seed": seed})
         # One row a prompt; a single row of many would be too long to look at.
         several = len(options.prompts or options.image) > 1
         columns = len(seeds) if several else min(len(seeds), max(8, round(len(seeds) ** 0.5)))
         about = {**settings, "prompts": options.prompts or [str(file) for file in options.image], "seeds": seeds}
         save_png(folder / "sheet.png", contact_sheet(arrays, columns), about)
-        write_json(folder / "sample.json", {**asdict(options), **about, "source": GENERATED})
+        asked = {name.rstrip("_"): value for name, value in asdict(options).items()}
+        write_json(folder / "sample.json", {**asked, **about, "source": GENERATED})
+        if more is not None:
+            more(folder, names, about)
     print(f"{counted(len(jobs), 'picture')} in {options.out}, side by side in {options.out / 'sheet.png'}")
 
 
-def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[Tensor, dict[str, Any]]:
-    """The pictures, and the settings that made them; ``rule`` is a sampler of the catalogue."""
+def as_levels(pictures: Tensor) -> np.ndarray:
+    """Pictures in [0, 1] as (n, height, width, 3), uint8."""
+    return (pictures.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+
+
+def drawn(
+    model: Model, jobs: list, options: Sample, rule: Any = None, also: str = ""
+) -> tuple[Tensor, dict[str, Any]]:
+    """The pictures, and the settings that made them; ``rule`` is a sampler of the catalogue.
+
+    ``also`` is what the plan says beyond them.
+    """
     kind, command = model.drawn_by
     if command != "sample":
         raise BadInput(f"{options.model} is a model of {kind}: `sfumato {command}` draws with it")
     said = None if jobs[0][0] is None else [prompt for prompt, _ in jobs]
     if said is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
-    asked = None
-    if said is not None:
-        every = dict(zip(options.prompts or options.image, model.asking(options.prompts, options.image), strict=True))
-        asked = [every[prompt] for prompt in said]
-        if options.image:
-            model.told(asked[:1])  # refuses pictures where it is not shown any
+    asked = asked_of(model, jobs, options)
+    if asked is not None and options.image:
+        model.told(asked[:1])  # refuses pictures where it is not shown any
     if options.image_cfg_scale is not None:
         if "image_cfg_scale" not in model.defaults:
             raise BadInput(f"{options.model} reads no pictures in its prompts: leave --image-cfg-scale out")
@@ -147,18 +173,9 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
             stacklevel=2,
         )
     steps = model.sampling_steps if options.sampling_steps is None else options.sampling_steps
-    writes = [f"{options.out}/ (PNG, sheet.png, sample.json)"]
-    Plan(f"{counted(len(jobs), 'picture')} with {counted(steps, 'step')}", writes=writes).show()
-    pictures = model.draw(
-        asked,
-        [seed for _, seed in jobs],
-        sampling_steps=steps,
-        cfg_scale=options.cfg_scale,
-        negative=options.negative_prompt,
-        scheduler=rule or options.scheduler,
-        size=options.size,
-        progress=True,
-    )
+    writes = [f"{options.out}/ ({options.writes})"]
+    Plan(f"{counted(len(jobs), 'picture')} with {counted(steps, 'step')}{also}", writes=writes).show()
+    pictures = draw(model, jobs, options, rule)
     settings = {"sampling_steps": steps, "scheduler": options.scheduler or model.scheduler_name}
     if asked is not None:  # where nothing is asked for there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
@@ -166,6 +183,28 @@ def drawn(model: Model, jobs: list, options: Sample, rule: Any = None) -> tuple[
         named = ("cfg_interval", *(("image_cfg_scale",) if options.image else ()))
         settings |= {name: model.defaults[name] for name in named if name in model.defaults}
     return pictures, settings
+
+
+def asked_of(model: Model, jobs: list, options: Sample) -> list[Any] | None:
+    """What the model is asked for in each picture; None: nothing."""
+    if jobs[0][0] is None:
+        return None
+    every = dict(zip(options.prompts or options.image, model.asking(options.prompts, options.image), strict=True))
+    return [every[prompt] for prompt, _ in jobs]
+
+
+def draw(model: Model, jobs: list, options: Sample, rule: Any = None) -> Tensor:
+    """The pictures alone."""
+    return model.draw(
+        asked_of(model, jobs, options),
+        [seed for _, seed in jobs],
+        sampling_steps=model.sampling_steps if options.sampling_steps is None else options.sampling_steps,
+        cfg_scale=options.cfg_scale,
+        negative=options.negative_prompt,
+        scheduler=rule or options.scheduler,
+        size=options.size,
+        progress=True,
+    )
 
 
 def _read(args: list[str]) -> tuple[Sample, Any]:

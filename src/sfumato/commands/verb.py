@@ -119,6 +119,22 @@ def read(
     return entry, cls(**given), options(**chosen)
 
 
+def method_of(verb: str, name: str, args: Sequence[str], model: str, command: str) -> tuple[catalog.Method, Any]:
+    """The catalogue's entry, and the method as its flags alone configure it for ``model``.
+
+    ``command`` is what complaints call it.
+    """
+    entry = catalog.get(name, verb)
+    cls = entry.load()
+    sources = (cls, Preset) if entry.presets else (cls,)
+    given, *rest = parse(command, args, *sources, defaults=_settings(cls, {"model": model}, None))
+    if rest and (preset := rest[0]["preset"]) is not None:
+        if preset not in entry.presets:
+            raise unknown(f"preset of {command}", preset, entry.presets)
+        given, _ = parse(command, args, *sources, defaults=_settings(cls, {}, preset))
+    return entry, cls(**given)
+
+
 def _settings(cls: Any, options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
     """The preset asked for, or what suits the model that the options name."""
     if preset is not None:

@@ -1,4 +1,4 @@
-"""``sfumato verify DIR``: is the evidence of an audit what it says?"""
+"""``sfumato verify DIR``: is the evidence of an audit what it says? Of pictures, see `sfumato.commands.marks`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
+from sfumato.commands import marks
 from sfumato.commands.options import parse
 from sfumato.errors import SfumatoError
 from sfumato.text import counted
 
 EXAMPLE = "sfumato verify evidence/"
 SHOWN = 10
-ABOUT = "Every hash, what is missing or was added, the signature, and some pictures drawn anew."
+ABOUT = """Every hash, what is missing or was added, the signature, and some pictures drawn anew.
+
+Of pictures in its place the marks are read: `sfumato verify two/*.png`, and `sfumato verify two/one.png --help`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,10 @@ class Unsound(SfumatoError):
 
 
 def main(args: list[str]) -> None:
+    if marks.asked(args):
+        marks.main(args)
+        return
+
     from sfumato.audit.verify import Verify
     from sfumato.pipeline.saving import quiet
 

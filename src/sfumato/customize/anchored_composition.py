@@ -59,9 +59,9 @@ class AnchoredComposition(Customizer):
 
     Provenance is no setting: whatever pipeline knows a subject marks all that it draws in the pixels
     (`sfumato.pipeline.watermark`), reads the mark back, and returns nothing where that fails; so does one that it was
-    saved to or copied to. It gives no latents and no gradients. `compose` adds metadata and a sidecar, read back as
-    well; `verify` reads all three. No mark outlives a determined remover, most platforms strip metadata, and a file of
-    weights loaded by other tools draws without marks.
+    saved to or copied to. It gives no latents and no gradients. `compose` (``sfumato compose``) adds metadata and a
+    sidecar, read back as well; `verify` (``sfumato verify PICTURE``) reads mark and metadata. No mark outlives a
+    determined remover, most platforms strip metadata, and a file of weights loaded by other tools draws without marks.
 
     Unconfirmed, for the paper has no code: its model, its settings and at which noise the anchor's latent enters (see
     `compose`); settings are diffusers' conventions. Differs from the paper: products in place of the whole network;

@@ -1,4 +1,7 @@
-"""Jump Your Steps: schedules that are searched against equal and log-linear ones, with exact models of tokens."""
+"""Jump Your Steps: schedules that are searched against equal and log-linear ones, at equal numbers of network calls.
+
+With exact models of a chain of tokens, and with trained ones of a text and of codes of pictures.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from sfumato.sample import JYS
 from sfumato.sample.tokens import CLEANEST, euler
 
 from .core import Claim, Experiment, Figures, Found
+from .learned_tokens import CHUNK as PICTURES
+from .learned_tokens import STEPS, of_codes, of_text
 
 LENGTH, VALUES, STAY = 64, 16, 0.9
 DRAWN, CHUNK = 1000, 100
-STEPS = (4, 8, 16)
 PROCESSES = {"masked": Absorbing(VALUES + 1), "uniform": UniformTokens(VALUES)}
 
 
@@ -51,7 +55,16 @@ def pairs(x: Int[Tensor, "n length"]) -> Float[Tensor, "chunks values2"]:
     return torch.stack([torch.bincount(n.flatten(), minlength=VALUES**2).double() for n in numbers])
 
 
+LEARNED = {"text": of_text, "codes": of_codes}
+"""Arms with trained models."""
+
+
 def measure(seed: int, arm: str) -> Figures:
+    """The figures of an arm: exact models of the chain, or trained ones."""
+    return LEARNED[arm](seed) if arm in LEARNED else of_chain(seed, arm)
+
+
+def of_chain(seed: int, arm: str) -> Figures:
     """Search on sequences of the chain, draw along each schedule, and compare how values follow each other."""
     denoiser = ChainDenoiser(PROCESSES[arm], *countdown(seed))
     rng = torch.Generator().manual_seed(100 + seed)
@@ -74,13 +87,20 @@ def compare(arms: dict[str, Figures]) -> Found:
     return {
         "masked": (together("masked", "searched"), together("masked", "equal")),
         "masked-log": (together("masked", "searched"), together("masked", "log-linear")),
-        "uniform": (together("uniform", "searched"), together("uniform", "equal")),
+        **{arm: (together(arm, "searched"), together(arm, "equal")) for arm in ("uniform", *LEARNED)},
         **{
             f"total variation of pairs, {arm} tokens": {
                 name: {str(n): float(np.mean(arms[arm][f"{name} {n}"])) for n in STEPS}
                 for name in ("searched", "equal", "log-linear")
             }
-            for arm in arms
+            for arm in PROCESSES
+        },
+        **{
+            f"{arm}: {what}": {
+                name: {str(n): float(np.mean(arms[arm][f"{name} {n}"])) for n in STEPS}
+                for name in ("searched", "equal")
+            }
+            for arm, what in {"text": "share of words", "codes": "total variation of neighbours"}.items()
         },
     }
 
@@ -115,13 +135,30 @@ EXPERIMENT = Experiment(
             _DISTANCE,
             "lower",
         ),
+        "text": Claim(
+            "A trained model of characters, masked, writes more words right in few steps that are searched.",
+            "Jump Your Steps",
+            "equal steps",
+            "Share of the whole words of a window that occur in other captions of the same kind, for each window; "
+            f"{', '.join(map(str, STEPS))} steps together.",
+        ),
+        "codes": Claim(
+            "A trained model of codes of pictures, masked, draws them better in few steps that are searched.",
+            "Jump Your Steps",
+            "equal steps",
+            "Total variation distance between how often each code stands beside and above each in "
+            f"{PICTURES} samples and in other pictures; {', '.join(map(str, STEPS))} steps together.",
+            "lower",
+        ),
     },
     seeds=(1, 2, 3),
     tuning="nothing was tuned; settings as first written, for the budget of ten minutes",
     measure=measure,
-    arms=tuple(PROCESSES),
+    arms=(*PROCESSES, *LEARNED),
     compare=compare,
-    cost=40,
+    cost={"masked": 40, "uniform": 40, "text": 110, "codes": 160},
     notes=f"Sequences of {LENGTH} tokens with {VALUES} values that count down, as a Markov chain whose posteriors are "
-    "exact, so that what is measured is the samplers' error alone. The grid has 256 steps, in place of 1,024.",
+    "exact, so that what is measured there is the samplers' error alone. Text and codes are of the sketch world, with "
+    "transformers of two blocks that are trained for about a minute, so that their own errors are in both. The grid "
+    "has 256 steps, in place of 1,024.",
 )

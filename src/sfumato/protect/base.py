@@ -84,7 +84,10 @@ class Protection(Tuned, ABC):
         moved = self.moved(p, (2 * colour - 1).to(p.device), seen_over(over), generators, advance)
         if moved is None:
             return pictures.clone()
-        safe = to_levels(moved.cpu().double() / 2 + 0.5, colour, self.budget)
+        moved = moved.cpu().double() / 2 + 0.5
+        if alpha is not None:  # a random start moves what nobody sees too
+            moved = torch.where(alpha == 0, colour.double(), moved)
+        safe = to_levels(moved, colour, self.budget)
         return safe if alpha is None else torch.cat([safe, alpha], dim=1)
 
     def steps(self, pictures: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Natural, NotNegative, Positive
+from sfumato.fields import Count, Natural, NotNegative, Positive, below
 from sfumato.pipeline import Conditioning, Text2Image
 
 from .base import Protection, See
 from .parts.latents import padded
 from .parts.pgd import pgd
 from .parts.sources import NEEDS_TARGET, RANDOM_START, Residual, Source, direction, pattern
+from .parts.tiles import Tile, blended, inside, tiles_of
 
 UNIT = 2 / 255
 """A level of a file, where pictures lie in [-1, 1]."""
@@ -52,12 +53,16 @@ class DiffProtect(Protection):
     It protects against models that work on this encoder's latents or ones like it. It is fragile: JPEG, resizing and
     upscaling undo a part, which the report of `sfumato protect` measures; models of pixels are not affected.
 
-    Cost, a step and picture: the encoder once, and once there and back, and one pass of the network; with advdm and
+    A picture larger than the model's is seen in tiles of the model's size that overlap: every step goes where the
+    tiles' directions go in the mean, weighted towards each tile's middle, so that the change has no seams and one box
+    holds it. Memory is then that of one tile.
+
+    Cost, a step and tile: the encoder once, and once there and back, and one pass of the network; with advdm and
     mist the network's backward pass too. What has a target encodes it anew in every step.
 
     Differs from the published code: what is written is rounded to whole levels inside the box, where it cuts them off
     and may exceed the budget by one; pictures keep their size, padded inside, where it squeezes them to 512 pixels; the
-    target, unless one is given, is a zone plate, not the file that Mist comes with; ``draws`` are ours.
+    target, unless one is given, is a zone plate, not the file that Mist comes with; ``draws`` and tiles are ours.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"updates": 3, "budget": 8, "step": 3.0, "batch": 2}
@@ -86,6 +91,11 @@ class DiffProtect(Protection):
     """What of the encoder's posterior is the latent."""
     target: Path | None = None
     """A picture of strong texture as the target; by default a zone plate."""
+    tile: Natural | None = None
+    """Side in pixels of the tiles in which larger pictures are seen; by default the model's size; 0: pictures of any
+    size are seen whole."""
+    overlap: Annotated[float, below(0, 1)] = 0.25
+    """How much of a tile its neighbours share at least."""
 
     def steps(self, pictures: int) -> int:
         return self.updates * super().steps(pictures)
@@ -107,16 +117,20 @@ class DiffProtect(Protection):
         start = None
         if self.source in RANDOM_START:
             start = (2 * _uniform(x.shape[1:], generators).to(x) - 1) * (UNIT * self.budget)
-        target = None
-        if self.source in NEEDS_TARGET:
-            y = aimed_at(self.target, *size).to(x).expand(len(x), -1, -1, -1)
-            target = lambda: encode(y)
+        y = aimed_at(self.target, *size).to(x).expand(len(x), -1, -1, -1) if self.source in NEEDS_TARGET else None
+        unit = p.codec.factor * p.codec.multiple
+        side = -(-(p.size if self.tile is None else self.tile or max(size)) // unit) * unit
+        shared = int(side * self.overlap)
+        tiles = tiles_of(*size, side, shared, unit)
+
+        def towards(now: Tensor, tile: Tile) -> Tensor:
+            rows, columns = tile
+            view = lambda here: encode(see(inside(here, tile, size))[..., rows, columns])
+            target = None if y is None else lambda: encode(y[..., rows, columns])
+            return direction(self.source, now[..., rows, columns], view, residual, target, self.rate, self.draws)
+
         return pgd(
-            x,
-            lambda now: direction(
-                self.source, now, lambda here: encode(see(here)), residual, target, self.rate,
-                self.draws,
-            ),
+            x, lambda now: blended(now.shape, tiles, lambda tile: towards(now, tile), shared),
             eps=UNIT * self.budget, alpha=UNIT * self.step, updates=self.updates, start=start, decay=self.decay,
             advance=advance,
         )  # fmt: skip
