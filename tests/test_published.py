@@ -51,7 +51,7 @@ FACTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], int, int]] = {
     "flux.1-schnell": ((f"{JOINT}add_k_proj",), ("time_text_embed.guidance_embedder",), 64, 64),
     "qwen-image": (
         ("txt_norm", "txt_in", f"{JOINT}add_k_proj", "transformer_blocks.0.img_mod", "transformer_blocks.0.txt_mlp"),
-        (), 64, 64,
+        (), 64, 16,  # those of a patch of four
     ),
     "z-image": (("cap_embedder.1", "context_refiner", "layers.0.attention.to_q"), (f"{JOINT}add_k_proj",), 16, 16),
     "flux.2-dev": (
