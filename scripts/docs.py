@@ -17,6 +17,7 @@ from pathlib import Path
 
 from imports import rooms_picture
 from sfumato import catalog, ledger
+from sfumato.commands import choosing
 from sfumato.commands.options import field_docs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,10 @@ def choose_page() -> str:
         for m in catalog.methods(verb):
             lines.append(f"| [`{m.name}`](methods/{m.name}.md) | {m.when} | {m.cost} | {m.beware} |")
         lines.append("")
+        if verb == "erase":
+            row = lambda cells: f"| {' | '.join(cells)} |"
+            lines += [row(choosing.HEADER), row(["---"] * len(choosing.HEADER)), *map(row, choosing.table()), ""]
+            lines += [*choosing.advice(), ""]
     return "\n".join(lines)
 
 

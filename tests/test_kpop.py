@@ -306,3 +306,11 @@ def test_the_plan_counts_weights_and_prompts(tiny_sd):
     trained = sum(p.numel() for p in tiny_sd.parameters("xattn").values()) + 2 * 2 * 3 * 16
     assert kpop.plan(tiny_sd).memory["gradients"] == 4 * trained
     assert ESDx(concepts="star").plan(tiny_sd).memory["gradients"] < 4 * trained
+
+
+@pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux"])
+def test_joint_attention_is_refused_with_the_reason(family, request):
+    pipe = request.getfixturevalue(family)
+    with pytest.raises(BadInput, match=r"states of the text that change .*: erasers that fit it are uce") as caught:
+        KPOP(concepts=("star",), **KPOP.EXAMPLE).apply(pipe)
+    assert "\n" not in str(caught.value) and not KPOP.fits(pipe)

@@ -87,6 +87,27 @@ def test_the_optimum_of_a_linear_model_maps_the_concept_to_the_alternative_and_k
     torch.testing.assert_close(B.detach() @ other, B0 @ other, rtol=1e-7, atol=1e-7)
 
 
+def test_the_empty_prompt_drifts_on_the_way_and_not_at_the_end():
+    """eps(x, c) = B c, where the empty prompt shares most of its row with the concept: the optimum keeps its response,
+    Adam moves it all the same, and brings it back if its rate falls."""
+    rng = step()
+    randn = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)
+    B0, shared = randn(3, 4), randn(4)
+    null, concept, anchor = shared, shared + 0.5 * randn(4), shared + 0.5 * randn(4)
+    original, target = B0 @ null, B0 @ anchor - B0 @ null
+    B, updates, drifts = B0.clone().requires_grad_(), 600, []
+    adam = torch.optim.Adam([B], lr=0.05)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, updates)
+    for _ in range(updates):
+        adam.zero_grad()
+        sum(surgical_loss(B @ concept, B @ null, target, original)).backward()
+        adam.step()
+        fall.step()
+        drifts.append(float((B.detach() @ null - original).norm() / (B0 @ concept - original).norm()))
+    assert max(drifts) > 0.02 and drifts[-1] < 0.01 and drifts[-1] < 0.1 * max(drifts)
+    torch.testing.assert_close(B.detach() @ concept, B0 @ anchor, rtol=0, atol=0.01)
+
+
 def test_the_first_loss_on_a_pipeline_is_the_distance_to_the_alternative(tiny_sd):
     it = Surgical(concepts="star", anchors="circle", templates="a {concept}", pool=1, **SHORT)
     found = it.loss(tiny_sd, tiny_sd.copy(own="xattn"))(step()).detach()

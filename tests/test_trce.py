@@ -262,3 +262,11 @@ def test_templates_have_a_place_for_the_concept():
 def test_bad_settings(changes, message):
     with pytest.raises(BadInput, match=message):
         TRCE(**{**SHORT, **changes})
+
+
+@pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux"])
+def test_joint_attention_is_refused_with_the_reason(family, request):
+    pipe = request.getfixturevalue(family)
+    with pytest.raises(BadInput, match=r"whose end sums up nothing.*: erasers that fit it are uce") as caught:
+        TRCE(concepts=("star",), **TRCE.EXAMPLE).apply(pipe)
+    assert "\n" not in str(caught.value) and not TRCE.fits(pipe)

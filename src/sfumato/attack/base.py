@@ -18,6 +18,7 @@ from sfumato.fields import Natural, NotNegative, Seed
 from sfumato.files import atomic_folder, save_png, write_json
 from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.timing import seconds_per_row
 from sfumato.plan import Plan, weights_of
 from sfumato.settings import Tuned
@@ -162,6 +163,10 @@ class Attack(Tuned, ABC):
 
         Cheap: whoever has much to compute asks this first, before the pictures to learn from are drawn.
         """
+
+    def learning(self, pipe: Text2Image) -> Learning | None:
+        """What one step of the search differentiates of the denoising network; None: nothing of it."""
+        return None
 
     def rows(self, cases: int, sampling_steps: int) -> float:
         """Rows that one run on so many cases takes through the network, a backward pass counted as two, for plans.

@@ -20,6 +20,7 @@ from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.files import tensors_sha256
 from sfumato.memory import require_memory
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.tokens import LearnedToken
 from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
@@ -116,6 +117,10 @@ class ConceptInversion(Tuning, Attack):
         """See `Attack.check`: do the new tokens fit into the templates and the prompts, in place of the concept?"""
         prompts = [*cases.prompts, *(cases.captions or ())]
         check_length(pipe, [*self.phrases, *(say(p, cases.concept, "{}") for p in prompts)], self.tokens)
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Attack.learning`."""
+        return Learning(-(-self.batch // self.accumulate))
 
     def rows(self, cases: int, sampling_steps: int) -> float:
         return 3.0 * self.updates * self.batch

@@ -16,6 +16,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, NotNegative, Positive
 from sfumato.metrics.vision import ClipModel
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.progress import bar
 
 from .base import Box, Means
@@ -97,6 +98,10 @@ class P4D(TextAttack):
     @property
     def tries(self) -> int:
         return len(self.forms) * -(-self.updates // self.check_every)
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Attack.learning`."""
+        return Learning(self.batch)
 
     def rows(self, cases: int, sampling_steps: int) -> float:
         passes = 4 + bool(self.negative)

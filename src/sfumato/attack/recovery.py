@@ -18,6 +18,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, Positive, Share
 from sfumato.files import tensors_sha256
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
@@ -80,6 +81,10 @@ class Recovery(Tuning, Attack):
     @property
     def learns_from(self) -> int:
         return self.n_images
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Attack.learning`."""
+        return Learning(-(-self.batch // self.accumulate), self.subset)
 
     def rows(self, cases: int, sampling_steps: int) -> float:
         return 3.0 * self.updates * self.batch + 2.0 * cases * sampling_steps * (self.updates // self.every)

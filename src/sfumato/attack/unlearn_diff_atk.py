@@ -15,6 +15,7 @@ from sfumato.data.cases import AttackCases
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.progress import bar
 
 from .base import Box, Means
@@ -79,6 +80,10 @@ class UnlearnDiffAtk(TextAttack):
     @property
     def tries(self) -> int:
         return self.times
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Attack.learning`."""
+        return Learning(self.batch)
 
     def rows(self, cases: int, sampling_steps: int) -> float:
         return float(cases * self.times * (3 * self.updates + 2 * sampling_steps)) if self.tokens else 0.0

@@ -15,7 +15,8 @@ from sfumato.errors import BadInput, unknown
 EXAMPLE = "sfumato bench erase --model sketch --methods uce rece esd-x --concepts fish red --seeds 1 2 --out bench/"
 TUNING = "sfumato bench tune --methods rece esd-x --trials 6 --out trials/"
 FATES = "sfumato bench compose --methods uce esd-x --concepts fish --seeds 1 2 3 --out fates/"
-KINDS = ("erase", "compose", "tune")
+TABLE = "sfumato bench table --bench bench/ --out erasure.json"
+KINDS = ("erase", "compose", "tune", "table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,18 @@ class Chained:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """Options of the command."""
+
+    bench: Path
+    """Folder of a finished `sfumato bench erase`, or its bench.json."""
+    out: Path
+    """File for the table; the package's own is src/sfumato/catalog/measured/erasure.json."""
+    overwrite: bool = False
+    """Replace the output if it exists."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trials:
     """Options of the command; the fields of `sfumato.bench.Tune` come on top."""
 
@@ -54,14 +67,15 @@ def main(args: list[str]) -> None:
         print(f"usage: sfumato bench {{{','.join(KINDS)}}} [options]\n\nExample: {EXAMPLE}\n")
         print("erase:   methods, concepts, seeds and attacks on one model, in one table and one page\n"
               "compose: methods, and what happens to the erased models afterwards\n"
-              "tune:    as many settings tried of every method, on a concept that no bench counts\n")  # fmt: skip
+              "tune:    as many settings tried of every method, on a concept that no bench counts\n"
+              "table:   what a bench of erasers measured, as the table that sfumato choose erase reads\n")  # fmt: skip
         print("sfumato bench erase --help lists the options.")
         return
     if not kind or kind.startswith("-"):
         raise BadInput(f"name what to do right after bench: {' or '.join(KINDS)}, as in `{EXAMPLE}`")
     if kind not in KINDS:
         raise unknown("kind of bench", kind, KINDS)
-    {"erase": erase, "compose": compose, "tune": tune}[kind](args[1:])
+    {"erase": erase, "compose": compose, "tune": tune, "table": table}[kind](args[1:])
 
 
 def erase(args: list[str]) -> None:
@@ -119,3 +133,16 @@ def tune(args: list[str]) -> None:
     save(own["out"], trials)
     grids = {name: tuple(catalog.get(name).load().GRID) for name in {trial.method for trial in trials}}
     show_table(("method", "settings", "score", "of pictures"), rows(trials, grids))
+
+
+def table(args: list[str]) -> None:
+    """The table by which `sfumato choose erase` decides."""
+    from sfumato.commands import choosing
+    from sfumato.report import measured
+
+    about = f"Example: {TABLE}\n\nA row a method, with its means over the cells of the bench. Nothing is run."
+    [values] = parse("sfumato bench table", args, Table, about=about)
+    asked = Table(**values)
+    measured.make(asked.bench, asked.out, asked.overwrite)
+    show_table(choosing.HEADER, choosing.table(asked.out))
+    print("\n".join(choosing.advice(asked.out)))

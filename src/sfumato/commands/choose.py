@@ -26,6 +26,11 @@ def main(args: list[str]) -> int:
         raise unknown("verb", args[0], verbs)
     rows = [(m.name, *map(unmarked, (m.when, m.cost, m.beware))) for m in catalog.methods(args[0])]
     show_table(("method", "use it for", "cost", "beware"), rows)
+    if args[0] == "erase":
+        from sfumato.commands import choosing
+
+        show_table(choosing.HEADER, choosing.table())
+        print("\n".join(choosing.advice()))
     ledgers = list(dict.fromkeys(m.ledger for m in catalog.methods(args[0]) if m.ledger))
     if ledgers:
         print(f"Measured claims: sfumato ledger NAME, for {', '.join(ledgers)}.")

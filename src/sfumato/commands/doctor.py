@@ -18,7 +18,8 @@ from sfumato.plan import human_bytes
 ABOUT = """Example: sfumato doctor
 
 Versions, devices, optional extras, embedded models and disk. Exit status 1 if something is broken. With --model,
-instead: what a model takes in memory, part by part, read off its files; with --method too, what an eraser takes."""
+instead: what a model takes in memory, part by part, read off its files; with --method too, what one step of an eraser
+or attack takes, traced without weights (docs/cards.md lists all methods)."""
 SUMS = "SHA256SUMS"
 
 
@@ -27,9 +28,10 @@ class Room:
     """Whose memory is asked for."""
 
     model: str | None = None
-    """An embedded model or a folder written by save_pretrained."""
+    """An embedded model or a folder written by save_pretrained; or "sd1" or "sdxl", the published shapes of SD 1.x and
+    SDXL, of which no file is needed."""
     method: str | None = None
-    """An eraser that would run on it, with its own settings."""
+    """An eraser or an attack that would run on it, with its own settings."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision in which the weights would be loaded."""
 
@@ -61,12 +63,19 @@ def room(asked: Room) -> list[tuple[str, str, str]]:
     import torch
 
     from sfumato import catalog
+    from sfumato.commands.cards import made, need
     from sfumato.pipeline.partial import open_partially
+    from sfumato.pipeline.single.published import SHAPES, published
     from sfumato.settings import settings_for
 
-    partial = open_partially(asked.model, getattr(torch, asked.dtype))
+    partial = None
+    if asked.model in SHAPES and not Path(asked.model).is_dir():
+        pipe = published(asked.model, getattr(torch, asked.dtype))
+    else:
+        partial = open_partially(asked.model, getattr(torch, asked.dtype))
+        pipe = partial.pipe
     rows, total = [], 0
-    for name, part in partial.pipe.parts().items():
+    for name, part in pipe.parts().items():
         sizes = [(x.numel(), x.numel() * x.element_size()) for x in part.parameters()]
         count, size = (sum(column) for column in zip(*sizes, strict=True))
         total += size
@@ -74,14 +83,15 @@ def room(asked: Room) -> list[tuple[str, str, str]]:
     rows.append(("in all", "", human_bytes(total)))
     if asked.method is None:
         return rows
-    cls = catalog.get(asked.method, "erase").load()
-    if not cls.fits(partial.pipe):
-        raise BadInput(f"{asked.method} does not fit this {type(partial.pipe.pipe).__name__}: see sfumato choose erase")
-    # what it needs does not depend on the word
-    made = cls(concepts=("a",), **settings_for(cls, asked.model)).costs(partial.pipe)
-    own = {part: size for part, size in made.memory.items() if not part.startswith("weights of ")}  # those are there
-    rows += [(f"{asked.method}: {part}", "", human_bytes(size)) for part, size in own.items()]
-    if hasattr(cls, "run_in_folder"):
+    verb = "attack" if asked.method in {m.name for m in catalog.methods("attack")} else "erase"
+    cls = catalog.get(asked.method, verb).load()
+    method = made(verb, asked.method, **settings_for(cls, asked.model))
+    needed = need(pipe, method).rows()
+    rows += [(f"{asked.method}: {part}", "", human_bytes(size)) for part, size in needed]
+    if not needed:
+        rows.append((f"{asked.method}: nothing of the network is differentiated", "", ""))
+    if hasattr(cls, "run_in_folder") and partial is not None:
+        pipe.projections(*(cls.needs if set(cls.needs) <= set(pipe.anatomy.kinds) else cls.needs_instead))
         rows.append((f"{asked.method}, by files: weights concerned", "", human_bytes(partial.held)))
     return rows
 

@@ -78,6 +78,11 @@ def read(
             print(f"usage: sfumato {verb} METHOD [options]\n\nExample: {first}\n")
             rows = [(m.name, m.paper.arxiv, m.summary) for m in entries]
             show_table(("method", "paper", "what it does"), rows)
+            if verb == "erase":
+                from sfumato.commands import choosing
+
+                show_table(choosing.HEADER, choosing.table())
+                print("\n".join(choosing.advice()))
             print(f"sfumato {verb} METHOD --help lists a method's options.")
             raise SystemExit(0)
         names = ", ".join(m.name for m in entries)
@@ -86,6 +91,10 @@ def read(
     cls = entry.load()
     copied = example.format(name=entry.name)
     about = f"Example: {copied}\n\n{entry.summary}\n\n{entry.paper}\n\nCost: {entry.cost}."
+    if verb == "erase" and {"-h", "--help"} & set(args):
+        from sfumato.commands import choosing
+
+        about += f"\n\n{choosing.line(entry)}"
     command = f"sfumato {verb} {entry.name}"
     if not entry.presets and any(arg.partition("=")[0] == "--preset" for arg in args):
         raise BadInput(f"{command} has no presets: leave out --preset")

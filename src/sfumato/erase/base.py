@@ -16,6 +16,7 @@ from sfumato.errors import BadInput, SfumatoError
 from sfumato.fields import Seed
 from sfumato.finite import finite
 from sfumato.pipeline import ImageModel, Model, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.lent import lent, require_finite, tensors
 from sfumato.pipeline.offload import refuse
 from sfumato.settings import Tuned
@@ -44,11 +45,17 @@ class Eraser(Tuned, ABC):
     """Kinds of projections (see `Text2Image.projections`) without which it has nothing to work on."""
     needs_instead: ClassVar[tuple[str, ...]] = ()
     """Kinds that it works on where a network has not what it `needs`; none: it works on nothing else."""
+    not_joint: ClassVar[str] = ""
+    """Why it works on no joint attention of text and picture, where that is not said by what it `needs`."""
     keeps_adapters: ClassVar[bool] = False
     """Whether it can edit beneath attached adapters, which then go on acting on the result; else they are refused."""
     draws: ClassVar[bool] = True
     """Whether anything in it is random, so that another ``seed`` gives another result."""
 
+    removable: ClassVar[bool] = False
+    """Whether what it makes is attached beside the original's own weights, and comes off again."""
+    PICTURES: ClassVar[frozenset[str]] = frozenset({"images", "data"})
+    """What the fields are called by which pictures are given to those that learn from them."""
     keeps_world: ClassVar[bool] = False
     """Whether the words of the model's own vocabulary are preserved where ``preserve`` is None."""
 
@@ -116,6 +123,10 @@ class Eraser(Tuned, ABC):
         """`plan`, with what settings that all methods of a kind share change of it."""
         return self.plan(pipe)
 
+    def learning(self, pipe: Text2Image) -> Learning | None:
+        """What one of its updates differentiates; None: nothing."""
+        return None
+
     # What is the same for all
 
     @overload
@@ -168,6 +179,8 @@ class Eraser(Tuned, ABC):
         if not self.fits(pipe):
             lacks = f", whose network has no {' or '.join(self.needs)}" if self.needs else ""
             lacks = lacks if isinstance(pipe, Text2Image) else ", which draws pictures without text"
+            if self.not_joint and isinstance(pipe, Text2Image) and "joint.k" in pipe.anatomy.kinds:
+                lacks += f" ({self.not_joint})"
             name = type(getattr(pipe, "pipe", pipe)).__name__
             raise BadInput(f"{type(self).__name__} does not fit this {name}{lacks}: {fitting(pipe)}")
         if loaded := [part for part, m in pipe.parts().items() if getattr(m, "peft_config", None)]:

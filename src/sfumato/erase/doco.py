@@ -19,6 +19,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.conditioning import Role
 from sfumato.pipeline.hooks import attach
 from sfumato.text import counted
@@ -219,6 +220,11 @@ class DoCo(ByGradient):
         options: dict[str, Any] = {"sampling_steps": self.sampling_steps, "cfg_scale": self.cfg_scale}
         drawn = pipe.draw(said, seeds(len(said), generator), scheduler="dpm++", progress=self.progress, **options)
         return drawn, said
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        apart = self.surgery != "none"
+        return Learning(self.held(self.batch) * (1 if apart else 2), SUBSETS[self.variant], gradients=1 + apart)
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

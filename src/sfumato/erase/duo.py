@@ -20,6 +20,7 @@ from sfumato.metrics.detectors import Detector, make_detector
 from sfumato.noise.process import Prediction, compose
 from sfumato.pipeline import Model, Text2Image
 from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 from sfumato.train.recipe import Loose
 
@@ -115,6 +116,7 @@ class DUO(ByGradient):
     """Settings by name: the published ones for one concept (which are the defaults), with stronger forgetting, for each
     of several concepts that make up a diffuse one, and for SD3; and some for models as small as the embedded one."""
 
+    removable: ClassVar[bool] = True
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "updates": 2, "pairs": 1, "sampling_steps": 2, "batch": 1, "beta": 100.0, "lr": 1e-2, "rank": 2,
         "preserve_weight": 1.0,
@@ -291,6 +293,10 @@ class DUO(ByGradient):
             return duo_loss(pred, reference, target, self.beta, weight)
 
         return loss_of
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        return Learning(self.held(self.batch) * (4 if self.preserve else 3), "lora", self.rank)
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network; without what a detector rejects."""

@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss, one_hot
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 from sfumato.train.draw import Share
 from sfumato.train.recipe import Loss, Turn
@@ -270,6 +271,10 @@ class EAP(ByGradient):
             return -drift.mean(), {}
 
         return erase, search
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        return Learning(2 * self.held(self.batch), SUBSETS[self.variant])
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network; encoding the vocabulary is left out."""

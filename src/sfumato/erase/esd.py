@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 
 from .parts.finetune import ALL, ByGradient, Finetuning, StepLoss, make_plan
@@ -152,6 +153,10 @@ class ESD(ByGradient):
             return loss + self.preserve_weight * mse_loss(student.denoiser(z, t, some), original)
 
         return loss_of
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        return Learning(self.held(self.batch) * (1 + bool(self.preserve)), SUBSETS[self.variant])
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

@@ -19,6 +19,7 @@ from sfumato.fields import Bound, Count, NotNegative, Positive, Share, below
 from sfumato.metrics.detectors import detector_for
 from sfumato.noise.process import compose
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 
 from .esd import negative_guidance_target, predict_each
@@ -232,6 +233,11 @@ class Integrity(ByGradient):
             return True
 
         return enough
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        gradients = 1 if self.balance == "alternate" else 2
+        return Learning(self.held(self.batch), self.trained, self.rank, gradients=gradients)
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

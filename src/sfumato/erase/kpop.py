@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.fields import Count, NotNegative, Positive
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.conditioning import Role
 from sfumato.pipeline.keys import FILE, ConceptKey, Insertion, extended, inserted, save_keys
 from sfumato.text import counted
@@ -109,6 +110,11 @@ class KPOP(ByGradient):
                                             "insertion": "inmidout", "prompt_lr": 1e-2}  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("cross.k", "cross.v")
 
+    not_joint: ClassVar[str] = (
+        "a key's rows stand before projections that read the encoder's embeddings; in joint attention these read "
+        "states of the text that change with time and depth, for which no fixed rows stand"
+    )
+
     goal: Literal["hide", "remove"] = "hide"
     """"hide": with its key the concept comes back; "remove": the prompt is only an adversary, and no key is kept."""
     variant: Literal["x", "u"] = "x"
@@ -158,6 +164,10 @@ class KPOP(ByGradient):
         base, rows = student.describe()["sha256"], [x.detach().cpu() for x in recipe.rows]
         keys = [ConceptKey(c, self.insertion, k, v, base) for c, k, v in zip(self.concepts, *rows, strict=True)]
         return student, keys, {name.removesuffix("/loss"): values for name, values in told.items()}
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        return Learning(2 * self.held(self.batch), SUBSETS[self.variant])
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

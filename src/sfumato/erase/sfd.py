@@ -15,6 +15,7 @@ from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share
 from sfumato.metrics.detectors import Detector, make_detector
 from sfumato.noise import GaussianProcess
 from sfumato.pipeline import ImageModel, Text2Image, few_steps
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.distilled import check_few_steps
 from sfumato.text import counted
 
@@ -246,6 +247,11 @@ class SFD(ByGradient):
         few_steps(generator, 1, start=recipe.start)
         generator.network.requires_grad_(False).eval()
         return generator, fake, losses
+
+    def learning(self, pipe: Any) -> Learning:
+        """See `Eraser.learning`."""
+        rows = sum(1 + (scale != 1) for scale in self.guidance(pipe)[1:])
+        return Learning(self.held(self.batch) * (1 + rows), "full", copies=2)
 
     def plan(self, pipe: Any) -> Plan:
         """Memory and time, from one timed pass of the network."""

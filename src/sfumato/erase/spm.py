@@ -18,6 +18,7 @@ from sfumato.errors import SfumatoError
 from sfumato.fields import Count, Natural, NotNegative, Positive, at_least
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.adapter import Adapter
+from sfumato.pipeline.backward import Learning
 from sfumato.pipeline.membrane import Composition, Membrane, Transport, attach
 from sfumato.text import counted
 from sfumato.train.recipe import Loose
@@ -121,6 +122,7 @@ class SPM(ByGradient):
     """Settings by name: the published ones (which are the defaults), and some for models as small as the embedded
     one."""
 
+    removable: ClassVar[bool] = True
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"updates": 2, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
     eta: float = 1.0
@@ -227,6 +229,11 @@ class SPM(ByGradient):
             return spm_loss(erased, target, torch.cat(anchored), torch.cat(original), self.anchor_weight)
 
         return loss_of
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        anchors = (self.n_anchors + self.anchor_empty + bool(self.preserve)) * bool(self.anchor_weight)
+        return Learning(self.held(self.batch) * (1 + anchors), "lora", self.rank)
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

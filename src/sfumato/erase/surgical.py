@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 
 from .esd import predict_each
@@ -85,6 +86,14 @@ class Surgical(ByGradient):
     latents come from and all defaults are reconstructed, and can be set. In the network's own kind of prediction: at
     given (z, t) brackets of different kinds are multiples of each other, which changes the weight of the error only.
 
+    ``null_drift`` in the record says how well eps(null) was held; the goal is below 0.01. The optimum of both terms has
+    none, so what is left is the way there: concept and empty prompt share weights, the first term moves both at once,
+    and the second, whose gradient is zero at the start, pulls back only what has moved. What is drawn for each update
+    keeps Adam at a constant rate away from the optimum, the further the higher the rate: short runs at high rates stay
+    well above the goal, also with the preset "sketch", whose rate falls for this reason. The figure is relative to the
+    concept's guidance half-way, which is small where the picture is decided by then. Less of it: ``decay="cosine"``, a
+    lower ``lr`` with more ``updates``, then a higher ``null_weight``, which also slows the erasure down.
+
     Cost: two networks; per update and concept (S - 1) / 2 guided sampling steps of the frozen one on average, i.e.
     S - 1 network passes, unless there is a ``pool``; then 2 or 3 passes of it, and 2 of the trained one forward and
     backward.
@@ -99,8 +108,9 @@ class Surgical(ByGradient):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {
-            "updates": 120, "lr": 3e-4, "null_weight": 10.0, "batch": 4, "pool": 16, "sampling_steps": 20,
-            "start_guidance": 3.0, "templates": ("{concept}", "a {concept}", "a picture of a {concept}"),
+            "updates": 120, "lr": 3e-4, "decay": "cosine", "null_weight": 10.0, "batch": 4, "pool": 16,
+            "sampling_steps": 20, "start_guidance": 3.0,
+            "templates": ("{concept}", "a {concept}", "a picture of a {concept}"),
         },
     }  # fmt: skip
     """Settings by name: those reconstructed for the paper (which are the defaults), and some for models as small as the
@@ -195,6 +205,11 @@ class Surgical(ByGradient):
         null = teacher.unconditional(k)
         e0, ec, moved = (p.denoiser(z, t, c).double() for p, c in ((teacher, null), (teacher, asked), (student, null)))
         return float((moved - e0).norm() / (ec - e0).norm().clamp(min=1e-12))
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        rows = self.held(self.batch) * len(self.concepts) * (2 + bool(self.preserve))
+        return Learning(rows, self.trained, self.rank)
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

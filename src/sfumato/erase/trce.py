@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
 from sfumato.train.recipe import Gradients, Turn
 
@@ -103,6 +104,12 @@ class TRCE(ByGradient, Textual):
     }  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("cross.k", "cross.v", "cross.q")
 
+    not_joint: ClassVar[str] = (
+        "stage 1 maps the row by which a causal encoder sums up the sentence, and what reads embeddings there reads "
+        "those of T5 or a language model, whose end sums up nothing; stage 2 trains attention of the picture apart "
+        "from the text, and here they are joined"
+    )
+
     stages: Literal["both", "textual", "visual"] = "both"
     """Which stages are run; the textual one needs no pictures, and the visual one alone is weak."""
     prompt: str = "a photo of {}"
@@ -166,6 +173,12 @@ class TRCE(ByGradient, Textual):
         early = [((step * self.batch + j) % n, uniform(self.early_steps, generator)) for j in range(self.batch)]
         free = range(step * self.keep_batch, (step + 1) * self.keep_batch)
         return early, [(i % self.n_unconditional, uniform(self.sampling_steps, generator)) for i in free]
+
+    def learning(self, pipe: Text2Image) -> Learning:
+        """See `Eraser.learning`."""
+        kept = self.keep_batch if self.keep_weight else 0
+        rows = 0 if self.stages == "textual" else 2 * self.held(self.batch) + kept
+        return Learning(rows, frozenset(steered(pipe)))
 
     def plan(self, pipe: Text2Image) -> Plan:
         """Memory and time, from one timed pass of the network."""

@@ -16,6 +16,7 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_file
 from sfumato.foreign import read_tensors, shortened
 
+from . import lora_flux
 from .anatomy.base import takes_adapter
 from .lora_strength import Strengths
 from .single.names import unet_keys
@@ -167,7 +168,8 @@ def products(
             if re.search(more, key):
                 raise BadInput(f"{path} holds {words} ({shortened(key, 100)}), which cannot be attached: take another")
         name, factor = _layer(key, component, parts, layers, names)
-        if not name:
+        fused = {} if name else _fused(path, key, x, component, parts, layers)
+        if not name and not fused:
             _refuse_key(path, key, component, parts, tensors)
         if not x.is_floating_point() or not x.isfinite().all():
             raise BadInput(f"{key} in {path} holds what is no finite number: fetch or write it again")
@@ -175,7 +177,8 @@ def products(
             raise BadInput(f"{key} in {path} is no single number: fetch or write it again")
         if factor != "alpha" and x.ndim < 2:
             raise BadInput(f"{key} in {path} is no matrix: fetch or write it again")
-        found.setdefault(name, {})[factor] = x
+        for each, part in (fused or {name: x}).items():
+            found.setdefault(each, {})[factor] = part
     made: dict[str, Product] = {}
     mixed = len({float(x["alpha"]) for x in found.values() if "alpha" in x}) > 1
     said = Strengths(path, header, mixed)
@@ -240,6 +243,17 @@ def _layer(
     return spelled.get(f"{part}:{plain}", ""), factor
 
 
+def _fused(
+    path: Path, key: str, x: Tensor, component: str, parts: Mapping[str, nn.Module], layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """What a key in Flux's original names says of diffusers' layers; nothing for other networks."""
+    part, rest = _part(key, component)
+    if part != component or type(parts[component]).__name__ != "FluxTransformer2DModel":
+        return {}
+    place, factor = _place(rest)
+    return lora_flux.factors(path, key, place, factor, x, layers)
+
+
 def _part(key: str, component: str) -> tuple[str, str]:
     """The component that a key is for, and the key without what says so."""
     rest = re.sub(r"^base_model\.model\.", "", key)
@@ -266,7 +280,7 @@ def _place(rest: str) -> tuple[str, str]:
 
 
 _FAMILIES = {
-    r"double_blocks|single_transformer_blocks": "Flux",
+    r"double_blocks|single_blocks|single_transformer_blocks": "Flux",
     r"joint_blocks|[._]add_[qkv]_proj": "SD3 or Flux",
     r"text_encoder_2\.|lora_te2_|input_blocks_[78]_1|_transformer_blocks_9_": "SDXL",
     r"lora_te_|(down|up)_blocks[._]\d[._]attentions": "Stable Diffusion",
@@ -298,9 +312,7 @@ def _refuse_key(
                 f"{path} is for a model of another family, with a {part} ({shortened(key, 80)}), which this one lacks:"
                 " attach it to the model that it was made for"
             )
-    whose, name = _family(tensors), type(parts[component]).__name__
-    if whose.endswith("Flux") and name.startswith("Flux"):
-        whose = "; it has the names of Flux's original code, which are read of U-Nets only: convert it with diffusers"
+    whose = _family(tensors)
     raise BadInput(f"{path} does not fit this network, which has no layer for {shortened(key, 100)}{whose}")
 
 

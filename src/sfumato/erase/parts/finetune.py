@@ -97,6 +97,10 @@ class ByGradient(Tuning, Eraser):
             return made
         return replace(made, memory={**made.memory, "optimiser": made.memory["optimiser"] // 4})
 
+    def held(self, rows: int) -> int:
+        """How many of an update's rows one process differentiates at once."""
+        return -(-rows // self.accumulate)
+
     def fit(self, recipe: Finetuning, folder: Path | None) -> list[float]:
         """`course` of a recipe with one loss: the losses, one per update."""
         return self.course(recipe, recipe.pipe, folder)["loss"]

@@ -1,0 +1,130 @@
+"""LoRA files in the names of Flux's original code: what they add is what diffusers' own converter makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sfumato.errors import BadInput
+from sfumato.pipeline import lora
+from sfumato.pipeline.lora_flux import factors, layers_of
+
+HIDDEN, MLP = 16, 64
+ROWS = {
+    "double_blocks.0.img_attn.qkv": (3 * HIDDEN, HIDDEN), "double_blocks.0.img_attn.proj": (HIDDEN, HIDDEN),
+    "double_blocks.0.txt_attn.qkv": (3 * HIDDEN, HIDDEN), "double_blocks.0.txt_attn.proj": (HIDDEN, HIDDEN),
+    "double_blocks.0.img_mlp.0": (MLP, HIDDEN), "double_blocks.0.img_mlp.2": (HIDDEN, MLP),
+    "double_blocks.0.txt_mlp.0": (MLP, HIDDEN), "double_blocks.0.txt_mlp.2": (HIDDEN, MLP),
+    "double_blocks.0.img_mod.lin": (6 * HIDDEN, HIDDEN), "double_blocks.0.txt_mod.lin": (6 * HIDDEN, HIDDEN),
+    "single_blocks.1.linear1": (3 * HIDDEN + MLP, HIDDEN), "single_blocks.1.linear2": (HIDDEN, HIDDEN + MLP),
+    "single_blocks.1.modulation.lin": (3 * HIDDEN, HIDDEN),
+}  # fmt: skip
+
+
+def written(style: str = "kohya") -> dict[str, torch.Tensor]:
+    """Factors of rank 2 on all these layers, as kohya's scripts or ComfyUI spell them."""
+    rng, made = torch.Generator().manual_seed(0), {}
+    for name, (out, width) in ROWS.items():
+        down, up = torch.randn(2, width, generator=rng), torch.randn(out, 2, generator=rng)
+        if style == "kohya":
+            key = f"lora_unet_{name.replace('.', '_')}"
+            made |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+        else:
+            key = f"diffusion_model.{name}"
+            made |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+    return made
+
+
+def added(path, p) -> dict[str, torch.Tensor]:
+    products = lora.products(path, "transformer", {"transformer": p.network})
+    return {name: x.alpha / x.rank * x.up @ x.down for name, x in products.items()}
+
+
+def test_kohyas_file_adds_what_diffusers_makes_of_it(tiny_flux, tmp_path):
+    """All but the single blocks' fused layer, whose published widths diffusers takes for granted."""
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+
+    tensors = {key: x for key, x in written().items() if "linear1" not in key}
+    save_file(tensors, tmp_path / "l.safetensors")
+    ours = added(tmp_path / "l.safetensors", tiny_flux)
+    theirs = _convert_kohya_flux_lora_to_diffusers(dict(tensors))
+    names = {key.removeprefix("transformer.").rsplit(".lora_", 1)[0] for key in theirs}
+    assert ours.keys() == names and len(names) == 2 * 3 + 8 + 2
+    for name in names:
+        a, b = (theirs[f"transformer.{name}.lora_{x}.weight"] for x in "AB")
+        torch.testing.assert_close(ours[name], b @ a)
+
+
+def test_the_single_blocks_fused_layer_at_the_published_widths_is_diffusers():
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+
+    key, sizes = "lora_unet_single_blocks_3_linear1", (3072, 3072, 3072, 12288)
+    rng = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 3072, generator=rng), torch.randn(sum(sizes), 2, generator=rng)
+    layers = {n: SimpleNamespace(weight=range(size)) for n, size in zip(layers_of(key[10:]), sizes, strict=True)}
+    theirs = _convert_kohya_flux_lora_to_diffusers({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up})
+    ours = factors(Path("l"), key, key[10:], "up", up, layers)
+    assert {f"transformer.{name}.lora_B.weight" for name in ours} < theirs.keys()
+    for name, x in ours.items():
+        assert torch.equal(x, theirs[f"transformer.{name}.lora_B.weight"])
+        assert torch.equal(down, theirs[f"transformer.{name}.lora_A.weight"])
+
+
+def test_the_dotted_spelling_adds_the_same_at_alpha_rank(tiny_flux, tmp_path):
+    for style in ("kohya", "comfy"):
+        save_file(written(style), tmp_path / f"{style}.safetensors")
+    one, other = (added(tmp_path / f"{style}.safetensors", tiny_flux) for style in ("kohya", "comfy"))
+    assert one.keys() == other.keys()
+    for name, x in one.items():
+        torch.testing.assert_close(2 * x, other[name])  # alpha was half the rank
+
+
+def test_a_fused_layer_acts_as_its_parts(tiny_flux, tmp_path):
+    """qkv's product, cut into three, on the very layers that the pipeline runs."""
+    save_file(written(), tmp_path / "l.safetensors")
+    p = tiny_flux.copy()
+    adapter = p.load_adapter("l", tmp_path / "l.safetensors")
+    tensors, key = written(), "lora_unet_double_blocks_0_txt_attn_qkv"
+    whole = tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"] / 2
+    parts = [f"transformer_blocks.0.attn.add_{x}_proj" for x in "qkv"]
+    merged = p.merged()
+    change = [merged.network.get_submodule(n).weight - tiny_flux.network.get_submodule(n).weight for n in parts]
+    torch.testing.assert_close(torch.cat(change), whole, rtol=0, atol=1e-5)
+    assert not torch.equal(p.draw("a red star", 1, sampling_steps=1), tiny_flux.draw("a red star", 1, sampling_steps=1))
+    adapter.remove()
+
+
+def test_the_output_layers_halves_change_places(tiny_flux, tmp_path):
+    up, down = torch.arange(2 * HIDDEN).float()[:, None], torch.ones(1, HIDDEN)
+    key = "lora_unet_final_layer_adaLN_modulation_1"
+    save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, tmp_path / "l.safetensors")
+    found = added(tmp_path / "l.safetensors", tiny_flux)["norm_out.linear"][:, 0]
+    assert found.tolist() == [*range(HIDDEN, 2 * HIDDEN), *range(HIDDEN)]
+
+
+def test_every_name_of_a_block_is_a_layer(tiny_flux):
+    layers = dict(tiny_flux.network.named_modules())
+    for name in ROWS:
+        assert layers_of(name) and all(x in layers for x in layers_of(name)), name
+    assert layers_of("double_blocks_0_img_attn_norm") == () and layers_of("blocks_0_attn") == ()
+
+
+def test_bad_input(tiny_flux, tiny_sd3, tmp_path):
+    file = tmp_path / "l.safetensors"
+    tensors, key = written(), "lora_unet_double_blocks_0_img_attn_qkv"
+    save_file({**tensors, f"{key}.lora_up.weight": torch.ones(7, 2)}, file)
+    with pytest.raises(BadInput, match=r"has 7 rows, and .*to_q and .*to_k and .*to_v have 48"):
+        added(file, tiny_flux)
+    save_file({k: x for k, x in tensors.items() if k != f"{key}.lora_up.weight"}, file)
+    with pytest.raises(BadInput, match=r"lacks the up factor of transformer_blocks.0.attn.to_q"):
+        added(file, tiny_flux)
+    save_file({f"{key.replace('_0_', '_9_')}.lora_down.weight": torch.ones(2, HIDDEN)}, file)
+    with pytest.raises(BadInput, match="no layer for lora_unet_double_blocks_9_img_attn_qkv"):
+        added(file, tiny_flux)
+    save_file(tensors, file)
+    with pytest.raises(BadInput, match="seems to be made for Flux"):
+        added(file, tiny_sd3)
