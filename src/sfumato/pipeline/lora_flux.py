@@ -74,7 +74,7 @@ def factors(
         return {}
     if factor != "up":
         return dict.fromkeys(names, x)
-    sizes = [len(layers[name].weight) for name in names]  # type: ignore[arg-type]
+    sizes = [len(layers[name].weight) for name in names]
     if len(x) != sum(sizes):
         raise BadInput(f"{path} does not fit: {key} has {len(x)} rows, and {' and '.join(names)} have {sum(sizes)}")
     if place.replace(".", "_") == SWAPPED:
