@@ -423,7 +423,7 @@ def test_the_command_line_draws_larger_and_sample_offers_it(tiny_sd, tmp_path, c
     given = ["star", "--model", model, "--steps", "2", "--size", str(size), "--device", "cpu", "--out"]
     assert cli.main(["steer", "upsample-guidance", *given, str(tmp_path / "steered")]) == 0
     told = capsys.readouterr()
-    assert "upsample-guidance" not in told.err and "small_runs: 1" in told.out
+    assert "sfumato steer upsample-guidance" not in told.err and "small_runs: 1" in told.out
     assert Image.open(next((tmp_path / "steered").glob("0*.png"))).size == (size, size)
     assert cli.main(["sample", *given, str(tmp_path / "plain")]) == 0
     assert "sfumato steer upsample-guidance" in capsys.readouterr().err
@@ -434,6 +434,8 @@ def test_the_command_line_takes_models_without_text(tmp_path):
     args = ["steer", "upsample-guidance", "--model", model, "--scale", "2", "3", "--out", str(tmp_path / "out")]
     assert cli.main([*args, "--device", "cpu"]) == 0
     assert np.asarray(Image.open(next((tmp_path / "out").glob("0*.png")))).shape == (16, 24, 3)
+    assert np.asarray(Image.open(next((tmp_path / "out" / "plain").glob("0*.png")))).shape == (8, 8, 3)
+    assert "each at its own size" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_wrapped_twice_it_is_one_patch(tiny_sd):

@@ -51,16 +51,19 @@ def changes(steered: Pictures, plain: Pictures) -> list[float]:
 
 def render(report: SteerReport) -> str:
     """The page as text."""
-    rows = []
+    rows, drawn = [], report.plain is not None
+    # a patch may draw at another size than the model's own: then pixels have no partners
+    alike = report.plain is not None and report.plain[0].shape == report.steered[0].shape
     for i, label in enumerate(shown(list(report.labels))[:MOST]):
         row = {"label": label, "steered": embed(report.steered[i], SIDE), "plain": None, "change": None}
         if report.plain is not None:
             row["plain"] = embed(report.plain[i], SIDE)
+        if report.plain is not None and alike:
             row["change"] = embed(heat(difference(report.plain[i], report.steered[i])), SIDE)
         rows.append(row)
-    moved = [] if report.plain is None else changes(report.steered, report.plain)
+    moved = changes(report.steered, report.plain) if report.plain is not None and alike else []
     about = shown(json.loads(json.dumps(report.about, default=str)))
     return environment().get_template("steer.html.j2").render(
-        report=report, rows=rows, of=len(report.labels), moved=moved, about=about, version=__version__,
+        report=report, rows=rows, of=len(report.labels), moved=moved, drawn=drawn, about=about, version=__version__,
         unchanged=sum(x == 0 for x in moved), names=" and ".join(report.methods),
     )  # fmt: skip
