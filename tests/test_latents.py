@@ -87,6 +87,7 @@ def share(folder) -> None:
     assert model.encoded in (12, 8), "each process encodes every other chunk"
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(tmp_path):
     together(2, share, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["latents.safetensors"]
