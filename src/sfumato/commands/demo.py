@@ -14,6 +14,8 @@ from sfumato.commands.verb import Where, load
 from sfumato.files import atomic_folder, refuse_existing
 from sfumato.plan import Plan, human_time
 
+STEPS = 15
+"""Of every picture: enough for the oracle, and all that a first look has time for."""
 EXAMPLE = "sfumato demo --concept star --out sfumato-demo"
 
 
@@ -48,11 +50,12 @@ def main(args: list[str]) -> None:
     record = record_of(entry, method, pipe, "sketch", outcome)
     with atomic_folder(options.out, options.overwrite) as folder:
         erased.save(folder / "erased", provenance=record)
-        report = audit(before="sketch", after=str(folder / "erased"), concepts=(options.concept,))
+        after = str(folder / "erased")
+        report = audit(before="sketch", after=after, concepts=(options.concept,), sampling_steps=STEPS)
         # the report is read where the folder will be
         told = lambda text: text.replace(str(folder), str(options.out))
-        after = {**report.protocol["after"], "model": told(report.protocol["after"]["model"])}
-        report = replace(report, protocol={**report.protocol, "after": after}, reproduce=told(report.reproduce))
+        edited = {**report.protocol["after"], "model": told(report.protocol["after"]["model"])}
+        report = replace(report, protocol={**report.protocol, "after": edited}, reproduce=told(report.reproduce))
         report.save(folder / "report")
     summary(report)
     print(f"erased in {human_time(outcome['cost']['seconds'])}, all in {human_time(time.perf_counter() - start)}")
