@@ -58,6 +58,9 @@ def _plain_words(app: object, what: str, name: str, it: object, options: object,
     for i, line in enumerate(lines):
         parts = _MARKED.split(line)
         parts[::2] = [re.sub(r"(\*|\||(?<=\w)_(?=\W|$))", r"\\\1", text) for text in parts[::2]]
+        # what is marked may be part of a word, which needs an empty escape behind it
+        for k in range(1, len(parts), 2):
+            parts[k] += "\\ " if parts[k + 1][:1].isalnum() or parts[k + 1][:1] in tuple("^=_") else ""
         lines[i] = "".join(parts)
 
 
