@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from docs import pages
@@ -17,3 +18,14 @@ def test_generated_pages_are_up_to_date():
 def test_readme_names_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert "pip install -e . && sfumato demo" in text and "pip install -e '.[test]' && pytest" in text
+
+
+def test_the_scripts_that_pages_name_are_there():
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "results").glob("*.md"),
+    ]
+    named = {name for page in pages for name in re.findall(r"\b((?:scripts|benchmarks)/\w+\.py)", page.read_text())}
+    assert named and not {name for name in named if not (ROOT / name).is_file()}
