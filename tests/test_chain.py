@@ -9,7 +9,7 @@ import torch
 from sfumato.audit import Audit
 from sfumato.audit.chain import Attach, By, Call, Cast, Chain, Chained, Export, FineTune, Given, Merge, Scheduler
 from sfumato.audit.drawing import Drawn
-from sfumato.bench import Fates, compose
+from sfumato.bench import Fates, erase
 from sfumato.cells import Failed
 from sfumato.commands.links import links_of
 from sfumato.distill.multistep_cm import MultistepCM
@@ -164,19 +164,19 @@ def test_the_bench_keeps_cells_and_tells_what_every_link_left(monkeypatch, tmp_p
                 ).to_json()
                 yield cell, {"report": report, "page": "<p>pictures</p>", "seconds": 1.0, "settings": {}}
 
-    monkeypatch.setattr(compose, "finished", finished)
+    monkeypatch.setattr(erase, "finished", finished)
     bench = Fates(concepts=("fish",), methods=("uce", "esd-x"), seeds=(1, 2), n=2, links=(Cast(), Merge()))
-    report = bench.run_fates(tmp_path / "bench")
+    report = bench.run(tmp_path / "bench")
     assert len(done) == 4 and list(report.rows) == ["uce", "esd-x"]
     plain, cast, _ = report.rows["uce"]
     assert plain.erased.value == pytest.approx(0.98) and cast.erased.value == pytest.approx(0.4) and cast.broken == 2
     assert report.rows["esd-x"][0].why == "it does not fit"
     page = (tmp_path / "bench" / "index.html").read_text()
     assert "broken in 2 of 2" in page and "refused" in page
-    replace(bench, methods=("uce",), seeds=(1, 2, 3)).run_fates(tmp_path / "bench")
+    replace(bench, methods=("uce",), seeds=(1, 2, 3)).run(tmp_path / "bench")
     assert len(done) == 5  # the new seed's cell alone
     with pytest.raises(BadInput, match="other settings"):
-        replace(bench, links=(Cast(),)).run_fates(tmp_path / "bench")
+        replace(bench, links=(Cast(),)).run(tmp_path / "bench")
     with pytest.raises(BadInput, match="named twice"):
         Fates(links=(Cast(), Cast()))
 

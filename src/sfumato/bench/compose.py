@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from typing import Any
 from sfumato import catalog
 from sfumato.audit import Audit
 from sfumato.audit.chain import Cast, Chain, Export, FineTune, Link, Merge, Scheduler
-from sfumato.cells import Failed, finished
+from sfumato.cells import Failed
 from sfumato.errors import BadInput
-from sfumato.files import held
 from sfumato.foreign import read_json
 from sfumato.pipeline import load_text2image
 from sfumato.plan import Plan, human_time
@@ -23,7 +22,7 @@ from sfumato.text import counted
 from sfumato.versions import versions
 
 from .cell import Cell
-from .erase import CELL, Bench, keep
+from .erase import CELL, Bench
 
 ERASED = "erased"
 
@@ -41,80 +40,6 @@ def usual(model: Any) -> tuple[Link, ...]:
         tuned, Merge(model=name, weight=0.3), Cast(dtype="bfloat16"), Export(format="lora", rank=4), Scheduler(),
         By(FasterDiffusion(**FasterDiffusion.settings_for(model))), By(MultistepCM(**student)),
     )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fates(Bench):
-    """Erases with every method, and audits what each thing that happens to a model afterwards leaves of the erasure.
-
-    A cell is one method that takes one set of concepts out at one seed; each link happens to its result by itself.
-    Cells are kept, resumed and spread as those of `Bench` are.
-
-    Cost: an audit without the original's pictures for each method, link, set of concepts and seed, and what links take.
-    """
-
-    links: tuple[Link, ...] = ()
-    """What happens afterwards; by default what happens to most models."""
-    attacks: tuple[str, ...] | None = ()
-    """Of the verb attack; by default none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        titles = [link.title for link in self.links]
-        if twice := [t for i, t in enumerate(titles) if t in titles[:i]]:
-            raise BadInput(f"{twice[0]!r} is named twice among the links: name each once")
-
-    @property
-    def afterwards(self) -> tuple[Link, ...]:
-        return self.links or usual(self.model)
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "links": self.afterwards}
-
-    def run_fates(
-        self, out: str | os.PathLike, *, reproduce: str = "", announce: Callable[[Plan], None] | None = None,
-        progress: Callable[[str], None] = lambda line: None,
-    ) -> FatesReport:  # fmt: skip
-        """Measure what is not there yet, and write ``fates.json``, ``table.md`` and ``index.html`` into ``out``.
-
-        Raises:
-            BadInput: as `Bench.run`.
-        """
-        cells = self.cells()
-        with held(out) as folder:
-            self._claim(folder)
-            left = [cell for cell in cells if not (folder / "cells" / cell.key).exists()]
-            if announce:
-                announce(self._outlined(out, cells, left))
-            lost: dict[str, Failed] = {}
-            done = len(cells) - len(left)
-            for cell, result in finished(left, measured, jobs=self.jobs, apart=True, ray=self.ray):
-                done += 1
-                if isinstance(result, Failed):
-                    lost[cell.key] = result
-                    progress(f"{cell}: {result.reason} ({done} of {len(cells)})")
-                    continue
-                keep(folder / "cells" / cell.key, cell, result)
-                progress(f"{cell}: {human_time(result['seconds'])} ({done} of {len(cells)})")
-            report = FatesReport(
-                [fate for cell in cells for fate in fates(folder, cell, lost)],
-                links=[ERASED, *(link.title for link in self.afterwards)],
-                configuration={k: str(v) if k == "links" else v for k, v in asdict(self).items()},
-                model_hash=cells[0].model_hash,
-                versions=versions(),
-                reproduce=reproduce,
-            )
-            report.write(folder)
-        return report
-
-    def _outlined(self, out: str | os.PathLike, cells: list[Cell], left: list[Cell]) -> Plan:
-        title = f"{counted(len(cells), 'cell')} of {counted(len(self.afterwards), 'link')}, {self.jobs} at a time"
-        if len(left) < len(cells):
-            title += f"; {len(cells) - len(left)} were finished before"
-        return Plan(
-            title, time="an audit for each link of each cell, and what methods and links take",
-            writes=[f"{out}/ (index.html, table.md, fates.json, and a page for each cell)"],
-        )  # fmt: skip
 
 
 def measured(cell: Cell) -> dict[str, Any]:
@@ -138,6 +63,59 @@ def measured(cell: Cell) -> dict[str, Any]:
         "report": made.to_json(), "page": made.page(names, alone=True), "seconds": time.perf_counter() - began,
         "settings": {k: v for k, v in asdict(eraser).items() if k not in ("concepts", "seed")},
     }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fates(Bench):
+    """Erases with every method, and audits what each thing that happens to a model afterwards leaves of the erasure.
+
+    A cell is one method that takes one set of concepts out at one seed; each link happens to its result by itself.
+    Cells are kept, resumed and spread as those of `Bench` are; `run` writes ``fates.json`` and gives a `FatesReport`.
+
+    Cost: an audit without the original's pictures for each method, link, set of concepts and seed, and what links take.
+    """
+
+    links: tuple[Link, ...] = ()
+    """What happens afterwards; by default what happens to most models."""
+    attacks: tuple[str, ...] | None = ()
+    """Of the verb attack; by default none."""
+
+    measuring = staticmethod(measured)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        titles = [link.title for link in self.links]
+        if twice := [t for i, t in enumerate(titles) if t in titles[:i]]:
+            raise BadInput(f"{twice[0]!r} is named twice among the links: name each once")
+
+    @property
+    def afterwards(self) -> tuple[Link, ...]:
+        return self.links or usual(self.model)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "links": self.afterwards}
+
+    def _spent(self, result: Mapping[str, Any]) -> str:
+        return human_time(result["seconds"])
+
+    def _report(self, folder: Path, cells: Sequence[Cell], lost: Mapping[str, Failed], reproduce: str) -> FatesReport:
+        return FatesReport(
+            [fate for cell in cells for fate in fates(folder, cell, lost)],
+            links=[ERASED, *(link.title for link in self.afterwards)],
+            configuration={k: str(v) if k == "links" else v for k, v in asdict(self).items()},
+            model_hash=cells[0].model_hash,
+            versions=versions(),
+            reproduce=reproduce,
+        )
+
+    def _plan(self, out: str | os.PathLike, cells: Sequence[Cell], left: Sequence[Cell]) -> Plan:
+        title = f"{counted(len(cells), 'cell')} of {counted(len(self.afterwards), 'link')}, {self.jobs} at a time"
+        if len(left) < len(cells):
+            title += f"; {len(cells) - len(left)} were finished before"
+        return Plan(
+            title, time="an audit for each link of each cell, and what methods and links take",
+            writes=[f"{out}/ (index.html, table.md, fates.json, and a page for each cell)"],
+        )  # fmt: skip
 
 
 def fates(folder: Path, cell: Cell, lost: Mapping[str, Failed]) -> list[Fate]:

@@ -132,8 +132,11 @@ class Bench:
     def run(
         self, out: str | os.PathLike, *, reproduce: str = "", announce: Callable[[Plan], None] | None = None,
         progress: Callable[[str], None] = lambda line: None,
-    ) -> BenchReport:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Measure what is not there yet, and write ``bench.json``, ``table.md`` and ``index.html`` into ``out``.
+
+        Returns:
+            The `BenchReport`.
 
         Args:
             out: a folder; one that a bench of the same settings has written is gone on with.
@@ -153,7 +156,7 @@ class Bench:
                 announce(self._plan(out, cells, left))
             lost: dict[str, Failed] = {}
             done = len(cells) - len(left)
-            for cell, result in finished(left, measure, jobs=self.jobs, apart=True, ray=self.ray):
+            for cell, result in finished(left, self.measuring, jobs=self.jobs, apart=True, ray=self.ray):
                 done += 1
                 if isinstance(result, Failed):
                     lost[cell.key] = result
@@ -161,17 +164,26 @@ class Bench:
                     progress(f"{cell}: {how}, {result.reason} ({done} of {len(cells)})")
                     continue
                 keep(folder / "cells" / cell.key, cell, result)
-                spent = human_time(result["figures"]["seconds"])
-                progress(f"{cell}: erased in {spent}, audited ({done} of {len(cells)})")
-            report = BenchReport(
-                entries=list(entries(folder, cells, lost)),
-                configuration=asdict(self),
-                model_hash=cells[0].model_hash,
-                versions=versions(),
-                reproduce=reproduce,
-            )
+                progress(f"{cell}: {self._spent(result)} ({done} of {len(cells)})")
+            report = self._report(folder, cells, lost, reproduce)
             report.write(folder)
         return report
+
+    measuring = staticmethod(measure)
+    """What is done in a cell."""
+
+    def _spent(self, result: Mapping[str, Any]) -> str:
+        return f"erased in {human_time(result['figures']['seconds'])}, audited"
+
+    def _report(self, folder: Path, cells: Sequence[Cell], lost: Mapping[str, Failed], reproduce: str) -> Any:
+        """All that is known of the cells, with a ``write``."""
+        return BenchReport(
+            entries=list(entries(folder, cells, lost)),
+            configuration=asdict(self),
+            model_hash=cells[0].model_hash,
+            versions=versions(),
+            reproduce=reproduce,
+        )
 
     def _claim(self, folder: Path) -> None:
         """The folder is new, or one of a bench of the same settings."""

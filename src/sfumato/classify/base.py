@@ -8,7 +8,7 @@ A method is a dataclass that inherits `Classifier` and says its `network`, and w
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from sfumato.plan import Plan
 from sfumato.settings import Tuned
 from sfumato.train import draw
 from sfumato.train.loop import Run
-from sfumato.train.outputs import is_there, ours
+from sfumato.train.outputs import InFolder
 from sfumato.train.recipe import Recipe, Turn
 from sfumato.train.schedule import Schedule
 from sfumato.train.state import configuration, goes_on
@@ -41,7 +41,7 @@ from .parts.sheet import Sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Tuned, Schedule, ABC):
+class Classifier(Tuned, Schedule, InFolder):
     """Fields and run of every classifier; not a method itself."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -159,26 +159,6 @@ class Classifier(Tuned, Schedule, ABC):
         weights = 4 * sum(p.numel() for p in self.network(self.open().label_names).parameters())
         memory = {"weights": weights * (2 if self.ema else 1), "gradients": weights, "optimiser": 2 * weights}
         return Plan(f"classify {self.name()} on {self.data}", memory=memory)
-
-    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
-        """Whether ``out/model`` is the classifier of this run already.
-
-        Raises:
-            BadInput: something else is there.
-        """
-        return is_there(Path(out) / "model", self.made(), overwrite)
-
-    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
-        """Train, or go on training, and write the classifier to ``out/model``; ``card.json`` there says how good it is.
-
-        Raises:
-            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
-                something else is in the model's place (without ``overwrite``); as `parts`.
-        """
-        with ours(Path(out)) as folder:
-            if not self.finished(folder, overwrite):
-                self._run(folder, progress, overwrite)
-        return Path(out) / "model"
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
         goes_on(out / "training", configuration(self.name(), self, self.beyond()))

@@ -16,12 +16,13 @@ from torch.nn.functional import grid_sample
 
 from sfumato.data.pictures import Pictures
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.train import draw
 from sfumato.train.recipe import Turn
 
-from .base import Classifier, Labelling
+from .base import Labelling
 from .parts import dcgan
+from .parts.by_distance import ByDistance
 from .parts.explanations import pages
 from .parts.gaussians import Family
 from .parts.probabilistic import Net
@@ -79,7 +80,7 @@ def disturbed(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbPSENN(Classifier):
+class ProbPSENN(ByDistance):
     """Each class has a distribution of prototypes; what varies over draws of them says how unsure an answer is.
 
     arXiv:2403.13740. Prototypes phi_k ~ q_k are drawn, the same for a whole batch; with squared distances d the class
@@ -98,7 +99,7 @@ class ProbPSENN(Classifier):
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
-        **Classifier.EXAMPLE, "latent": 3, "widths": (4, 4, 4, 8), "samples": 4, "pretrain_updates": 2,
+        **ByDistance.EXAMPLE, "latent": 3, "widths": (4, 4, 4, 8), "samples": 4, "pretrain_updates": 2,
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "mnist": {"grey": True, "brightness": 0.0, "zoom": 0.0},
@@ -146,20 +147,9 @@ class ProbPSENN(Classifier):
     zoom: Share = 0.1
     """And larger or smaller by up to this share."""
     size: Count = 32
-    shift: Share = 0.0
-    label_smoothing: Decay = 0.0
     updates: Natural = 20_000
     batch: Count = 128
     lr: Positive = 1e-3
-    warmup: Natural = 0
-    decay: Literal["cosine", "linear", "constant"] = "constant"
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Adam's decays of the averaged gradient and of its square."""
-    weight_decay: NotNegative = 0.0
-    clip_norm: NotNegative = 0.0
-    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Mixed precision: "no", "bf16" or "fp16", in which distances are differences of large numbers; "auto" is bf16 on a
-    GPU that has it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from sfumato.data.pictures import Pictures, to_tensor
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share
+from sfumato.fields import Count, Natural, NotNegative, Positive
 from sfumato.train import draw
 
-from .base import Classifier
+from .parts.by_distance import ByDistance
 from .parts.elastic import elastic
 from .parts.points import Net
 from .parts.prototypes import LOOKED_AT, in_colour, latents, some, squared_distances
@@ -49,7 +49,7 @@ def loss_terms(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrototypeNet(Classifier):
+class PrototypeNet(ByDistance):
     """A classifier that says which of its prototypes a picture is near, and can decode and show them.
 
     arXiv:1710.04806. With latents z = f(x) and squared distances d_j = |z - p_j|^2 the logits are d W, without a bias,
@@ -68,7 +68,7 @@ class PrototypeNet(Classifier):
     Unconfirmed: the three weights of 0.05 (the released code's ratio) and the learning rate.
     """
 
-    EXAMPLE: ClassVar[Mapping[str, Any]] = {**Classifier.EXAMPLE, "prototypes": 3, "widths": (4, 4, 4, 3), "lr": 0.01}
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {**ByDistance.EXAMPLE, "prototypes": 3, "widths": (4, 4, 4, 3), "lr": 0.01}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "released": {
             "ce_weight": 20.0, "reconstruction_weight": 1.0, "prototype_weight": 1.0, "example_weight": 1.0,
@@ -107,20 +107,9 @@ class PrototypeNet(Classifier):
     elastic_alpha: NotNegative = 20.0
     """How far in pixels it moves, before smoothing; 0: no deformation."""
     size: Count = 28
-    shift: Share = 0.0
-    label_smoothing: Decay = 0.0
     updates: Natural = 330_000
     batch: Count = 250
     lr: Positive = 1e-4
-    warmup: Natural = 0
-    decay: Literal["cosine", "linear", "constant"] = "constant"
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Adam's decays of the averaged gradient and of its square."""
-    weight_decay: NotNegative = 0.0
-    clip_norm: NotNegative = 0.0
-    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Mixed precision: "no", "bf16" or "fp16", in which distances are differences of large numbers; "auto" is bf16 on a
-    GPU that has it."""
 
     def network(self, labels: tuple[str, ...]) -> Net:
         """A fresh network.

@@ -110,7 +110,7 @@ def compose(args: list[str]) -> None:
     links = tuple(links_of(own["compose"], settings["model"]))
     said = shlex.join(["sfumato", *sys.argv[1:]])
     with quiet():
-        report = Fates(**{**settings, "links": links}).run_fates(
+        report = Fates(**{**settings, "links": links}).run(
             own["out"], reproduce=said, announce=lambda plan: plan.show(), progress=lambda line: print(line, flush=True)
         )
     show_table(*report.table())

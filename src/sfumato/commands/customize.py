@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sfumato.commands.verb import Where, beside, load, provenance, read
 from sfumato.errors import BadInput
@@ -13,9 +12,6 @@ from sfumato.files import refuse_existing
 from sfumato.plan import human_time
 from sfumato.progress import alone
 from sfumato.text import counted
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EXAMPLE = "sfumato customize {name} --images mine/ --out mine.safetensors"
 
@@ -36,6 +32,7 @@ class Customize(Where):
 
 
 def main(args: list[str]) -> None:
+    from sfumato.data.pictures import read_pictures
     from sfumato.pipeline import customization
 
     entry, method, options = read("customize", args, Customize, EXAMPLE)
@@ -59,19 +56,3 @@ def main(args: list[str]) -> None:
     print(f"learned {words} from {took}: {options.out}")
     model = "" if options.model == "sketch" else f" --model {options.model}"
     print(f'draw with it: sfumato sample "a {words}"{model} --adapter {options.out} --out pictures/')
-
-
-def read_pictures(folder: Path, size: int) -> tuple[Tensor, list[str]]:
-    """The pictures of a folder in [0, 1], sorted by name, and the prompt of each, "" where it has none.
-
-    Raises:
-        BadInput: no such folder, no picture in it, or a file that is not a picture.
-    """
-    from sfumato.data.folders import FolderPictures
-    from sfumato.data.pictures import to_tensor
-
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder of pictures: give one")
-    found = FolderPictures(folder, size)
-    rows = range(len(found))
-    return to_tensor([found.picture(i) for i in rows]) / 2 + 0.5, [found.caption(i) for i in rows]

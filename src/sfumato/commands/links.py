@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sfumato import catalog
 from sfumato.commands.options import STEPS, flags_of, parse
-from sfumato.commands.verb import origin
+from sfumato.commands.verb import method_of, origin
 from sfumato.errors import BadInput, unknown
 from sfumato.settings import settings_for
 
@@ -73,8 +73,6 @@ def _method(verb: str, args: Sequence[str], model: str) -> Link:
         raise BadInput(
             f"the link {verb} needs a method, as in {verb}:{catalog.methods(verb)[0].name}; there are {names}"
         )
-    cls = catalog.get(args[0], verb).load()
-    sources: tuple[Any, ...] = (cls, Pictures) if verb == "customize" else (cls,)
-    told = {"progress": True, **settings_for(cls, origin(model))}
-    given, *more = parse(f"the link {verb} {args[0]}", args[1:], *sources, defaults=told, aliases=STEPS)
-    return By(cls(**given), **(more[0] if more else {}))
+    more = (Pictures,) if verb == "customize" else ()
+    _, method, rest = method_of(verb, args[0], args[1:], model, f"the link {verb} {args[0]}", *more, aliases=STEPS)
+    return By(method, **(rest[0] if rest else {}))

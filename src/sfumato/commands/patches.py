@@ -38,7 +38,7 @@ def _named(text: str, model: str) -> Named:
         told = unknown("method of steer", name, known)
         example = f'--with "{known[0]} --flag 1"'
         raise BadInput(f"{told}; a method and its flags are one word, as in {example}, and prompts stand before it")
-    return method_of("steer", name, args, model, f"--with {name}")
+    return method_of("steer", name, args, model, f"--with {name}")[:2]
 
 
 def refuse_twice(patches: Sequence[Named]) -> None:

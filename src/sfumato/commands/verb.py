@@ -119,20 +119,30 @@ def read(
     return entry, cls(**given), options(**chosen)
 
 
-def method_of(verb: str, name: str, args: Sequence[str], model: str, command: str) -> tuple[catalog.Method, Any]:
-    """The catalogue's entry, and the method as its flags alone configure it for ``model``.
+def method_of(
+    verb: str, name: str, args: Sequence[str], model: str, command: str, *more: type,
+    aliases: Mapping[str, str] | None = None,
+) -> tuple[catalog.Method, Any, list[dict[str, Any]]]:  # fmt: skip
+    """The catalogue's entry, the method as its flags alone configure it for ``model``, and the values of ``more``.
 
-    ``command`` is what complaints call it.
+    Args:
+        command: what complaints call it.
+        more: dataclasses of other flags.
+        aliases: other names of flags, as for `parse`.
     """
     entry = catalog.get(name, verb)
     cls = entry.load()
-    sources = (cls, Preset) if entry.presets else (cls,)
-    given, *rest = parse(command, args, *sources, defaults=_settings(cls, {"model": model}, None))
-    if rest and (preset := rest[0]["preset"]) is not None:
+    sources = (cls, *more, Preset) if entry.presets else (cls, *more)
+
+    def reading(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return parse(command, args, *sources, defaults={"progress": True, **settings}, aliases=aliases)
+
+    given, *rest = reading(_settings(cls, {"model": model}, None))
+    if entry.presets and (preset := rest.pop()["preset"]) is not None:
         if preset not in entry.presets:
             raise unknown(f"preset of {command}", preset, entry.presets)
-        given, _ = parse(command, args, *sources, defaults=_settings(cls, {}, preset))
-    return entry, cls(**given)
+        given, *rest = reading(_settings(cls, {}, preset))
+    return entry, cls(**given), rest[: len(more)]
 
 
 def _settings(cls: Any, options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ of them; ``"boxes": [[x0, y0, x1, y1], ...]``, fractions of the picture's sides,
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -218,9 +219,9 @@ class GraphPictures(Pictures):
     most: int
     """The largest number of objects in a graph."""
 
+    @abstractmethod
     def graph(self, index: int) -> SceneGraph:
         """What picture ``index`` shows, with a box for each object."""
-        raise NotImplementedError
 
 
 class SketchGraphs(GraphPictures):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from sfumato.errors import BadInput
 
 from .base import Pictures, to_square, to_tensor
 
-__all__ = ["Pictures", "open_pictures", "to_square", "to_tensor"]
+__all__ = ["Pictures", "open_pictures", "read_pictures", "to_square", "to_tensor"]
 
 BAD_SHARE = 0.01
 """Share of the pictures that may be unreadable before `open_pictures` gives up, unless told otherwise."""
@@ -96,3 +99,18 @@ def _from_files(source: str, size: int, caption: str) -> Pictures | None:
 
         return FolderPictures(Path(source), size)
     return None
+
+
+def read_pictures(folder: Path, size: int) -> tuple[Float[Tensor, "n 3 size size"], list[str]]:
+    """All pictures of a folder in [0, 1], sorted by name, and the caption of each, "" where it has none.
+
+    Raises:
+        BadInput: no such folder, no picture in it, or a file that is not a picture.
+    """
+    from .folders import FolderPictures
+
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder of pictures: give one")
+    found = FolderPictures(folder, size)
+    rows = range(len(found))
+    return to_tensor([found.picture(i) for i in rows]) / 2 + 0.5, [found.caption(i) for i in rows]

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 
-from sfumato.classify.base import Labelling
 from sfumato.classify.iformer import InceptionTransformer
 from sfumato.classify.parts.spectra import spectra
-from sfumato.data.pictures import to_tensor
-from sfumato.train.loop import Run
 
+from .classifying import trained
 from .core import Claim, Experiment, Figures, Found
 
 UPDATES = 240
@@ -34,18 +32,11 @@ def recipe(seed: int, updates: int, **how: Any) -> InceptionTransformer:
 
 def measure(seed: int, arm: str, updates: int = UPDATES) -> Figures:
     """Train one net in memory: its cross-entropy on held-out pictures, and the high shares of its ways."""
-    method = recipe(seed, updates, **ARMS[arm])
-    seen, unseen, _ = method.parts()
-    torch.manual_seed(seed)
-    net = method.network(tuple(seen.label_names)).train()
-    Run(Labelling(method, net, seen), method).fit(progress=False)
-    net.eval()
-    device = next(net.parameters()).device
-    y = torch.tensor([unseen.label(i) for i in range(len(unseen))])
-    logits = []
+    made = trained(recipe(seed, updates, **ARMS[arm]))
+    net: Any = made.net
+    logits, y = [], made.labels
     with torch.no_grad():
-        for rows in torch.arange(len(unseen)).split(100):
-            x = to_tensor([unseen.picture(i) for i in rows.tolist()]).to(device)
+        for x in made.pictures():
             logits.append(net(x).float().cpu())
     z = torch.cat(logits)
     told = spectra(net.net, net.seen(x))

@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from sfumato.classify.base import Labelling
 from sfumato.classify.inception_v4 import InceptionV4
-from sfumato.data.pictures import to_tensor
-from sfumato.train.loop import Run
 
+from .classifying import trained
 from .core import Claim, Experiment, Figures, Found
 
 UPDATES = 240
@@ -37,18 +35,15 @@ def recipe(seed: int, updates: int, **how: Any) -> InceptionV4:
 
 def measure(seed: int, arm: str, updates: int = UPDATES) -> Figures:
     """Train one net in memory: the loss on the way, and how many of its last units are silent afterwards."""
-    method = recipe(seed, updates, **ARMS[arm])
-    seen, unseen, _ = method.parts()
-    torch.manual_seed(seed)
-    net = method.network(tuple(seen.label_names)).train()
-    losses = torch.tensor(Run(Labelling(method, net, seen), method).fit(progress=False)["loss"])
+    made = trained(recipe(seed, updates, **ARMS[arm]))
+    net: Any = made.net
+    losses = torch.tensor(made.losses)
     window = min(WINDOW, updates)
     smooth = losses.unfold(0, window, 1).mean(1)
     below = (smooth <= REACHED).nonzero()
     reached = int(below[0]) + window if len(below) else updates
-    net.eval()
     with torch.no_grad():
-        x = to_tensor([unseen.picture(i) for i in range(len(unseen))]).to(next(net.parameters()).device)
+        (x,) = made.pictures(len(made.unseen))
         silent = (net.features(x) <= 0).all(0).float().mean()
     return {"loss": [float(part.mean()) for part in losses.chunk(3)], "reached": reached, "silent": float(silent)}
 

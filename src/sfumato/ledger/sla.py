@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from sfumato.classify.base import Labelling
 from sfumato.classify.sla import SLA
-from sfumato.data.pictures import to_tensor
-from sfumato.train.loop import Run
 
+from .classifying import trained
 from .core import Claim, Experiment, Figures, Found
 
 UPDATES = 300
@@ -35,23 +33,14 @@ def recipe(seed: int, updates: int, **how: Any) -> SLA:
 
 def measure(seed: int, arm: str, updates: int = UPDATES) -> Figures:
     """Train one network in memory; which held-out pictures are told right, by every mode."""
-    method = recipe(seed, updates, **ARMS[arm])
-    seen, unseen, _ = method.parts()
-    torch.manual_seed(seed)
-    net = method.network(tuple(seen.label_names)).train()
-    Run(Labelling(method, net, seen), method).fit(progress=False)
-    net.eval()
-    device = next(net.parameters()).device
-    y = torch.tensor([unseen.label(i) for i in range(len(unseen))])
+    made = trained(recipe(seed, updates, **ARMS[arm]))
+    net: Any = made.net
     right: dict[str, Any] = {}
     for mode in net.modes:
         net.mode = mode
         with torch.no_grad():
-            parts = [
-                net(to_tensor([unseen.picture(i) for i in rows.tolist()]).to(device)).argmax(1).cpu()
-                for rows in torch.arange(len(unseen)).split(100)
-            ]
-        right[mode] = (torch.cat(parts) == y).float().tolist()
+            parts = [net(x).argmax(1).cpu() for x in made.pictures()]
+        right[mode] = (torch.cat(parts) == made.labels).float().tolist()
     return right
 
 

@@ -55,10 +55,7 @@ _FAMILIES: dict[str, type[Text2Image]] = {
     "OmniGenPipeline": OmniGen,
 }
 """Families by the name of diffusers' pipeline class, which is imported when such a model is loaded."""
-_CONTROLLED: dict[str, type[Text2Image]] = {
-    "StableDiffusionControlNetPipeline": StableDiffusion,
-    "StableDiffusionXLControlNetPipeline": StableDiffusionXL,
-}
+_CONTROLLED = {family.control_class: family for family in _FAMILIES.values() if family.control_class}
 _PIXEL_MODELS = {kind.__name__: kind for kind in (
     CompressionModel, GraphModel, ImageModel, LatentModel, PrototypeModel, TokenModel, VariationModel, VideoModel,
     ViewModel,

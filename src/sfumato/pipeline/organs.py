@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import diffusers
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.sample.schedulers import RectifiedFlowScheduler
@@ -37,6 +40,8 @@ class Organs(Prompts, Model):
     title: ClassVar[str]
     """The family's name in sentences."""
     default_cfg_scale: ClassVar[float]
+    control_class: ClassVar[str] = ""
+    """Diffusers' class of this family's pipelines with a ControlNet; empty: there is none."""
     anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
 
     halves: ClassVar[Literal["together", "apart"]] = "together"
@@ -70,6 +75,22 @@ class Organs(Prompts, Model):
     def pipelines(cls, name: str) -> Any:
         """Diffusers' class of pipelines of that name, such as can be used here."""
         return getattr(diffusers, name)
+
+    def with_control(self, network: nn.Module) -> DiffusionPipeline:
+        """Diffusers' own pipeline of these parts and a ControlNet, to be called as it is.
+
+        Raises:
+            BadInput: the family has no such pipeline (`control_class`).
+        """
+        if not self.control_class:
+            raise BadInput(f"{self.title} takes no ControlNet: leave it out")
+        made_by = getattr(diffusers, self.control_class)
+        accepted = inspect.signature(made_by.__init__).parameters
+        given = {k: v for k, v in {**self.pipe.config, **self.pipe.components}.items() if k in accepted}
+        made = made_by(**given, controlnet=network)
+        made.scheduler = self.pipe.scheduler  # pipelines correct settings of the one that they are given
+        made.set_progress_bar_config(disable=True)
+        return made
 
     def _make_anatomy(self) -> Anatomy:
         return self.anatomy_type(getattr(self.pipe, self.anatomy_type.component))

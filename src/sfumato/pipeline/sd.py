@@ -19,6 +19,7 @@ class StableDiffusion(Text2Image):
     family = "sd"
     title = "Stable Diffusion 1.x/2.x"
     default_cfg_scale = 7.5
+    control_class = "StableDiffusionControlNetPipeline"
 
     @classmethod
     def plain(cls, pipe) -> bool:

@@ -16,6 +16,7 @@ class StableDiffusionXL(Text2Image):
     family = "sdxl"
     title = "SDXL"
     default_cfg_scale = 5.0
+    control_class = "StableDiffusionXLControlNetPipeline"
     text_keys = ("clip_l", "clip_g")
 
     @classmethod

@@ -65,6 +65,16 @@ class Entry:
         return min([*left, *([] if plain is None else [plain])], default=None)
 
 
+def over(figures: Sequence[float | None]) -> Interval | None:
+    """Mean of the figures that there are, with its bootstrap interval; None where there are none."""
+    have = [x for x in figures if x is not None]
+    if not have:
+        return None
+    values, rng = torch.tensor(have, dtype=torch.float64), torch.Generator().manual_seed(0)
+    made = mean_interval(values, rng, method="percentile")
+    return Interval(made.value, made.low, made.high, made.n)
+
+
 @dataclass(frozen=True)
 class Row:
     """A method's figures over its cells."""
@@ -83,12 +93,7 @@ class Row:
 
     def over_cells(self, figure: Callable[[Entry], float | None]) -> Interval | None:
         """Mean over cells, with its bootstrap interval."""
-        have = [x for cell in self.measured if (x := figure(cell)) is not None]
-        if not have:
-            return None
-        values, rng = torch.tensor(have, dtype=torch.float64), torch.Generator().manual_seed(0)
-        made = mean_interval(values, rng, method="percentile")
-        return Interval(made.value, made.low, made.high, made.n)
+        return over([figure(cell) for cell in self.measured])
 
     @cached_property
     def erasure(self) -> Interval | None:

@@ -8,10 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfumato.files import atomic_file, write_json
-from sfumato.metrics.bootstrap import mean_interval
+from sfumato.report.bench import over
 from sfumato.report.page import environment
 from sfumato.report.schema import Interval
 from sfumato.report.words import MISSING, bounds, value
@@ -67,9 +65,9 @@ class FatesReport:
     def _square(self, method: str, link: str) -> Square:
         mine = [f for f in self.fates if f.method == method and f.link == link]
         have = [f for f in mine if f.figures is not None]
-        over = lambda name: _mean([f.rate(name) for f in have])
+        mean = lambda name: over([f.rate(name) for f in have])
         broken = sum(bool((f.figures or {}).get("breaks")) for f in have)
-        return Square(over("erased"), over("kept"), broken, len(have), next((f.why for f in mine if f.why), ""))
+        return Square(mean("erased"), mean("kept"), broken, len(have), next((f.why for f in mine if f.why), ""))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -102,11 +100,3 @@ def _told(square: Square) -> str:
     if square.erased is None:
         return "refused" if square.why else MISSING
     return f"{value(square.erased)} {bounds(square.erased)} ({value(square.kept)})"
-
-
-def _mean(values: Sequence[float | None]) -> Interval | None:
-    have = [x for x in values if x is not None]
-    if not have:
-        return None
-    made = mean_interval(torch.tensor(have, dtype=torch.float64), torch.Generator().manual_seed(0), method="percentile")
-    return Interval(made.value, made.low, made.high, made.n)

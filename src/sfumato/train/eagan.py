@@ -31,7 +31,7 @@ from sfumato.plan import Plan
 from sfumato.settings import Tuned
 
 from .loop import Run
-from .outputs import is_there, ours
+from .outputs import InFolder
 from .parts.adversarial import Pair, Rates, begun
 from .parts.candidates import Judge, settle
 from .parts.evolution import Objective, Selection
@@ -44,7 +44,7 @@ FOUND = "genotypes.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EAGAN(Tuned, Schedule):
+class EAGAN(Tuned, Schedule, InFolder):
     """Two-stage evolutionary search for GANs without classes (arXiv:2111.15097, algorithm 1), and the GAN it finds.
 
     Stage 1: each update draws a member of the population, trains the shared discriminator and then that generator, the
@@ -172,14 +172,6 @@ class EAGAN(Tuned, Schedule):
         """How the model is made, for its record."""
         return {"recipe": f"train {self.name()}", "config": asdict(self)}
 
-    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
-        """Whether ``out/model`` is the model of this run already.
-
-        Raises:
-            BadInput: something else is there.
-        """
-        return is_there(Path(out) / "model", self.made(), overwrite)
-
     def generator_config(self, genotype: Genotype | None) -> dict[str, Any]:
         """How a generator is made; without a genotype the supernet."""
         return {
@@ -211,18 +203,6 @@ class EAGAN(Tuned, Schedule):
         return Plan(f"train eagan on {self.data}: {budget}", memory=memory, seconds=seconds * updates)
 
     # The run
-
-    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
-        """Search and train, or go on, and write the generator to ``out/model``; `sfumato.load` reads it.
-
-        Raises:
-            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
-                something else is in the model's place (without ``overwrite``); the data cannot be read.
-        """
-        with ours(Path(out)) as folder:
-            if not self.finished(folder, overwrite):
-                self._run(folder, progress, overwrite)
-        return Path(out) / "model"
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
         data = open_pictures(self.data, self.size, seed=self.seed, count=self.pictures)

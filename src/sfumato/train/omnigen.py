@@ -26,7 +26,7 @@ from sfumato.settings import Tuned
 
 from . import draw
 from .loop import Loose, Run
-from .outputs import is_there, ours
+from .outputs import InFolder
 from .posteriors import Posteriors
 from .recipe import Recipe
 from .schedule import Schedule
@@ -40,7 +40,7 @@ PUBLISHED = "Shitao/OmniGen-v1-diffusers"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOmniGen(Tuned, Schedule):
+class TrainOmniGen(Tuned, Schedule, InFolder):
     """One transformer for text to picture, editing, subjects, control to picture and picture to control.
 
     arXiv:2409.11340. Every row is an instruction, in which the input pictures stand, and the picture that it asks for:
@@ -239,27 +239,6 @@ class TrainOmniGen(Tuned, Schedule):
             return made
         told = read_record(self.start_from).get("description") or {}
         return {**made, "parent": {"model": self.start_from, "sha256": told.get("sha256")}}
-
-    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
-        """Whether ``out/model`` is the model of this run already, so that `run` has nothing left to do.
-
-        Raises:
-            BadInput: something else is there.
-        """
-        return is_there(Path(out) / "model", self.made(), overwrite)
-
-    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
-        """Train, or go on training, and write the model to ``out/model``; a `finished` run is left as it is.
-
-        Raises:
-            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
-                something else is in the model's place (without ``overwrite``); the data or ``start_from`` cannot be
-                used; a place without its picture, a picture without its place.
-        """
-        with ours(Path(out)) as folder:
-            if not self.finished(folder, overwrite):
-                self._run(folder, progress, overwrite)
-        return Path(out) / "model"
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
         goes_on(out / "training", configuration("omnigen", self, self.beyond()))

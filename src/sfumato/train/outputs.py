@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,39 @@ def is_there(target: Path, made: Mapping[str, Any], overwrite: bool = False) -> 
     if alone():
         clear_inside(target.parent)  # a kill after the last renaming
     return True
+
+
+class InFolder(ABC):
+    """A run that lives in a folder and leaves its model in ``model`` there."""
+
+    @abstractmethod
+    def made(self) -> dict[str, Any]:
+        """How the model is made, for its record."""
+
+    @abstractmethod
+    def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
+        """Train, or go on, in a folder that is this run's alone."""
+
+    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
+        """Whether ``out/model`` is the model of this run already, so that `run` has nothing left to do.
+
+        Raises:
+            BadInput: something else is there.
+        """
+        return is_there(Path(out) / "model", self.made(), overwrite)
+
+    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
+        """Train, or go on training, and write the model to ``out/model``; a `finished` run is left as it is.
+
+        Raises:
+            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
+                something else is in the model's place (without ``overwrite``); the data, or what it starts from,
+                cannot be used.
+        """
+        with ours(Path(out)) as folder:
+            if not self.finished(folder, overwrite):
+                self._run(folder, progress, overwrite)
+        return Path(out) / "model"
 
 
 def _flat(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ how its model samples (`sampling`). Everything else (loop, checkpoints, saving) 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,14 +29,14 @@ from sfumato.settings import Tuned
 
 from . import draw
 from .loop import Run
-from .outputs import is_there, ours
+from .outputs import InFolder
 from .recipe import Recipe
 from .schedule import Schedule
 from .state import configuration, goes_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelRecipe(Tuned, Schedule, ABC):
+class PixelRecipe(Tuned, Schedule, InFolder):
     """Fields and run of every pixel-space recipe; not a method itself."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -164,28 +164,6 @@ class PixelRecipe(Tuned, Schedule, ABC):
     def made(self) -> dict[str, Any]:
         """How the model is made, for its record."""
         return {"recipe": f"train {self.name()}", "config": asdict(self)}
-
-    def finished(self, out: str | Path, overwrite: bool = False) -> bool:
-        """Whether ``out/model`` is the model of this run already, so that `run` has nothing left to do.
-
-        Raises:
-            BadInput: something else is there.
-        """
-        return is_there(Path(out) / "model", self.made(), overwrite)
-
-    def run(self, out: str | Path, progress: bool = True, overwrite: bool = False) -> Path:
-        """Train, or go on training, and write the model to ``out/model``; `sfumato.load` reads it.
-
-        A run that is `finished` is left as it is.
-
-        Raises:
-            BadInput: ``out`` is a file or holds a run with other settings, or another process is at work in it;
-                something else is in the model's place (without ``overwrite``); the data cannot be read.
-        """
-        with ours(Path(out)) as folder:
-            if not self.finished(folder, overwrite):
-                self._run(folder, progress, overwrite)
-        return Path(out) / "model"
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
         goes_on(out / "training", configuration(self.name(), self, self.beyond()))

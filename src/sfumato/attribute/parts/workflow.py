@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import re
 import tomllib
@@ -230,21 +229,10 @@ def _controlled(
     setup: Setup, prompt: str, seeds: Sequence[int], batch: int, how: Mapping[str, Any]
 ) -> Float[Tensor, "n 3 height width"]:
     """Through diffusers' own pipeline with a ControlNet, from the noise that `draw` would begin with."""
-    import diffusers
-
-    name = {
-        "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
-        "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
-    }.get(type(setup.pipe.pipe).__name__)
-    if name is None or setup.control is None:
+    if not setup.pipe.control_class or setup.control is None:
         raise BadInput("a ControlNet can be a part of workflows on Stable Diffusion 1.x, 2.x and XL only: leave it out")
     network, image, weight = setup.control
-    cls, plain = getattr(diffusers, name), setup.pipe.pipe
-    accepted = inspect.signature(cls.__init__).parameters
-    given_too = {k: v for k, v in {**plain.config, **plain.components}.items() if k in accepted}
-    made = cls(**given_too, controlnet=network)
-    made.scheduler = plain.scheduler  # pipelines correct settings of the one that they are given
-    made.set_progress_bar_config(disable=True)
+    made: Any = setup.pipe.with_control(network)
     wrap(made, controlled=True)
     side = how["size"] or setup.pipe.size
     given = image.convert("RGB").resize((side, side))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,7 @@ from sfumato import catalog
 from sfumato.attack.recovery import Recovery, Relearned
 from sfumato.customize.base import Customizer
 from sfumato.data.cases import AttackCases
-from sfumato.data.folders import FolderPictures
-from sfumato.data.pictures import to_tensor
+from sfumato.data.pictures import read_pictures
 from sfumato.distill.base import Distiller
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, Positive, Seed, Share
@@ -87,7 +86,7 @@ class By(Link):
         method: Customizer = self.method
         if self.images is None:
             raise BadInput(f"{self.title} learns from pictures: name their folder, as in `{self.title} --images mine/`")
-        pictures, prompts = pictures_of(self.images, chained.pipe.size)
+        pictures, prompts = read_pictures(self.images, chained.pipe.size)
         learned = method.learn(chained.whole, pictures, prompts, given.folder)
         return replace(chained, pipe=attach(chained.whole, [learned]))
 
@@ -148,7 +147,7 @@ class FineTune(Tuned, Link):
 
     def _pictures(self, given: Given, size: int) -> tuple[Float[Tensor, "n 3 s s"], list[str]]:
         if self.images is not None:
-            return pictures_of(self.images, size)
+            return read_pictures(self.images, size)
         if not given.prompts:
             raise BadInput(
                 "there is no prompt without an erased concept to draw pictures of: give a folder of pictures"
@@ -299,19 +298,6 @@ def link_of(given: Any) -> Link:
     if callable(given):
         return Call(given)
     raise BadInput(f"a chain has links, methods and functions from pipeline to pipeline, not a {type(given).__name__}")
-
-
-def pictures_of(folder: Path, size: int) -> tuple[Float[Tensor, "n 3 s s"], list[str]]:
-    """The pictures of a folder in [0, 1], sorted by name, and the caption of each, "" where it has none.
-
-    Raises:
-        BadInput: no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder of pictures: give one")
-    found = FolderPictures(folder, size)
-    rows: Sequence[int] = range(len(found))
-    return to_tensor([found.picture(i) for i in rows]) / 2 + 0.5, [found.caption(i) for i in rows]
 
 
 def _room(given: Given) -> AbstractContextManager[Path | str]:

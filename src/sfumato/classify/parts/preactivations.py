@@ -10,6 +10,7 @@ which is given to the optimiser in place of G^T a. What a convolution's rows are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -88,10 +89,8 @@ class _Tract:
 
     damping: float
     together: bool
-
-    def rows(self, x: Tensor) -> Float[Tensor, "groups rows n"]:
-        """The layer's input ``x`` as rows, in float32 at least."""
-        raise NotImplementedError
+    rows: Callable[[Tensor], Float[Tensor, "groups rows n"]]
+    """The layer's input as rows, in float32 at least; each kind of layer says how."""
 
     def gram(self, x: Tensor) -> Float[Tensor, "groups n n"]:
         """a^T a / b over the rows of ``x``, or with ``together`` over those of all processes; float64."""
