@@ -55,7 +55,7 @@ def pipeline(name: str):
         pipe.scheduler, scale={"sd3": 1000.0, "flux": 1.0, "sana": 1.0}[name], even=name == "flux"
     )
     return SimpleNamespace(
-        halves="together", conditional_first=False,
+        halves="together", conditional_first=False, told_by="encode_prompt", guides=None,
         pipe=pipe, anatomy=anatomy, network=anatomy.network, listeners=[], control=None, clock=clock
     )
 

@@ -53,7 +53,8 @@ def discriminator_loss(sensitive: Float[Tensor, "*patches"], anchor: Float[Tenso
 def start_detached(pipe: Text2Image, cond: Conditioning) -> Iterator[None]:
     """In the block the keys and values of the start token are constants: its projections have no gradient from it.
 
-    Which tokens start a text is read off ``cond``; text encoders without such a token (T5) have nothing to detach.
+    Which tokens start a text is read off ``cond``; text encoders without such a token (T5) have nothing to detach, nor
+    have networks whose text has no projections of its own (OmniGen).
     """
     kinds = [kind for kind in ("cross.k", "cross.v", "text.k", "text.v") if kind in pipe.anatomy.kinds]
     first = torch.zeros(cond.tokens.shape[1], dtype=torch.bool)
@@ -65,7 +66,7 @@ def start_detached(pipe: Text2Image, cond: Conditioning) -> Iterator[None]:
         return torch.where(starts[:, None], out.detach(), out)
 
     with ExitStack() as stack:
-        for projection in pipe.projections(*kinds) if first.any() else ():
+        for projection in pipe.projections(*kinds) if kinds and first.any() else ():
             stack.callback(attach(pipe.network.get_submodule(projection.name), hook).remove)
         yield
 

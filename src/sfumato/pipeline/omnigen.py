@@ -76,6 +76,8 @@ class OmniGen(Text2Image):
     title = "OmniGen"
     default_cfg_scale = 2.5
     closed = False
+    told_by = "check_inputs"
+    guides = True
     conditional_first = True
     padding = "longest"
     anatomy: OmniGenAnatomy

@@ -46,6 +46,10 @@ class Organs(Prompts, Model):
 
     halves: ClassVar[Literal["together", "apart"]] = "together"
     """Whether the pipeline's own call, where one can see whether it guides, puts both halves of guidance in a batch."""
+    told_by: ClassVar[str] = "encode_prompt"
+    """The method of the pipeline that its own call tells the prompts."""
+    guides: ClassVar[bool | None] = None
+    """Whether the pipeline's own call always guides, where neither it nor what it tells `told_by` says so."""
     conditional_first: ClassVar[bool] = False
     """Whether the pipeline's own call, where both halves of guidance are one batch, puts the conditional half first."""
     rescaled: Callable[[Tensor, Tensor], Tensor] | None = None

@@ -50,7 +50,8 @@ class Run:
     """One sampling run as an `Interceptor` sees it.
 
     Attributes:
-        timesteps: the run's timesteps, the noisiest first; schedulers of second order have two of some.
+        timesteps: the run's timesteps, the noisiest first; schedulers of second order have two of some. They are those
+            of the pipeline's clock, also where its own scheduler counts from the noise (``invert_sigmas``).
         T: how many timesteps training had.
         index: number of the step in progress, from 0.
         pictures: how many are sampled together; with guidance the network's batch is a multiple.
@@ -58,13 +59,16 @@ class Run:
     """
 
     def __init__(self, scheduler: Any, steering: Steered | None = None):
-        self.timesteps = [float(t) for t in scheduler.timesteps.tolist()]
+        self._found = self.timesteps = [float(t) for t in scheduler.timesteps.tolist()]
         self.T = int(scheduler.config.num_train_timesteps)
         self.index, self.pictures, self.calls = 0, 0, 0
         self.asked = [] if steering is None else steering.asked
         self.unpacked: Callable[[Tensor], Tensor] | None = None
         self._owner = None if steering is None else steering.owner
         self._clock = None if self._owner is None else self._owner.clock
+        if self._clock is not None and scheduler.config.get("invert_sigmas"):
+            self.timesteps = [self._clock.timesteps * (1 - t / self.T) for t in self._found]
+            self.T = self._clock.timesteps
         self._start: Tensor | None = None
         self._scales: tuple[Tensor, Tensor] | None = None
 
@@ -101,7 +105,7 @@ class Run:
 
     def find(self, timestep: Tensor | float) -> bool:
         """Move to the next step with this timestep; whether there is one."""
-        later = [i for i, t in enumerate(self.timesteps) if i >= self.index and t == float(timestep)]
+        later = [i for i, t in enumerate(self._found) if i >= self.index and t == float(timestep)]
         self.index = later[0] if later else self.index
         return bool(later)
 

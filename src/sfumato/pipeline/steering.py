@@ -89,8 +89,8 @@ class Steering:
         self._overrides = [Override(network, forward_name(network), self._call)]
         if (control := owner.control) is not None:
             self._overrides.append(Override(control, forward_name(control), self._control))
-        if hasattr(owner.pipe, "encode_prompt"):
-            self._overrides.append(Override(owner.pipe, "encode_prompt", self._encode_prompt))
+        if hasattr(owner.pipe, owner.told_by):
+            self._overrides.append(Override(owner.pipe, owner.told_by, self._asked))
         self.follow_pipeline()
 
     def follow_pipeline(self) -> None:
@@ -131,12 +131,14 @@ class Steering:
                 return "apart" if len(run.asked) > 1 else None
         return self.owner.halves if known else None
 
-    def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _asked(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
-        prompts = bound.arguments.get("prompt") or ()
-        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        self.asked.append(Asked(prompts, bound.arguments.get("do_classifier_free_guidance")))
+        told = bound.arguments
+        if not any(told.get("input_images") or ()):  # with pictures there are three branches, and more than texts
+            prompts = told.get("prompt") or ()
+            prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+            self.asked.append(Asked(prompts, told.get("do_classifier_free_guidance", self.owner.guides)))
         return original(*args, **kwargs)
 
     def _control(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
