@@ -537,6 +537,37 @@ def test_sample_writes_pictures_with_their_provenance(tiny_model, tiny_sd, tmp_p
     assert json.loads((out / "sample.json").read_text())["seeds"] == [0, 3]
 
 
+def test_sample_starts_from_pictures(tiny_model, tiny_sd, tmp_path, capsys):
+    import torch
+    from PIL import Image
+
+    from sfumato.pipeline.contract import Noised
+
+    files, side = [], tiny_sd.size
+    for i, colour in enumerate([(200, 30, 30), (30, 30, 200)]):
+        files.append(str(tmp_path / f"{i}.png"))
+        Image.new("RGB", (side, side), colour).save(files[-1])
+    common = ["--model", str(tiny_model), "--seeds", "0-1", "--steps", "4", "--device", "cpu"]
+    base = ["sample", "a red star", "a blue circle", *common]
+    assert cli.main([*base, "--image", *files, "--strength", "0.5", "--out", str(tmp_path / "a")]) == 0
+    about = read_png_metadata(tmp_path / "a" / "002-a-blue-circle-seed0.png")
+    assert about["strength"] == "0.5" and files[1] in about["image"]
+    blue = torch.tensor([30, 30, 200])[None, :, None, None] / 255
+    start = Noised(blue.expand(1, 3, side, side), 0.5)
+    direct = tiny_sd.draw("a blue circle", 0, sampling_steps=4, start=start)[0].permute(1, 2, 0).numpy()
+    drawn = np.asarray(Image.open(tmp_path / "a" / "002-a-blue-circle-seed0.png")) / 255.0
+    assert np.abs(drawn - direct).max() <= 1 / 255
+    for wrong, told in [
+        (["a star", "--strength", "0.5"], "how much of --image"),
+        (["a star", "--image", files[0]], "with --strength it starts from the picture"),
+        (["a star", "--image", files[0], "--strength", "0"], "strength must lie in"),
+        (["a star", "--image", *files, "--strength", "0.5"], "one for all or one for each prompt"),
+        (["--image", files[0], "--strength", "0.5"], "give at least one prompt"),
+    ]:
+        assert cli.main(["sample", *wrong, *common, "--out", str(tmp_path / "b")]) == 2
+        assert told in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize(
     ("break_it", "told"),
     [

@@ -18,7 +18,7 @@ from sfumato.commands import patches
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.verb import Equipped, equipped, load_any
 from sfumato.errors import BadInput, unknown
-from sfumato.fields import Count
+from sfumato.fields import Count, Share
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 from sfumato.settings import EMBEDDED
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.pipeline import Model
+    from sfumato.pipeline.contract import Noised
 
 SCHEDULERS = ("ddim", "addim", "dpm++")
 MOST = 1_000_000
@@ -47,7 +48,10 @@ class Sample(Equipped):
     """What to draw; one row of the contact sheet each. For a model of classes their names; none: of any class."""
     image: tuple[Path, ...] = ()
     """Pictures to draw variations of, one row of the contact sheet each, for a model that is shown pictures; for one
-    that reads pictures in its prompts those that go with every prompt, the first for <img><|image_1|></img>."""
+    that reads pictures in its prompts those that go with every prompt, the first for <img><|image_1|></img>. With
+    --strength, for any model: pictures to start from, one for all prompts or one for each; cropped to squares."""
+    strength: Share | None = None
+    """How much of --image is drawn anew (img2img): the share of the denoising steps that are taken, in (0, 1]."""
     out: Path
     """Folder for the pictures, the contact sheet and the record."""
     model: str = "sketch"
@@ -94,11 +98,18 @@ def jobs_of(options: Sample, example: str) -> list[tuple[str | Path | None, int]
         raise BadInput(f"give at least one prompt, none of them empty, as in `{example}`")
     if missing := [file for file in options.image if not file.is_file()]:
         raise BadInput(f"--image: there is no file {missing[0]}")
-    if not options.prompts and not options.image and options.model in EMBEDDED:
+    if options.strength is not None:
+        from sfumato.pipeline.contract import Noised
+
+        Noised(None, options.strength)  # refuses 0
+        if len(options.image) not in {1, len(options.prompts)}:
+            raise BadInput("--strength says how much of --image is drawn anew: give one for all or one for each prompt")
+    shown = options.image if options.strength is None else ()
+    if not options.prompts and not shown and options.model in EMBEDDED:
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{example}`")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
-    return [(prompt, seed) for prompt in options.prompts or options.image or (None,) for seed in seeds]
+    return [(prompt, seed) for prompt in options.prompts or shown or (None,) for seed in seeds]
 
 
 def write(
@@ -158,7 +169,7 @@ def drawn(
     if said is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     asked = asked_of(model, jobs, options)
-    if asked is not None and options.image:
+    if asked is not None and options.image and options.strength is None:
         model.told(asked[:1])  # refuses pictures where it is not shown any
     if options.image_cfg_scale is not None:
         if "image_cfg_scale" not in model.defaults:
@@ -184,8 +195,10 @@ def drawn(
     if asked is not None:  # where nothing is asked for there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
         settings |= {"cfg_scale": cfg_scale, "negative_prompt": options.negative_prompt}
-        named = ("cfg_interval", *(("image_cfg_scale",) if options.image else ()))
+        named = ("cfg_interval", *(("image_cfg_scale",) if options.image and options.strength is None else ()))
         settings |= {name: model.defaults[name] for name in named if name in model.defaults}
+    if options.strength is not None:
+        settings |= {"image": [str(file) for file in options.image], "strength": options.strength}
     return pictures, settings
 
 
@@ -193,7 +206,8 @@ def asked_of(model: Model, jobs: list, options: Sample) -> list[Any] | None:
     """What the model is asked for in each picture; None: nothing."""
     if jobs[0][0] is None:
         return None
-    every = dict(zip(options.prompts or options.image, model.asking(options.prompts, options.image), strict=True))
+    shown = options.image if options.strength is None else ()
+    every = dict(zip(options.prompts or options.image, model.asking(options.prompts, shown), strict=True))
     return [every[prompt] for prompt, _ in jobs]
 
 
@@ -207,8 +221,21 @@ def draw(model: Model, jobs: list, options: Sample, rule: Any = None) -> Tensor:
         negative=options.negative_prompt,
         scheduler=rule or options.scheduler,
         size=options.size,
+        start=None if options.strength is None else _start(model, jobs, options),
         progress=True,
     )
+
+
+def _start(model: Model, jobs: list, options: Sample) -> Noised:
+    """The pictures that drawing starts from."""
+    from sfumato.data.pictures import to_square, to_tensor
+    from sfumato.pipeline.contract import Noised
+
+    squares = to_tensor([to_square(file, options.size or model.size) for file in options.image]) / 2 + 0.5
+    if len(squares) > 1:
+        order = {prompt: i for i, prompt in enumerate(options.prompts)}
+        squares = squares[[order[prompt] for prompt, _ in jobs]]
+    return Noised(squares.clamp(0, 1), options.strength)
 
 
 def _read(args: list[str]) -> tuple[Sample, Any]:

@@ -242,7 +242,10 @@ class Model(ABC):
             BadInput: words and pictures, where it is told the one or shown the other.
         """
         if words and pictures:
-            raise BadInput("give prompts or --image, not both: this model is told the one or shown the other")
+            raise BadInput(
+                "give prompts or --image, not both: this model is told the one or shown the other (with --strength "
+                "it starts from the picture)"
+            )
         return list(words or pictures)
 
     # Pictures
