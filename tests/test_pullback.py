@@ -10,7 +10,7 @@ from torch import nn
 
 from sfumato.edit import Pullback
 from sfumato.edit.base import Given
-from sfumato.edit.parts.directions import FILE, read_directions
+from sfumato.edit.parts.directions import FILE, in_common, read_directions
 from sfumato.edit.parts.geometry import dense_basis, pulled, pushed, stops_of
 from sfumato.edit.parts.tangents import apart, tangents
 from sfumato.edit.pullback import (
@@ -24,6 +24,7 @@ from sfumato.edit.pullback import (
     traversed,
 )
 from sfumato.errors import BadInput
+from sfumato.sample import predict
 
 LONG = {"iterations": (5, 60), "tol": 1e-10, "oversample": 12, "chunk": 16}
 
@@ -192,6 +193,39 @@ def test_a_pipelines_jacobian_agrees_with_differences(tiny_sd):
     torch.testing.assert_close((pulled(f, z, u[None])[0] * v).sum(), (pushed(f, z, v[None])[0] * u).sum())
 
 
+def test_the_way_on_from_features_is_the_rest_of_the_network(tiny_sd):
+    pipe = tiny_sd.copy("all")
+    for part in pipe.parts().values():
+        part.double()
+    z = torch.randn(pipe.latent_shape(), generator=rng(), dtype=torch.float64)
+    cond = pipe.encode("a red star")
+    h = pipe.features(z[None], 0.6, cond)
+    on = lambda rows: pipe.continued(rows, z, 0.6, cond)
+    torch.testing.assert_close(on(h)[0], predict(pipe.denoiser, z[None], 0.6, cond, "eps")[0], rtol=0, atol=1e-10)
+    v = torch.randn(h.shape, generator=rng(1), dtype=torch.float64)
+    u = torch.randn(1, *z.shape, generator=rng(2), dtype=torch.float64)
+    e = 1e-4
+    torch.testing.assert_close(pushed(on, h[0], v), (on(h + e * v) - on(h - e * v)) / (2 * e), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((pulled(on, h[0], u) * v).sum(), (pushed(on, h[0], v) * u).sum())
+    edit = Pullback(rank=2, half="decoder", iterations=(2, 2), oversample=1)
+    found = edit.basis(pipe, z, 0.6, cond)
+    assert found.v.shape == (2, *z.shape) and found.u.shape == (2, *h.shape[1:])
+    torch.testing.assert_close(pushed(on, h[0], found.u), found.sigma.view(-1, 1, 1, 1) * found.v, rtol=0, atol=1e-8)
+    clean = lambda rows: (z - 0.6 * on(rows)) / 0.8  # of the predicted picture they are the same directions
+    torch.testing.assert_close(pushed(clean, h[0], found.u), -0.75 * pushed(on, h[0], found.u), rtol=0, atol=1e-10)
+
+
+def test_what_spans_have_in_common():
+    eye = torch.eye(6, dtype=torch.float64)
+    turned = torch.linalg.qr(torch.randn(2, 2, generator=rng(), dtype=torch.float64))[0]
+    spans = torch.stack([eye[[0, 1]], eye[[0, 2]], turned @ eye[[0, 1]]])
+    found = in_common(spans.reshape(3, 2, 3, 2)).flatten(1)
+    torch.testing.assert_close(found, eye[:2], rtol=0, atol=1e-12)  # 0 is in all of them, 1 in two, 2 in one
+    cost = lambda span: sum(2 - (span @ one.T).square().sum() for one in spans)
+    others = [torch.linalg.qr(torch.randn(6, 2, generator=rng(i), dtype=torch.float64))[0].T for i in range(50)]
+    assert all(cost(found) <= cost(other) for other in others)
+
+
 SMALL = {"sampling_steps": 4, "moves": 2, "stops": 1, "iterations": (1, 3), "oversample": 1}
 
 
@@ -220,6 +254,9 @@ def test_directions_of_a_file_are_used_and_others_refused(tiny_sd, tmp_path):
     save_file({k: x.contiguous() for k, x in found.tensors.items()}, tmp_path / FILE, dict(found.labels))
     again = Pullback(**SMALL, time=0.6, use=tmp_path).edit(tiny_sd, Given(("a red star",), (3,)))
     torch.testing.assert_close(again.strips, found.strips, rtol=0, atol=1e-4)
+    Pullback(**SMALL, time=0.6, use=tmp_path, common=True).edit(tiny_sd, Given(("a red star",), (3,)))
+    with pytest.raises(BadInput, match="belong to where"):
+        Pullback(**SMALL, time=0.6, use=tmp_path, half="decoder").edit(tiny_sd, Given(("a red star",), (3,)))
     with pytest.raises(BadInput, match="belong to time"):
         Pullback(**SMALL, time=0.2, use=tmp_path).edit(tiny_sd, Given(("a red star",), (3,)))
     other = tiny_sd.copy("full")
@@ -258,6 +295,8 @@ def test_the_papers_lengths_and_stops():
         ({"iterations": (9, 3)}, "above the most"),
         ({"compare": ("a", "b")}, "times to analyse"),
         ({"where": "attic"}, "no place"),
+        ({"common": True}, "name it with use"),
+        ({"half": "decoder", "pinv": True}, "there is none"),
         ({"rank": 9999}, "a rank between 1 and 256"),
     ],
 )

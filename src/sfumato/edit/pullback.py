@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,9 @@ class Pullback(Traversal):
     directions have to do with it.
 
     ``use`` takes the directions that another run wrote into its folder (of its first picture), carried to this
-    picture's tangent space (`transported`): they must be of the same model, place and time. With ``analyse`` the page
+    picture's tangent space (`transported`): they must be of the same model, place and time; with ``common`` those that
+    all its pictures share. With ``half="decoder"`` directions are those that features move the network's noise in, J
+    of eps after h with the latent held: of the predicted picture they are the same ones. With ``analyse`` the page
     shows, at several times, how the frequency of the directions rises as noise falls, how far the tangent spaces of
     the pictures are from each other (`geodesic_distance`), and, with ``compare``, those of prompts.
 
@@ -85,9 +87,9 @@ class Pullback(Traversal):
 
     Differs from the paper: times are those of the pipeline's own grid (the code's is finer than the timesteps at their
     ends, and gives the network fractions of them); prompts may be given where the paper's are empty. Differs from the
-    code: signs and spans in the iteration, and the length of u (`local_basis`). Its decoder-side variants, Frechet
-    means of directions, and the comparison of data sets, which takes several models, are not here. In networks without
-    a middle block the middle one of the blocks stands in for it (ours).
+    code: signs and spans in the iteration, and the length of u (`local_basis`); the mean of pictures' directions has a
+    closed form (`in_common`), where its drafts optimise. The comparison of data sets, which takes several models, is
+    not here. In networks without a middle block the middle one of the blocks stands in for it (ours).
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -113,12 +115,17 @@ class Pullback(Traversal):
     """What the Jacobian and the steps are told instead of the picture's prompt."""
     iterations: tuple[Count, Count] = (10, 50)
     """Of the subspace iteration: the least and the most."""
+    half: Literal["encoder", "decoder"] = "encoder"
+    """Directions of the latent that change features, or those in which features change what is predicted; the second
+    runs the whole network for each product."""
     tol: NotNegative = 1e-4
     """It ends when the span moves by less."""
     oversample: Natural = 5
     """Directions iterated beyond the rank and thrown away, which takes fewer iterations."""
     use: Path | None = None
     """A folder of this edit (or its tensors.safetensors), whose directions are used here."""
+    common: bool = False
+    """Of that folder take what its pictures have in common, not the first one's directions."""
     pinv: bool = False
     """Carry directions by the inverse of the Jacobian, not, as the paper's code, by its directions alone."""
     analyse: tuple[Share, ...] = ()
@@ -134,6 +141,10 @@ class Pullback(Traversal):
                            f"{self.iterations[1]}")  # fmt: skip
         if self.compare and (len(self.compare) < 2 or not self.analyse):
             raise BadInput("to compare prompts give at least two of them, and times to analyse")
+        if self.common and self.use is None:
+            raise BadInput("what pictures have in common is read from a folder: name it with use")
+        if self.pinv and self.half == "decoder":
+            raise BadInput("pinv inverts the way from the latent to its features: with half=decoder there is none")
         stops_of(self._moves, self.stops)
 
     @property
@@ -145,7 +156,7 @@ class Pullback(Traversal):
         return max(self.rank, max(self.directions) + 1)
 
     def rows(self, given: Given) -> float:
-        passes = self.iterations[1] * 4.0 * (self._rank + self.oversample) / 2
+        passes = self.iterations[1] * 4.0 * (self._rank + self.oversample) / (2 if self.half == "encoder" else 1)
         tracks = len(self.directions) * len(self.signs)
         draws = self.sampling_steps * (1 + self.time * tracks * (self.stops + 1))
         extra = len(self.analyse) * passes * (1 + len(self.compare) / len(given))
@@ -154,15 +165,23 @@ class Pullback(Traversal):
     def basis(self, pipe: Text2Image, z: Float[Tensor, "*latent"], time: float, cond: Conditioning) -> Basis:
         """The local basis at one latent; ``cond`` has one row."""
         f: Map = lambda rows: pipe.features(rows, time, cond, self.where)
+        x = z
+        if self.half == "decoder":
+            f, x = lambda rows: pipe.continued(rows, z, time, cond, self.where), f(z[None])[0]
         settings: dict[str, Any] = {"iterations": self.iterations, "tol": self.tol, "oversample": self.oversample}
         start = torch.Generator().manual_seed(self.seed)
-        return local_basis(f, z, self._rank, start, chunk=self.chunk, **settings)
+        found = local_basis(f, x, self._rank, start, chunk=self.chunk, **settings)
+        return found if self.half == "encoder" else Basis(found.u, found.sigma, found.v)
+
+    def labels(self, pipe: Text2Image, time: float) -> dict[str, str]:
+        told = super().labels(pipe, time)
+        return told if self.half == "encoder" else {**told, "where": f"{self.where}, as decoded"}
 
     def prepared(self, pipe: Text2Image, time: float) -> Float[Tensor, "direction *features"] | None:
         """The directions of `use`."""
         if self.use is None:
             return None
-        return read_directions(self.use, "u", self.labels(pipe, time), self.directions)
+        return read_directions(self.use, "u", self.labels(pipe, time), self.directions, self.common)
 
     def moved(
         self,

@@ -190,6 +190,22 @@ class Text2Image(Organs):
         """
         return inside.features(self, z, t, cond, where)
 
+    def continued(
+        self,
+        h: Float[Tensor, "batch *features"],
+        z: Float[Tensor, "channel height width"],
+        t: Float[Tensor, "..."] | float,
+        cond: conditioning.Conditioning,
+        where: str = "bottleneck",
+    ) -> Float[Tensor, "batch channel height width"]:
+        """The noise that the network predicts in ``z`` if what it makes of it inside is ``h``: the way on from
+        `features`, to which all else that leads past that place (a U-Net's skips) stays as ``z`` makes it.
+
+        Raises:
+            BadInput: no such place.
+        """
+        return inside.continued(self, h, z, t, cond, where)
+
     def intercept(
         self, interceptor: steering.Interceptor, place: steering.Place = "prediction"
     ) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Features as a pure function of the latent: what Jacobian-vector products, forward and backward, are taken of."""
+"""Features as a pure function of the latent, and the prediction as one of features: what Jacobians are taken of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import BadInput
+from sfumato.sample import predict
 
 from .conditioning import Conditioning
 from .hooks import attach
@@ -50,3 +51,23 @@ def features(
         raise BadInput(f"the network does not run through {where!r} in this call: choose another place")
     value = found[0]
     return value if torch.is_tensor(value) else value[-1]
+
+
+def continued(
+    p: Organs,
+    h: Float[Tensor, "batch *features"],
+    z: Float[Tensor, "channel height width"],
+    t: Float[Tensor, "..."] | float,
+    cond: Conditioning,
+    where: str = "bottleneck",
+) -> Float[Tensor, "batch channel height width"]:
+    """See `Text2Image.continued`."""
+    place = p.network.get_submodule(p.anatomy.place(where))
+    rows = cond if len(cond) == len(h) else cond.map(lambda x: x.expand(len(h), *x.shape[1:]))
+    swap = lambda module, args, output: h if torch.is_tensor(output) else (*output[:-1], h)
+    handle = attach(place, swap)
+    try:
+        with gated(p, rows), sdpa_kernel(SDPBackend.MATH):
+            return predict(p.denoiser, z.expand(len(h), *z.shape), t, rows, "eps")
+    finally:
+        handle.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,15 +16,16 @@ FILE = "tensors.safetensors"
 
 
 def read_directions(
-    path: Path, name: str, due: Mapping[str, str], directions: Sequence[int] | None = None
+    path: Path, name: str, due: Mapping[str, str], directions: Sequence[int] | None = None, common: bool = False
 ) -> Float[Tensor, "direction *features"]:
-    """The wanted directions of the first picture in a file of an edit.
+    """The wanted directions in a file of an edit: the first picture's, or those that its pictures have in common.
 
     Args:
         path: the file, or the folder that holds it.
         name: of the tensor, (picture, direction, *features).
         due: what the file must say of the model, the time and the place.
         directions: which, counted from 0; None: all.
+        common: `in_common` of all pictures.
 
     Raises:
         BadInput: no such file; directions of another model, time or place, or fewer of them.
@@ -36,9 +38,23 @@ def read_directions(
         if told.get(key) != value:
             others = f"{key} {told.get(key, 'unknown')!r:.40}, and here it is {value!r:.40}"
             raise BadInput(f"the directions of {file} belong to {others}: find them anew for this {key}")
-    found = tensors[name][0]
+    found = in_common(tensors[name]) if common else tensors[name][0]
     if directions is None:
         return found
     if max(directions) >= len(found):
         raise BadInput(f"{file} holds {len(found)} directions, counted from 0: there is no {max(directions)}")
     return found[list(directions)]
+
+
+def in_common(spans: Float[Tensor, "picture direction *features"]) -> Float[Tensor, "direction *features"]:
+    """The directions that lie deepest in all spans: the mean of subspaces on the Grassmann manifold, chordal distance.
+
+    Each span is given by orthonormal rows. The mean of their projectors has as its leading eigenvectors the span that
+    is nearest to all (the least sum of squared sines of principal angles), the direction that they share most first.
+    The largest entry of each is positive: spans have no signs.
+    """
+    rows = spans.flatten(0, 1).flatten(1)
+    _, _, v = torch.linalg.svd(rows.double(), full_matrices=False)
+    v = v[: spans.shape[1]]
+    signs = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
+    return (signs * v).to(spans).reshape(spans.shape[1:])
