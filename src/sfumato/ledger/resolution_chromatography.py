@@ -32,13 +32,15 @@ def _others(words: list[str], of: tuple[str, ...]) -> list[str]:
 
 
 def watch(seed: int) -> Found:
-    """Watch a run at every level of the latents, and draw with a prompt for the coarse level and one for the fine."""
+    """Watch a run at every level of the latents, and draw with a prompt for the coarse level and one for the fine.
+
+    The run that is watched is told nothing: what a prompt says is there from the start, and need not be generated.
+    """
     pipe, rng = pipeline(), torch.Generator().manual_seed(seed)
     side, schedule = pipe.latent_shape()[-1], pipe.process.schedule
     levels = tuple(2**i for i in range(side.bit_length()))
     asked = {a: balanced(words, WATCHED, rng) for a, words in WORDS.items()}
-    prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(WATCHED)]
-    times, x0 = measure(pipe, prompts, [1000 * seed + i for i in range(WATCHED)], WATCHED_STEPS)
+    times, x0 = measure(pipe, [""] * WATCHED, [1000 * seed + i for i in range(WATCHED)], WATCHED_STEPS)
     order: Pairs = ([], [])
     law: Pairs = ([], [])
     for group in x0.split(WATCHED // GROUPS, dim=1):
@@ -104,5 +106,8 @@ EXPERIMENT = Experiment(
     measure=watch,
     cost=110,
     notes="The levels are averages of latents, to which the law applies roughly. A time at which a level starts with "
-    "more than half of its signal counts as 1.",
+    "more than half of its signal counts as 1. With prompts all levels did, the finest too: a network that has been "
+    "told the picture predicts it from noise alone; so the run is watched without. The coarse level, at seed 0: with "
+    "a guidance of 1 and 1.5 and with blocks of 2 and 8, too, the prompt of the fine level decided as many backgrounds "
+    "as the coarse one's or more.",
 )
