@@ -17,11 +17,16 @@ from sfumato.metrics.alignment import oracle_alignment
 from sfumato.metrics.kernels import kid
 from sfumato.steer import UpsampleGuidance
 from sfumato.steer.parts.resolutions import pooled
+from sfumato.train.sid2 import SiD2
 
 from .core import Claim, Experiment, Found
 from .erasure import sketch as pipeline
+from .pixels import trained
+from .sfd import digits
+from .slct import distances
 
-STEPS, PICTURES, SCENES, SCALE = 20, 24, 8, (2, 2)
+STEPS, PICTURES, SCENES, SCALE = 20, 16, 8, (2, 2)
+DIGITS, UPDATES = 300, 800
 GRID, CONTRAST, LEAST = 32, 0.2, 8
 """Objects are counted on so many cells a side, differ so much from the border's colour, and have so many cells."""
 PARTS = ("time", "power", "factor")
@@ -65,6 +70,24 @@ def world(seed: int, asked: Mapping[str, Sequence[str]]) -> Float[Tensor, "n 3 h
     return torch.from_numpy(made).permute(0, 3, 1, 2).float() / 255
 
 
+def of_digits(seed: int, updates: int = UPDATES) -> dict[str, list[float]]:
+    """For each part left out, and for none, how far the averages of larger digits are from digits, a value a hundred.
+
+    By a model in pixels, of which the theory holds as it stands: 8 x 8, drawn at 16 x 16.
+    """
+    model = trained(SiD2(
+        data="digits", size=8, classes=False, channels=(32, 64), kinds=("res", "res"), blocks=(1,), middle=2,
+        head_dim=32, embedding=64, dropout=0.0, noise="cosine", batch=64, lr=2e-3, warmup=50, ema=0.99,
+        updates=updates, checkpoint_every=updates, grid_every=0, cfg_scale=1.0, seed=seed,
+    ))  # fmt: skip
+    truth, found = torch.cat(digits()).float(), {}
+    for part in ("nothing", *PARTS):
+        with UpsampleGuidance(without=part).patch(model):
+            large = model.draw(None, [1000 * seed + i for i in range(DIGITS)], sampling_steps=30, batch=100)
+        found[part] = distances((2 * pooled(large, SCALE) - 1).mean(dim=1).flatten(1), truth)
+    return found
+
+
 def measure(seed: int) -> Found:
     """Draw the same noise at twice the size with and without guidance and each of its parts, and small."""
     pipe, rng = pipeline(), torch.Generator().manual_seed(seed)
@@ -86,13 +109,15 @@ def measure(seed: int) -> Found:
     away = lambda x: [abs(count - 1.0) for count in pieces(foreground(x))]
     layout = lambda x: (pooled(x, SCALE) - small).square().mean(dim=(1, 2, 3)).tolist()
     seen = read.features(world(seed, asked))
-    unlike = lambda x: [kid(seen, read.features(pooled(x, SCALE)), torch.Generator().manual_seed(seed)).value]
+    unlike = lambda x: kid(seen, read.features(pooled(x, SCALE)), torch.Generator().manual_seed(seed)).value
+    in_pixels = of_digits(seed)
     return {
         "objects": (away(best), away(direct)),
         "layout": (layout(best), layout(direct)),
         "alignment": (right(best), right(direct)),
         "detail": (detail(best), detail(resized)),
-        **{part: (unlike(best), unlike(guided[part])) for part in PARTS},
+        **{part: (in_pixels["nothing"], in_pixels[part]) for part in PARTS},
+        "in latents, without": {part: {"kernel distance": unlike(x)} for part, x in guided.items()},
     }
 
 
@@ -102,11 +127,10 @@ _GUIDED = "upsample guidance, m = 2, theta 1, eta 0.6"
 
 def _needed(words: str) -> Claim:
     return Claim(
-        f"Without {words}, pictures are less like those that the model was trained on than with it.",
-        _GUIDED,
+        f"Without {words}, larger pictures of a model in pixels are less like what it was trained on than with it.",
+        "upsample guidance, m = 2, theta 1",
         f"the same without {words}",
-        "Unbiased kernel distance (KID) of the pictures, averaged over 2 x 2 pixels, to pictures of the world of the "
-        "same objects and colours, on the oracle's features.",
+        "Sliced Wasserstein distance (W1) of digits of 16 x 16, averaged over 2 x 2 pixels, from digits of 8 x 8.",
         better="lower",
     )
 
@@ -148,7 +172,9 @@ EXPERIMENT = Experiment(
     seeds=(1, 2, 3),
     tuning="the defaults throughout; nothing was tuned on this model",
     measure=measure,
-    cost=200,
-    notes="The embedded model denoises latents of 8 x 8; at twice the size of 16 x 16. The paper's pictures are of "
-    "Stable Diffusion's 64 x 64 and more, and of pixel models.",
+    cost=220,
+    notes="The embedded model denoises latents of 8 x 8; at twice the size of 16 x 16. There its parts are not all "
+    "needed: 'in latents' tells the kernel distance (KID, the oracle's features) of averaged pictures to the world's "
+    "with each part left out, and it is the least without the factor or the rescaling. The law behind them is of "
+    "pixels, where averages of pictures keep their power; so their claims are measured on a model in pixels.",
 )
