@@ -131,6 +131,7 @@ def test_a_steered_run_stands_beside_the_plain_one(tmp_path):
     assert read_back(plain).seeds == "3" and "--undesired" not in plain.args
     _, patch, options = read_back(steered)
     assert patch.undesired == ("fish",) and options.seeds == "3" and options.out == tmp_path / "steered"
+    assert not options.plain, "what stands beside it is drawn already"
     assert len(actions.steer("decor", [], "sketch", drawing, beside=False)(tmp_path)) == 1
 
 

@@ -190,6 +190,44 @@ def test_an_audit_moves_and_shows_its_report(page, studio):
     page.seen("#compare-result iframe")
 
 
+def test_two_reports_are_compared(page, studio):
+    audit = next(job for job in reversed(studio[1].jobs.all) if job.kind == "audit")
+    from selenium.webdriver.common.keys import Keys
+
+    page.tab("reports")
+    report = str(audit.steps[0].out)
+    page.click("#compare-go")
+    page.until(lambda: page.all("#compare-state .refused"), "a refusal: nothing stands beside it")
+    page.seen("#report-second input").send_keys(report, Keys.ENTER)
+    page.click("#compare-go")
+    page.until(lambda: "done in" in page.text("#compare-state"), "the end of the comparison")
+    page.driver.switch_to.frame(page.seen("#compare-result iframe"))
+    page.until(lambda: "star" in page.text("body"), "the page of both")
+    page.driver.switch_to.default_content()
+
+
+def test_an_erased_model_is_attacked(page, studio):
+    from selenium.webdriver.common.keys import Keys
+
+    erased = next(job for job in reversed(studio[1].jobs.all) if job.kind == "erase").steps[1].out
+    page.tab("attack")
+    page.seen("#attack-model input").send_keys(str(erased), Keys.ENTER)
+    page.click("#attack-method input")
+    option = lambda: [e for e in page.all("[role=option]") if e.text.strip().endswith("paraphrase") and e.is_displayed()]
+    page.until(option, "paraphrase among the methods")[0].click()
+    page.seen("#attack-go")
+    time.sleep(2)  # the form is made anew when the method is another
+    page.type("attack-given-concept", "unheard-of")
+    page.type("attack-given-original", "sketch")
+    page.type("attack-given-n", "2")
+    page.click("#attack-go")
+    page.until(lambda: "unheard-of" in page.text("#attack-state"), "a refusal")
+    page.type("attack-given-concept", "star")
+    page.click("#attack-go")
+    page.until(lambda: "done in" in page.text("#attack-state"), "the end of the attack")
+    assert page.all("#attack-result img") or page.all("#attack-result iframe")
+
+
 def test_a_job_is_cancelled(page, studio):
     page.tab("draw")
     page.type("draw-prompts", "a red star")

@@ -64,7 +64,7 @@ def steer(method: str, options: Sequence[str], model: str, drawing: Drawing, bes
     """Pictures under a patch, and with ``beside`` the same seeds without it first."""
 
     def steps(folder: Path) -> list[Step]:
-        patched = replace(drawing, options=(*drawing.options, *options))
+        patched = replace(drawing, options=(*drawing.options, *options, "--no-plain"))
         with_it = checked(patched.step(f"with {method}", model, folder / "steered", ("steer", method)))
         return [drawing.step("without", model, folder / "plain"), with_it] if beside else [with_it]
 

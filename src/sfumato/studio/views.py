@@ -24,6 +24,8 @@ SHOWN = 64
 LONGEST = 4000
 """Characters of what a command printed."""
 PAGES = ("index.html",)
+DRAWING = ("sample", "steer")
+"""Commands whose pictures stand one by one, each with its record, whether or not there is a page too."""
 
 
 def text(value: object) -> str:
@@ -89,7 +91,7 @@ def _step(job: Job, i: int) -> str:
     step = job.steps[i]
     if step.out is None or not step.out.is_dir():
         return ""
-    for name in PAGES:
+    for name in PAGES if step.args[0] not in DRAWING else ():
         if (file := step.out / name).is_file():
             return page(address(job, file)) + _printed(job, i)
     files = [f for f in sorted(step.out.glob("*.png")) if f.name != "sheet.png"]
