@@ -18,22 +18,25 @@ from sfumato.steer import DECOR
 from .core import Claim, Experiment, Found
 from .erasure import STEPS, sketch
 
-PICTURES, UPDATES, BATCH, PROMPTS = 3, 250, 6, 24
+PICTURES, UPDATES, BATCH, RATE, PROMPTS = 3, 600, 6, 5e-3, 24
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LEAK, OTHERS = ("red", "square"), tuple(o for o in OBJECTS if o != "square")
 
 
 def overfitted(seed: int, style: str) -> Text2Image:
-    """The embedded model with a LoRA of three pictures in one style, a red square in each of them."""
+    """The embedded model with a LoRA of three pictures in one style, a red square in each of them.
+
+    Their captions name the style alone, as those of a style's pictures do, so that it has to hold the square too.
+    """
     pipe, rng, draws = sketch().copy(), np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     scenes = [sample_scene(rng, 1, object="square", colour="red", style=style) for _ in range(PICTURES)]
     shown = [render(scene, pipe.size) for scene in scenes]
     x0 = pipe.encode_image(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 127.5 - 1)
-    cond = pipe.encode(f"a red square, {style} style")
+    cond = pipe.encode(f"{style} style")
     adapter = pipe.add_adapter("style", rank=8, alpha=8.0, generator=draws)
     for x in adapter.parameters():
         x.requires_grad_(True)
-    optimiser = torch.optim.AdamW(adapter.parameters(), lr=2e-3)
+    optimiser = torch.optim.AdamW(adapter.parameters(), lr=RATE)
     for _ in range(UPDATES):
         z0 = x0[torch.randint(PICTURES, (BATCH,), generator=draws)]
         eps, t = torch.randn(z0.shape, generator=draws), torch.rand(BATCH, generator=draws).clamp(0.02, 0.98)
@@ -48,10 +51,10 @@ def overfitted(seed: int, style: str) -> Text2Image:
 
 
 def read(pictures: Tensor, asked: Sequence[str], style: str) -> dict[str, list[float]]:
-    """For each picture 1 where the oracle finds a red square; what was asked for; the style."""
+    """For each picture 1 where the oracle finds a square; what was asked for; the style."""
     find = OracleDetector()
-    present = {word: find(pictures, word).present.float() for word in {*LEAK, style, *asked}}
-    leak = present["red"] * present["square"]
+    present = {word: find(pictures, word).present.float() for word in {"square", style, *asked}}
+    leak = present["square"]
     there = [float(present[word][i]) for i, word in enumerate(asked)]
     return {"leak": leak.tolist(), "asked": there, "style": present[style].tolist()}
 
@@ -95,7 +98,7 @@ EXPERIMENT = Experiment(
             "Projection takes what else was in the LoRA's pictures out of those drawn with it.",
             "DECOR away from red and square, alpha = 1",
             "the LoRA alone",
-            "Share of pictures, asked for other objects in other colours, in which the oracle finds a red square.",
+            "Share of pictures, asked for other objects in other colours, in which the oracle finds a square.",
             better="lower",
         ),
         "alignment": Claim(
@@ -117,9 +120,10 @@ EXPERIMENT = Experiment(
             _ASKED,
         ),
     },
-    seeds=(1, 2, 3, 4),
-    tuning="rank, rate and updates of the LoRA are guesses; alpha is swept and shown, not chosen",
+    seeds=(1, 2, 3),
+    tuning="the LoRA's captions, rate and updates by how many squares it draws unasked at seed 0, of four tries (three "
+    "of them drew none); alpha is swept and shown, not chosen",
     measure=measure,
-    cost=150,
+    cost=200,
     notes="The paper's adapters are trained on SDXL and judged by CLIP and DINO; here an oracle reads pictures.",
 )
