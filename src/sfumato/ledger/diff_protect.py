@@ -52,7 +52,7 @@ def measure(seed: int) -> Found:
         "mimicry": (spoiled["sds-"], spoiled["chance"]),
         "cost": ([spent["sds-"]], [spent["advdm+"]]),
         "fragile": (kept, far["sds-"]),
-        "moved": {source: sum(found) / len(found) for source, found in far.items()},
+        "moved": {source: {"latent": sum(found) / len(found)} for source, found in far.items()},
     }
 
 
