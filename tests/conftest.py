@@ -88,12 +88,19 @@ def t5_tokenizer(words=WORDS):
     """A genuine T5 tokenizer that knows these words, single letters and two sentinels (T5 has a hundred)."""
     from string import ascii_lowercase
 
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import T5TokenizerFast
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), *((f"▁{w}", -1.0) for w in words)]
     letters = [(c, -4.0) for c in ascii_lowercase]
     vocab = [*pieces, *letters, ("<extra_id_1>", 0.0), ("<extra_id_0>", 0.0)]
-    return T5TokenizerFast(vocab=vocab, extra_ids=2, model_max_length=512)
+    made, word = Tokenizer(models.Unigram(vocab, unk_id=2)), {"replacement": "▁", "prepend_scheme": "always"}
+    spaces = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**word)]
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Sequence(spaces), decoders.Metaspace(**word)
+    ends = {"single": ["$A", "</s>"], "pair": ["$A", "</s>", "$B", "</s>"], "special_tokens": [("</s>", 1)]}
+    made.post_processor = processors.TemplateProcessing(**ends)
+    # Made by hand, since transformers 4 and 5 make it in different ways from a vocabulary.
+    return T5TokenizerFast(tokenizer_object=made, extra_ids=2, model_max_length=512)
 
 
 def tiny_t5(tokenizer, width: int = 16):

@@ -322,6 +322,13 @@ class Bomb:
         return open, (str(self.ran), "w")
 
 
+def test_a_reader_that_would_run_a_data_sets_script_is_refused(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(BadInput, match="would run a script that lies in a data set"):
+        open_pictures(f"hub:{tmp_path}", 16)
+
+
 def test_no_code_of_data_is_run(tmp_path, monkeypatch):
     ran, data = tmp_path / "ran", tmp_path / "data"
     monkeypatch.setattr("builtins.input", lambda *_: "y")

@@ -213,8 +213,8 @@ def test_an_erased_model_is_attacked(page, studio):
     page.tab("attack")
     page.seen("#attack-model input").send_keys(str(erased), Keys.ENTER)
     page.click("#attack-method input")
-    option = lambda: [e for e in page.all("[role=option]") if e.text.strip().endswith("paraphrase") and e.is_displayed()]
-    page.until(option, "paraphrase among the methods")[0].click()
+    named = lambda e: e.text.strip().endswith("paraphrase") and e.is_displayed()
+    page.until(lambda: list(filter(named, page.all("[role=option]"))), "paraphrase among the methods")[0].click()
     page.seen("#attack-go")
     time.sleep(2)  # the form is made anew when the method is another
     page.type("attack-given-concept", "unheard-of")

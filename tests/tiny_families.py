@@ -14,9 +14,16 @@ CHATML = (
 """The released Qwen tokenizers' chat template, without tools and pictures."""
 
 
+WORD_OF_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What it takes for a word, in the words of `tokenizers`."""
+
+
 def qwen_tokenizer(known: str = "", words=WORDS):
     """A genuine Qwen tokenizer that knows these words, and those of the text ``known``, each as one token."""
-    from transformers import Qwen2Tokenizer
+    import transformers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     spaced = dict.fromkeys([*re.findall(r"[A-Za-z]+", known), *words])
     # A word's merges come before those that would break it up.
@@ -31,7 +38,18 @@ def qwen_tokenizer(known: str = "", words=WORDS):
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
     pieces = [*byte_letters(), *("".join(pair) for pair in merges), *special]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=list(merges), eos_token="<|im_end|>", chat_template=CHATML)
+    if transformers.__version__.startswith("4"):
+        made = Tokenizer(models.BPE(vocab, list(merges), continuing_subword_prefix="", end_of_word_suffix=""))
+        made.normalizer, made.decoder = normalizers.NFC(), decoders.ByteLevel()
+        parts = [
+            pre_tokenizers.Split(Regex(WORD_OF_QWEN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+        made.pre_tokenizer = pre_tokenizers.Sequence(parts)
+        told = {"tokenizer_object": made}
+    else:
+        told = {"vocab": vocab, "merges": list(merges)}
+    tokenizer = transformers.Qwen2TokenizerFast(**told, eos_token="<|im_end|>", chat_template=CHATML)
     tokenizer.add_tokens(special, special_tokens=True)
     return tokenizer
 
@@ -181,7 +199,8 @@ def make_tiny_qwen(seed: int = 0):
 
 def gemma_tokenizer(known: str, words=WORDS):
     """A genuine Gemma tokenizer that knows these words, and those of the text ``known``, each as one token."""
-    from transformers import GemmaTokenizer
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     merges, letters = {}, {*known.replace(" ", "▁"), *"".join(words), "▁"}
     for word in dict.fromkeys([*words, *known.split()]):
@@ -191,7 +210,15 @@ def gemma_tokenizer(known: str, words=WORDS):
             left += letter
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *sorted(letters), *("".join(pair) for pair in merges)]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    return GemmaTokenizer(vocab=vocab, merges=list(merges), mask_token=None, add_bos_token=True)
+    if transformers.__version__.startswith("4"):
+        made = Tokenizer(models.BPE(vocab, list(merges), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+        made.normalizer = normalizers.Replace(" ", "▁")
+        made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        told = {"tokenizer_object": made}
+    else:
+        told = {"vocab": vocab, "merges": list(merges), "mask_token": None}
+    return transformers.GemmaTokenizerFast(**told, add_bos_token=True)
 
 
 def tiny_gemma(tokenizer, width: int = 16):

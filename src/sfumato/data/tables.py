@@ -149,6 +149,10 @@ class HubPictures(TablePictures):
             import datasets
         except ImportError as error:
             raise BadInput("data sets of the hub need another package: pip install datasets") from error
+        if int(datasets.__version__.split(".")[0]) < 4:
+            raise BadInput(
+                f"datasets {datasets.__version__} would run a script that lies in a data set: pip install 'datasets>=4'"
+            )
         name, *where = source.split(":")
         if not name or len(where) > 2:
             raise BadInput(f"hub:{source} names no data set: write hub:OWNER/NAME, or hub:OWNER/NAME:CONFIG:SPLIT")
