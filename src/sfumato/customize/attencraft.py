@@ -56,11 +56,12 @@ class AttenCraft(Customizer):
         "released": {}, "second": {"version": "second"},
         "sketch": {
             "updates": 200, "lr": 1e-3, "n_prior": 16, "prior_steps": 20, "prior_prompt": "a red fish",
-            "phrase": "a {}", "joined": " and a ", "sample_posterior": False,
+            "phrase": "a {}", "joined": " and a ", "sample_posterior": False, "threshold": 0.0,
         },
     }  # fmt: skip
     """Settings by name: those of the released code (the defaults), the second version of the paper, and some for models
-    as small as the embedded one, not tuned."""
+    as small as the embedded one, not tuned: the start token draws attention everywhere there, and no word leads it by
+    the paper's tau."""
     rows_per_picture: ClassVar[float] = 6.0
 
     updates: Natural = 500

@@ -51,7 +51,7 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the preset 'sketch', chosen by its cost; nothing tuned",
+    tuning="the preset 'sketch', chosen by its cost; its threshold of 0 because at seed 0 no word had a place with 0.1",
     measure=measure,
     cost=180,
 )
