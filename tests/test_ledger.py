@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,14 @@ def once(seed: int) -> dict:
     return {"above": ([seed + 1.0, seed + 2.0], [seed, seed]), "grid": grid}
 
 
+WRONG: dict = {}
+
+
+def wrong(seed: int) -> dict:
+    """The toy that is measured at once, with some of it changed, or (None) left out."""
+    return {k: v for k, v in {**once(seed), **WRONG}.items() if v is not None}
+
+
 def arm_by_arm(seed: int, arm: str) -> dict:
     """A toy in two arms, with figures that no decimal fraction is equal to; what is measured is noted in a file."""
     with open(os.environ["MEASURED"], "a") as file:
@@ -118,6 +127,20 @@ def test_measured_at_once_or_arm_by_arm(toy):
     found = ARMS.at(2)
     assert toy.done() == ["method 2", "baseline 2"]
     assert found["above"][0].tolist() == arm_by_arm(2, "method")["values"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"above": None}, "nothing was measured for above"), ({"grid": 0.5}, "'grid' is no table"),
+     ({"grid": {"rho 0": 0.5}}, "'grid' is no table")],
+)  # fmt: skip
+def test_what_no_record_can_be_made_of_is_said_at_the_first_seed(toy, monkeypatch, changes, told):
+    """In a table that is none, and a claim that was forgotten; not when hours have been measured."""
+    monkeypatch.setattr(sys.modules[__name__], "WRONG", changes)
+    toy.set(replace(ONCE, measure=wrong))
+    with pytest.raises(SfumatoError, match=told):
+        runner.run("toy", toy.folder, jobs=1, progress=False)
+    assert len([file for file in (toy.folder / ".toy").glob("*.json") if file.name != runner.KEY]) == 1
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_figures(toy, monkeypatch, capfd):

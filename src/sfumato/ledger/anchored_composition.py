@@ -47,7 +47,7 @@ def measure(seed: int) -> Found:
     composed = compose(made, anchor, asked, seeds, sampling_steps=STEPS, cfg_scale=scale, batch=N)
     anchored = torch.stack([torch.from_numpy(x.pixels.copy()).permute(2, 0, 1).float() / 255 for x in composed])
     plain = made.draw([asked] * N, seeds, sampling_steps=STEPS, cfg_scale=scale, batch=N)
-    return {"both": (both(anchored), both(plain)), "in the anchor itself": float(both(anchor[None])[0])}
+    return {"both": (both(anchored), both(plain)), "as it is": {"the anchor": {"both": float(both(anchor[None])[0])}}}
 
 
 EXPERIMENT = Experiment(

@@ -81,6 +81,7 @@ def run(name: str, folder: Path | str = "ledger", jobs: int = JOBS, progress: bo
             if progress:
                 seconds = human_time(_read(kept / cell.file)["seconds"])
                 print(f"{name}: {cell} done in {seconds} ({done} of {len(cells)})", flush=True)
+            _check_seed(experiment, kept, cell.seed)
         results = {cell: _read(kept / cell.file) for cell in cells}
         record = _record(experiment, results, jobs)
         write_json(target, record, overwrite=True)
@@ -92,6 +93,24 @@ def run(name: str, folder: Path | str = "ledger", jobs: int = JOBS, progress: bo
 def cells_of(experiment: Experiment) -> list[Cell]:
     """All seeds of an arm before the next arm: what the arms of a seed share and keep on disk is then made once."""
     return [Cell(arm, seed) for arm, seed in product(experiment.arms or ("",), experiment.seeds)]
+
+
+def _check_seed(experiment: Experiment, kept: Path, seed: int) -> None:
+    """Say at the first seed that is whole what no record can be made of, not after the last one.
+
+    Raises:
+        SfumatoError: a claim without its pairs, or a table that is none.
+    """
+    files = {arm: kept / Cell(arm, seed).file for arm in experiment.arms or ("",)}
+    if not all(file.exists() for file in files.values()):
+        return
+    found = experiment.found({arm: _read(file)["figures"] for arm, file in files.items()})
+    if missing := [name for name in experiment.claims if name not in found]:
+        raise SfumatoError(f"{experiment.name}: nothing was measured for {', '.join(missing)}")
+    for key, table in found.items():
+        rows = list(table.values()) if isinstance(table, Mapping) else [None]
+        if key not in experiment.claims and not all(isinstance(row, Mapping) for row in rows):
+            raise SfumatoError(f"{experiment.name}: {key!r} is no table of rows and columns")
 
 
 def _plan(
