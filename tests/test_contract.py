@@ -281,7 +281,7 @@ def test_a_draw_with_gradients_has_the_slope_of_finite_differences(request, name
 
     diffusers' scheduler of flows rounds to float32, which takes wider differences.
     """
-    if name == "tiny_sd" and transformers.__version__.startswith("4"):
+    if name in ("tiny_sd", "tiny_sd3") and transformers.__version__.startswith("4"):
         pytest.skip("the text encoders of transformers 4 do not run in float64")
     model = double(request.getfixturevalue(name))
     rng = torch.Generator().manual_seed(1)

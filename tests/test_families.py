@@ -366,7 +366,7 @@ def test_adapters_travel_in_the_spelling_of_diffusers(p, tmp_path):
     if not hasattr(theirs.pipe, "load_lora_weights"):
         assert p.family == "pixart"  # for which diffusers has no loader
         return
-    theirs.pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    theirs.pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     torch.testing.assert_close(theirs.draw("a red star", 1, sampling_steps=2), drawn, rtol=0, atol=1e-5)
 
 

@@ -56,6 +56,7 @@ def qwen_tokenizer(known: str = "", words=WORDS):
 
 def tiny_qwen_vl(tokenizer, width: int = 16):
     """Qwen 2.5 VL, whose eyes are as small as they can be."""
+    import transformers
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     text = {
@@ -68,6 +69,8 @@ def tiny_qwen_vl(tokenizer, width: int = 16):
         "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
         "fullatt_block_indexes": [0],
     }  # fmt: skip
+    if transformers.__version__.startswith("4"):
+        text["rope_scaling"] = {"type": "default", "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 

@@ -163,7 +163,7 @@ def quiet() -> Iterator[None]:
         lib.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            # diffusers 0.42 renames torch_dtype, which 0.38 needs
+            # diffusers 0.42 renames torch_dtype, which 0.39 needs
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
