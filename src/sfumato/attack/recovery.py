@@ -17,6 +17,7 @@ from sfumato.data.cases import AttackCases, say
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, Positive, Share
 from sfumato.files import tensors_sha256
+from sfumato.memory import require_memory
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.backward import Learning
 from sfumato.train.loop import Run
@@ -123,6 +124,7 @@ class Recovery(Tuning, Attack):
     def _draw(self, cases: AttackCases, original: Text2Image | None) -> tuple[Tensor, list[str]]:
         if original is None:
             raise BadInput("recovery learns from pictures: give a folder of them, or the original model")
+        require_memory(12 * original.size**2 * self.n_images, f"{self.n_images:,} pictures to learn from")
         plain = self.template.replace("{}", cases.concept)
         asked = [cases.prompts[i % len(cases.cases)] if cases.cases else plain for i in range(self.n_images)]
         seeds = [LEARNED + self.seed * self.n_images + i for i in range(self.n_images)]

@@ -17,6 +17,7 @@ from sfumato.commands.verb import Where, load_any
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, at_least
 from sfumato.files import refuse_existing
+from sfumato.memory import require_memory
 from sfumato.plan import Plan
 from sfumato.text import counted
 
@@ -94,6 +95,8 @@ def cost(options: Compare) -> None:
     from sfumato.report.words import full, number
 
     teacher = load_any(options.teacher, options)
+    for count in (options.n, options.n_real):
+        require_memory(12 * teacher.size**2 * count, f"{count:,} pictures")
     students = {name: load_any(name, options) for name in options.students}
     chosen = ways(teacher, students, options.sampling_steps, options.samplers, options.patches)
     writes = [f"{options.out}/ (index.html, cost.json)"]
