@@ -33,7 +33,8 @@ HAS = {
 def host(anatomy):
     """As much of a `Text2Image` as attention asks for."""
     pipe = SimpleNamespace(scheduler=FlowMatchEulerDiscreteScheduler())
-    return SimpleNamespace(anatomy=anatomy, network=anatomy.network, listeners=[], pipe=pipe, control=None)
+    told = {"listeners": [], "control": None, "told_by": "encode_prompt"}
+    return SimpleNamespace(anatomy=anatomy, network=anatomy.network, pipe=pipe, **told)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from sfumato import catalog, progress
 from sfumato.commands.attack import Attack
 from sfumato.commands.options import parse
 from sfumato.commands.sample import Sample
+from sfumato.commands.steer import Steer
 from sfumato.commands.studio import main
 from sfumato.commands.verb import read
 from sfumato.errors import BadInput
@@ -109,7 +110,7 @@ def read_back(step: Step) -> Any:
     verb, *rest = step.args
     if verb == "sample":
         return Sample(**parse("sfumato sample", rest, Sample)[0])
-    return read(verb, rest, Sample, "sfumato steer {name}")
+    return read(verb, rest, Steer, "sfumato steer {name}")
 
 
 def test_prompts_reach_the_command_as_they_are(tmp_path):
