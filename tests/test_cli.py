@@ -557,6 +557,10 @@ def test_sample_starts_from_pictures(tiny_model, tiny_sd, tmp_path, capsys):
     direct = tiny_sd.draw("a blue circle", 0, sampling_steps=4, start=start)[0].permute(1, 2, 0).numpy()
     drawn = np.asarray(Image.open(tmp_path / "a" / "002-a-blue-circle-seed0.png")) / 255.0
     assert np.abs(drawn - direct).max() <= 1 / 255
+    twice = ["sample", "art", "art", *common, "--image", *files, "--strength", "0.5", "--out", str(tmp_path / "c")]
+    assert cli.main(twice) == 0
+    first, _, second, _ = (np.asarray(Image.open(file)) for file in sorted((tmp_path / "c").glob("0*.png")))
+    assert not np.array_equal(first, second), "the same prompt and seed, from two pictures"
     for wrong, told in [
         (["a star", "--strength", "0.5"], "how much of --image"),
         (["a star", "--image", files[0]], "with --strength it starts from the picture"),

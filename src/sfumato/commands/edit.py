@@ -77,8 +77,7 @@ def main(args: list[str]) -> None:
 
 def _given(options: Edit, size: int) -> Given:
     """What the options ask to be edited."""
-    from sfumato.data.base import to_square
-    from sfumato.data.pictures import to_tensor
+    from sfumato.data.pictures import squares
     from sfumato.edit.base import Given
 
     prompts, seeds = options.prompts or ("",), tuple(read_seeds(options.seeds))
@@ -87,8 +86,7 @@ def _given(options: Edit, size: int) -> Given:
         return Given(tuple(p for p, _ in pairs), tuple(s for _, s in pairs))
     if missing := [file for file in options.images if not file.is_file()]:
         raise BadInput(f"{missing[0]} is no picture file: give PNG, JPEG or WebP files after --image")
-    pictures = to_tensor([to_square(file, options.size or size) for file in options.images]) / 2 + 0.5
-    return Given(prompts, seeds, pictures.clamp(0, 1))
+    return Given(prompts, seeds, squares(options.images, options.size or size))
 
 
 def _write(options: Edit, given: Given, edited: Edited, about: dict[str, Any], seconds: float) -> None:

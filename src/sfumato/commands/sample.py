@@ -77,6 +77,11 @@ class Sample(Equipped):
     overwrite: bool = False
     """Replace the output if it exists."""
 
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """The pictures that belong to what is asked; with a strength they are where drawing starts."""
+        return self.image if self.strength is None else ()
+
 
 def main(args: list[str]) -> None:
     options, rule = _read(seed_alias(args))
@@ -104,12 +109,11 @@ def jobs_of(options: Sample, example: str) -> list[tuple[str | Path | None, int]
         Noised(None, options.strength)  # refuses 0
         if len(options.image) not in {1, len(options.prompts)}:
             raise BadInput("--strength says how much of --image is drawn anew: give one for all or one for each prompt")
-    shown = options.image if options.strength is None else ()
-    if not options.prompts and not shown and options.model in EMBEDDED:
+    if not options.prompts and not options.shown and options.model in EMBEDDED:
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{example}`")
     seeds = read_seeds(options.seeds)
     refuse_existing(options.out, options.overwrite)
-    return [(prompt, seed) for prompt in options.prompts or shown or (None,) for seed in seeds]
+    return [(prompt, seed) for prompt in options.prompts or options.shown or (None,) for seed in seeds]
 
 
 def write(
@@ -169,7 +173,7 @@ def drawn(
     if said is None and hasattr(model, "encode"):
         raise BadInput(f"{options.model} draws what it is told: give at least one prompt, as in `{EXAMPLE}`")
     asked = asked_of(model, jobs, options)
-    if asked is not None and options.image and options.strength is None:
+    if asked is not None and options.shown:
         model.told(asked[:1])  # refuses pictures where it is not shown any
     if options.image_cfg_scale is not None:
         if "image_cfg_scale" not in model.defaults:
@@ -195,7 +199,7 @@ def drawn(
     if asked is not None:  # where nothing is asked for there is nothing to guide towards
         cfg_scale = model.defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale
         settings |= {"cfg_scale": cfg_scale, "negative_prompt": options.negative_prompt}
-        named = ("cfg_interval", *(("image_cfg_scale",) if options.image and options.strength is None else ()))
+        named = ("cfg_interval", *(("image_cfg_scale",) if options.shown else ()))
         settings |= {name: model.defaults[name] for name in named if name in model.defaults}
     if options.strength is not None:
         settings |= {"image": [str(file) for file in options.image], "strength": options.strength}
@@ -206,8 +210,7 @@ def asked_of(model: Model, jobs: list, options: Sample) -> list[Any] | None:
     """What the model is asked for in each picture; None: nothing."""
     if jobs[0][0] is None:
         return None
-    shown = options.image if options.strength is None else ()
-    every = dict(zip(options.prompts or options.image, model.asking(options.prompts, shown), strict=True))
+    every = dict(zip(options.prompts or options.shown, model.asking(options.prompts, options.shown), strict=True))
     return [every[prompt] for prompt, _ in jobs]
 
 
@@ -228,14 +231,11 @@ def draw(model: Model, jobs: list, options: Sample, rule: Any = None) -> Tensor:
 
 def _start(model: Model, jobs: list, options: Sample) -> Noised:
     """The pictures that drawing starts from."""
-    from sfumato.data.pictures import to_square, to_tensor
+    from sfumato.data.pictures import squares
     from sfumato.pipeline.contract import Noised
 
-    squares = to_tensor([to_square(file, options.size or model.size) for file in options.image]) / 2 + 0.5
-    if len(squares) > 1:
-        order = {prompt: i for i, prompt in enumerate(options.prompts)}
-        squares = squares[[order[prompt] for prompt, _ in jobs]]
-    return Noised(squares.clamp(0, 1), options.strength)
+    pictures = squares(options.image, options.size or model.size)
+    return Noised(pictures.repeat_interleave(len(jobs) // len(pictures), dim=0), options.strength)
 
 
 def _read(args: list[str]) -> tuple[Sample, Any]:

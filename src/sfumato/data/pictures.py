@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from sfumato.errors import BadInput
 
 from .base import Pictures, to_square, to_tensor
 
-__all__ = ["Pictures", "open_pictures", "read_pictures", "to_square", "to_tensor"]
+__all__ = ["Pictures", "open_pictures", "read_pictures", "squares", "to_square", "to_tensor"]
 
 BAD_SHARE = 0.01
 """Share of the pictures that may be unreadable before `open_pictures` gives up, unless told otherwise."""
@@ -99,6 +100,11 @@ def _from_files(source: str, size: int, caption: str) -> Pictures | None:
 
         return FolderPictures(Path(source), size)
     return None
+
+
+def squares(files: Sequence[Path], size: int) -> Float[Tensor, "n 3 size size"]:
+    """Picture files in [0, 1], cropped to their central squares."""
+    return (to_tensor([to_square(file, size) for file in files]) / 2 + 0.5).clamp(0, 1)
 
 
 def read_pictures(folder: Path, size: int) -> tuple[Float[Tensor, "n 3 size size"], list[str]]:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sfumato.errors import BadInput
 from sfumato.sample import predict
 
+from .attention import tap
 from .conditioning import Conditioning
 from .hooks import attach
 from .organs import Organs
@@ -38,7 +39,7 @@ def features(
         raise _Reached
 
     handle = attach(place, stop)
-    rows = cond if len(cond) == len(z) else cond.map(lambda x: x.expand(len(z), *x.shape[1:]))
+    rows = _rows(cond, len(z))
     try:
         # The fused kernels of attention have no derivative in forward mode.
         with gated(p, rows), sdpa_kernel(SDPBackend.MATH):
@@ -62,12 +63,10 @@ def continued(
     where: str = "bottleneck",
 ) -> Float[Tensor, "batch channel height width"]:
     """See `Text2Image.continued`."""
-    place = p.network.get_submodule(p.anatomy.place(where))
-    rows = cond if len(cond) == len(h) else cond.map(lambda x: x.expand(len(h), *x.shape[1:]))
-    swap = lambda module, args, output: h if torch.is_tensor(output) else (*output[:-1], h)
-    handle = attach(place, swap)
-    try:
-        with gated(p, rows), sdpa_kernel(SDPBackend.MATH):
-            return predict(p.denoiser, z.expand(len(h), *z.shape), t, rows, "eps")
-    finally:
-        handle.remove()
+    rows, swap = _rows(cond, len(h)), lambda out: h if torch.is_tensor(out) else (*out[:-1], h)
+    with gated(p, rows), tap(p, where, swap), sdpa_kernel(SDPBackend.MATH):
+        return predict(p.denoiser, z.expand(len(h), *z.shape), t, rows, "eps")
+
+
+def _rows(cond: Conditioning, n: int) -> Conditioning:
+    return cond if len(cond) == n else cond.map(lambda x: x.expand(n, *x.shape[1:]))

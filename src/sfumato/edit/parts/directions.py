@@ -12,6 +12,8 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.foreign import read_tensors
 
+from .geometry import fixed_signs
+
 FILE = "tensors.safetensors"
 
 
@@ -56,5 +58,4 @@ def in_common(spans: Float[Tensor, "picture direction *features"]) -> Float[Tens
     rows = spans.flatten(0, 1).flatten(1)
     _, _, v = torch.linalg.svd(rows.double(), full_matrices=False)
     v = v[: spans.shape[1]]
-    signs = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
-    return (signs * v).to(spans).reshape(spans.shape[1:])
+    return (fixed_signs(v) * v).to(spans).reshape(spans.shape[1:])

@@ -142,8 +142,7 @@ def dense_basis(f: Map, x: Float[Tensor, "*dims"], rank: int, chunk: int = 8) ->
         raise BadInput(f"features of {out.numel()} dimensions have a basis of rank 1 to {most}, got {rank}")
     eye = torch.eye(out.numel(), dtype=x.dtype, device=x.device).view(-1, *out.shape)
     u, sigma, v = torch.linalg.svd(pulled(f, x, eye, chunk).flatten(1), full_matrices=False)
-    # An SVD is free to choose signs: the largest entry of v is positive.
-    signs = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
+    signs = fixed_signs(v)
     v, u = signs * v, signs * u.T
     return Basis(v[:rank].reshape(rank, *x.shape), sigma[:rank], u[:rank].reshape(rank, *out.shape))
 
@@ -214,6 +213,11 @@ def _rows(x: Float[Tensor, "*dims"], n: int) -> Float[Tensor, "row *dims"]:
 def _orthonormal(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
     q, r = torch.linalg.qr(rows.T)
     return (q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)).T.contiguous()
+
+
+def fixed_signs(v: Float[Tensor, "row dim"]) -> Float[Tensor, "row 1"]:
+    """What makes the largest entry of each row positive: an SVD is free to choose signs."""
+    return v.gather(1, v.abs().argmax(1, keepdim=True)).sign()
 
 
 def _signs(new: Tensor, old: Tensor) -> Float[Tensor, "row 1"]:
