@@ -114,3 +114,13 @@ def test_a_scheduler_of_the_other_kind_is_refused():
         TableClock.of(euler)
     with pytest.raises(BadInput, match="unsupported prediction type"):
         TableClock.of(DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
+
+
+def test_a_run_that_counts_from_the_picture_is_told_in_the_clocks_own_timesteps():
+    clock, noisy = flow(), FlowMatchEulerDiscreteScheduler()
+    noisy.set_timesteps(4)
+    assert clock.run(noisy) == noisy.timesteps.tolist()
+    backward = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, invert_sigmas=True)
+    backward.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    assert backward.timesteps.tolist() == [0.0, 0.25, 0.5, 0.75]
+    assert clock.run(backward) == [1000.0, 750.0, 500.0, 250.0]

@@ -71,7 +71,7 @@ def test_forward_and_backward_are_adjoint_and_agree_with_differences(net, x):
     v = torch.randn(3, 3, 6, 6, generator=rng(4), dtype=torch.float64)
     jv = pushed(net, x, v, 2)
     u = torch.randn(jv.shape, generator=rng(5), dtype=torch.float64)
-    forth, back = (u * jv).sum((1, 2, 3)), (pulled(net, x, u, 2) * v).sum((1, 2, 3))
+    forth, back = (u * jv).sum((1, 2, 3)), (pulled(net, x, u) * v).sum((1, 2, 3))
     torch.testing.assert_close(forth, back, rtol=1e-10, atol=1e-10)
     h = 1e-5
     torch.testing.assert_close((net(x + h * v) - net(x - h * v)) / (2 * h), jv, rtol=1e-6, atol=1e-8)

@@ -139,7 +139,7 @@ class Riemannian(Traversal):
         most = min(f(z[None])[0].numel(), z.numel())
         rank = max(min(self.rank, most), max(self.directions) + 1)
         if self.pool == "sum":
-            return dense_basis(f, z, rank, self.chunk)
+            return dense_basis(f, z, rank)
         start = torch.Generator().manual_seed(self.seed)
         return local_basis(f, z, rank, start, iterations=self.iterations, oversample=5, chunk=self.chunk)
 

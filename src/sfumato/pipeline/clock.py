@@ -70,6 +70,10 @@ class Clock(ABC):
         """Set the timesteps of a scheduler as the pipeline itself would for latents of this ``shape`` (.., h, w)."""
         solver.set_timesteps(steps, device=device)
 
+    def run(self, solver: Any) -> list[float]:
+        """The timesteps that a scheduler is set to, as this clock counts them."""
+        return [float(t) for t in solver.timesteps.tolist()]
+
     def start(self, solver: Any, noise: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """The latent from which a scheduler starts, of standard normal ``noise``."""
         return noise * getattr(solver, "init_noise_sigma", 1.0)
@@ -210,6 +214,13 @@ class FlowClock(Clock):
 
     def native(self, output: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         return -output if self.negated else output
+
+    def run(self, solver: Any) -> list[float]:
+        """The timesteps of one that counts from the picture to the noise are turned over."""
+        found = super().run(solver)
+        if not solver.config.get("invert_sigmas"):
+            return found
+        return [self.timesteps * (1 - t / solver.config.num_train_timesteps) for t in found]
 
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
         options: dict[str, Any] = {"device": device}

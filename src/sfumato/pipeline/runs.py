@@ -51,7 +51,7 @@ class Run:
 
     Attributes:
         timesteps: the run's timesteps, the noisiest first; schedulers of second order have two of some. They are those
-            of the pipeline's clock, also where its own scheduler counts from the noise (``invert_sigmas``).
+            of the pipeline's clock.
         T: how many timesteps training had.
         index: number of the step in progress, from 0.
         pictures: how many are sampled together; with guidance the network's batch is a multiple.
@@ -66,9 +66,8 @@ class Run:
         self.unpacked: Callable[[Tensor], Tensor] | None = None
         self._owner = None if steering is None else steering.owner
         self._clock = None if self._owner is None else self._owner.clock
-        if self._clock is not None and scheduler.config.get("invert_sigmas"):
-            self.timesteps = [self._clock.timesteps * (1 - t / self.T) for t in self._found]
-            self.T = self._clock.timesteps
+        if self._clock is not None:
+            self.timesteps, self.T = self._clock.run(scheduler), self._clock.timesteps
         self._start: Tensor | None = None
         self._scales: tuple[Tensor, Tensor] | None = None
 

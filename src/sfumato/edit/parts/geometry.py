@@ -1,8 +1,8 @@
 """The geometry that features pull back onto the latent: bases of tangent spaces, transport, distances, spectra.
 
 A map ``f`` takes rows of inputs to rows of features, no row depending on another, such as `Text2Image.features`. Its
-Jacobian J at one input is never formed: it is applied to rows, forward (J v) and backward (J^T u), ``chunk`` of them in
-a pass. Everything runs in the precision of its input, float64 too.
+Jacobian J at one input is never formed: it is applied to rows, forward (J v), ``chunk`` of them in a pass, and backward
+(J^T u). Everything runs in the precision of its input, float64 too.
 """
 
 from __future__ import annotations
@@ -53,17 +53,16 @@ def pushed(
     return torch.cat(found)
 
 
-def pulled(
-    f: Map, x: Float[Tensor, "*dims"], u: Float[Tensor, "row *features"], chunk: int = 8
-) -> Float[Tensor, "row *dims"]:
-    """J^T u for each row, by one backward pass a chunk."""
-    found = []
-    for part in u.split(chunk):
-        with torch.enable_grad():
-            rows = _rows(x, len(part)).requires_grad_(True)
-            (grad,) = torch.autograd.grad(f(rows), rows, part, allow_unused=True)
-        found.append(torch.zeros_like(rows.detach()) if grad is None else grad)
-    return torch.cat(found)
+def pulled(f: Map, x: Float[Tensor, "*dims"], u: Float[Tensor, "row *features"]) -> Float[Tensor, "row *dims"]:
+    """J^T u for each row: one pass forward, whose graph is kept, and a pass back for each row.
+
+    Passes back in batches take no less time on a CPU and keep a graph for each row of the batch.
+    """
+    with torch.enable_grad():
+        at = _rows(x, 1).requires_grad_(True)
+        out = f(at)
+    found = [torch.autograd.grad(out, at, row[None], retain_graph=True, allow_unused=True)[0] for row in u]
+    return torch.cat([torch.zeros_like(at.detach()) if grad is None else grad for grad in found])
 
 
 def local_basis(
@@ -94,10 +93,11 @@ def local_basis(
         iterations: the least and the most.
         tol: the span stands still.
         oversample: that many rows more are iterated and thrown away, which converges faster.
-        chunk: rows in one pass.
+        chunk: rows in one pass forward.
         start: rows to begin with instead of random ones, such as a neighbouring point's basis.
 
-    Cost: an iteration is rank + oversample products forward (about two calls of ``f`` each) and as many backward.
+    Cost: an iteration is rank + oversample products forward (about two calls of ``f`` each), one call of
+    ``f`` and as many passes backward.
 
     Raises:
         BadInput: a rank that the map cannot have.
@@ -112,7 +112,7 @@ def local_basis(
     v = _orthonormal(random)
     for i in range(iterations[1]):
         u = pushed(f, x, v.reshape(rows, *x.shape), chunk)
-        w = pulled(f, x, u, chunk).flatten(1)
+        w = pulled(f, x, u).flatten(1)
         _, _, new = torch.linalg.svd(w, full_matrices=False)
         kept = new[:rank]
         moved = (kept - kept @ v[:rank].T @ v[:rank]).norm()
@@ -129,7 +129,7 @@ def local_basis(
     return Basis(turned[:rank].reshape(rank, *x.shape), sigma[:rank], right[:rank].reshape(rank, *u.shape[1:]))
 
 
-def dense_basis(f: Map, x: Float[Tensor, "*dims"], rank: int, chunk: int = 8) -> Basis:
+def dense_basis(f: Map, x: Float[Tensor, "*dims"], rank: int) -> Basis:
     """The same from the whole Jacobian, by as many backward products as there are features: for few of them.
 
     Raises:
@@ -141,7 +141,7 @@ def dense_basis(f: Map, x: Float[Tensor, "*dims"], rank: int, chunk: int = 8) ->
         most = min(x.numel(), out.numel())
         raise BadInput(f"features of {out.numel()} dimensions have a basis of rank 1 to {most}, got {rank}")
     eye = torch.eye(out.numel(), dtype=x.dtype, device=x.device).view(-1, *out.shape)
-    u, sigma, v = torch.linalg.svd(pulled(f, x, eye, chunk).flatten(1), full_matrices=False)
+    u, sigma, v = torch.linalg.svd(pulled(f, x, eye).flatten(1), full_matrices=False)
     signs = fixed_signs(v)
     v, u = signs * v, signs * u.T
     return Basis(v[:rank].reshape(rank, *x.shape), sigma[:rank], u[:rank].reshape(rank, *out.shape))
