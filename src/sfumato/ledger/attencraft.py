@@ -2,41 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from sfumato.customize import AttenCraft
+from sfumato.customize.parts.crafting import NoPlace
 from sfumato.data.pictures import to_tensor
 from sfumato.data.sketch import COLOURS, OBJECTS
 from sfumato.data.sketch.render import render
 from sfumato.data.sketch.scene import Item, Scene
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.errors import BadInput
+from sfumato.metrics.detectors import Detector, OracleDetector
+from sfumato.pipeline import Text2Image
 
 from .core import Claim, Experiment, Found
 from .erasure import STEPS, sketch
 
 N = 24
+SCENES = 50
+"""Tried before a seed is given up."""
+
+
+def scenes(seed: int) -> Iterator[Scene]:
+    """Two coloured objects beside each other, others each time."""
+    rng = np.random.default_rng(seed)
+    for _ in range(SCENES):
+        objects, colours = (rng.permutation(x)[:2].tolist() for x in (OBJECTS, COLOURS))
+        items = (Item(o, c, x, 0.5, 0.4) for o, c, x in zip(objects, colours, (0.27, 0.73), strict=True))
+        yield Scene(tuple(items), "white", "flat")
 
 
 def measure(seed: int) -> Found:
-    """Learn two coloured objects of one rendered scene with and without masks; ask for each by itself."""
-    pipe, detector, rng = sketch(), OracleDetector(), np.random.default_rng(seed)
-    objects = [str(o) for o in rng.permutation(OBJECTS)[:2]]
-    colours = [str(c) for c in rng.permutation(COLOURS)[:2]]
-    items = tuple(Item(o, c, x, 0.5, 0.4) for o, c, x in zip(objects, colours, (0.27, 0.73), strict=True))
-    picture = to_tensor([render(Scene(items, "white", "flat"), pipe.size)]) / 2 + 0.5
-    same = {**AttenCraft.settings_for(pipe), "init_words": tuple(objects), "seed": seed}
-    arms = {"masks": {}, "none": {"masked": False, "attention_weight": 0.0}}
-    own: dict[str, list[float]] = {}
-    for name, settings in arms.items():
-        made = AttenCraft(**{**same, **settings}).run(pipe, picture)
-        found: list[float] = []
-        for k, word in enumerate(AttenCraft.words):
-            drawn = made.draw([f"a {word}"] * N, list(range(N)), sampling_steps=STEPS, batch=N)
-            there = [detector(drawn, x[k]).present for x in (objects, colours)]
-            other = detector(drawn, objects[1 - k]).present
-            found += (there[0] & there[1] & ~other).double().tolist()
-        own[name] = found
-    return {"own": (own["masks"], own["none"])}
+    """Learn two coloured objects of one rendered scene with and without masks; ask for each by itself.
+
+    The scene is the first of random ones in which the method finds its masks.
+    """
+    pipe, detector = sketch(), OracleDetector()
+    settings = {**AttenCraft.settings_for(pipe), "seed": seed}
+    for refused, scene in enumerate(scenes(seed)):
+        picture = to_tensor([render(scene, pipe.size)]) / 2 + 0.5
+        same = {**settings, "init_words": tuple(item.object for item in scene.objects)}
+        try:
+            masked = AttenCraft(**same).run(pipe, picture)
+        except NoPlace:
+            continue
+        plain = AttenCraft(**{**same, "masked": False, "attention_weight": 0.0}).run(pipe, picture)
+        own = [alone(made, scene, detector) for made in (masked, plain)]
+        return {"own": (own[0], own[1]), "scenes": {"refused before one is taken": {"number": float(refused)}}}
+    raise BadInput(f"in none of {SCENES} scenes do two words have a place of their own")
+
+
+def alone(made: Text2Image, scene: Scene, detector: Detector) -> list[float]:
+    """Whether each picture of one new word has its object in its colour, and not the other's object."""
+    found: list[float] = []
+    for word, mine, other in zip(AttenCraft.words, scene.objects, reversed(scene.objects), strict=True):
+        drawn = made.draw([f"a {word}"] * N, list(range(N)), sampling_steps=STEPS, batch=N)
+        seen = [detector(drawn, x).present for x in (mine.object, mine.colour, other.object)]
+        found += (seen[0] & seen[1] & ~seen[2]).double().tolist()
+    return found
 
 
 EXPERIMENT = Experiment(
@@ -51,7 +75,9 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the preset 'sketch', chosen by its cost; its threshold of 0 because at seed 0 no word had a place with 0.1",
+    tuning="the preset 'sketch', chosen by its cost; that scenes are looked for until one is taken, at seeds from 1000",
     measure=measure,
     cost=180,
+    notes="The scene of a seed is the first of random ones that the method takes with the paper's tau. Without a tau "
+    "it takes more, with masks that may lie on the wrong object.",
 )

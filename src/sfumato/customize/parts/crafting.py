@@ -38,6 +38,10 @@ TRIES = 16
 """Times, and noises, at which masks are looked for before a picture is refused."""
 
 
+class NoPlace(BadInput):
+    """A picture in which some word has no place of its own."""
+
+
 class Masks(nn.Module):
     """The masks of every picture's words and background, which change while learning and belong to the checkpoint."""
 
@@ -106,7 +110,7 @@ class Course:
         """A picture's first masks, and the time at which they were found.
 
         Raises:
-            BadInput: at none of `TRIES` times are all words somewhere, each for itself.
+            NoPlace: at none of `TRIES` times are all words somewhere, each for itself.
         """
         pipe, T = self.student, self.student.clock.timesteps
         rng = torch.Generator().manual_seed(self.method.seed * 1_000_003 + i)
@@ -124,7 +128,7 @@ class Course:
             empty = (~found.masks.flatten(1).any(dim=1)).tolist()
             names = [*(self.method.words[k] for k in self.held[i]), "the background"]
             missing = [name for name, gone in zip(names, empty, strict=True) if gone]
-        raise BadInput(
+        raise NoPlace(
             f"picture {i} shows no place of its own for {' and '.join(missing) or 'each word'}: start from words that "
             "name what it shows (--init-words), lower --threshold, or leave the picture out"
         )
