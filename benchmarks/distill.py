@@ -3,9 +3,10 @@
     python benchmarks/distill.py                           # the embedded pipeline
     python benchmarks/distill.py --model DIR --batch 4     # any text-to-image pipeline
 
-All in one process, the ways in turn, the fastest of ``--repeats`` counts. Plain training is the v-loss of the same
-network on the same latents and prompts, with the same optimiser; the forward passes are what an update needs at least,
-a backward pass counted as two. Weights do not matter for the time, so the student here is an untrained one.
+All in one process, the fastest of ``--repeats`` counts. Plain training is the v-loss of the same network on the same
+latents and prompts, with the same optimiser; an update of a method is a whole one of its loop, averaged weights and
+clipping included, and where it has several loops each counts alone. The forward passes are what an update needs at
+least, a backward pass counted as two. Weights do not matter for the time: what is drawn with is an untrained student.
 """
 
 from __future__ import annotations
@@ -13,55 +14,61 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from sfumato import catalog
 from sfumato.distill import MultistepCM
 from sfumato.pipeline import Text2Image, few_steps, load_text2image
-from timing import timed
+from timing import of_updates, timed
+
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "multistep-cm": {
+        "ct": {"mode": "ct", "cfg_scale": 1.0}, "cd": {"mode": "cd", "cfg_scale": 1.0},
+        "cd, guided": {"mode": "cd", "cfg_scale": 3.0},
+    },
+    "instaflow": {"": {"reflow_updates": 10, "perceptual_updates": 0}},
+}  # fmt: skip
+"""Ways in which a method is timed, and their settings."""
+PASSES = {"plain training": 3, "multistep-cm ct": 4, "multistep-cm cd": 5, "multistep-cm cd, guided": 6}
 
 
-def updates(teacher: Text2Image, batch: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """One update each of plain training and of the kinds of multistep-cm, as the loop does them."""
-    works: dict[str, Callable[[], object]] = {}
+def plain_step(teacher: Text2Image, batch: int, folder: Path) -> Callable[[], object]:
+    """One update of plain training on the data that multistep-cm learns from."""
+    data = MultistepCM(mode="ct", pictures=4 * batch, batch=batch).recipe(teacher, teacher, folder).data
+    student, numbers = teacher.copy(own="full"), iter(range(10**9))
+    optimizer = torch.optim.AdamW(student.network.parameters(), lr=1e-6)
 
-    def add(name: str, student: Text2Image, loss: Callable[[int], torch.Tensor]) -> None:
-        optimizer = torch.optim.AdamW(student.network.parameters(), lr=1e-6)
-        step = iter(range(10**9))
+    def work() -> None:
+        rng, denoiser = torch.Generator().manual_seed(next(numbers)), student.denoiser
+        drawn = data.batch(rng, batch)
+        x, cond = drawn["x"].to(student.device), data.conditioning(drawn["rows"], drawn["bare"])
+        t, eps = torch.rand(batch, generator=rng), torch.randn(x.shape, generator=rng).to(x)
+        z = denoiser.process.diffuse(x, t, eps)
+        target = denoiser.process.convert(eps, z, t, "eps", "v")
+        optimizer.zero_grad()
+        (denoiser.predict(z, t, cond, "v") - target).square().mean().backward()
+        optimizer.step()
 
-        def work() -> None:
-            optimizer.zero_grad()
-            loss(next(step)).backward()
-            optimizer.step()
+    return work
 
-        works[name] = work
 
-    kinds = {"ct": ("ct", 1.0), "cd": ("cd", 1.0), "cd, guided": ("cd", 3.0)}
-    for name, (mode, scale) in kinds.items():
-        method = MultistepCM(mode=mode, cfg_scale=scale, pictures=4 * batch, batch=batch)
-        student = teacher.copy(own="full")
-        recipe = method.recipe(teacher, student, folder)
-
-        def distil(i: int, recipe=recipe) -> torch.Tensor:
-            rng = torch.Generator().manual_seed(i)
-            return recipe.loss(recipe.batch(i, rng, batch), rng)[0]
-
-        if not works:
-            plain = teacher.copy(own="full")
-
-            def train(i: int, data=recipe.data, plain=plain) -> torch.Tensor:
-                rng, denoiser = torch.Generator().manual_seed(i), plain.denoiser
-                drawn = data.batch(rng, batch)
-                x, cond = drawn["x"].to(plain.device), data.conditioning(drawn["rows"], drawn["bare"])
-                t, eps = torch.rand(batch, generator=rng), torch.randn(x.shape, generator=rng).to(x)
-                z = denoiser.process.diffuse(x, t, eps)
-                target = denoiser.process.convert(eps, z, t, "eps", "v")
-                return (denoiser.predict(z, t, cond, "v") - target).square().mean()
-
-            add("plain training", plain, train)
-        add(f"multistep-cm {name}", student, distil)
-    return works
+def updates(teacher: Text2Image, batch: int, repeats: int, folder: Path) -> dict[str, float]:
+    """Seconds of an update of plain training and of every method's loops."""
+    found = timed({"plain training": plain_step(teacher, batch, folder / "plain")}, repeats)
+    same = {"batch": batch, "updates": repeats + 1, "accumulate": 1, "checkpoint_every": 1000, "grid_every": 0}
+    for entry in catalog.methods("distill"):
+        method = entry.load()
+        for kind, told in KINDS.get(entry.name, {"": {}}).items():
+            few = {k: 4 * batch for k in ("pictures", "pairs") if hasattr(method, k)}
+            made = method(teacher=teacher, **{**method.EXAMPLE, **same, **few, **told})
+            name = f"{entry.name} {kind}".strip()
+            loops = of_updates(partial(made.run, folder / name, progress=False))
+            found |= {f"{name}: {title}" if title else name: seconds for title, seconds in loops.items()}
+    return found
 
 
 def main() -> None:
@@ -76,11 +83,11 @@ def main() -> None:
     print(f"{args.model} on {teacher.device}, {torch.get_num_threads()} threads, batch {args.batch}")
 
     with tempfile.TemporaryDirectory() as folder:
-        seconds = timed(updates(teacher, args.batch, Path(folder)), args.repeats)
-    passes = {"plain training": 3, "multistep-cm ct": 4, "multistep-cm cd": 5, "multistep-cm cd, guided": 6}
-    print(f"\n{'an update':26}{'seconds':>10}{'ratio':>8}{'of forward passes':>20}")
+        seconds = updates(teacher, args.batch, args.repeats, Path(folder))
+    print(f"\n{'an update':44}{'seconds':>10}{'ratio':>8}{'of forward passes':>20}")
     for name, value in seconds.items():
-        print(f"{name:26}{value:10.3f}{value / seconds['plain training']:8.2f}{passes[name] / 3:20.2f}")
+        least = f"{PASSES[name] / 3:20.2f}" if name in PASSES else ""
+        print(f"{name:44}{value:10.3f}{value / seconds['plain training']:8.2f}{least}")
 
     draw = lambda pipe, **o: lambda: pipe.draw("a red star", range(args.batch), batch=args.batch, **o)
     guided = draw(teacher, sampling_steps=args.teacher_steps, cfg_scale=3.0)
