@@ -1,10 +1,11 @@
-"""Write what the docs take from the code: README's table of verbs, docs/methods/, docs/ledger.md, docs/imports.svg.
+"""Write what the docs take from the code: README's table of verbs, docs/methods/, docs/gallery.md, docs/ledger.md,
+docs/imports.svg.
 
     python scripts/docs.py           # write
     python scripts/docs.py --check   # say what is out of date, exit status 1 if anything is
 
-One page per method: its docstring, its fields with defaults and their meaning, its presets, what the ledger measured of
-it, and its BibTeX; and one of all methods, by verb.
+One page per method: its docstring, its fields with defaults and their meaning, its presets, a picture by it, what the
+ledger measured of it, and its BibTeX; and one of all methods, by verb.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import sys
 from pathlib import Path
 
+import gallery
 from imports import rooms_picture
 from sfumato import catalog, ledger
 from sfumato.commands import choosing
@@ -125,7 +127,8 @@ def method_page(method: catalog.Method) -> str:
         for name, settings in method.presets.items():
             shown = ", ".join(f"`{k}={v!r}`" for k, v in settings.items())
             lines.append(f"| `{name}` | {shown or 'the defaults'} |")
-    return "\n".join([*lines, *measured(method), "", "```bibtex", method.bibtex, "```", ""])
+    picture = ["", *gallery.section(method.name, "../gallery")] if gallery.pictured(method.name) else []
+    return "\n".join([*lines, *picture, *measured(method), "", "```bibtex", method.bibtex, "```", ""])
 
 
 def pages() -> dict[Path, str]:
@@ -137,6 +140,7 @@ def pages() -> dict[Path, str]:
     result |= {ROOT / "docs" / "methods" / f"{m.name}.md": method_page(m) for m in catalog.METHODS}
     result[ROOT / "docs" / "methods" / "index.md"] = methods_page()
     result[ROOT / "docs" / "choose.md"] = choose_page()
+    result[ROOT / "docs" / "gallery.md"] = gallery.gallery_page()
     result[ROOT / "docs" / "imports.svg"] = rooms_picture()
     result[ROOT / "docs" / "ledger.md"] = ledger.table() + "\n"
     return result
