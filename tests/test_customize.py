@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from sfumato import cli
 from sfumato.customize import DreamBoothLoRA, TextualInversion
+from sfumato.data.pictures import read_pictures
 from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.customization import HEADER, HOW, Customization, attach, holds_one, load, save
@@ -157,3 +158,18 @@ def test_the_command_learns_and_sample_draws(given, tmp_path, capsys):
     assert (tmp_path / "pictures" / "sheet.png").exists()
     assert cli.main(line) == 2 and "exists" in capsys.readouterr().err
     assert cli.main([*line[:-1], "--out", str(tmp_path / "mine.bin")]) == 2
+
+
+def test_names_of_pictures_are_no_prompts(given, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(2):
+        (photos / f"IMG_123{i}.png").write_bytes((given / "mine" / f"{i}.png").read_bytes())
+    pictures, prompts = read_pictures(photos, 16, names=False)
+    assert len(pictures) == 2 and prompts == ["", ""]
+    assert read_pictures(photos, 16)[1] == ["IMG 1230", "IMG 1231"]
+    model, out = ["--model", str(given / "model"), "--device", "cpu"], tmp_path / "mine.safetensors"
+    line = ["customize", "textual-inversion", *model, "--images", str(photos), "--out", str(out), "--updates", "1"]
+    assert cli.main([*line, "--template", "a photo of {}", "--no-progress"]) == 0
+    (photos / "IMG_1231.txt").write_text("a <mine> at night")
+    assert read_pictures(photos, 16, names=False)[1] == ["", "a <mine> at night"]

@@ -40,7 +40,7 @@ def main(args: list[str]) -> None:
         raise BadInput(f"{options.out} must end in .safetensors, as in --out mine.safetensors")
     refuse_existing(options.out, options.overwrite)
     pipe = load(options.model, options)
-    pictures, prompts = read_pictures(options.images, pipe.size)
+    pictures, prompts = read_pictures(options.images, pipe.size, names=False)
     start = time.perf_counter()
     with beside(options.out, method) as folder:
         writes = [str(options.out), f"{folder}/ (until then: checkpoints)"]

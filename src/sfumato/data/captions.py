@@ -28,6 +28,10 @@ NAMES, NONE = "their names", "none"
 class Captions:
     """The captions of a folder's pictures, and where they came from.
 
+    Attributes:
+        texts: a caption for each picture.
+        written: the same without names of pictures.
+
     Args:
         folder: in which the tables lie.
         files: the pictures.
@@ -44,6 +48,7 @@ class Captions:
         else:
             found = [(f.stem.replace("_", " ").replace("-", " "), NAMES) for f in files]
         self.texts = [text for text, _ in found]
+        self.written = [text if origin != NAMES else "" for text, origin in found]
         self.origins = Counter(NONE if not text else origin for text, origin in found)
 
     def __str__(self) -> str:

@@ -42,7 +42,7 @@ class FolderPictures(Pictures):
             told = "".join(f"; left out: {n} {reason}" for reason, n in left.items())
             raise BadInput(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}){told}")
         captions = Captions(folder, self.files)
-        self.captions = captions.texts
+        self.captions, self.written = captions.texts, captions.written
         self.origin = str(captions)
         self.left_out = dict(left)
         if captions.strangers:

@@ -107,8 +107,11 @@ def squares(files: Sequence[Path], size: int) -> Float[Tensor, "n 3 size size"]:
     return (to_tensor([to_square(file, size) for file in files]) / 2 + 0.5).clamp(0, 1)
 
 
-def read_pictures(folder: Path, size: int) -> tuple[Float[Tensor, "n 3 size size"], list[str]]:
+def read_pictures(folder: Path, size: int, names: bool = True) -> tuple[Float[Tensor, "n 3 size size"], list[str]]:
     """All pictures of a folder in [0, 1], sorted by name, and the caption of each, "" where it has none.
+
+    Args:
+        names: a folder without any captions is captioned by its pictures' names.
 
     Raises:
         BadInput: no such folder, no picture in it, or a file that is not a picture.
@@ -119,4 +122,4 @@ def read_pictures(folder: Path, size: int) -> tuple[Float[Tensor, "n 3 size size
         raise BadInput(f"{folder} is no folder of pictures: give one")
     found = FolderPictures(folder, size)
     rows = range(len(found))
-    return to_tensor([found.picture(i) for i in rows]) / 2 + 0.5, [found.caption(i) for i in rows]
+    return to_tensor([found.picture(i) for i in rows]) / 2 + 0.5, list(found.captions if names else found.written)

@@ -86,7 +86,7 @@ class By(Link):
         method: Customizer = self.method
         if self.images is None:
             raise BadInput(f"{self.title} learns from pictures: name their folder, as in `{self.title} --images mine/`")
-        pictures, prompts = read_pictures(self.images, chained.pipe.size)
+        pictures, prompts = read_pictures(self.images, chained.pipe.size, names=False)
         learned = method.learn(chained.whole, pictures, prompts, given.folder)
         return replace(chained, pipe=attach(chained.whole, [learned]))
 
