@@ -71,9 +71,9 @@ def steering(name: str, prompts: str = TWO, options: str = "", plain: str = "pla
     return Shown((command,), (f"{name}/plain/0*.png", f"{name}/0*.png"), told)
 
 
-def editing(name: str, prompt: str, told: str, options: str = "") -> Shown:
-    command = f"sfumato edit {name} {prompt} --seeds 0{f' {options}' if options else ''} --out {name}/"
-    return Shown((command,), (f"{name}/000-sheet.png",), told)
+def editing(name: str, prompt: str, told: str, options: str, first: tuple[str, ...] = ()) -> Shown:
+    command = f"sfumato edit {name} {prompt} {options} --out {name}/"
+    return Shown((*first, command), (f"{name}/000-sheet.png",), told)
 
 
 def customizing(name: str, word: str, options: str = "") -> Shown:
@@ -100,7 +100,9 @@ GALLERY: dict[str, Shown] = {
     "decor": steering("decor", '"a red star, chalk style"', '--undesired "chalk style" --alpha 1'),
     "pullback": editing("pullback", '"a red star"', "moved along the first two directions", "--directions 0 1"),
     "riemannian": editing("riemannian", '"a red star"', "moved along the first two directions", "--directions 0 1"),
-    "grad-sam": editing("grad-sam", '"a blue fish" --image original/000*.png', "the reference, and the edit"),
+    "grad-sam": editing(
+        "grad-sam", '"a blue fish"', "the reference, and the edit", "--image original/000*.png", (ORIGINAL,)
+    ),
     "textual-inversion": customizing("textual-inversion", "a <mine>", " --init-word mushroom"),
     "dreambooth-lora": customizing("dreambooth-lora", "a <mine> mushroom", " --init-word mushroom"),
     "prospect": customizing("prospect", "a <mine>", " --init-word mushroom"),

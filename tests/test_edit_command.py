@@ -22,7 +22,7 @@ def model(tiny_sd, tmp_path_factory):
 def test_a_picture_is_edited_and_its_error_told(model, tmp_path, capsys):
     picture, out = tmp_path / "me.png", tmp_path / "out"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(picture)
-    args = ["edit", "pullback", "--model", model, "--image", str(picture), "--prompt", "a red star <b>", *SMALL]
+    args = ["edit", "pullback", "a red star <b>", "--model", model, "--image", str(picture), *SMALL]
     assert cli.main([*args, "--analyse", "0.8", "0.3", "--direction", "0", "1", "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "error of the inversion" in told and "index.html" in told
@@ -37,7 +37,7 @@ def test_a_picture_is_edited_and_its_error_told(model, tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert "a red star &lt;b&gt;" in page and "Error of the inversion" in page and page.count('type="range"') == 2
     assert "http" not in page.replace("http-equiv", "") and "Mean frequency" in page
-    again = ["edit", "pullback", "--model", model, "--prompt", "art", *SMALL, "--use", str(out)]
+    again = ["edit", "pullback", "art", "--model", model, *SMALL, "--use", str(out)]
     assert cli.main([*again, "--out", str(tmp_path / "again")]) == 0
     assert cli.main([*again, "--time", "0.2", "--out", str(tmp_path / "third")]) == 2
     assert "belong to time" in capsys.readouterr().err and not (tmp_path / "third").exists()
@@ -46,7 +46,7 @@ def test_a_picture_is_edited_and_its_error_told(model, tmp_path, capsys):
 def test_masks_lie_over_the_picture(model, tmp_path, capsys):
     picture, out = tmp_path / "place.png", tmp_path / "out"
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(picture)
-    args = ["edit", "grad-sam", "--model", model, "--prompt", "a red star", "--subject", "star", "--steps", "4"]
+    args = ["edit", "grad-sam", "a red star", "--model", model, "--subject", "star", "--steps", "4"]
     assert cli.main([*args, "--mask-step", "2", "--image", str(picture), "--out", str(out)]) == 0
     names = sorted(f.name for f in out.glob("*.png"))
     assert sum("mask-at" in name for name in names) == 1 and "000-place-same-seed-edited.png" in names
@@ -61,8 +61,8 @@ def test_masks_lie_over_the_picture(model, tmp_path, capsys):
     [
         ([], "give a picture with --image FILE, a prompt, or both"),
         (["--image", "nowhere.png"], "is no picture file"),
-        (["--prompt", "art", "--time", "2"], "at most 1"),
-        (["--prompt", "art", "--size", "3"], ""),
+        (["art", "--time", "2"], "at most 1"),
+        (["art", "--size", "3"], ""),
     ],
 )
 def test_bad_input_writes_nothing(model, tmp_path, capsys, given, told):

@@ -236,7 +236,7 @@ def test_the_command_purifies_a_folder_and_records_it(tiny_sd, tmp_path, capsys)
         save_png(tmp_path / "mine" / f"{i}.png", picture.permute(1, 2, 0).numpy(), {})
     given = ["--model", model, "--original", model, "--images", str(tmp_path / "mine"), "--steps", "2"]
     out = tmp_path / "out"
-    assert cli.main(["purify", *given, "--device", "cpu", "--prompt", "a star", "--out", str(out)]) == 0
+    assert cli.main(["purify", "a star", *given, "--device", "cpu", "--out", str(out)]) == 0
     record = json.loads((out / "purify.json").read_text())
     assert [row["moved"] == row["control_moved"] for row in record["pictures"]] == [True, True]
     assert {f.name for f in out.glob("*.png")} == {
@@ -245,5 +245,5 @@ def test_the_command_purifies_a_folder_and_records_it(tiny_sd, tmp_path, capsys)
     told = purify(tiny_sd, (pictures * 255).round() / 255, "a star", sampling_steps=2).moved
     assert [row["moved"] for row in record["pictures"]] == pytest.approx(told, abs=1e-3)
     capsys.readouterr()
-    assert cli.main(["purify", *given, "--prompt", " ", "--out", str(tmp_path / "other")]) == 2
+    assert cli.main(["purify", " ", *given, "--out", str(tmp_path / "other")]) == 2
     assert "say what the pictures show" in capsys.readouterr().err

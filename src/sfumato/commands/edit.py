@@ -8,7 +8,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional
 
 from sfumato.commands.options import STEPS
 from sfumato.commands.sample import read_seeds
@@ -23,7 +25,7 @@ from sfumato.versions import versions
 if TYPE_CHECKING:
     from sfumato.edit.base import Edited, Given
 
-EXAMPLE = 'sfumato edit {name} --image picture.png --prompt "a red star" --out {name}/'
+EXAMPLE = 'sfumato edit {name} "a red star" --image picture.png --out {name}/'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Edit(Equipped):
     """Folder for the pictures, a sheet of each strip, the record and a page (index.html)."""
     model: str = "sketch"
     """An embedded model, a folder written by save_pretrained, a .safetensors file of SD 1.x, 2.x or XL, or a hub id."""
-    prompts: tuple[str, ...] = ()
+    prompts: Annotated[tuple[str, ...], Positional]
     """What the pictures show, or are drawn from; for methods that put a subject into a picture, what is to come. One
     for all, or one each."""
     images: tuple[Path, ...] = ()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from tyro.conf import Positional
 
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.verb import Equipped, load, load_equipped, origin
@@ -15,7 +17,7 @@ from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existi
 from sfumato.plan import Plan
 from sfumato.text import counted
 
-EXAMPLE = 'sfumato purify --model erased/ --images mine/ --prompt "a red star" --out purified/'
+EXAMPLE = 'sfumato purify "a red star" --model erased/ --images mine/ --out purified/'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Purify(Equipped):
     one was made from, where its record says so, else the erased one inverts and there is no control."""
     images: Path
     """A folder of pictures; they are cropped to their central square, of the model's size."""
-    prompt: str
+    prompt: Annotated[str, Positional]
     """What they show, with the concept named."""
     inversion_prompt: str | None = None
     """What the inversion is told instead; "" is nothing."""
