@@ -101,7 +101,9 @@ GALLERY: dict[str, Shown] = {
     "pullback": editing("pullback", '"a red star"', "moved along the first two directions", "--directions 0 1"),
     "riemannian": editing("riemannian", '"a red star"', "moved along the first two directions", "--directions 0 1"),
     "grad-sam": editing(
-        "grad-sam", '"a blue fish"', "the reference, and the edit", "--image original/000*.png", (ORIGINAL,)
+        "grad-sam", '"a blue fish"', "the same noise without the method, and with it: the background is the reference's",
+        "--image reference/000*.png --subject fish",
+        ('sfumato sample "a red star on a grass background" --out reference/',),
     ),
     "textual-inversion": customizing("textual-inversion", "a <mine>", " --init-word mushroom"),
     "dreambooth-lora": customizing("dreambooth-lora", "a <mine> mushroom", " --init-word mushroom"),
