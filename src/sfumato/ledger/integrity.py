@@ -14,9 +14,9 @@ from .erasure import beside, concepts_of, sketch
 ARMS: dict[str, dict[str, Any]] = {
     "distilled": {},
     "labels": {"surrogate": "random", "retain": "denoise"},
-    "ascent": {"forget": "ascent", "retain": "denoise"},
+    "ascent": {"forget": "ascent", "retain": "denoise", "lr": 1e-3},
 }
-STOP = {"stop_at": 0.1, "check_every": 15, "check_pictures": 24}
+STOP = {"updates": 300, "stop_at": 0.1, "check_every": 15, "check_pictures": 24}
 """All go on until the concept is seen in a tenth of the pictures that ask for it."""
 
 
@@ -72,12 +72,12 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the preset 'sketch' as first written, for all arms the same; one run of 100 updates was looked at, at seed "
-    "0 on 'star'",
+    tuning="the preset 'sketch' as first written, for all arms the same but for the rate of ascent, which at the "
+    "preset's had erased nothing in 150 updates at seeds 1 to 3; at 0.001 it had in 120, at seed 10 on 'tree'",
     measure=measure,
     arms=tuple(ARMS),
     compare=compare,
     cost=120,
     notes="Every arm ends as soon as the oracle sees the object in a tenth of the pictures that ask for it, or after "
-    "the preset's updates; what each reached is in the table.",
+    f"{STOP['updates']} updates; what each reached is in the table.",
 )
