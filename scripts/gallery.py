@@ -101,7 +101,8 @@ GALLERY: dict[str, Shown] = {
     "pullback": editing("pullback", '"a red star"', "moved along the first two directions", "--directions 0 1"),
     "riemannian": editing("riemannian", '"a red star"', "moved along the first two directions", "--directions 0 1"),
     "grad-sam": editing(
-        "grad-sam", '"a blue fish"', "the same noise without the method, and with it: the background is the reference's",
+        "grad-sam", '"a blue fish"',
+        "the same noise without the method, and with it: the background is the reference's",
         "--image reference/000*.png --subject fish",
         ('sfumato sample "a red star on a grass background" --out reference/',),
     ),
