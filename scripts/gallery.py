@@ -1,4 +1,4 @@
-"""A picture by every method that acts on the embedded model, and the commands that make it: docs/gallery.
+"""Pictures by methods that act on the embedded model, and the commands that make them: docs/gallery.
 
     python scripts/gallery.py                     # all, in gallery/; killed? the same command goes on
     python scripts/gallery.py --only uce pullback
@@ -47,9 +47,9 @@ class Shown:
 
 
 def erasing(name: str) -> Shown:
-    adapter = {"spm": "--adapter spm/"}.get(name, f"--model {name}/")
+    model = "--adapter spm/" if name == "spm" else f"--model {name}/"
     commands = [ORIGINAL, f"sfumato erase {name} --model sketch --concept star --out {name}/"]
-    commands.append(f"sfumato sample {PROMPTS} --seeds 0-1 {adapter} --out {name}-pictures/")
+    commands.append(f"sfumato sample {PROMPTS} --seeds 0-1 {model} --out {name}-pictures/")
     rows, told = ["original/0*.png", f"{name}-pictures/0*.png"], f"the original; after `erase {name} --concept star`"
     if name == "kpop":
         key = "--model kpop/ --adapter kpop/key.safetensors"
@@ -65,8 +65,8 @@ def attacking(name: str) -> Shown:
     return Shown(commands, ("rece-stars/0*.png", f"{name}/0*.png"), f"\"star\" erased by RECE; under `attack {name}`")
 
 
-def steering(name: str, prompts: str = TWO, options: str = "", plain: str = "plain") -> Shown:
-    told = f"{plain}; with `steer {name}`, the same seeds"
+def steering(name: str, prompts: str = TWO, options: str = "") -> Shown:
+    told = f"plain; with `steer {name}`, the same seeds"
     command = f"sfumato steer {name} {prompts} --seeds 0-3{f' {options}' if options else ''} --out {name}/"
     return Shown((command,), (f"{name}/plain/0*.png", f"{name}/0*.png"), told)
 

@@ -71,7 +71,7 @@ class Clock(ABC):
         solver.set_timesteps(steps, device=device)
 
     def run(self, solver: Any) -> list[float]:
-        """The timesteps that a scheduler is set to, as this clock counts them."""
+        """The timesteps that a scheduler is set to, the noisiest first, as this clock counts them."""
         return [float(t) for t in solver.timesteps.tolist()]
 
     def start(self, solver: Any, noise: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:

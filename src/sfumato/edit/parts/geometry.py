@@ -54,10 +54,7 @@ def pushed(
 
 
 def pulled(f: Map, x: Float[Tensor, "*dims"], u: Float[Tensor, "row *features"]) -> Float[Tensor, "row *dims"]:
-    """J^T u for each row: one pass forward, whose graph is kept, and a pass back for each row.
-
-    Passes back in batches take no less time on a CPU and keep a graph for each row of the batch.
-    """
+    """J^T u for each row: one pass forward, whose graph is kept, and a pass back for each row."""
     with torch.enable_grad():
         at = _rows(x, 1).requires_grad_(True)
         out = f(at)

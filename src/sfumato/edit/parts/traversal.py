@@ -75,7 +75,7 @@ class Traversal(Edit):
     where: str = "bottleneck"
     """Whose features measure change: the middle block's, or those of a module of the network."""
     chunk: Count = 8
-    """Rows in one pass of the Jacobian."""
+    """Rows in one pass forward of the Jacobian."""
 
     def __post_init__(self) -> None:
         given = (self.directions,) if isinstance(self.directions, int) else tuple(self.directions)
