@@ -14,6 +14,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,23 +153,28 @@ def pictured(name: str) -> bool:
 
 
 def gallery_page() -> str:
-    """docs/gallery.md: every picture that is there, with its commands."""
+    """docs/gallery.md: every picture that is there, with its commands; what several start from comes first, once."""
+    names = [name for name in GALLERY if pictured(name)]
+    used = Counter(command for name in names for command in GALLERY[name].commands)
+    shared = [command for command, times in used.items() if times > 1]
     lines = [
         "# Gallery", "",
         "Pictures by the methods on the embedded model, with its presets: the first seeds, not selected. All are "
         "generated. Each block of commands runs as it stands (`python scripts/gallery.py` runs them all).", "",
     ]  # fmt: skip
-    for name in GALLERY:
-        if pictured(name):
-            lines += [f"## [{name}](methods/{name}.md)", "", *section(name, "gallery"), ""]
+    if shared:
+        lines += ["What several of them start from comes first:", "", "```", *shared, "```", ""]
+    for name in names:
+        lines += [f"## [{name}](methods/{name}.md)", "", *section(name, "gallery", shared), ""]
     return "\n".join(lines)
 
 
-def section(name: str, folder: str) -> list[str]:
-    """The picture of a method, what it shows, and its commands, as Markdown."""
+def section(name: str, folder: str, known: Sequence[str] = ()) -> list[str]:
+    """The picture of a method, what it shows, and its commands that are not known yet, as Markdown."""
     shown = GALLERY[name]
     told = shown.told if len(shown.rows) == 1 else f"Rows: {shown.told}"
-    return [f"![{name}]({folder}/{name}.png)", "", f"{told[0].upper()}{told[1:]}.", "", "```", *shown.commands, "```"]
+    commands = [command for command in shown.commands if command not in known]
+    return [f"![{name}]({folder}/{name}.png)", "", f"{told[0].upper()}{told[1:]}.", "", "```", *commands, "```"]
 
 
 def main() -> None:

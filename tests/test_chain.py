@@ -67,6 +67,11 @@ def test_fine_tuning_changes_the_asked_subset_only_and_goes_on_after_a_kill(tiny
     assert not changed(after(FineTune(updates=0, n_images=1), erased, tiny_sd).pipe, erased)
 
 
+def levels(one, other):
+    """How far two 8-bit pictures are apart at most."""
+    return int((one.int() - other.int()).abs().max())
+
+
 def test_stages_are_audits_on_the_same_seeds_and_the_original_draws_once(tiny_sd, erased, monkeypatch, tmp_path):
     given, seen, by = [], [], Drawn.by
 
@@ -77,17 +82,19 @@ def test_stages_are_audits_on_the_same_seeds_and_the_original_draws_once(tiny_sd
 
     monkeypatch.setattr(Drawn, "by", watched)
     audit = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL)
-    links = [FasterDiffusion(**FasterDiffusion.NEUTRAL), Merge(model=tiny_sd, weight=1), Scheduler(scheduler="ddim")]
+    links = [FasterDiffusion(**FasterDiffusion.NEUTRAL), Merge(model=tiny_sd, weight=1), Scheduler(scheduler="dpm++")]
     made = Chain(audit=audit, links=links).run()
     assert given == [None, seen[0], seen[0], seen[0]]
     plain = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=LOOKS, **SMALL).run()
     first, patched, merged, _other = (stage.report for stage in made.stages)
     alone = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL).run()
     assert first.erasure == alone.erasure and first.retention == alone.retention
-    assert patched.integrity.mean == first.integrity.mean  # a neutral patch changes nothing
-    assert merged.erasure == plain.erasure and merged.integrity.mean.value == 0  # the original is back
-    ddim = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=LOOKS, **{**SMALL, "scheduler": "ddim"})
-    assert torch.equal(seen[3].asked.after, ddim.draw(ddim.prepare()).asked.after)  # drawn in the asked way
+    # Weights that lie elsewhere in memory may round otherwise: one level of 255 at most.
+    assert patched.integrity.mean.value == pytest.approx(first.integrity.mean.value, rel=1e-4)  # it changes nothing
+    assert merged.erasure == plain.erasure and merged.integrity.mean.value < 1 / 255**2  # the original is back
+    dpm = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=LOOKS, **{**SMALL, "scheduler": "dpm++"})
+    drawn = dpm.draw(dpm.prepare()).asked.after
+    assert levels(seen[3].asked.after, drawn) <= 1 < levels(seen[2].asked.after, drawn)  # drawn in the asked way
     folder = made.save(tmp_path / "out")
     told = json.loads((folder / "composition.json").read_text())
     assert [s["link"] for s in told["stages"]] == [s.title for s in made.stages]
