@@ -20,7 +20,7 @@ from .core import Claim, Experiment, Figures, Found
 
 TASKS = ("0+1", "2+3", "4+5")
 SIZE = 8
-UPDATES = 400
+UPDATES = 300
 EPOCHS = 15
 REPLAY = 40
 STEPS = 25
@@ -33,7 +33,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "replay": PLAIN,
     "no prototypes": {"prototype": "none"},
     "no projection": {"protect": ()},
-    "no replay": {**PLAIN, "replay": 0},
 }
 
 
@@ -41,8 +40,8 @@ def recipe(seed: int, updates: int, epochs: int, **arm: Any) -> CPDM:
     """One network, one classifier and one split for all arms."""
     settings = {"replay": REPLAY, **arm}
     return CPDM(
-        data="digits", size=SIZE, tasks=TASKS, seed=seed, updates=updates, batch=32, lr=1e-3, warmup=40, flip=False,
-        sampling_steps=STEPS, cfg_scale=2.0, text_width=32, channels=(32, 64), layers=1, crossing=(4,), heads=4,
+        data="digits", size=SIZE, tasks=TASKS, seed=seed, updates=updates, batch=32, lr=3e-3, warmup=40, flip=False,
+        sampling_steps=STEPS, cfg_scale=2.0, text_width=32, channels=(16, 32), layers=1, crossing=(4,), heads=4,
         held_out=0.3, validation=0.1, widths=(16, 32), classifier_batch=32, classifier_epochs=epochs,
         classifier_lr=(2e-2,), checkpoint_every=100_000, grid_every=0, track="none", **settings,
     )  # fmt: skip
@@ -138,12 +137,12 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="nothing was tuned on any seed; settings as first written.",
+    tuning="width, learning rate and updates at seed 1000, so that three tasks of all arms fit in ten minutes.",
     measure=measure,
     arms=tuple(ARMS),
     compare=compare,
-    cost={"whole": 85, "replay": 60, "no prototypes": 85, "no projection": 80, "no replay": 50},
+    cost={"whole": 100, "replay": 65, "no prototypes": 100, "no projection": 90},
     notes=f"Six digits of 8 pixels in three tasks ({', '.join(TASKS)}), {UPDATES} updates of 32 pictures a task, "
-    f"{REPLAY} pictures of replay a class, one small U-Net told random text vectors. The arm without replay is the "
-    "lower bound. The data's split, the classifier's start and the seeds drawn are the same for all arms of a seed.",
+    f"{REPLAY} pictures of replay a class, one small U-Net told random text vectors. The data's split, the classifier's "
+    "start and the seeds drawn are the same for all arms of a seed.",
 )

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sfumato.data import oracle
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.metrics.extractors import make_extractor
 from sfumato.metrics.one_shot import diversity, one_shot
@@ -19,12 +18,14 @@ from sfumato.train.semantica import Semantica, pixels
 from .core import Claim, Experiment, Figures, Found
 from .pixels import trained
 
-UPDATES = 300
-SIZE = 32
+UPDATES = 1000
+SIZE = 8
 STEPS = 32
-SHOWN = 24
+SHOWN = 40
 EACH = 6
 """Pictures drawn of each that is shown."""
+UNSEEN = 5
+"""Every so many-th picture is in no episode: these are shown, and compared with."""
 STRANGERS = 0.3
 """Share of the pictures that lie in an episode that they do not belong to."""
 ALL, FILTERED = (0.0, 1.0), (0.5, 0.98)
@@ -33,12 +34,13 @@ ALL, FILTERED = (0.0, 1.0), (0.5, 0.98)
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Semantica):
-    """`Semantica` on episodes of which some pictures have changed places."""
+    """`Semantica` on episodes without the unseen pictures, of which some have changed places."""
 
     strangers: float = 0.0
 
     def groups(self, pictures: Pictures) -> Episodes:
-        return mixed(super().groups(pictures), self.strangers, self.seed)
+        seen = [episode[episode % UNSEEN > 0] for episode in super().groups(pictures)]
+        return mixed(seen, self.strangers, self.seed)
 
 
 def mixed(episodes: Episodes, share: float, seed: int) -> Episodes:
@@ -61,33 +63,37 @@ ARMS: dict[str, dict[str, Any]] = {
 def recipe(seed: int, updates: int, **arm: Any) -> Mixed:
     """One network for all arms."""
     return Mixed(
-        size=SIZE, pictures=3000, seed=seed, updates=updates, batch=48, lr=2e-3, warmup=50, ema=0.99,
-        checkpoint_every=updates, quantiles=True, largest_episode=400, factor=2, channels=(32,), blocks=(1,), depth=2,
-        width=96, head_dim=32, embedding=96, dropout=0.0, sampling_steps=STEPS, **arm,
+        data="digits", size=SIZE, seed=seed, updates=updates, batch=64, lr=3e-3, warmup=100, ema=0.995,
+        checkpoint_every=updates, noise="cosine", encoder="pixels", quantiles=True, channels=(32,), blocks=(1,),
+        depth=2, width=96, head_dim=32, embedding=96, dropout=0.0, sampling_steps=STEPS,
+        cfg_scale=2.0, **arm,
     )  # fmt: skip
 
 
 def measure(seed: int, arm: str, updates: int = UPDATES, n: int = SHOWN) -> Figures:
-    """Train on some episodes and draw of pictures of the world that the model has not seen."""
+    """Train on some episodes and draw of pictures that the model has not seen."""
     model: Any = trained(recipe(seed, updates, **ARMS[arm]))
-    world = open_pictures("sketch", SIZE, seed=1000 + seed, count=n + 400)
-    shown, real = pixels(world, list(range(n))), pixels(world, list(range(n, n + 400)))
+    digits = open_pictures("digits", SIZE)
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(1000 + seed))
+    unseen = order[order % UNSEEN == 0].tolist()
+    shown, real = pixels(digits, unseen[:n]), pixels(digits, unseen[n:])
     cond = model.seen(shown).repeat(EACH)
-    drawn = model.draw(None, range(1000 * seed, 1000 * seed + n * EACH), cond=cond, batch=48)
+    drawn = model.draw(None, range(1000 * seed, 1000 * seed + n * EACH), cond=cond, batch=n)
     bytes_drawn = (drawn * 255).round().to(torch.uint8)
-    read = oracle.load()(drawn)["object"].argmax(1)
-    due = torch.tensor([world.label(i) for i in range(n)]).repeat_interleave(EACH)
+    labels = torch.tensor([digits.label(i) for i in unseen])
+    nearest = torch.cdist(bytes_drawn.flatten(1).double(), real.flatten(1).double()).argmin(1)
+    same = labels[n:][nearest] == labels[:n].repeat_interleave(EACH)
     judge = make_extractor("random-cnn")  # not the encoder that the model was shown the pictures by
     features, of, others = judge(bytes_drawn), judge(shown).repeat_interleave(EACH, 0), judge(real)
     figures = one_shot(features, of, others)
     each = [diversity(*(x[i * EACH : (i + 1) * EACH] for x in (features, of))) for i in range(n)]
     return {
         "diversity": each,
-        "same object": (read == due).double().tolist(),
+        "same digit": same.double().tolist(),
         "one-shot": {
             "Fréchet distance": figures.frechet, "precision": figures.precision, "recall": figures.recall,
             "copied": figures.copied, "consistency": figures.consistency, "diversity": figures.diversity,
-            "same object": float((read == due).double().mean()),
+            "same digit": float(same.double().mean()),
         },
     }  # fmt: skip
 
@@ -96,7 +102,7 @@ def compare(arms: dict[str, Figures]) -> Found:
     """Pairs against the same picture, filtering against none."""
     return {
         "copying": (arms["pairs"]["diversity"], arms["same"]["diversity"]),
-        "filtering": (arms["filtered"]["same object"], arms["unfiltered"]["same object"]),
+        "filtering": (arms["filtered"]["same digit"], arms["unfiltered"]["same digit"]),
         "one-shot figures": {arm: figures["one-shot"] for arm, figures in arms.items()},
     }
 
@@ -115,20 +121,22 @@ EXPERIMENT = Experiment(
         ),
         "filtering": Claim(
             "Where three in ten pictures lie in the wrong episode, leaving out pairs that are too unlike or too much "
-            "alike draws the object that is shown more often.",
+            "alike draws the class that is shown more often.",
             "pairs between the 50th and the 98th hundredth of the cosines",
             "all pairs",
-            "Whether the scenes' oracle reads in what was drawn the object of what was shown, for each picture drawn.",
+            "Whether the real unseen picture that is nearest to what was drawn (distance of pixels) is of the digit "
+            "that was shown, for each picture drawn.",
         ),
     },
     seeds=(1, 2, 3),
-    tuning="nothing was tuned on any seed; settings as first written.",
+    tuning="learning rate, updates and guidance at seed 1000, by how often plain pairs' model draws what it is shown.",
     measure=measure,
     arms=tuple(ARMS),
     compare=compare,
-    cost=90,
-    notes=f"One U-ViT shown pictures by the scenes' oracle (its tokens), {UPDATES} updates of 48 pairs for each arm; "
-    "episodes are the objects of the sketch world. The table's figures are by random convolutional features: the "
-    "Fréchet distance of few drawn pictures compares the arms, and is no FID. The oracle reads what was drawn and is "
-    "the encoder too, in both arms of its claim.",
+    cost=85,
+    notes=f"Handwritten digits of {SIZE} pixels; one U-ViT shown pictures by their pixels, {UPDATES} updates of 64 "
+    "pairs for each arm; episodes are the digits, without every fifth picture: these are shown. The table's figures are by "
+    "random convolutional features: the Fréchet distance of few drawn pictures compares the arms, and is no FID. "
+    "The entry was first written on the sketch world, in whose pictures 300 updates draw no object that anybody could "
+    "read (no arm's pictures showed what was asked for), so that filtering could not be told from none.",
 )
