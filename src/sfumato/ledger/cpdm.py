@@ -143,6 +143,6 @@ EXPERIMENT = Experiment(
     compare=compare,
     cost={"whole": 100, "replay": 65, "no prototypes": 100, "no projection": 90},
     notes=f"Six digits of 8 pixels in three tasks ({', '.join(TASKS)}), {UPDATES} updates of 32 pictures a task, "
-    f"{REPLAY} pictures of replay a class, one small U-Net told random text vectors. The data's split, the classifier's "
-    "start and the seeds drawn are the same for all arms of a seed.",
+    f"{REPLAY} pictures of replay a class, one small U-Net told random text vectors. The data's split, the "
+    "classifier's start and the seeds drawn are the same for all arms of a seed.",
 )
