@@ -135,8 +135,8 @@ EXPERIMENT = Experiment(
     compare=compare,
     cost=85,
     notes=f"Handwritten digits of {SIZE} pixels; one U-ViT shown pictures by their pixels, {UPDATES} updates of 64 "
-    "pairs for each arm; episodes are the digits, without every fifth picture: these are shown. The table's figures are "
-    "by random convolutional features: the Fréchet distance of few drawn pictures compares the arms, and is no FID. "
-    "The entry was first written on the sketch world, in whose pictures 300 updates draw no object that anybody could "
-    "read (no arm's pictures showed what was asked for), so that filtering could not be told from none.",
+    "pairs for each arm; episodes are the digits, without every fifth picture: these are shown. The table's figures "
+    "are by random convolutional features: the Fréchet distance of few drawn pictures compares the arms, and is no "
+    "FID. The entry was first written on the sketch world, in whose pictures 300 updates draw no object that anybody "
+    "could read (no arm's pictures showed what was asked for), so that filtering could not be told from none.",
 )
