@@ -75,9 +75,9 @@ class CPDM(PixelRecipe):
             "updates": 150_000, "classifier_batch": 64, "classifier_epochs": 30, "widths": (64, 128, 256, 512),
         },
         "small-digits": {
-            "data": "digits", "size": 16, "tasks": ("0+1+2+3", "4+5+6", "7+8+9"), "flip": False, "updates": 1500,
-            "batch": 64, "lr": 1e-3, "warmup": 100, "replay": 60, "sampling_steps": 25, "cfg_scale": 2.0,
-            "text_width": 64, "channels": (32, 64), "layers": 1, "crossing": (8,), "widths": (24, 48),
+            "data": "digits", "size": 8, "tasks": ("0+1+2+3", "4+5+6", "7+8+9"), "flip": False, "updates": 1000,
+            "batch": 32, "lr": 3e-3, "warmup": 100, "replay": 60, "sampling_steps": 25, "cfg_scale": 2.0,
+            "text_width": 32, "channels": (16, 32), "layers": 1, "crossing": (4,), "heads": 4, "widths": (16, 32),
             "classifier_batch": 64, "classifier_epochs": 30, "classifier_lr": (5e-2, 1e-2), "held_out": 0.2,
         },
         "small-cifar10": {

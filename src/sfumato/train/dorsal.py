@@ -73,6 +73,12 @@ class Dorsal(CosineRecipe):
             "views": 3, "octaves": 8, "first_octave": -3, "weighting": "v", "batch": 16, "lr": 1e-3, "warmup": 200,
             "ema": 0.999, "updates": 6000, "sampling_steps": 64, "scheduler": "ddim",
         },
+        "tiny": {
+            "size": 24, "pictures": 2000, "views": 3, "octaves": 6, "first_octave": -2, "weighting": "v",
+            "channels": (24, 40, 64), "layers": 1, "attention_from": 12, "head_dim": 8, "embedding": 96, "rays": 24,
+            "batch": 8, "lr": 2e-3, "warmup": 100, "ema": 0.995, "updates": 3000, "sampling_steps": 32,
+            "scheduler": "ddim",
+        },
         "small-osrt": {
             "slots": "osrt", "views": 3, "inputs": 4, "n_slots": 6, "slot_dim": 96, "octaves": 8, "first_octave": -3,
             "weighting": "v", "batch": 16, "lr": 1e-3, "warmup": 200, "ema": 0.999, "updates": 6000,
@@ -82,7 +88,7 @@ class Dorsal(CosineRecipe):
         },
     }  # fmt: skip
     """``msn-hard``: the paper's kind of model, with OSRT as independent code trains it; the data are to be given as a
-    folder. ``small*``: for a CPU, on the world of solids, untuned."""
+    folder. ``small*`` and ``tiny``: for a CPU, on the world of solids, untuned."""
 
     data: str = "solids"
     """"solids", a world of spheres, boxes and cylinders; "solids-uncoloured", the same whose objects' descriptions

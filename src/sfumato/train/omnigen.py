@@ -80,9 +80,14 @@ class TrainOmniGen(Tuned, Schedule, InFolder):
             "size": 64, "width": 192, "heads": 6, "mlp": 512, "blocks": 6, "batch": 32, "lr": 1e-3, "warmup": 200,
             "decay": "cosine", "ema": 0.999, "updates": 10_000,
         },
+        "tiny-sketch": {
+            "size": 32, "tasks": ("layout-to-picture", "picture-to-layout"), "pictures": 6000, "width": 128, "heads": 4,
+            "mlp": 352, "blocks": 4, "vocabulary": 700, "batch": 32, "lr": 2e-3, "warmup": 100, "decay": "cosine",
+            "ema": 0.995, "updates": 3000, "sampling_steps": 20,
+        },
     }  # fmt: skip
-    """``lora`` and ``full``: the official code's ways to tune the published model, on a GPU; ``small-sketch``: for a
-    CPU, untuned."""
+    """``lora`` and ``full``: the official code's ways to tune the published model, on a GPU; ``small-sketch``, and
+    ``tiny-sketch`` with two tasks: for a CPU, untuned."""
 
     data: str = "sketch"
     """"sketch", tasks of the sketch world, or a file of JSON lines with an instruction, input_images and an

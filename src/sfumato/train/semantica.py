@@ -69,9 +69,15 @@ class Semantica(CosineRecipe):
             "depth": 4, "width": 192, "head_dim": 48, "dropout": 0.0, "batch": 64, "lr": 1e-3, "warmup": 200,
             "ema": 0.999, "updates": 10_000, "sampling_steps": 128, "cfg_scale": 1.5,
         },
+        "small-digits": {
+            "data": "digits", "size": 8, "noise": "cosine", "encoder": "pixels", "quantiles": True,
+            "similar": (0.05, 0.95), "channels": (32,), "blocks": (1,), "depth": 2, "width": 96, "head_dim": 32,
+            "embedding": 96, "dropout": 0.0, "batch": 64, "lr": 3e-3, "warmup": 100, "ema": 0.995, "updates": 3000,
+            "sampling_steps": 64, "cfg_scale": 2.0,
+        },
     }  # fmt: skip
-    """``dinov2-256``: the paper's kind of model as far as it is known, by its lineage; ``small-sketch``: for a CPU,
-    untuned."""
+    """``dinov2-256``: the paper's kind of model as far as it is known, by its lineage; ``small-*``: for a CPU,
+    ``small-sketch`` untuned."""
 
     classes: ClassVar[bool] = False  # type: ignore[misc]  # a picture is what it is told
     label_dropout: Decay = 0.1
