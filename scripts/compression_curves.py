@@ -1,9 +1,13 @@
 """Bits against distortion and realism: models of `sfumato train hfd`, their squared-error decoders, JPEG and WebP.
 
-    python scripts/compression_curves.py --models runs/hfd-0.0067/ runs/hfd-0.025/ --out runs/compression
+    python scripts/compression_curves.py --others runs/photographs/           # what models may learn from
+    sfumato train hfd --preset tiny-photos --lam 0.0067 --data runs/photographs/ --out runs/hfd-0.0067
+    sfumato train hfd --preset tiny-photos --lam 0.05 --data runs/photographs/ --out runs/hfd-0.05
+    python scripts/compression_curves.py --models runs/hfd-0.0067/model runs/hfd-0.05/model --out runs/compression
     python scripts/compression_curves.py --models ... --out ... --pictures mine/    # a folder, instead of photographs
 
 Photographs: those that come with scikit-image and scikit-learn; without either, and without a folder, nothing is done.
+``--others`` writes those of scikit-image that nothing is measured on, without people.
 Every codec's bits are those of its bytes, headers included. Distortion: PSNR and SSIM, means over the pictures.
 Realism: Fréchet distance of the log-energies of Haar details, between patches of the pictures and of what comes back,
 all of them together, at their own resolution. Writes ``curves.json`` to ``--out``, the page and the plot to ``--docs``.
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,12 @@ QUALITIES: Mapping[str, tuple[int, ...]] = {"JPEG": (5, 10, 20, 40, 60, 80), "We
 PATCH = 32
 LONGEST = 768
 """Side to which larger pictures are brought, so that a decoder of hundreds of steps ends in time."""
+OTHERS = (
+    "brick.png", "cell.png", "clock_motion.png", "coins.png", "grass.png", "gravel.png", "horse.png",
+    "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "page.png",
+    "retina.jpg",
+)  # fmt: skip
+"""Pictures of scikit-image that models may learn from."""
 Codec = Callable[[Image.Image], tuple[int, Float[Tensor, "1 3 height width"]]]
 """From a picture to the bytes that it took, and what came back, in [0, 1]."""
 
@@ -45,6 +56,17 @@ def gathered(folder: Path | None) -> list[Image.Image]:
     for picture in found:
         picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return found
+
+
+def others(folder: Path) -> int:
+    """Write those of `OTHERS` that are installed, and say how many."""
+    spec = find_spec("skimage")
+    source = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
+    found = [source / name for name in OTHERS if (source / name).is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in found:
+        to_image(file).save(folder / f"{file.stem}.png")
+    return len(found)
 
 
 def classic(kind: str, quality: int) -> Codec:
@@ -140,7 +162,8 @@ def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True, help="folders that sfumato train hfd wrote")
+    parser.add_argument("--models", nargs="+", help="folders that sfumato train hfd wrote")
+    parser.add_argument("--others", type=Path, help="write the other photographs of scikit-image there, and stop")
     parser.add_argument("--pictures", type=Path, help="a folder, instead of the photographs of installed packages")
     parser.add_argument("--out", type=Path, default=Path("runs/compression"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
@@ -148,6 +171,11 @@ def main() -> None:
     parser.add_argument("--tile", type=int, help="draw in tiles of so many pixels a side")
     parser.add_argument("--device")
     args = parser.parse_args()
+    if args.others:
+        print(f"{others(args.others)} pictures: {args.others}")
+        return
+    if not args.models:
+        parser.error("name the models to measure with --models")
     pictures = gathered(args.pictures)
     if not pictures:
         print("no photographs here: install scikit-image, or name a folder with --pictures")
