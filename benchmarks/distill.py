@@ -67,7 +67,7 @@ def updates(teacher: Text2Image, batch: int, repeats: int, folder: Path) -> dict
             made = method(teacher=teacher, **{**method.EXAMPLE, **same, **few, **told})
             name = f"{entry.name} {kind}".strip()
             loops = of_updates(partial(made.run, folder / name, progress=False))
-            found |= {f"{name}: {title}" if title else name: seconds for title, seconds in loops.items()}
+            found |= {f"{name}: {title}" if title != entry.name else name: seconds for title, seconds in loops.items()}
     return found
 
 

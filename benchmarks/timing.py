@@ -27,8 +27,8 @@ def timed(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, 
 
 
 def of_updates(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the fastest update of every training loop that ``work`` runs, by its title; what is prepared before
-    and saved after does not count."""
+    """Seconds of the fastest update of every training loop that ``work`` runs, by its title or its recipe's name; what
+    is prepared before and saved after does not count."""
     best: dict[str, float] = {}
     plain = Run.one_step
 
@@ -37,7 +37,7 @@ def of_updates(work: Callable[[], object]) -> dict[str, float]:
         logs = plain(run)
         if run.device.type == "cuda":
             torch.cuda.synchronize()
-        title = run.recipe.title
+        title = run.recipe.title or run.recipe.name
         best[title] = min(best.get(title, float("inf")), time.perf_counter() - start)
         return logs
 
