@@ -17,6 +17,10 @@ from sfumato.attribute.parts import game, similarity, study, utility
 from sfumato.attribute.parts.workflow import Part, Setup, Workflow, drawn, read_workflow, tidy
 from sfumato.errors import BadInput
 from sfumato.metrics.extractors import PixelFeatures
+from sfumato.pipeline import customization
+from sfumato.pipeline.customization import Customization
+from sfumato.pipeline.equip import equip
+from sfumato.pipeline.lora import Product
 
 RNG = torch.Generator().manual_seed(0)
 
@@ -253,6 +257,24 @@ def test_parts_switch_phrases_loras_and_checkpoints(tiny_sd, tmp_path):
     adapter.scale = 0.5
     torch.testing.assert_close(drawn(flow, 0b0100, [0]), changed.draw(["a"], [0], sampling_steps=1))
     assert not tiny_sd.adapters and not torch.allclose(drawn(flow, 0b0100, [0]), plain("a"), atol=1e-3)
+
+
+def test_files_of_customize_bring_their_words_and_act_beside_loras(tiny_sd, tmp_path):
+    layer, files = tiny_sd.projections("cross.k")[0], []
+    out, into = layer.shape
+    down, up = torch.randn(2, into, generator=RNG), torch.randn(out, 2, generator=RNG)
+    for word, sign in (("<one>", 1), ("<two>", -2)):
+        rows = (torch.randn(1, tiny_sd.pipe.text_encoder.config.hidden_size, generator=RNG),)
+        files.append(tmp_path / f"{len(files)}.safetensors")
+        learned = Customization({word: rows}, {layer.name: Product(down, sign * up, 1.0)})
+        customization.save(files[-1], learned, tiny_sd)
+    parts = tuple(Part(name=f"p{i}", kind="lora", source=str(f), weight=0.5) for i, f in enumerate(files))
+    flow = Workflow(model=tiny_sd, prompt="a <one> star", sampling_steps=1, seeds=(0,), parts=parts)
+    whole = equip(tiny_sd, tiny_sd, files)
+    for adapter in whole.adapters.values():
+        adapter.scale = 0.5
+    torch.testing.assert_close(drawn(flow, 0b11, [0]), whole.draw(["a <one> star"], [0], sampling_steps=1))
+    assert not torch.allclose(drawn(flow, 0b01, [0]), drawn(flow, 0b11, [0]), atol=1e-4)
 
 
 def test_a_control_that_does_nothing_draws_the_same_pictures(tiny_sd, tmp_path):

@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato.errors import BadInput, unknown
 from sfumato.files import sha256_of
 from sfumato.foreign import reading
-from sfumato.pipeline import Text2Image, load_text2image
+from sfumato.pipeline import Text2Image, customization, load_text2image
 from sfumato.pipeline.load import wrap
 
 Kind = Literal["checkpoint", "lora", "control", "phrase", "python"]
@@ -38,12 +38,16 @@ class Setup:
         prompt: what it is asked for, with {NAME} for each phrase that has a place in it.
         control: a ControlNet, its picture and its strength; None without.
         after: what is done to pictures in [0, 1] when they are drawn.
+        bare, loras: the pipeline before the first LoRA, and the parts of that kind; adapters do not travel with a copy,
+            and words that are learned make one.
     """
 
     pipe: Text2Image
     prompt: str
     control: tuple[Any, Image.Image, float] | None = None
     after: tuple[Callable[[Tensor], Tensor], ...] = ()
+    bare: Text2Image | None = None
+    loras: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ class Part:
         name: what it is called.
         kind: "checkpoint" (takes the base model's place; at most one can be on), "lora", "control" (a ControlNet),
             "phrase" (words in the prompt) or "python".
-        source: a model, a LoRA file, a ControlNet's folder, or the words.
+        source: a model, a LoRA file or one of ``customize`` (whose words are then known), a ControlNet's folder, or the
+            words.
         weight: of a LoRA or ControlNet.
         image: the control picture.
         apply: of "python": maps the `Setup` without the part to that with it. It needs one process (jobs=1).
@@ -85,13 +90,26 @@ class Part:
         if self.kind == "checkpoint":
             return dataclasses.replace(setup, pipe=_model(self.source, str(setup.pipe.device)).copy())
         if self.kind == "lora":
-            setup.pipe.load_adapter(self.name, self.source).scale = self.weight
-            return setup
+            bare, loras = setup.bare or setup.pipe, (*setup.loras, self)
+            return dataclasses.replace(setup, pipe=_with(bare, loras), bare=bare, loras=loras)
         if self.kind == "control":
             return dataclasses.replace(setup, control=(*_control(self.source, self.image, setup.pipe), self.weight))
         place = f"{{{self.name}}}"
         words = setup.prompt.replace(place, self.source) if place in setup.prompt else f"{setup.prompt}, {self.source}"
         return dataclasses.replace(setup, prompt=words)
+
+
+def _with(bare: Text2Image, loras: Sequence[Part]) -> Text2Image:
+    """The pipeline with these LoRAs, and the words of those that ``customize`` wrote."""
+    learned = {p.name: customization.load(p.source, bare) for p in loras if customization.holds_one(p.source)}
+    made = customization.add_words(bare, list(learned.values())) if learned else bare.copy()
+    for part in loras:
+        if part.name not in learned:
+            made.load_adapter(part.name, part.source).scale = part.weight
+        elif products := learned[part.name].products:
+            customization.add_products(made, part.name, products)
+            made.adapters[part.name].scale = part.weight
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
