@@ -82,19 +82,19 @@ def learning(pipeline: str, emoji: Emoji, few: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     quoted = lambda texts: shlex.join(texts)
     teach = f"sfumato customize {{}} --model {pipeline} --preset sketch"
-    draw = f"sfumato sample {{}} --model {pipeline} --seeds 0-{SEEDS - 1} {{}} --out {{}}/"
+    draw = f"sfumato sample {{}} --model {pipeline} --seeds 0-{SEEDS - 1}{{}} --out {{}}/"
     found["named"] = [draw.format(quoted(prompts(emoji, STYLE)), "", "named")]
     found["not asked"] = [draw.format(quoted(prompts(emoji, "")), "", "plain")]
     for images, (name, says) in product(("style", "safe"), METHODS.items()):
         learn = f"{teach.format(name)} --images {images}/ --init-word style{ALONE.get(name, '')}{few}"
         file = f"{images}-{name}.safetensors"
-        drawn = draw.format(quoted(prompts(emoji, says)), f"--adapter {file}", f"{images}-{name}")
+        drawn = draw.format(quoted(prompts(emoji, says)), f" --adapter {file}", f"{images}-{name}")
         found[f"{images} by {name}"] = [f"{learn} --out {file}", drawn]
     asked = quoted([f"{OTHER}, {s} style" for s in STYLES])
     for name in METHODS:
         learn = f"{teach.format(name)} --images subject/ --word '{OTHER}'{ALONE.get(name, '')}{few}"
         file = f"subject-{name}.safetensors"
-        drawn = draw.format(asked, f"--adapter {file}", f"subject-{name}")
+        drawn = draw.format(asked, f" --adapter {file}", f"subject-{name}")
         found[f"subject by {name}"] = [f"{learn} --out {file}", drawn]
     return found
 

@@ -34,6 +34,7 @@ FIRST = 1
 SHEET = 6
 """Scenes on the sheet."""
 KINDS = ("drawn", "after removal", "as if nothing had gone", "another scene")
+REMOVED = KINDS[1:3]
 
 
 def measured(model: Any, views: range, args: argparse.Namespace) -> dict[str, Any]:
@@ -48,9 +49,10 @@ def measured(model: Any, views: range, args: argparse.Namespace) -> dict[str, An
         truth, without, other = (seen(w, cameras, model.size) for w in (world, world.without(0), scenes.world(i + 1)))
         pairs = ((drawn, truth), (rest, without), (truth, without), (other, truth))
         for kind, (one, due) in zip(KINDS, pairs, strict=True):
-            # A solid that no camera sees leaves the pictures as they were: of these PSNR says nothing.
-            if kind == "drawn" or not torch.equal(truth, without):
-                found[kind].append(float(PSNR()(one, due).mean()))
+            # A solid that a camera does not see leaves its picture as it was, and there is nothing to be judged.
+            seeing = (truth != without).flatten(1).any(1) | (kind not in REMOVED)
+            if seeing.any():
+                found[kind].append(float(PSNR()(one[seeing], due[seeing]).mean()))
         if i < SHEET:
             rows.append(torch.cat([truth, drawn, rest, without]))
     record = {"PSNR": found, "sha256": model.describe()["sha256"], "views": len(views), "n": args.n}
@@ -95,7 +97,7 @@ def page(record: dict[str, Any], training: Dorsal, args: argparse.Namespace) -> 
         *rows,
         "",
         "Scenes that the model has not seen; the mean over a scene's views, then over scenes. In the rows with a "
-        "removed solid only scenes count in which it is seen.",
+        "removed solid only views count in which it is seen.",
         "",
         f"A row for each of the first scenes, not selected, {record['views']} views each: the true ones; drawn; drawn "
         "without the first solid's slot, the same seed; the true ones without it.",
