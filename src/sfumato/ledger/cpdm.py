@@ -138,7 +138,8 @@ EXPERIMENT = Experiment(
     },
     seeds=(1, 2, 3),
     tuning="width, batch, learning rate and updates at seed 1000, so that all arms fit in ten minutes and their "
-    "pictures of digits can be read; with 300 updates of 32 pictures (three seeds) they could not, and nothing was told apart.",
+    "pictures of digits can be read; with 300 updates of 32 pictures (three seeds) they could not, and nothing was "
+    "told apart.",
     measure=measure,
     arms=tuple(ARMS),
     compare=compare,
