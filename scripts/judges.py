@@ -41,8 +41,8 @@ CLASSIFIERS = {
     "prob-psenn": "--preset small-run",
 }
 SEARCH = (
-    "sfumato train eagan --preset small-sketch --data digits/train.parquet --rounds 4 --round-updates 60 "
-    "--updates 800 --out eagan/"
+    "sfumato train eagan --preset small-sketch --data digits/train.parquet --population 6 --rounds 3 "
+    "--search-warmup 60 --round-updates 20 --samples 200 --updates 400 --out eagan/"
 )
 COMMANDS = [
     *(f"sfumato classify {name} {options} {DATA} --out {name}/" for name, options in CLASSIFIERS.items()),
@@ -56,13 +56,14 @@ COMMANDS = [
     SEARCH,
 ]
 PAGES = {
-    "prototype-net": ("prototype-net/index.html", "Prototypes"),
-    "prob-psenn": ("prob-psenn/index.html", "Prototypes"),
-    "goar": ("goar/index.html", "Damaged pictures"),
-    "roar": ("roar/index.html", "Damaged pictures"),
-    "eagan": ("eagan/search/index.html", ""),
+    "prototype-net": ("prototype-net/index.html", "Prototypes", 80),
+    "prob-psenn": ("prob-psenn/index.html", "Prototypes", 90),
+    "goar": ("goar/index.html", "Damaged pictures", 40),
+    "roar": ("roar/index.html", "Damaged pictures", 40),
+    "eagan": ("eagan/search/index.html", "", 0),
 }
-"""The methods' pages, and the part of each whose first pictures are shown."""
+"""The methods' pages, and the part of each whose first pictures are shown, and how many."""
+EACH_FIVE = "Fives of a picture, an attribution of it (by gradient, then by integrated-gradients), and it at each strength."
 
 
 def output(command: str) -> str:
@@ -79,7 +80,7 @@ def run(work: Path) -> None:
             subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=work, check=True)
 
 
-def pictures(html: str, heading: str, most: int = 40) -> list[np.ndarray]:
+def pictures(html: str, heading: str, most: int) -> list[np.ndarray]:
     """The first pictures behind a heading of a page."""
     rest = html[html.index(f"{heading}</") :] if heading in html else ""
     found = re.findall(r'<img[^>]*src="data:image/\w+;base64,([^"]+)"', rest)[:most]
@@ -113,9 +114,9 @@ def page(work: Path, docs: Path) -> str:
         right = card["top1"]
         low, high = right["low"], right["high"]
         rows.append(f"| [{name}](../methods/{name}.md) | {right['value']:.1%} [{low:.1%}, {high:.1%}] |")
-    for name, (file, heading) in PAGES.items():
+    for name, (file, heading, most) in PAGES.items():
         shutil.copyfile(work / file, docs / "judges" / f"{name}.html")
-        if heading and (tiles := pictures((work / file).read_text(encoding="utf-8"), heading)):
+        if heading and (tiles := pictures((work / file).read_text(encoding="utf-8"), heading, most)):
             side = max(len(x) for x in tiles)
             same = [np.asarray(Image.fromarray(x).resize((side, side), Image.Resampling.NEAREST)) for x in tiles]
             sheets[name] = shown(name, np.stack(same), docs, 10)
@@ -148,11 +149,15 @@ def page(work: Path, docs: Path) -> str:
         "",
         *scored(work / "goar"),
         "",
+        EACH_FIVE,
+        "",
         sheets.get("goar", ""),
         "",
         "ROAR takes values out:",
         "",
         *scored(work / "roar"),
+        "",
+        EACH_FIVE,
         "",
         sheets.get("roar", ""),
         "",
