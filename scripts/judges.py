@@ -63,7 +63,9 @@ PAGES = {
     "eagan": ("eagan/search/index.html", "", 0),
 }
 """The methods' pages, and the part of each whose first pictures are shown, and how many."""
-EACH_FIVE = "Fives of a picture, an attribution of it (by gradient, then by integrated-gradients), and it at each strength."
+EACH_FIVE = (
+    "Fives of a picture, an attribution of it (by gradient, then by integrated-gradients), and it at each strength."
+)
 
 
 def output(command: str) -> str:
