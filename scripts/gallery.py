@@ -165,7 +165,7 @@ def gallery_page() -> str:
     if shared:
         lines += ["What several of them start from comes first:", "", "```", *shared, "```", ""]
     for name in names:
-        lines += [f"## [{name}](methods/{name}.md)", "", *section(name, "gallery", shared), ""]
+        lines += [f"## {name}", "", *section(name, "gallery", shared), "", f"[Its page](methods/{name}.md).", ""]
     return "\n".join(lines)
 
 

@@ -15,6 +15,17 @@ def test_generated_pages_are_up_to_date():
     assert not stale, "run: python scripts/docs.py"
 
 
+def test_headings_hold_no_links():
+    """A heading that does is none that the site's table of contents can name: the site would not be built."""
+    found = [
+        f"{page.name}: {line}"
+        for page in (ROOT / "docs").rglob("*.md")
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if re.match(r"#+ .*\]\(", line)
+    ]
+    assert not found
+
+
 def test_readme_names_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert "pip install -e . && sfumato demo" in text and "pip install -e '.[test]' && pytest" in text
