@@ -130,6 +130,7 @@ def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> Non
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     columns = {"PSNR": "PSNR in dB", "SSIM": "SSIM", "distance": "Fréchet distance of texture"}
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
@@ -137,6 +138,9 @@ def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> Non
         for name, points in found.items():
             axis.plot([p["bpp"] for p in points], [p[key] for p in points], marker="o", label=name)
         axis.set(xlabel="bits per pixel", ylabel=label, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_locator(NullLocator())
     axes[2].set_yscale("log")
     axes[0].legend()
     docs.mkdir(parents=True, exist_ok=True)

@@ -77,8 +77,8 @@ class HFD(PixelRecipe):
         "tiny-photos": {
             "size": 256, "crop": 64, "flip": True, "codec_width": 48, "codec_latent": 64,
             "codec_groups": (8, 8, 16, 32), "codec_context": (48, 32), "codec_blocks": 1, "codec_attention": False,
-            "codec_updates": 2500, "codec_lr": 5e-4, "channels": (24, 48, 48), "blocks": (1, 1, 1), "embedding": 128,
-            "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.995, "updates": 1500, "sampling_steps": 30,
+            "codec_updates": 20_000, "codec_lr": 5e-4, "channels": (24, 48, 48), "blocks": (1, 1, 1), "embedding": 128,
+            "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.999, "updates": 6000, "sampling_steps": 30,
         },
     }  # fmt: skip
     """"paper": of the paper's kind, untested at that size; "flow": HFD/RF; "small-sketch", and "tiny-photos" on squares

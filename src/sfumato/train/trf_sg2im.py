@@ -81,18 +81,10 @@ class TrfSG2Im(PixelRecipe):
             "layout_lr": 2e-3, "joint_lr": 2e-4, "sections": 16, "slots": 4, "shared": False, "width": 128, "depth": 4,
             "heads": 4, "dropout": 0.0, "updates": 6000, "batch": 64, "lr": 1e-3, "pictures": 8000, "top_k": 16,
         },
-        "tiny-sketch": {
-            "size": 32, "codes": 64, "code_channels": (24, 48, 48), "code_dimensions": 8, "code_updates": 600,
-            "code_batch": 16, "code_lr": 2e-3, "graph_width": 64, "graph_depth": 3, "graph_heads": 4, "positions": 4,
-            "directed": False, "bidirectional": True, "head": "plain", "padding": False, "layout_updates": 800,
-            "layout_batch": 64, "layout_lr": 3e-3, "true_layout": True, "sections": 16, "slots": 4, "shared": False,
-            "width": 96, "depth": 3, "heads": 4, "dropout": 0.0, "updates": 1500, "batch": 16, "lr": 2e-3,
-            "pictures": 6000, "top_k": 16,
-        },
     }  # fmt: skip
     """``coco``: the published configuration and about its 300 epochs; ``visual-genome``: the data's relations (stage 1
     there had 8 eigenvectors and stage 2 32, which do not fit each other: 32 here; and 30 slots for 30 objects and the
-    picture: 31 here); ``small-sketch`` and ``tiny-sketch``: for a CPU, untuned."""
+    picture: 31 here); ``small-sketch``: for a CPU, untuned."""
 
     classes: ClassVar[bool] = False  # type: ignore[misc]  # a graph is what it is told
     data: str = "sketch"
