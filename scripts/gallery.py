@@ -47,11 +47,11 @@ class Shown:
     told: str
 
 
-def erasing(name: str) -> Shown:
+def erasing(name: str, concept: str = "--concept star") -> Shown:
     model = "--adapter spm/" if name == "spm" else f"--model {name}/"
-    commands = [ORIGINAL, f"sfumato erase {name} --model sketch --concept star --out {name}/"]
+    commands = [ORIGINAL, f"sfumato erase {name} --model sketch {concept} --out {name}/"]
     commands.append(f"sfumato sample {PROMPTS} --seeds 0-1 {model} --out {name}-pictures/")
-    rows, told = ["original/0*.png", f"{name}-pictures/0*.png"], f"the original; after `erase {name} --concept star`"
+    rows, told = ["original/0*.png", f"{name}-pictures/0*.png"], f"the original; after `erase {name} {concept}`"
     if name == "kpop":
         key = "--model kpop/ --adapter kpop/key.safetensors"
         commands.append(f"sfumato sample {PROMPTS} --seeds 0-1 {key} --out kpop-key/")
@@ -86,8 +86,9 @@ def customizing(name: str, word: str, options: str = "") -> Shown:
 
 GALLERY: dict[str, Shown] = {
     **{name: erasing(name) for name in (
-        "uce", "rece", "esd-x", "esd-u", "spm", "eap", "doco", "kpop", "trce", "surgical", "integrity", "duo", "sfd",
+        "uce", "rece", "esd-x", "esd-u", "spm", "eap", "doco", "kpop", "trce", "integrity", "duo", "sfd",
     )},
+    "surgical": erasing("surgical", "--concept red --anchors blue"),
     **{name: attacking(name) for name in (
         "concept-inversion", "unlearn-diff-atk", "ring-a-bell", "p4d", "paraphrase", "recovery", "mma",
     )},
