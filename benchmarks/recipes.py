@@ -4,9 +4,9 @@
     python benchmarks/recipes.py --only dorsal omnigen --batch 16 --repeats 5
 
 Each recipe with a preset for a CPU, on the world that it is for; every loop of it counts alone, the fastest of
-``--repeats`` updates. Beside it stands SiD2 at the same side and batch (rows; a row of DORSal is a scene of views):
-both nets' parameters are told, for a step costs what its net does. Then a causal transformer's forward and training
-step by the length of its sequences.
+``--repeats`` updates. Beside it stands SiD2 at the same side and batch (rows; a row of DORSal is a scene of views): the
+parameters of all that a model is saved with are told, also those that a loop does not train. Then a causal
+transformer's forward and training step by the length of its sequences.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from sfumato import catalog
 from sfumato.nets.image_transformer import ImageTransformer
+from sfumato.pipeline import load
 from sfumato.train.sid2 import SiD2
 from timing import of_updates, timed
 
@@ -57,8 +58,6 @@ def made(name: str, batch: int, repeats: int) -> Any:
 
 def parameters(folder: Path) -> int:
     """Of all networks that the model in a folder was saved with."""
-    from sfumato.pipeline import load
-
     model: Any = load(str(folder))
     return sum(p.numel() for part in model.parts().values() for p in part.parameters())
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from real_pictures import photographs, tensor
+from real_pictures import packaged, photographs, tensor
 from sfumato.commands.compress import compression_model
 from sfumato.data.base import to_image
 from sfumato.data.folders import pictures_in
@@ -60,9 +59,7 @@ def gathered(folder: Path | None) -> list[Image.Image]:
 
 def others(folder: Path) -> int:
     """Write those of `OTHERS` that are installed, and say how many."""
-    spec = find_spec("skimage")
-    source = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
-    found = [source / name for name in OTHERS if (source / name).is_file()]
+    found = [file for name in OTHERS if (file := packaged("skimage", f"data/{name}"))]
     folder.mkdir(parents=True, exist_ok=True)
     for file in found:
         to_image(file).save(folder / f"{file.stem}.png")

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from shutil import copyfile
@@ -27,6 +25,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from commands import output, run
 from emoji import GROUPS, STYLES, captions_of, read
 from sfumato.files import GENERATED, contact_sheet, save_png, write_json
 from sfumato.metrics.bootstrap import wilson
@@ -80,17 +79,16 @@ def prompts(emoji: Emoji, says: str) -> list[str]:
 def learning(pipeline: str, emoji: Emoji, few: str) -> dict[str, list[str]]:
     """The commands that learn and draw, by what is learned; one folder for all."""
     found: dict[str, list[str]] = {}
-    quoted = lambda texts: shlex.join(texts)
     teach = f"sfumato customize {{}} --model {pipeline} --preset sketch"
     draw = f"sfumato sample {{}} --model {pipeline} --seeds 0-{SEEDS - 1}{{}} --out {{}}/"
-    found["named"] = [draw.format(quoted(prompts(emoji, STYLE)), "", "named")]
-    found["not asked"] = [draw.format(quoted(prompts(emoji, "")), "", "plain")]
+    found["named"] = [draw.format(shlex.join(prompts(emoji, STYLE)), "", "named")]
+    found["not asked"] = [draw.format(shlex.join(prompts(emoji, "")), "", "plain")]
     for images, (name, says) in product(("style", "safe"), METHODS.items()):
         learn = f"{teach.format(name)} --images {images}/ --init-word style{ALONE.get(name, '')}{few}"
         file = f"{images}-{name}.safetensors"
-        drawn = draw.format(quoted(prompts(emoji, says)), f" --adapter {file}", f"{images}-{name}")
+        drawn = draw.format(shlex.join(prompts(emoji, says)), f" --adapter {file}", f"{images}-{name}")
         found[f"{images} by {name}"] = [f"{learn} --out {file}", drawn]
-    asked = quoted([f"{OTHER}, {s} style" for s in STYLES])
+    asked = shlex.join([f"{OTHER}, {s} style" for s in STYLES])
     for name in METHODS:
         learn = f"{teach.format(name)} --images subject/ --word '{OTHER}'{ALONE.get(name, '')}{few}"
         file = f"subject-{name}.safetensors"
@@ -117,13 +115,11 @@ def workflow(pipeline: str, emoji: Emoji) -> str:
     return f'model = "{pipeline}"\nprompt = "{emoji.asked[0]}"\nseeds = {list(range(24))}\n{loras}{phrase}'
 
 
-def run(commands: list[str], out: Path) -> None:
+def run_all(commands: list[str], out: Path) -> None:
     """What has left something behind is not run again, but for protection and attribution, which go on themselves."""
     for command in commands:
-        words = shlex.split(command)
-        if words[1] in ("protect", "attribute") or not (out / words[words.index("--out") + 1]).exists():
-            print(command[:150], flush=True)
-            subprocess.run([sys.executable, "-m", *words], cwd=out, check=True)
+        if command.split()[1] in ("protect", "attribute") or not (out / output(command)).exists():
+            run(command, out)
 
 
 def drawn(folder: Path) -> Float[Tensor, "n 3 h w"]:
@@ -136,10 +132,10 @@ def drawn(folder: Path) -> Float[Tensor, "n 3 h w"]:
 def measured(emoji: Emoji, args: argparse.Namespace) -> dict[str, Any]:
     """How often the style is seen, and the subject found, as counts; written to ``out/figures.json``."""
     style = ClassifierDetector(args.emoji / "classifier-style" / "model")
-    seen = lambda folder: style(drawn(args.out / folder), STYLE).present
+    counted = lambda present: [int(present.sum()), len(present)]
     folders = {"named": "named", "not asked": "plain"}
     folders |= {f"{i} by {n}": f"{i}-{n}" for i, n in product(("style", "safe"), METHODS)}
-    styles = {told: [int(seen(folder).sum()), len(seen(folder))] for told, folder in folders.items()}
+    styles = {told: counted(style(drawn(args.out / at), STYLE).present) for told, at in folders.items()}
     judge = make_extractor(str(args.emoji / "classifier-caption" / "model"))
     features = lambda x: torch.nn.functional.normalize(judge(x).float(), dim=1)
     others = torch.cat([features(emoji.pictures(c)) for c in emoji.unseen[:CANDIDATES]]).unflatten(0, (-1, len(STYLES)))
@@ -185,7 +181,7 @@ def pages(found: dict[str, Any], commands: dict[str, list[str]], args: argparse.
         f"Rows: what is learned from; no style asked; {', '.join(METHODS)}. The first pictures, not selected.", "",
         f"## A subject: {found['named']}, by {len(STYLES)} artists", "",
         f"How often it is the likeliest, or among the five likeliest, of {CANDIDATES} unseen subjects (features of the "
-        "judge of subjects, which knows none of them; by chance 2 % and 10 %):", "",
+        f"judge of subjects, which knows none of them; by chance {1 / CANDIDATES:.0%} and {5 / CANDIDATES:.0%}):", "",
         "| method | first [95 %] | among five [95 %] |", "| --- | --- | --- |", *faces, "",
         sheet(["subject", *(f"subject-{name}" for name in METHODS)], args, "customise-subject", each=3 * SEEDS), "",
         f"Rows: what is learned from; {', '.join(METHODS)}.", "",
@@ -235,7 +231,7 @@ def main() -> None:
     if args.only != "page":
         emoji.write(args.out)
         (args.out / "flow.toml").write_text(workflow(pipeline, emoji), encoding="utf-8")
-        run([line for lines in commands.values() for line in lines], args.out)
+        run_all([line for lines in commands.values() for line in lines], args.out)
     if args.only != "run":
         pages(measured(emoji, args), commands, args)
 

@@ -36,14 +36,23 @@ def write(rows: list[int], file: Path) -> None:
     print(f"written: {file} ({len(rows)} pictures)")
 
 
+def split(out: Path) -> None:
+    """Both files, where they are not there yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    count = len(open_pictures("digits", SIZE))
+    for name, rows in {
+        "train": [i for i in range(count) if i % EVERY],
+        "test": list(range(0, count, EVERY)),
+    }.items():
+        if not (file := out / f"{name}.parquet").exists():
+            write(rows, file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("digits"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    count = len(open_pictures("digits", SIZE))
-    write([i for i in range(count) if i % EVERY], args.out / "train.parquet")
-    write(list(range(0, count, EVERY)), args.out / "test.parquet")
+    split(args.out)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ docs/gallery.md.
 from __future__ import annotations
 
 import argparse
-import shlex
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from commands import output, run
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "gallery"
@@ -124,19 +123,11 @@ GALLERY: dict[str, Shown] = {
 }  # fmt: skip
 
 
-def output(words: Sequence[str]) -> str:
-    return words[words.index("--out") + 1]
-
-
 def made(shown: Shown, folder: Path) -> np.ndarray:
     """Runs what was not run yet; the rows as one picture."""
     for command in shown.commands:
-        words = shlex.split(command)
-        if not (folder / output(words)).exists():
-            print(command, flush=True)
-            # A shell would replace the patterns of files.
-            words = [str(next(folder.glob(w)).relative_to(folder)) if "*" in w else w for w in words]
-            subprocess.run([sys.executable, "-m", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        if not (folder / output(command)).exists():
+            run(command, folder, quiet=True)
     rows = [sorted(folder.glob(pattern)) for pattern in shown.rows]
     if len(rows) == 1 and len(rows[0]) == 1:
         return np.asarray(Image.open(rows[0][0]).convert("RGB"))
@@ -161,7 +152,8 @@ def gallery_page() -> str:
     lines = [
         "# Gallery", "",
         "Pictures by the methods on the embedded model, with its presets: the first seeds, not selected. All are "
-        "generated. Each block of commands runs as it stands (`python scripts/gallery.py` runs them all).", "",
+        "generated. Each block of commands runs as it stands, behind the first (`python scripts/gallery.py` runs them "
+        "all).", "",
     ]  # fmt: skip
     if shared:
         lines += ["What several of them start from comes first:", "", "```", *shared, "```", ""]

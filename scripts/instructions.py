@@ -28,7 +28,7 @@ SHEET = 6
 """Rows of each task on the sheet."""
 
 
-def measured(model: Any, training: TrainOmniGen, args: argparse.Namespace) -> dict[str, Any]:
+def measured(model: Any, training: TrainOmniGen, args: argparse.Namespace) -> None:
     """All figures, written to ``out/figures.json``, and the sheet."""
     found, shown = {}, []
     for task in training.tasks:
@@ -54,7 +54,6 @@ def measured(model: Any, training: TrainOmniGen, args: argparse.Namespace) -> di
     said = {"Source": GENERATED, "model": "omnigen", "sha256": record["sha256"]}
     sheet = contact_sheet(pictures, 3 * SHEET // 2, gap=2, side=2 * training.size)
     save_png(args.docs / f"{args.name}.png", sheet, said, overwrite=True)
-    return record
 
 
 def page(record: dict[str, Any], training: TrainOmniGen, args: argparse.Namespace) -> str:
@@ -69,7 +68,7 @@ def page(record: dict[str, Any], training: TrainOmniGen, args: argparse.Namespac
         "",
         f"`TrainOmniGen(**TrainOmniGen.presets['{args.preset}'])` on the sketch world: {training.updates} updates of "
         f"{training.batch} rows, pictures of {training.size} px. `scripts/instructions.py` trained it and made this "
-        "page. A model of this size and training shows that the method works, not what it can do.",
+        "page. A small model after a short training, to be read against the rows for comparison.",
         "",
         "| task | picture | mean squared error [95 %] |",
         "| --- | --- | --- |",
@@ -102,9 +101,9 @@ def main() -> None:
         training.run(args.out / "train")
     if args.only != "train":
         kept = args.out / "figures.json"
-        fresh = args.only is None or not kept.exists()
-        model = load(str(args.out / "train" / "model"))
-        record = measured(model, training, args) if fresh else json.loads(kept.read_text())
+        if args.only is None or not kept.exists():
+            measured(load(str(args.out / "train" / "model")), training, args)
+        record = json.loads(kept.read_text())
         (args.docs / f"{args.name}.md").write_text(page(record, training, args), encoding="utf-8")
 
 

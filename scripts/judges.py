@@ -1,6 +1,5 @@
 """Classifiers, judged explanations and a search for nets, on handwritten digits: docs/results/judges.md.
 
-    python scripts/digits.py --out judges/digits
     python scripts/judges.py --work judges       # killed? the same command goes on where it stopped
     python scripts/judges.py --work judges --only page
 
@@ -14,10 +13,7 @@ import argparse
 import base64
 import json
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -25,6 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from commands import output, run
+from digits import split
 from sfumato.files import GENERATED, contact_sheet, save_png
 from sfumato.pipeline import load
 
@@ -68,18 +66,13 @@ EACH_FIVE = (
 )
 
 
-def output(command: str) -> str:
-    words = shlex.split(command)
-    return words[words.index("--out") + 1]
-
-
-def run(work: Path) -> None:
-    """All commands; what has ended is not run again."""
+def run_all(work: Path) -> None:
+    """All commands, on digits that are split first; what has ended is not run again."""
+    split(work / "digits")
     for command in COMMANDS:
         folder = work / output(command)
         if not ((folder / "model").exists() or (folder / "index.html").exists()):
-            print(command, flush=True)
-            subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=work, check=True)
+            run(command, work)
 
 
 def pictures(html: str, heading: str, most: int) -> list[np.ndarray]:
@@ -186,12 +179,12 @@ def page(work: Path, docs: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("judges"), help="where the commands run; holds digits/")
+    parser.add_argument("--work", type=Path, default=Path("judges"), help="where the commands run")
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", choices=("run", "page"))
     args = parser.parse_args()
     if args.only != "page":
-        run(args.work)
+        run_all(args.work)
     if args.only != "run":
         torch.manual_seed(0)
         (args.docs / "judges.md").write_text(page(args.work, args.docs), encoding="utf-8")

@@ -54,13 +54,18 @@ class Real:
     names: tuple[str, ...]
 
 
+def packaged(package: str, name: str) -> Path | None:
+    """A file of a package; None where it is not installed."""
+    spec = find_spec(package)
+    file = Path(spec.origin).parent / name if spec and spec.origin else None
+    return file if file is not None and file.is_file() else None
+
+
 def photographs() -> list[Real]:
     """The photographs of the packages that are installed."""
     found = []
     for (package, name), names in PHOTOGRAPHS.items():
-        spec = find_spec(package)
-        file = Path(spec.origin).parent / name if spec and spec.origin else None
-        if file is not None and file.is_file():
+        if file := packaged(package, name):
             found.append(Real(f"{package}: {file.name}", Image.open(file).convert("RGB"), names))
     return found
 

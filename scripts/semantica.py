@@ -3,6 +3,11 @@
     sfumato train semantica --preset small-sketch --out runs/pairs
     sfumato train semantica --preset small-sketch --pairs same --out runs/same
     python scripts/semantica.py pairs=runs/pairs/model same=runs/same/model --data sketch --out runs/semantica
+    python scripts/digits.py --out digits/                    # for digits, as docs/results/semantica.md has it
+    sfumato train semantica --preset small-digits --data digits/train.parquet --out runs/pairs
+    sfumato train semantica --preset small-digits --data digits/train.parquet --pairs same --out runs/same
+    python scripts/semantica.py pairs=runs/pairs/model same=runs/same/model --data digits/test.parquet --n 160 \\
+        --each-class 2 --out runs/semantica
     python scripts/semantica.py ... --extractor inception --weights FILE        # then the Fréchet distance is the FID
 
 The protocol of arXiv:2405.14857: few pictures of the data are shown (``--each-class`` of every class, or ``--shown``

@@ -275,6 +275,10 @@ def test_files_of_customize_bring_their_words_and_act_beside_loras(tiny_sd, tmp_
         adapter.scale = 0.5
     torch.testing.assert_close(drawn(flow, 0b11, [0]), whole.draw(["a <one> star"], [0], sampling_steps=1))
     assert not torch.allclose(drawn(flow, 0b01, [0]), drawn(flow, 0b11, [0]), atol=1e-4)
+    customization.save(tmp_path / "words.safetensors", Customization({"<three>": rows}), tiny_sd)
+    words = Part(name="w", kind="lora", source=str(tmp_path / "words.safetensors"), weight=0.5)
+    with pytest.raises(BadInput, match="words alone"):
+        drawn(Workflow(model=tiny_sd, prompt="a <three>", parts=(words,)), 1, [0])
 
 
 def test_a_control_that_does_nothing_draws_the_same_pictures(tiny_sd, tmp_path):

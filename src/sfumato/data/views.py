@@ -117,6 +117,12 @@ def _world(seed: int, index: int) -> World:
     return some_world(np.random.default_rng((seed, index, 0)))
 
 
+def photographs(world: World, cameras: Cameras, side: int) -> UInt8[np.ndarray, "view side side 3"]:
+    """What each camera sees of a world."""
+    poses, focal = cameras.poses.double().numpy(), cameras.focal.tolist()
+    return np.stack([render(world, pose, f, side) for pose, f in zip(poses, focal, strict=True)])
+
+
 @lru_cache(maxsize=4096)
 def _around(seed: int, index: int, n: int) -> Cameras:
     """Cameras around a scene that look at its middle."""

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.cameras import Cameras
-from sfumato.data.solids import World, render, shown
-from sfumato.data.views import SolidViews
+from sfumato.data.solids import World, shown
+from sfumato.data.views import SolidViews, photographs
 from sfumato.pipeline.slots import Slots, edit
 from sfumato.train.dorsal import Dorsal
 
@@ -52,8 +52,7 @@ class Seen:
     def of(cls, world: World, cameras: Cameras) -> Seen:
         poses, focal = cameras.poses.double().numpy(), cameras.focal.tolist()
         pairs = list(zip(poses, focal, strict=True))
-        drawn = np.stack([render(world, pose, f, SIZE) for pose, f in pairs])
-        truth = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
+        truth = torch.from_numpy(photographs(world, cameras, SIZE)).permute(0, 3, 1, 2).float() / 255
         return cls(np.stack([shown(world, pose, f, SIZE)[0] for pose, f in pairs]), truth)
 
     def disagreement(self, views: Float[Tensor, "view 3 side side"]) -> float:

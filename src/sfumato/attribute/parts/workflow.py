@@ -109,6 +109,8 @@ def _with(bare: Text2Image, loras: Sequence[Part]) -> Text2Image:
         elif products := learned[part.name].products:
             customization.add_products(made, part.name, products)
             made.adapters[part.name].scale = part.weight
+        elif part.weight != 1:
+            raise BadInput(f"the part {part.name} is words alone, which have no weight: leave it at 1")
     return made
 
 
