@@ -26,6 +26,8 @@ UNSEEN = 10**6
 """Added to the seed of the sketch world, so that its rows are none that the model learned from."""
 SHEET = 6
 """Rows of each task on the sheet."""
+SETS = ("drawn", "what the autoencoder allows", "what is due for another row")
+"""The pictures that are held against what is due."""
 
 
 def measured(model: Any, training: TrainOmniGen, args: argparse.Namespace) -> None:
@@ -42,7 +44,7 @@ def measured(model: Any, training: TrainOmniGen, args: argparse.Namespace) -> No
         with torch.no_grad():
             latents = model.encode_image(due * 2 - 1)
             best = (model.decode_latents(latents) / 2 + 0.5).clamp(0, 1)
-        sets = {"drawn": drawn, "what the autoencoder allows": best, "what is due for another row": due[other]}
+        sets = dict(zip(SETS, (drawn, best, due[other]), strict=True))
         found[task] = {name: (x - due).square().flatten(1).mean(1).tolist() for name, x in sets.items()}
         for i in range(SHEET):
             given = to_tensor(inputs[i][:1]) / 2 + 0.5 if inputs[i] else torch.ones_like(due[:1])
@@ -59,9 +61,9 @@ def measured(model: Any, training: TrainOmniGen, args: argparse.Namespace) -> No
 def page(record: dict[str, Any], training: TrainOmniGen, args: argparse.Namespace) -> str:
     """The page of these figures."""
     rows = []
-    for task, sets in record["error"].items():
-        for name, values in sets.items():
-            told = mean_interval(torch.tensor(values), torch.Generator().manual_seed(0))
+    for task in training.tasks:
+        for name in SETS:
+            told = mean_interval(torch.tensor(record["error"][task][name]), torch.Generator().manual_seed(0))
             rows.append(f"| {task} | {name} | {told.value:.4f} [{told.low:.4f}, {told.high:.4f}] |")
     return "\n".join([
         f"# {args.name}: instructions of text and pictures",

@@ -76,7 +76,8 @@ def page(record: dict[str, Any], training: Dorsal, args: argparse.Namespace) -> 
         "another scene": "for comparison: the true views of another scene",
     }
     rows = []
-    for kind, values in record["PSNR"].items():
+    for kind in KINDS:
+        values = record["PSNR"][kind]
         mean = mean_interval(torch.tensor(values), torch.Generator().manual_seed(0))
         rows.append(f"| {told[kind]} | {mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}] | {len(values)} |")
     return "\n".join([
