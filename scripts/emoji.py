@@ -33,7 +33,7 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_file, save_png
 from sfumato.metrics.detectors import ClassifierDetector, Detection, Detector
 from sfumato.pipeline import Text2Image, load_text2image, read_record
-from sfumato.pipeline.membrane import equip
+from sfumato.pipeline.equip import equip
 from sfumato.train.t2i import TrainT2I
 
 STYLES = ("noto", "openmoji", "twemoji")

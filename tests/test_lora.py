@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import make_tiny_sd, make_tiny_sdxl
 from sfumato.errors import BadInput
-from sfumato.pipeline import lora, wrap
-from sfumato.pipeline.membrane import equip
+from sfumato.pipeline import load_text2image, lora, wrap
+from sfumato.pipeline.equip import equip
 
 
 def kohya(p, names):
@@ -76,6 +76,28 @@ def test_ranks_alphas_convolutions_and_text_encoders(xl, tmp_path, tmp_path_fact
     attached = equip(p, "model", [file])
     assert list(attached.adapters) == ["lora.0"] and not p.adapters
     torch.testing.assert_close(draw(attached), wanted, rtol=0, atol=1e-4)
+
+
+def test_a_lora_acts_at_the_strength_that_stands_behind_its_name(tiny_sd, tmp_path):
+    file = tmp_path / "l.safetensors"
+    save_file(kohya(tiny_sd, names_of(tiny_sd, False))[0], file)
+    draw = lambda p: p.draw("a red star", 4, sampling_steps=2, cfg_scale=2.0)
+    by_hand = equip(tiny_sd, "model", [file])
+    (adapter,) = by_hand.adapters.values()
+    adapter.scale = 0.5
+    expected = draw(by_hand)
+    for said in (f"{file}:0.5", (file, 0.5)):
+        attached = equip(tiny_sd, "model", [said])
+        assert torch.equal(draw(attached), expected) and not torch.allclose(expected, draw(tiny_sd), atol=1e-3)
+        assert attached.describe()["adapters"]["lora.0"]["strength"] == 0.5
+    attached.save(tmp_path / "merged")
+    torch.testing.assert_close(draw(load_text2image(tmp_path / "merged", "cpu")), expected, rtol=0, atol=1e-4)
+    (tmp_path / "odd:0.5").mkdir()
+    save_file(kohya(tiny_sd, names_of(tiny_sd, False))[0], tmp_path / "odd:0.5" / "adapter_model.safetensors")
+    assert "strength" not in equip(tiny_sd, "model", [tmp_path / "odd:0.5"]).describe()["adapters"]["lora.0"]
+    for bad in (f"{file}:half", f"{file}:", f"{file}:inf", (file, float("nan"))):
+        with pytest.raises(BadInput, match="strength"):
+            equip(tiny_sd, "model", [bad])
 
 
 def test_text_encoders_in_the_spellings_of_diffusers(tiny_sd, tmp_path):

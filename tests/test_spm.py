@@ -16,11 +16,11 @@ from sfumato.erase.esd import negative_guidance_target
 from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
 from sfumato.errors import BadInput, SfumatoError
 from sfumato.pipeline import load
+from sfumato.pipeline.equip import equip
 from sfumato.pipeline.membrane import (
     Membrane,
     attach,
     embedding_match,
-    equip,
     load_membranes,
     save_lora,
     save_membranes,
@@ -445,6 +445,8 @@ def test_adapters_are_attached_by_their_folder(pipe, two, tmp_path):
         equip(load(tmp_path / "erased", "cpu"), tmp_path / "erased", [tmp_path / "erased"])
     with pytest.raises(BadInput, match="no adapter file"):
         equip(pipe, "the original", [tmp_path])
+    with pytest.raises(BadInput, match="no strength"):
+        equip(pipe, "the original", [f"{tmp_path / 'erased'}:0.5"])
 
 
 def test_lora_of_several_ranks_and_both_spellings(pipe, tmp_path):

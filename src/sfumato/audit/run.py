@@ -20,7 +20,7 @@ from sfumato.fields import Count, Seed, check
 from sfumato.metrics.detectors import Detector, detector_for
 from sfumato.metrics.perceptual import Distance
 from sfumato.pipeline import Text2Image, load_text2image, wrap
-from sfumato.pipeline.equip import equip
+from sfumato.pipeline.equip import equip, with_strength
 from sfumato.pipeline.lent import require_finite
 from sfumato.pipeline.membrane import holds_membranes
 from sfumato.plan import Plan
@@ -251,7 +251,8 @@ def audit(
 
 def _folder_of(adapter: str | os.PathLike) -> Path:
     """Where an adapter file lies, and with it the record of its making."""
-    return Path(adapter) if Path(adapter).is_dir() else Path(adapter).parent
+    path, _ = with_strength(adapter)
+    return path if path.is_dir() else path.parent
 
 
 def _name(model: str | os.PathLike | Text2Image) -> str:

@@ -101,7 +101,8 @@ class Adapter:
 
     def describe(self) -> dict[str, Any]:
         """What tells it from others, for records (JSON types)."""
-        return {"rank": self.rank, "alpha": self.alpha, "sha256": tensors_sha256(self.state_dict())}
+        told = {"rank": self.rank, "alpha": self.alpha, "sha256": tensors_sha256(self.state_dict())}
+        return told if torch.is_tensor(self.scale) or self.scale == 1 else {**told, "strength": self.scale}
 
     def remove(self) -> None:
         """Detach from the network, which is then exactly as before. Does nothing the second time."""

@@ -191,7 +191,7 @@ def _grow(encoder: Any, first: int, rows: Float[Tensor, "new width"]) -> None:
     encoder.requires_grad_(False).eval()
 
 
-def add_products(pipe: Text2Image, name: str, products: Mapping[str, Product]) -> None:
+def add_products(pipe: Text2Image, name: str, products: Mapping[str, Product], strength: float = 1.0) -> None:
     """Attach products to ``pipe``, frozen."""
     if not products:
         return
@@ -199,6 +199,7 @@ def add_products(pipe: Text2Image, name: str, products: Mapping[str, Product]) -
     layers = sorted({key.rsplit(".", 1)[0] for key in state})
     adapter = pipe.add_adapter(name, rank, alpha, layers)
     adapter.load_state_dict(state)
+    adapter.scale = strength
     for x in adapter.parameters():
         x.requires_grad_(False)
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+from sfumato.errors import BadInput
 from sfumato.foreign import read_tensors
 
 from . import customization, keys, membrane
 from .base import Text2Image
 
+File = str | os.PathLike | tuple[str | os.PathLike, float]
+"""A file or folder; with the strength of what is in it as a pair, or behind a colon: "mine.safetensors:0.8"."""
 
-def equip(pipe: Text2Image, model: object, files: Sequence[str | os.PathLike]) -> Text2Image:
-    """``pipe`` with what is in all ``files`` attached: words, membranes (with facilitated transport), keys, products.
+
+def equip(pipe: Text2Image, model: object, files: Sequence[File]) -> Text2Image:
+    """``pipe`` with what is in all ``files`` attached: words, membranes, keys, products; itself if there are none.
+
+    Words and products act at their strength, 1 by default; membranes act with facilitated transport, which is their
+    strength.
 
     Args:
         model: what ``pipe`` was loaded from.
@@ -21,18 +30,56 @@ def equip(pipe: Text2Image, model: object, files: Sequence[str | os.PathLike]) -
             hold one, and LoRA files.
 
     Raises:
-        BadInput: as `customization.load`, `membrane.equip` and `keys.attach`.
+        BadInput: as `customization.load`, `membrane.load_membranes`, `membrane.attach`, `keys.attach` and
+            `Text2Image.load_adapter`; a strength for what has none; ``model`` is a folder with membranes merged in.
     """
-    custom = [file for file in files if customization.holds_one(file)]
-    learned = [customization.load(file, pipe) for file in custom]
-    made = customization.add_words(pipe, learned) if learned else pipe
-    unlocking = [file for file in files if _holds_keys(Path(file))]
-    made = membrane.equip(made, model, [file for file in files if file not in (*unlocking, *custom)])
-    loaded = [key for file in unlocking for key in keys.load_keys(file)]
+    if not files:
+        return pipe
+    asked = [(path, strength, _kind(path)) for path, strength in map(with_strength, files)]
+    of = lambda kind: [path for path, _, k in asked if k == kind]
+    learned = [(customization.load(path, pipe), path, strength) for path, strength, k in asked if k == "words"]
+    wordy = [path for one, path, strength in learned if strength != 1 and not one.products]
+    fixed = [path for path, strength, k in asked if strength != 1 and k in ("membranes", "keys")]
+    if wordy or fixed:
+        what = f"{wordy[0]} holds words alone" if wordy else f"{fixed[0]} holds no plain products"
+        raise BadInput(f"{what}, which have no strength: leave it at 1")
+    if (erasing := of("membranes")) and membrane.holds_membranes(model):
+        raise BadInput(
+            f"the weights in {model} have its adapters merged in already: attach adapters to the model that they were "
+            "made from"
+        )
+    made = customization.add_words(pipe, [one for one, _, _ in learned]) if learned else pipe
+    membranes = [one for path in erasing for one in membrane.load_membranes(path, made)]
+    made = membrane.attach(made, membranes) if membranes else made.copy()
+    for i, (path, strength) in enumerate((path, strength) for path, strength, k in asked if k == "lora"):
+        made.load_adapter(f"lora.{i}", (membrane.lora_in(path) if path.is_dir() else None) or path).scale = strength
+    loaded = [key for path in of("keys") for key in keys.load_keys(path)]
     made = keys.attach(made, loaded) if loaded else made
-    for i, one in enumerate(learned):
-        customization.add_products(made, f"custom.{i}", one.products)
+    for i, (one, _, strength) in enumerate(learned):
+        customization.add_products(made, f"custom.{i}", one.products, strength)
     return made
+
+
+def with_strength(file: File) -> tuple[Path, float]:
+    """The path, and the strength that stands behind it."""
+    path, strength = file if isinstance(file, tuple) else (file, 1.0)
+    name, colon, told = str(path).rpartition(":")
+    if colon and not Path(path).exists() and Path(name).exists():
+        try:
+            path, strength = name, float(told)
+        except ValueError:
+            raise BadInput(f"{told!r} behind {name} is no strength: give a number, as in {name}:0.8") from None
+    if not math.isfinite(strength):
+        raise BadInput(f"the strength of {path} must be a finite number, got {strength}")
+    return Path(path), float(strength)
+
+
+def _kind(path: Path) -> Literal["words", "keys", "membranes", "lora"]:
+    if customization.holds_one(path):
+        return "words"
+    if _holds_keys(path):
+        return "keys"
+    return "membranes" if membrane.is_membrane(path) else "lora"
 
 
 def _holds_keys(path: Path) -> bool:

@@ -199,14 +199,14 @@ def is_membrane(path: str | os.PathLike) -> bool:
     """Whether a file, or the one that a folder stands for, says what it erases; else it is a LoRA like any other."""
     path = Path(path)
     if path.is_dir():
-        return (path / ADAPTER).is_file() or _lora_in(path) is None
+        return (path / ADAPTER).is_file() or lora_in(path) is None
     if not path.is_file():
         return True  # which `load_membranes` refuses
     header = read_header(path)
     return _KEY in header or "prompts" in header
 
 
-def _lora_in(folder: Path) -> Path | None:
+def lora_in(folder: Path) -> Path | None:
     """The LoRA in a folder as diffusers and peft write it."""
     names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
     return next((folder / name for name in names if (folder / name).is_file()), None)
@@ -215,34 +215,6 @@ def _lora_in(folder: Path) -> Path | None:
 def holds_membranes(model: object) -> bool:
     """Whether ``model`` is a folder whose weights have membranes merged into them, as SPM's output has."""
     return isinstance(model, (str, os.PathLike)) and (Path(model) / ADAPTER).is_file()
-
-
-def equip(pipe: Text2Image, model: object, files: Sequence[str | os.PathLike]) -> Text2Image:
-    """``pipe`` with the adapters in all ``files`` attached; itself if there are none.
-
-    Membranes act with facilitated transport, LoRA files at full strength.
-
-    Args:
-        model: what ``pipe`` was loaded from.
-        files: as in `load_membranes`, and LoRA files as in `Text2Image.load_adapter` or folders that hold one.
-
-    Raises:
-        BadInput: as these and `attach`; ``model`` is a folder with membranes merged in already.
-    """
-    if not files:
-        return pipe
-    erasing = [file for file in files if is_membrane(file)]
-    if erasing and holds_membranes(model):
-        raise BadInput(
-            f"the weights in {model} have its adapters merged in already: attach adapters to the model that they were "
-            "made from"
-        )
-    membranes = [membrane for file in erasing for membrane in load_membranes(file, pipe)]
-    made = attach(pipe, membranes) if membranes else pipe.copy()
-    for i, file in enumerate(file for file in files if file not in erasing):
-        path = Path(file)
-        made.load_adapter(f"lora.{i}", (_lora_in(path) if path.is_dir() else None) or path)
-    return made
 
 
 def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", overwrite: bool = False) -> None:

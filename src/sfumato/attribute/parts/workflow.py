@@ -21,7 +21,8 @@ from torch import Tensor
 from sfumato.errors import BadInput, unknown
 from sfumato.files import sha256_of
 from sfumato.foreign import reading
-from sfumato.pipeline import Text2Image, customization, load_text2image
+from sfumato.pipeline import Text2Image, load_text2image
+from sfumato.pipeline.equip import equip
 from sfumato.pipeline.load import wrap
 
 Kind = Literal["checkpoint", "lora", "control", "phrase", "python"]
@@ -91,27 +92,13 @@ class Part:
             return dataclasses.replace(setup, pipe=_model(self.source, str(setup.pipe.device)).copy())
         if self.kind == "lora":
             bare, loras = setup.bare or setup.pipe, (*setup.loras, self)
-            return dataclasses.replace(setup, pipe=_with(bare, loras), bare=bare, loras=loras)
+            made = equip(bare, None, [(part.source, part.weight) for part in loras])
+            return dataclasses.replace(setup, pipe=made, bare=bare, loras=loras)
         if self.kind == "control":
             return dataclasses.replace(setup, control=(*_control(self.source, self.image, setup.pipe), self.weight))
         place = f"{{{self.name}}}"
         words = setup.prompt.replace(place, self.source) if place in setup.prompt else f"{setup.prompt}, {self.source}"
         return dataclasses.replace(setup, prompt=words)
-
-
-def _with(bare: Text2Image, loras: Sequence[Part]) -> Text2Image:
-    """The pipeline with these LoRAs, and the words of those that ``customize`` wrote."""
-    learned = {p.name: customization.load(p.source, bare) for p in loras if customization.holds_one(p.source)}
-    made = customization.add_words(bare, list(learned.values())) if learned else bare.copy()
-    for part in loras:
-        if part.name not in learned:
-            made.load_adapter(part.name, part.source).scale = part.weight
-        elif products := learned[part.name].products:
-            customization.add_products(made, part.name, products)
-            made.adapters[part.name].scale = part.weight
-        elif part.weight != 1:
-            raise BadInput(f"the part {part.name} is words alone, which have no weight: leave it at 1")
-    return made
 
 
 @dataclass(frozen=True, kw_only=True)
