@@ -9,14 +9,16 @@ from itertools import pairwise
 import pytest
 
 from sfumato import catalog
+from sfumato.audit import Audit
 from sfumato.bench import Bench, Tune, erase, tune
-from sfumato.bench.cell import Cell, measure
+from sfumato.bench.cell import Cell, keep_original, measure
 from sfumato.bench.tune import Trial, rows, settings_of
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
 from sfumato.report.bench import BenchReport, Entry, Row, apart, front, render, spots
 
 SMALL = Bench(concepts=("fish", "star,red"), methods=("uce", "esd-x"), attacks=(), seeds=(1, 2), n=2, n_retain=1)
+LEAST = {"before": "sketch", "n": 2, "n_retain": 1, "n_attack": 1, "sampling_steps": 1, "attacks": []}
 
 
 def figures(erased: float = 0.75, near: float = 0.5, far: float = 1.0, recovered: float | None = None) -> dict:
@@ -147,13 +149,34 @@ def test_bad_settings(settings, message):
 
 def test_a_cell_is_measured_whole():
     """The embedded model, once, with as few pictures and steps as there can be."""
-    audit = {"before": "sketch", "n": 2, "n_retain": 1, "n_attack": 1, "sampling_steps": 1, "attacks": []}
-    found = measure(Cell("uce", ("fish",), 1, {}, audit))
+    found = measure(Cell("uce", ("fish",), 1, {}, LEAST))
     seen = found["figures"]
     assert seen["parameters_changed"] * 4 == seen["bytes"] > 0
     assert seen["near"]["n"] > 0 and seen["far"]["n"] > 0 and seen["erasure"]["n"] == 2
     assert "<html" in found["page"] and found["report"]["concepts"] == ["fish"]
+    del found["original"]
     json.dumps(found)
+
+
+def test_what_the_original_draws_is_drawn_once_for_all_methods(monkeypatch, tmp_path):
+    """Plainly and under attack; a cell that finds it comes to the same figures as one that draws it itself."""
+    attacked = {**LEAST, "retain": ["star"], "attacks": [("recovery", {"updates": 1, "n_images": 2, "batch": 1})]}
+    first, second = (Cell(name, ("fish",), 1, {}, attacked) for name in ("uce", "rece"))
+    file = first.original(tmp_path)
+    assert file == second.original(tmp_path) and file != replace(first, seed=2).original(tmp_path)
+    alone = measure(second, tmp_path)
+    keep_original(first, tmp_path, alone)
+    assert "original" not in alone and file.exists()
+    monkeypatch.setattr(Audit, "original", lambda *_: pytest.fail("drawn again"))
+    shared = measure(second, tmp_path)
+    assert shared.pop("original") is None
+    told = lambda x: {k: v for k, v in x["figures"].items() if k not in ("seconds", "peak_memory_bytes", "attacks")}
+    assert told(shared) == told(alone)
+    rates = lambda x: {k: v for k, v in x["figures"]["attacks"]["recovery"].items() if isinstance(v, dict)}
+    assert rates(shared) == rates(alone) and "original" in rates(shared)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(BadInput, match="drawn again"):
+        measure(second, tmp_path)
 
 
 def test_what_a_file_predicts_is_said_to_every_cell(monkeypatch):

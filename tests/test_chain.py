@@ -84,7 +84,7 @@ def test_stages_are_audits_on_the_same_seeds_and_the_original_draws_once(tiny_sd
     audit = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL)
     links = [FasterDiffusion(**FasterDiffusion.NEUTRAL), Merge(model=tiny_sd, weight=1), Scheduler(scheduler="dpm++")]
     made = Chain(audit=audit, links=links).run()
-    assert given == [None, seen[0], seen[0], seen[0]]
+    assert len(given) == 4 and given[0] is not None and all(original is given[0] for original in given)
     plain = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=LOOKS, **SMALL).run()
     first, patched, merged, _other = (stage.report for stage in made.stages)
     alone = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL).run()

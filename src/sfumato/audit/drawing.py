@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,13 +74,60 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Original:
+    """What the original model draws: the same whatever it is compared with, so that several audits can share it.
+
+    Attributes:
+        pictures: of the retained prompts, and then of those that name an erased concept.
+        again: the first `FLOOR` of them, drawn once more.
+        reseeded: the first `CEILING` of them, with other seeds.
+        attacked: under each attack, by the name that it has in the report, of each concept's cases; empty where attacks
+            on it have not been run.
+    """
+
+    pictures: Pictures
+    again: Pictures
+    reseeded: Pictures
+    attacked: Mapping[str, Mapping[str, Pictures]] = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, setup: Setup) -> Original:
+        """Draw them, without attacks."""
+        kept, who = setup.cases.retained, "the original model"
+        return cls(
+            whole(setup, setup.old, who),
+            draw(setup, setup.old, *_asked(kept[:FLOOR]), who, "floor"),
+            draw(setup, setup.old, *_asked(kept[:CEILING], OTHER_SEEDS), who, "ceiling"),
+        )
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        from safetensors.torch import save
+
+        under = {f"{name}/{concept}": x for name, of in self.attacked.items() for concept, x in of.items()}
+        parts = {"pictures": self.pictures, "again": self.again, "reseeded": self.reseeded}
+        return save({name: x.contiguous() for name, x in {**parts, **under}.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Original:
+        """What `to_bytes` wrote."""
+        from safetensors.torch import load
+
+        parts = load(data)
+        attacked: dict[str, dict[str, Pictures]] = {}
+        for key in [key for key in parts if "/" in key]:
+            name, concept = key.split("/", 1)
+            attacked.setdefault(name, {})[concept] = parts[key]
+        return cls(parts["pictures"], parts["again"], parts["reseeded"], attacked)
+
+
+@dataclass(frozen=True)
 class Drawn:
     """The pictures that both models draw.
 
     Attributes:
         kept, asked: of the retained prompts, and of those that name an erased concept.
-        again: the first `FLOOR` of ``kept``, drawn by the original once more.
-        reseeded: the first `CEILING` of ``kept`` by the original, with other seeds.
+        again, reseeded: by the original; see `Original`.
     """
 
     kept: Pair
@@ -89,29 +136,20 @@ class Drawn:
     reseeded: Pictures
 
     @classmethod
-    def by(cls, setup: Setup, before: Drawn | None = None) -> Drawn:
-        """Draw them all; those of the original model need not be drawn again where ``before`` has them."""
-        kept = setup.cases.retained
-        # The first few by themselves: the floor draws them again, and a batch of another size rounds differently.
-        parts = [part for part in (kept[:FLOOR], kept[FLOOR:], setup.targets) if part]
+    def by(cls, setup: Setup, original: Original | None = None) -> Drawn:
+        """Draw them all; those of the original model need not be drawn again where they are given."""
+        original = original or Original.by(setup)
+        both = Pair(original.pictures, whole(setup, setup.new, "the edited model"))
+        kept = len(setup.cases.retained)
+        return cls(both[:kept], both[kept:], original.again, original.reseeded)
 
-        def whole(pipe: Text2Image, who: str) -> Pictures:
-            return torch.cat([draw(setup, pipe, *_asked(part), who, who.removeprefix("the ")) for part in parts])
 
-        first = whole(setup.old, "the original model") if before is None else before.of_the_original()
-        both = Pair(first, whole(setup.new, "the edited model"))
-        return cls(
-            both[: len(kept)],
-            both[len(kept) :],
-            before.again if before else draw(setup, setup.old, *_asked(kept[:FLOOR]), "the original model", "floor"),
-            before.reseeded
-            if before
-            else draw(setup, setup.old, *_asked(kept[:CEILING], OTHER_SEEDS), "the original model", "ceiling"),
-        )
-
-    def of_the_original(self) -> Pictures:
-        """All that the original drew with the cases' own seeds."""
-        return torch.cat([self.kept.before, self.asked.before])
+def whole(setup: Setup, pipe: Text2Image, who: str) -> Pictures:
+    """All that is asked: the retained prompts, and then those that name an erased concept."""
+    kept = setup.cases.retained
+    # The first few by themselves: the floor draws them again, and a batch of another size rounds differently.
+    parts = [part for part in (kept[:FLOOR], kept[FLOOR:], setup.targets) if part]
+    return torch.cat([draw(setup, pipe, *_asked(part), who, who.removeprefix("the ")) for part in parts])
 
 
 def way(setup: Setup, pipe: Text2Image) -> dict[str, Any]:

@@ -9,14 +9,20 @@ from sfumato.text import counted
 from .drawing import CEILING, FLOOR, Setup
 
 
-def plan(setup: Setup) -> Plan:
-    """Pictures, memory of the weights, and time; detectors and distances are not counted."""
+def plan(setup: Setup, original: bool = True) -> Plan:
+    """Pictures, memory of the weights, and time; detectors and distances are not counted.
+
+    Args:
+        original: whether the original's pictures are drawn; else they are known from another audit.
+    """
     concepts, targets, kept = len(setup.cases.targets), len(setup.targets), len(setup.cases.retained)
     steps = setup.sampling["sampling_steps"]
-    pictures = 2 * (targets + kept) + min(FLOOR, kept) + min(CEILING, kept)
+    pictures = targets + kept
+    if original:
+        pictures += targets + kept + min(FLOOR, kept) + min(CEILING, kept)
     # An attack runs on the edited model, there without knowledge if there is a control, and on the original.
     words = 2 if kept else 1
-    runs, each, searching = (words + 1) * concepts, min(setup.n_attack, targets // concepts), 0.0
+    runs, each, searching = (words + original) * concepts, min(setup.n_attack, targets // concepts), 0.0
     for attack in setup.attacks.values():
         drawn = 2 if attack.looks_first else 1  # under attack, and plainly before it
         pictures += words * concepts * attack.learns_from + drawn * runs * each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,11 +28,11 @@ from sfumato.report.audit import AuditReport
 
 from . import protocol as protocols
 from .asked import cases_for
-from .drawing import Drawn, Setup
+from .drawing import Drawn, Original, Setup
 from .gallery import gallery
 from .measures import Attacks, Judged, alignment_measure, judged, make_distance
 from .plan import plan
-from .under_attack import assail, attack_names, make_attack
+from .under_attack import assail, attack_names, make_attack, on_the_original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +155,18 @@ class Audit:
         n_attack = min(self.n, self.n_attack) if cases.languages else self.n_attack
         return Setup(old, new, cases, detector, distance, aligned, named, n_attack, sampling, self.progress)
 
-    def draw(self, setup: Setup, before: Drawn | None = None) -> Drawn:
-        """The pictures of both models; the original's are taken from ``before``, an audit of the same, if given."""
-        return Drawn.by(setup, before)
+    def original(self, setup: Setup) -> Original:
+        """What the original model draws, plainly and under each attack, for audits of the same that share it."""
+        on = {n: {c: on_the_original(setup, n, c) for c in setup.cases.targets} for n in setup.attacks}
+        return replace(Original.by(setup), attacked=on)
 
-    def attack(self, setup: Setup, before: Attacks | None = None) -> Attacks:
-        """The pictures under each attack; what it does to the original is taken from ``before``, if given."""
-        known = lambda name, concept: before[name][concept] if before else None
+    def draw(self, setup: Setup, original: Original | None = None) -> Drawn:
+        """The pictures of both models; the original's are not drawn where they are given."""
+        return Drawn.by(setup, original)
+
+    def attack(self, setup: Setup, original: Original | None = None) -> Attacks:
+        """The pictures under each attack; the original's are not drawn where they are given."""
+        known = lambda name, concept: original.attacked[name][concept] if original else None
         return {n: {c: assail(setup, n, c, known(n, c)) for c in setup.cases.targets} for n in setup.attacks}
 
     def judge(self, setup: Setup, drawn: Drawn, attacked: Attacks) -> Judged:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from sfumato import catalog
@@ -21,8 +20,8 @@ LEARNING = 90_000
 
 @dataclass(frozen=True)
 class Attacked:
-    """Pictures of the audit's own prompts and seeds, asked for in three ways; and what the searches took: seconds, and
-    rows through the network."""
+    """Pictures of the audit's own prompts and seeds, asked for in three ways; and what the searches on the edited model
+    took: seconds, and rows through the networks."""
 
     recovered: Pictures
     control: Pictures | None
@@ -47,39 +46,57 @@ def attack_names(attacks: Sequence[Attack]) -> list[str]:
     return [name if k == 1 else f"{name} ({k})" for name, k in zip(plain, counts, strict=True)]
 
 
-def assail(setup: Setup, name: str, concept: str, before: Attacked | None = None) -> Attacked:
-    """Run the attack three times with one budget, and draw the concept's cases under each; where ``before`` is known
-    what it does to the original, twice.
+def assail(setup: Setup, name: str, concept: str, original: Pictures | None = None) -> Attacked:
+    """Run the attack three times with one budget, and draw the concept's cases under each; where what comes of it on
+    the original is given, twice.
 
     - on the edited model, with pictures of ``concept`` drawn by the original: what an attacker gets back;
     - on the edited model, without any knowledge of the concept (`Attack.control`);
-    - on the original, with pictures of ``concept``: it must succeed here, or it proves nothing.
+    - on the original, with pictures of ``concept``: it must succeed here, or it proves nothing (`on_the_original`).
     """
-    attack, spent = setup.attacks[name], Spending()
-    cases, other = setup.cases.targets[concept][: setup.n_attack], setup.control(concept)
-    settings: dict[str, Any] = {"judge": setup.detector, "original": setup.old, "progress": setup.progress}
-    given = cache(lambda word: _given(setup, attack, cases, concept, word))
-
-    def pictures(pipe: Text2Image, search, who: str) -> Pictures | None:
-        with spent.counting(setup.old, setup.new):
-            found: Found | None = search()
-        if found is None:
-            return None
-        asked = [c.prompt for c in cases], [c.seed for c in cases]
-        drawn = found.draw(pipe, *asked, progress=setup.progress, **way(setup, pipe))
-        return sound_bytes(drawn, f"{who} under {name}")
-
-    own, others = given(concept), None if other is None else given(other)
-    recovered = pictures(setup.new, lambda: attack.run(setup.new, own, **settings), "the edited model")
-    control = pictures(setup.new, lambda: attack.control(setup.new, own, others, **settings), "the edited model")
-    if before is not None:
-        return Attacked(recovered, control, before.original, spent.seconds, spent.rows)
-    original = pictures(setup.old, lambda: attack.run(setup.old, own, **settings), "the original model")
+    attack, spent, new = setup.attacks[name], Spending(), setup.new
+    own, other = _given(setup, attack, concept, concept), setup.control(concept)
+    others = None if other is None else _given(setup, attack, concept, other)
+    with spent.counting(setup.old, new):
+        found = attack.run(new, own, **_means(setup))
+        floor = attack.control(new, own, others, **_means(setup))
+    recovered, control = (f and _pictures(setup, name, concept, new, f, "the edited model") for f in (found, floor))
+    if original is None:
+        original = on_the_original(setup, name, concept, own)
     return Attacked(recovered, control, original, spent.seconds, spent.rows)
 
 
-def _given(setup: Setup, attack: Attack, cases: Sequence[Case], concept: str, word: str) -> AttackCases:
+def on_the_original(setup: Setup, name: str, concept: str, given: AttackCases | None = None) -> Pictures:
+    """Run the attack on the original, with pictures of ``concept``, and draw the concept's cases under it.
+
+    Args:
+        given: the cases, with what the attack learns from, if they are known.
+    """
+    attack = setup.attacks[name]
+    given = given or _given(setup, attack, concept, concept)
+    found = attack.run(setup.old, given, **_means(setup))
+    return _pictures(setup, name, concept, setup.old, found, "the original model")
+
+
+def _means(setup: Setup) -> dict[str, Any]:
+    return {"judge": setup.detector, "original": setup.old, "progress": setup.progress}
+
+
+def _pictures(setup: Setup, name: str, concept: str, pipe: Text2Image, found: Found, who: str) -> Pictures:
+    cases = _attacked(setup, concept)
+    asked = [c.prompt for c in cases], [c.seed for c in cases]
+    drawn = found.draw(pipe, *asked, progress=setup.progress, **way(setup, pipe))
+    return sound_bytes(drawn, f"{who} under {name}")
+
+
+def _attacked(setup: Setup, concept: str) -> Sequence[Case]:
+    """The cases of a concept that are asked for under attack."""
+    return setup.cases.targets[concept][: setup.n_attack]
+
+
+def _given(setup: Setup, attack: Attack, concept: str, word: str) -> AttackCases:
     """The concept's cases with ``word`` in its place, and pictures of it by the original model."""
+    cases = _attacked(setup, concept)
     said = [replace(c, prompt=say(c.prompt, concept, word)) for c in cases]
     asked = AttackCases(word, said, drawing=setup.sampling)
     if not attack.learns_from:

@@ -6,15 +6,19 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sfumato import catalog
 from sfumato.audit import Audit
+from sfumato.audit.drawing import Original, Setup
 from sfumato.audit.protocol import changed_tensors
 from sfumato.errors import BadInput
+from sfumato.files import atomic_file
+from sfumato.foreign import reading
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.pipeline.timing import peak_memory
 from sfumato.report import page
@@ -52,9 +56,16 @@ class Cell:
         told = json.dumps(asdict(self), sort_keys=True, default=str)
         return f"{self.method}-{self.seed}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
+    def original(self, folder: Path) -> Path:
+        """Where a bench in ``folder`` keeps what the unedited model draws for all cells of these concepts and seed."""
+        return folder / "originals" / f"{replace(self, method='original', settings={}).key}.safetensors"
 
-def measure(cell: Cell) -> dict[str, Any]:
-    """The cell's figures (JSON types), with its audit's ``report`` and ``page``.
+
+def measure(cell: Cell, folder: Path | None = None) -> dict[str, Any]:
+    """The cell's figures (JSON types), with its audit's ``report`` and ``page``, and ``original``: see `known`.
+
+    Args:
+        folder: the bench's, where this machine sees it.
 
     Raises:
         BadInput: the method does not fit the model, or the settings are none.
@@ -73,14 +84,41 @@ def measure(cell: Cell) -> dict[str, Any]:
     }  # fmt: skip
     attacks = [catalog.get(name, "attack").load()(**chosen) for name, chosen in settings.pop("attacks", ())]
     told = {**settings, "attacks": attacks, "seed": cell.seed, "edit": record, "progress": False}
-    report = Audit(before=pipe, after=erased, concepts=cell.concepts, **told).run()
+    audit = Audit(before=pipe, after=erased, concepts=cell.concepts, **told)
+    setup = audit.prepare()
+    original, unknown = known(cell, audit, setup, folder)
+    drawn, attacked = audit.draw(setup, original), audit.attack(setup, original)
+    report = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
     return {
         "figures": figures(report, pipe, erased),
         "settings": {k: v for k, v in asdict(eraser).items() if k not in ("concepts", "seed")},
         "log": _plain(log),
         "report": report.to_json(),
         "page": page.render(report, report.gallery),
+        "original": unknown,
     }
+
+
+def known(cell: Cell, audit: Audit, setup: Setup, folder: Path | None) -> tuple[Original, bytes | None]:
+    """What the original draws, from the bench's folder if another cell has drawn it; else drawn, and as bytes too.
+
+    Raises:
+        BadInput: the file there is damaged.
+    """
+    if folder is not None and (file := cell.original(folder)).exists():
+        with reading(file, "what the original model drew", "remove it, and it is drawn again"):
+            return Original.from_bytes(file.read_bytes()), None
+    original = audit.original(setup)
+    return original, original.to_bytes()
+
+
+def keep_original(cell: Cell, folder: Path, result: dict[str, Any]) -> None:
+    """Take what the original drew out of a result, and put it where the next cells find it."""
+    data, file = result.pop("original", None), cell.original(folder)
+    if data is not None and not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        with atomic_file(file) as temporary:
+            temporary.write_bytes(data)
 
 
 def figures(report: AuditReport, before: Text2Image, after: Text2Image) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sfumato.report.fates import Fate, FatesReport
 from sfumato.text import counted
 from sfumato.versions import versions
 
-from .cell import Cell
+from .cell import Cell, known
 from .erase import CELL, Bench
 
 ERASED = "erased"
@@ -42,8 +42,8 @@ def usual(model: Any) -> tuple[Link, ...]:
     )  # fmt: skip
 
 
-def measured(cell: Cell) -> dict[str, Any]:
-    """The cell's stages (JSON types), with the ``page``.
+def measured(cell: Cell, folder: Path | None = None) -> dict[str, Any]:
+    """The cell's stages (JSON types), with the ``page`` and ``original``, as `sfumato.bench.cell.measure`.
 
     Raises:
         BadInput: the method does not fit the model, or the settings are none.
@@ -56,11 +56,13 @@ def measured(cell: Cell) -> dict[str, Any]:
     erased, _ = eraser.run(pipe)
     tried = [catalog.get(name, "attack").load()(**chosen) for name, chosen in attacks]
     told = {**settings, "attacks": tried, "seed": cell.seed, "edit": eraser, "progress": False}
-    chain = Chain(audit=Audit(before=pipe, after=erased, concepts=cell.concepts, **told), links=links, apart=True)
-    made = chain.run()
+    audit = Audit(before=pipe, after=erased, concepts=cell.concepts, **told)
+    original, unknown = known(cell, audit, audit.prepare(), folder)
+    made = Chain(audit=audit, links=links, apart=True).run(original=original)
     names = [f"stage-{k}" for k in range(len(made.stages))]
     return {
         "report": made.to_json(), "page": made.page(names, alone=True), "seconds": time.perf_counter() - began,
+        "original": unknown,
         "settings": {k: v for k, v in asdict(eraser).items() if k not in ("concepts", "seed")},
     }  # fmt: skip
 

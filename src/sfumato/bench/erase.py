@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from sfumato.report.bench import BenchReport, Entry
 from sfumato.text import counted
 from sfumato.versions import versions
 
-from .cell import Cell, measure
+from .cell import Cell, keep_original, measure
 
 WORLD = ("fish", "red", "chalk", "blue heart", "fish,tree,house", "fish,tree,house,moon,arrow,mushroom")
 """An object, a colour, a style, an object of a colour; three at once, and six. Settings are tuned on "star"."""
@@ -36,7 +36,9 @@ class Bench:
 
     A cell is one method that takes one set of concepts out at one seed, in a process of its own. What is finished is
     kept, under a name made of everything that decides it: methods, concepts and seeds may be added later, and a run
-    that was killed goes on. A method that does not fit the model says so in its cell, and the rest goes on.
+    that was killed goes on. What the unedited model draws, and what attacks make of it, is the same for all methods and
+    drawn once, where cells see the folder. A method that does not fit the model says so in its cell, and the rest goes
+    on.
 
     Each method and attack runs with the settings that suit the model (``settings_for``).
 
@@ -156,13 +158,15 @@ class Bench:
                 announce(self._plan(out, cells, left))
             lost: dict[str, Failed] = {}
             done = len(cells) - len(left)
-            for cell, result in finished(left, self.measuring, jobs=self.jobs, apart=True, ray=self.ray):
+            measuring = partial(self.measuring, folder=folder)
+            for cell, result in finished(left, measuring, jobs=self.jobs, apart=True, ray=self.ray):
                 done += 1
                 if isinstance(result, Failed):
                     lost[cell.key] = result
                     how = "refused" if result.refused else "failed"
                     progress(f"{cell}: {how}, {result.reason} ({done} of {len(cells)})")
                     continue
+                keep_original(cell, folder, result)
                 keep(folder / "cells" / cell.key, cell, result)
                 progress(f"{cell}: {self._spent(result)} ({done} of {len(cells)})")
             report = self._report(folder, cells, lost, reproduce)
@@ -209,13 +213,18 @@ class Bench:
         ))  # fmt: skip
         if len(left) < len(cells):
             title += f"; {len(cells) - len(left)} were finished before"
-        told, seconds = self.settings(), {}
+        told, seconds = self.settings(), list[float]()
         attacks = [catalog.get(name, "attack").load()(**chosen) for name, chosen in told["attacks"]]
         audit = {k: v for k, v in told.items() if k not in ("before", "device")}
         audit |= {"before": self.pipe, "after": self.pipe, "attacks": attacks, "progress": False}
-        for concepts in {cell.concepts for cell in left}:
-            seconds[concepts] = plan_of(Audit(concepts=concepts, **audit).prepare()).seconds or 0.0
-        expected = makespan([seconds[cell.concepts] for cell in left], self.jobs)
+        for concepts in dict.fromkeys(cell.concepts for cell in left):
+            setup = Audit(concepts=concepts, **audit).prepare()
+            here = [cell for cell in left if cell.concepts == concepts]
+            new = len({file for cell in here if not (file := cell.original(Path(out))).exists()})
+            plans = plan_of(setup), plan_of(setup, original=False)
+            first, other = (plan.seconds or 0.0 for plan in plans)
+            seconds += [first] * new + [other] * (len(here) - new)
+        expected = makespan(seconds, self.jobs)
         return Plan(
             title, time=f"about {human_time(expected)} of audits, and what the methods take",
             writes=[f"{out}/ (index.html, table.md, bench.json, and an audit for each cell)"],

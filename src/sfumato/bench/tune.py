@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.plan import Plan
 from sfumato.text import counted
 
-from .cell import Cell, measure
+from .cell import Cell, keep_original, measure
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,13 @@ class Tune:
                 title = f"{counted(len(tried), 'trial')} on {self.concept!r}, {len(tried) - len(left)} of them measured"
                 announce(Plan(title, time="minutes a trial", writes=[f"{out}/"]))
             lost: dict[str, str] = {}
-            for done, (cell, result) in enumerate(finished(left, measure, jobs=self.jobs, apart=True, ray=self.ray), 1):
+            measuring = partial(measure, folder=folder)
+            found = finished(left, measuring, jobs=self.jobs, apart=True, ray=self.ray)
+            for done, (cell, result) in enumerate(found, 1):
                 if isinstance(result, Failed):
                     lost[cell.key] = result.reason
                 else:
+                    keep_original(cell, folder, result)
                     write_json(where(cell), {"cell": asdict(cell), "figures": result["figures"]})
                 progress(f"{cell}: {lost.get(cell.key, 'done')} ({done} of {len(left)})")
             made = []

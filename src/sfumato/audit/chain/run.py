@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sfumato.audit.drawing import Drawn, Setup
-from sfumato.audit.measures import Attacks
+from sfumato.audit.drawing import Original, Setup
 from sfumato.audit.plan import plan as plan_of
 from sfumato.audit.run import Audit
 from sfumato.errors import BadInput
@@ -51,6 +50,7 @@ class Chain:
         folder: Path | None = None,
         announce: Callable[[Plan], None] | None = None,
         done: Callable[[Stage], None] = lambda stage: None,
+        original: Original | None = None,
     ) -> Composition:
         """Measure the whole chain.
 
@@ -58,6 +58,7 @@ class Chain:
             folder: where links that take long keep their state; killed, the same call goes on with it.
             announce: called with the plan before the first picture is drawn.
             done: called with each stage as it is measured.
+            original: what the original draws (`Audit.original`), where that is known.
 
         Raises:
             BadInput: as `Audit.run`; a link that cannot be, with its number and name.
@@ -65,7 +66,8 @@ class Chain:
         audit, setup = self.audit, self.audit.prepare()
         if announce:
             announce(self.plan(setup))
-        drawn, attacked = audit.draw(setup), audit.attack(setup)
+        original = original or audit.original(setup)
+        drawn, attacked = audit.draw(setup, original), audit.attack(setup, original)
         first = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
         stages = [Stage("erased", first, 0.0)]
         done(stages[0])
@@ -79,7 +81,7 @@ class Chain:
                 with _naming(k, link):
                     after = link.act(chained, given)
                     seconds = time.perf_counter() - began
-                    report = self._audited(setup, after, drawn, attacked)
+                    report = self._audited(setup, after, original)
             except BadInput as error:
                 if not self.apart:
                     raise
@@ -90,19 +92,19 @@ class Chain:
             done(stages[-1])
         return Composition(stages, refused=refused, apart=self.apart)
 
-    def _audited(self, setup: Setup, after: Chained, drawn: Drawn, attacked: Attacks) -> AuditReport:
+    def _audited(self, setup: Setup, after: Chained, original: Original) -> AuditReport:
         if after.pipe.size != setup.old.size or after.pipe.family != setup.old.family:
             raise BadInput("it made a model of another family or size, which can no longer be compared")
         with after.drawing() as pipe:
             now = replace(setup, new=pipe, sampling={**setup.sampling, **after.sampling})
-            pictures, found = self.audit.draw(now, drawn), self.audit.attack(now, attacked)
+            pictures, found = self.audit.draw(now, original), self.audit.attack(now, original)
             return self.audit.report(now, pictures, found, self.audit.judge(now, pictures, found))
 
     def plan(self, setup: Setup) -> Plan:
-        """That of the audit, and half of it again for each link; what links take is not known."""
-        one = plan_of(setup)
-        stages = len(self.links)
-        seconds = None if one.seconds is None else one.seconds * (1 + 0.5 * stages)
+        """That of the audit, and of another without the original's part for each link; what links take is not known."""
+        one, other = plan_of(setup), plan_of(setup, original=False)
+        known = one.seconds is not None and other.seconds is not None
+        seconds = one.seconds + other.seconds * len(self.links) if known else None
         title = f"{one.title}; then {', '.join(link.title for link in self.links)}"
         return replace(one, title=title, seconds=seconds)
 
