@@ -110,10 +110,10 @@ def test_tasks_that_share_classes_are_refused_before_anything_is_written(tmp_pat
 
 
 @pytest.mark.parametrize("change", [{"threshold": 1.5}, {"validation": 0.0}, {"classifier_lr": ()},
-                                    {"sampling_steps": 2000}])  # fmt: skip
+                                    {"sampling_steps": 2000}, {"crossing": (5,)}])  # fmt: skip
 def test_settings_that_cannot_be(change):
     with pytest.raises(BadInput, match=next(iter(change))):
-        small(**change)
+        small(**change).network(2)
 
 
 def test_accuracy_and_forgetting_of_a_matrix_by_hand():

@@ -164,12 +164,19 @@ def test_a_schedule_belongs_to_its_model(tmp_path):
         ({"chain": "uniform", "sampler": "k_gillespie"}, "absorbing"),
         ({"sampler": "tau_leaping"}, "without a mask"),
         ({"tokens": "codes", "size": 12}, "multiple of 8"),
+        ({"eps": 1.0}, "eps"),
+        ({"size": 4, "sampler": "k_gillespie", "sampling_steps": 17}, "more than the 16"),
         ({"tokens": "characters", "size": 8, "sampler": "k_gillespie", "sampling_steps": 9}, "more than the 8"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, match):
     with pytest.raises(BadInput, match=match):
         recipe(**change)
+
+
+def test_a_width_that_is_no_whole_heads_is_refused():
+    with pytest.raises(BadInput, match="whole heads"):
+        recipe(width=24, head_dim=16).network(0)
 
 
 def test_texts_that_cannot_be_read_are_refused(tmp_path):

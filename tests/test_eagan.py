@@ -283,6 +283,7 @@ def test_scores_are_the_same_in_other_processes_and_are_what_they_are_called(pic
         ({"objectives": ()}, "each objective once"),
         ({"selection": "cars", "objectives": ("frechet",)}, "pairs of objectives"),
         ({"opponent": "simple"}, "size 16 is below 32"),
+        ({"opponent": "simple", "size": 32, "batch": 1}, "micro-batches"),
         ({"crossover": 1.5}, "crossover"),
     ],
 )

@@ -46,6 +46,20 @@ def judged():
     return linear(16, v), x, (x.flatten(1) @ v > 0).long()
 
 
+def test_labels_and_pictures_of_other_kinds_are_judged_alike(judged):
+    """Whole numbers of any width, pictures of any precision; what cannot be is said."""
+    network, x, y = judged
+    method = GOAR(metric="roar", attributions=("gradient",), **QUICK)
+    expected = method.run(network, x, y)
+    assert method.run(network, x.double(), y.int()) == expected
+    with pytest.raises(BadInput, match="true or false"):
+        method.run(network, x, y.bool())
+    with pytest.raises(BadInput, match="give one shape"):
+        method.run(network, x, y, test=(torch.zeros(4, 1, 6, 6), torch.tensor([0, 1, 0, 1])))
+    with pytest.raises(BadInput, match="another name"):
+        method.run(network, x, y, others={"gradient": lambda *given: given[1]})
+
+
 # Moving
 
 

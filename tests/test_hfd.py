@@ -650,7 +650,8 @@ def test_crops_are_squares_from_anywhere():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"size": 96}, "multiple of 64"), ({"crop": 128}, "cannot be larger"), ({"lam": 0.0}, "lam"),
-     ({"decoder": "gan"}, "decoder"), ({"size": 40, "hyper": False}, "multiple of 16")],
+     ({"decoder": "gan"}, "decoder"), ({"blocks": (1,)}, "number of blocks a level"), ({"shift": 2000.0}, "shift"),
+     ({"size": 40, "hyper": False}, "multiple of 16")],
 )  # fmt: skip
 def test_settings_that_cannot_be(changes, told):
     with pytest.raises(BadInput, match=told):

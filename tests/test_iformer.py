@@ -277,6 +277,7 @@ def test_a_folder_has_spectra_on_its_card(tmp_path):
         ({"attention": (1, 1, 2, 4)}, "cannot have 4 attend"),
         ({"dims": (10, 8, 12, 12)}, "even number"),
         ({"weights": "w.safetensors"}, "leave small or weights out"),
+        ({"size": 16, "batch": 1}, "micro-batches"),
     ],
 )
 def test_nets_that_cannot_be_made_are_refused(how, wrong):

@@ -114,6 +114,7 @@ def test_pictures_are_fitted_as_diffusers_does():
         ours = fitted(image, most)
         assert np.array_equal(np.asarray(ours), np.asarray(crop_image(image, most)))
         assert ours.width % 16 == ours.height % 16 == 0
+    assert fitted(Image.new("RGB", (1000, 3)), 64).size == (1024, 16)  # a picture's side is at least a pixel on the way
 
 
 # The pipeline

@@ -279,12 +279,23 @@ def test_golden_section_finds_the_minimum(bracket, probes):
     best, seen = golden_section(lambda x: (x - 0.37) ** 2, 0.001, 0.999, tolerance, bracket)
     assert abs(best - 0.37) < tolerance and seen[best] == min(seen.values())
     assert len(seen) <= 3 + 32 and best in seen
+    asked: list[float] = []
+    told = golden_section(lambda x: asked.append(x) or (x - 0.37) ** 2, 0.001, 0.999, tolerance, bracket)[1]
+    assert sorted(asked) == sorted(told), "no point is evaluated twice"
     flat, told = golden_section(lambda x: 1.0, 0.0, 1.0, 0.1, bracket)
     assert flat == 0.0 and len(told) > 3, "the first wins a tie"
     assert golden_section(lambda x: x, 0.6, 0.5, 0.1, bracket)[0] == 0.5
     assert len(golden_section(lambda x: (x - 0.37) ** 2, 0.0, 1.0, 1e-3, "textbook")[1]) <= len(
         golden_section(lambda x: (x - 0.37) ** 2, 0.0, 1.0, 1e-3, "official")[1]
     )
+
+
+def test_times_of_what_is_masked_lie_with_the_data():
+    """On any device, the end where nothing is masked included."""
+    x0 = torch.zeros(2, 4, dtype=torch.long, device="meta")
+    for decoded in (0, 4):
+        _, when = masked_at(x0, torch.rand(2, 4, device="meta"), decoded, 3)
+        assert when.device == x0.device
 
 
 def test_indices_are_moved_apart():
@@ -377,6 +388,9 @@ def test_misuse_is_explained():
         (lambda: k_gillespie(masked, z, torch.tensor([0, 5]), generator=rng()), "at most 4"),
         (lambda: euler(masked, z + 3, times), "generator"),
         (lambda: euler(masked, z, times.flip(0), generator=rng()), "decrease"),
+        (lambda: k_gillespie(masked, z, torch.tensor([0]), generator=rng()), "must increase"),
+        (lambda: JYS(kind="tau_leaping").search(masked, z), "does not allow"),
+        (lambda: Absorbing(4, eps=1.0), "eps"),
         (lambda: JYS(sampling_steps=12), "power of two"),
         (lambda: JYS(kind="k_gillespie").search(others, z), "with a mask"),
         (lambda: JYS().scheduler({}), "models of tokens"),

@@ -13,12 +13,14 @@ from torch.testing import assert_close
 
 import sfumato as sf
 from noise_cases import normal
+from sfumato.distill.base import guided, sampled
 from sfumato.distill.multistep_cm import MultistepCM, MultistepTraining, same_dropout
 from sfumato.errors import BadInput
-from sfumato.noise import Cosine, GaussianProcess
+from sfumato.nets import SimpleUNet
+from sfumato.noise import Cosine, GaussianProcess, Karras
 from sfumato.noise.addim import addim_step
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
-from sfumato.pipeline import few_steps
+from sfumato.pipeline import ImageModel, few_steps
 from sfumato.sample import ddim
 from sfumato.sample.schedulers import FewStepScheduler
 from sfumato.sample.times import uniform
@@ -121,7 +123,8 @@ def test_the_variance_is_taken_around_the_prediction_without_guidance(monkeypatc
         return addim_step(process, z, x0, t, s, x0_var)
 
     monkeypatch.setattr("sfumato.distill.multistep_cm.addim_step", step)
-    run = training(Guidable(), eta=0.75, cfg_scale=3.0)
+    run = training(Guidable(), eta=0.75)
+    run.scale = 3.0
     run.teacher.unconditional = lambda n: torch.full((n,), 0.6, dtype=torch.float64)
     run.data = Told()
     loss(run, size=16)
@@ -132,10 +135,50 @@ def test_the_variance_is_taken_around_the_prediction_without_guidance(monkeypatc
 
 
 def test_guidance_comes_from_the_teacher_unless_asked_for():
-    side = SimpleNamespace(denoiser=TEACHER, defaults={"cfg_scale": 4.0}, unconditional=lambda n: None)
+    side = SimpleNamespace(denoiser=TEACHER, defaults={"cfg_scale": 4.0}, unconditional=lambda n: torch.zeros(n))
     student = SimpleNamespace(denoiser=TEACHER, network=Learned())
     assert MultistepTraining(MultistepCM(), side, student, Points()).scale == 4.0
     assert MultistepTraining(MultistepCM(cfg_scale=1.5), side, student, Points()).scale == 1.5
+    side.unconditional = lambda n: None
+    with pytest.raises(BadInput, match="has no guidance"):
+        MultistepTraining(MultistepCM(cfg_scale=1.5), side, student, Points())
+    with pytest.raises(BadInput, match="from the data alone"):
+        MultistepCM(mode="ct", cfg_scale=1.5)
+
+
+def test_the_teacher_is_guided_as_it_draws():
+    """By its scale, in its interval of noise levels: outside of it the student learns from the plain prediction."""
+    torch.manual_seed(0)
+    net = SimpleUNet(8, 1, classes=2, channels=(8,), blocks=(1,), attention=(), embedding=16)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.3)
+    defaults = {"cfg_scale": 3.0, "cfg_interval": (-0.95, 3.32), "clip": False}
+    model = ImageModel(net.eval(), PROCESS, "v", (1, 8, 8), ("a", "b"), defaults)
+    z, cond = torch.randn(3, 1, 8, 8), model.told(["a", "b", "a"])
+    t = torch.tensor([0.02, 0.4, 0.95], dtype=torch.float64)
+    inside = (model.process.logsnr(t) >= -0.95) & (model.process.logsnr(t) <= 3.32)
+    assert inside.tolist() == [False, True, False]
+    ours = guided(model, model.denoiser, cond, 3.0, 3)
+    expected = model.guided(cond, n=3)(z, t)
+    assert_close(ours(z, t, cond), expected, rtol=1e-5, atol=1e-6)
+    run = MultistepTraining(MultistepCM(), model, SimpleNamespace(network=nn.Linear(1, 1)), Points())
+    x0, plain = run.guess(z, t, cond)
+    assert_close(x0, model.process.convert(expected, z, t, "v", "x0"), rtol=1e-5, atol=1e-6)
+    assert torch.equal(x0[~inside], plain[~inside]) and not torch.allclose(x0[inside], plain[inside], atol=1e-3)
+
+
+def test_pictures_on_the_way_begin_with_noise_in_the_processs_own_scale():
+    seen = []
+
+    class Seen:
+        process, prediction = GaussianProcess(Karras()), "x0"
+
+        def __call__(self, z, t, cond=None):
+            seen.append(float(z.std()))
+            return torch.zeros_like(z)
+
+    sampled(SimpleNamespace(denoiser=Seen(), decode_latents=lambda z: z), torch.randn(2, 1, 16, 16), 2, None)
+    assert 70 < seen[0] < 90
 
 
 def test_both_passes_see_the_same_dropout():
@@ -159,6 +202,20 @@ def test_dropout_cancels_where_the_student_only_differs_by_it():
     run = training(dropout=0.5)
     MultistepTraining(MultistepCM(dropout=0.25), run.teacher, run.student, Points())
     assert run.student.network.dropout.p == 0.25
+    student = SimpleNamespace(denoiser=TEACHER, network=nn.Linear(1, 1))
+    with pytest.raises(BadInput, match="no layers for it"):
+        MultistepTraining(MultistepCM(dropout=0.25), run.teacher, student, Points())
+
+
+def test_a_student_has_dropout_where_its_network_was_meant_to_have_it():
+    """Also where its teacher learned with none: at sides of at most ``dropout_from``."""
+    layers = lambda net: sum(isinstance(m, nn.Dropout) for m in net.modules())
+    shape = {"size": 16, "channels": (8, 8), "blocks": (1, 1), "attention": (8,), "head_dim": 8, "embedding": 16}
+    some, more, none = (SimpleUNet(**shape, dropout_from=side) for side in (8, 16, 4))
+    assert 0 < layers(some) < layers(more) and layers(none) == 0
+    x, t = torch.randn(1, 3, 16, 16), torch.zeros(1)
+    assert torch.equal(more.train()(x, t), more.eval()(x, t))
+
 
 
 def test_annealing():

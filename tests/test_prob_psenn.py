@@ -225,11 +225,22 @@ def test_prototypes_that_do_not_fit_the_classes_are_refused(how, wrong):
         ProbPSENN(**how).network(("a", "b", "c"))
 
 
+@pytest.mark.parametrize("n", [39, 40])
+def test_latents_that_span_no_volume_get_one(n):
+    """Rounding may let a singular covariance's factorisation pass: its least variance is 1e-4 of the mean one."""
+    for seed in range(8):
+        z = torch.randn(n, 40, generator=torch.Generator().manual_seed(seed))
+        _, tril = fitted(z, full=True)
+        assert tril.diagonal().min() ** 2 > 0.9e-4 * z.T.cov().diagonal().mean()
+
+
 def test_other_settings_that_cannot_be_are_refused(pictures):
     with pytest.raises(BadInput, match="multiple of 8, got 28"):
         ProbPSENN(size=28)
     with pytest.raises(BadInput, match="give fewer"):
         ProbPSENN(updates=5, pretrain_updates=6)
+    with pytest.raises(BadInput, match="micro-batches of at least 2"):
+        ProbPSENN(batch=1)
     with pytest.raises(BadInput, match="'cat' has one picture to train on"):
         ProbPSENN(**{**SMALL, "data": pictures, "held_out": 0.75}).parts()
 

@@ -223,8 +223,9 @@ def test_labels_of_training_are_groups_of_neighbours():
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(BadInput, match="ratio of the largest weight"):
         ProjectionHead(span=0.5)
-    with pytest.raises(BadInput, match="micro-batches of at least 2"):
-        ProjectionHead(objective="spectral", batch=4, accumulate=4)
+    for objective in ("spectral", "info-nce", "sup-con"):
+        with pytest.raises(BadInput, match="micro-batches of at least 2"):
+            ProjectionHead(objective=objective, batch=4, accumulate=4)
     net = ProjectionHead(**{**SMALL, "head": "reweight", "span": 100.0}).network(("a", "b"))
     assert net.head.weights[0] / net.head.weights[-1] == pytest.approx(100, rel=1e-5)
 

@@ -116,7 +116,13 @@ def test_bounds_as_shares_are_quantiles_and_an_episode_without_pairs_goes():
         Pairs(features[:4], [torch.arange(4)], (0.0, 0.9))
 
 
-@pytest.mark.parametrize("change", [{"similar": (0.9, 0.3)}, {"similar": (-0.5, 0.3)}, {"episodes": "album"}])
+def test_bounds_of_all_keep_all_whatever_rounding_makes_of_the_same_picture_twice():
+    features = torch.randn(1, 7, generator=rng()).repeat(40, 1) * torch.arange(1, 41)[:, None]
+    assert Pairs(features, [torch.arange(40)], (-1, 1)).kept == 1
+
+
+@pytest.mark.parametrize("change", [{"similar": (0.9, 0.3)}, {"similar": (-0.5, 0.3)}, {"episodes": "album"},
+                                    {"largest_episode": 1}])  # fmt: skip
 def test_settings_that_cannot_be(change):
     with pytest.raises(BadInput, match=next(iter(change))):
         small(**change)
@@ -205,8 +211,8 @@ def test_with_every_condition_dropped_the_loss_is_the_same_for_all_and_the_encod
 
 
 def test_the_baseline_shows_the_picture_itself_and_pairs_never_do():
-    for pairs, same in (("same", True), ("different", False)):
-        recipe = small(pairs=pairs)
+    for pairs, same, flip in (("same", True, False), ("same", True, True), ("different", False, False)):
+        recipe = small(pairs=pairs, flip=flip)
         pictures = recipe.open()
         training = SemanticaTraining(recipe, recipe.model(()), pictures, recipe.groups(pictures))
         batch = training.batch(0, rng(), 4)

@@ -189,6 +189,10 @@ def test_the_schedule_of_512_pixels_is_noisier_than_the_plain_cosine():
 def test_shapes_that_do_not_fit_are_refused_before_training():
     with pytest.raises(BadInput, match="one entry a level"):
         SiD2(**{**TINY, "kinds": ("res",)}).network(0)
+    with pytest.raises(BadInput, match="bias"):
+        SiD2(**{**TINY, "bias": 1000.0})
+    with pytest.raises(BadInput, match="the lower first"):
+        SiD2(**{**TINY, "cfg_interval": (3.0, -3.0)})
 
 
 def test_a_small_run(tmp_path):

@@ -337,6 +337,7 @@ def test_the_command_draws(tmp_path):
         ({"first_levels": 20, "last_levels": 10}, "first_levels"),
         ({"middle": 0.0}, "middle"),
         ({"t_min": 90.0}, "sigma_min"),
+        ({"t_min": 1e-5}, "t_min"),
         ({"blocks": (1,)}, "levels have"),
         ({"loss_kind": "lpips"}, "loss_kind"),
     ],

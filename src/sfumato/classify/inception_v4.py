@@ -56,7 +56,8 @@ class InceptionV4(Classifier):
     """How a block ends: with the residual sum; the same parameters without the sum; or its branches side by side. By
     default as published."""
     residual_scale: NotNegative | None = None
-    """s of all residuals, 0.1 to 0.3 in the paper; by default 0.17, 0.10 and 0.20 for A, B and C."""
+    """s of all residuals but the slim net's last, which is 1; 0.1 to 0.3 in the paper, by default 0.17, 0.10 and 0.20
+    for A, B and C."""
     width: Positive = 1.0
     """Factor of all channels."""
     blocks: tuple[Count, Count, Count] | None = None

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive
-from sfumato.noise import GaussianProcess
+from sfumato.noise import Denoiser, GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.pipeline import Model, few_steps, load, read_record
 from sfumato.pipeline.distilled import check_few_steps
 from sfumato.plan import Plan
-from sfumato.sample import ddim
+from sfumato.sample import Guided, ddim
 from sfumato.sample.times import uniform
 from sfumato.settings import Tuned
 from sfumato.text import counted
@@ -208,6 +208,15 @@ def guidance(teacher: Any, asked: float | None) -> float:
     return asked
 
 
+def guided(teacher: Any, denoiser: Denoiser, cond: Any, scale: float, n: int) -> Denoiser:
+    """``denoiser`` with guidance as the teacher draws with it: in its interval of log-SNRs, and rescaled as it does."""
+    without = None if scale == 1 else teacher.unconditional(n)
+    if without is None:
+        return denoiser
+    interval, rescale = teacher.defaults.get("cfg_interval"), getattr(teacher, "rescaled", None)
+    return Guided(denoiser, cond, without, scale, interval, "logsnr", rescale)
+
+
 @lru_cache(maxsize=1)
 def _load(name: str) -> Model:
     """`load`, once for the plan and the run that follows it."""
@@ -215,5 +224,6 @@ def _load(name: str) -> Model:
 
 
 def sampled(model: Model, z: Tensor, steps: int, cond: Any) -> Tensor:
-    """What a student in training draws from the noise ``z``, as pictures in [0, 1]."""
+    """What a student in training draws from the noise ``z``, of deviation 1, as pictures in [0, 1]."""
+    z = model.denoiser.process.diffuse(torch.zeros_like(z), 1.0, z)  # noise in the process's own scale
     return (model.decode_latents(ddim(model.denoiser, z, uniform(steps), cond)) + 1).clamp(0, 2) / 2

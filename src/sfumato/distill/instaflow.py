@@ -17,11 +17,11 @@ from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share
 from sfumato.files import write_json
 from sfumato.pipeline import as_flow
 from sfumato.plan import Plan
-from sfumato.sample import Guided, dpmpp_2m
+from sfumato.sample import dpmpp_2m
 from sfumato.sample.times import uniform
 from sfumato.train.loop import Run
 
-from .base import Distiller, Model, guidance
+from .base import Distiller, Model, guidance, guided
 from .parts.data import CleanData, FromPictures
 from .parts.flow import Reduction, euler, straightness, velocity
 from .parts.pairs import Ends, PairStore
@@ -143,8 +143,7 @@ class InstaFlow(FromPictures, Distiller):
 
         def ends(noise: Tensor, rows: Tensor) -> Tensor:
             noise, cond = noise.to(teacher.device), data.conditioning(rows, torch.zeros(len(rows), dtype=torch.bool))
-            without = None if scale == 1 else teacher.unconditional(len(rows))
-            given = teacher.denoiser if without is None else Guided(teacher.denoiser, cond, without, scale)
+            given = guided(teacher, teacher.denoiser, cond, scale, len(rows))
             if not first:
                 return euler(velocity(given, cond), noise, steps)
             z = teacher.process.diffuse(torch.zeros_like(noise), 1.0, noise)  # noise in the process's own scale

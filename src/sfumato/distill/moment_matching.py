@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, within
 from sfumato.pipeline import few_steps
 from sfumato.plan import Plan
-from sfumato.sample import Guided, ddpm, predict
+from sfumato.sample import ddpm, predict
 from sfumato.sample.times import uniform
 from sfumato.train.draw import integers, normal
 from sfumato.train.draw import uniform as uniformly
 from sfumato.train.recipe import Gradients, Recipe, Turn
 
-from .base import Distiller, Model, guidance
+from .base import Distiller, Model, guidance, guided
 from .parts.data import CleanData, FromPictures
 from .parts.instant import Gradient
 from .parts.moments import (
@@ -209,9 +209,7 @@ class MomentTraining(Recipe):
 
     def taught(self, model: Any, z: Tensor, t: Tensor, cond: Any) -> Tensor:
         """A teacher's x0, with its guidance."""
-        without = None if self.scale == 1 else self.teacher.unconditional(len(z))
-        denoiser = model.denoiser if without is None else Guided(model.denoiser, cond, without, self.scale)
-        return predict(denoiser, z, t, cond)
+        return predict(guided(self.teacher, model.denoiser, cond, self.scale, len(z)), z, t, cond)
 
     @torch.no_grad()
     def grid(self, rng: torch.Generator, n: int = 16) -> Tensor:
@@ -219,6 +217,7 @@ class MomentTraining(Recipe):
         rows = torch.randint(len(self.data.pictures), (n,), generator=rng)
         cond = self.data.conditioning(rows, torch.zeros(n, dtype=torch.bool))
         z = torch.randn(n, *self.student.latent_shape(), generator=rng).to(self.student.device)
+        z = self.student.denoiser.process.diffuse(torch.zeros_like(z), 1.0, z)
         times = uniform(self.method.sampling_steps)
         made = ddpm(self.student.denoiser, z, times, cond, generator=rng, final_noise=False)
         return (self.student.decode_latents(made) + 1).clamp(0, 2) / 2

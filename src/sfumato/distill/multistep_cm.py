@@ -17,7 +17,7 @@ from sfumato.sample import Guided, predict
 from sfumato.train.draw import normal, same_dropout
 from sfumato.train.recipe import Recipe
 
-from .base import Distiller, Model, sampled
+from .base import Distiller, Model, guidance, guided, sampled
 from .parts.data import CleanData, FromPictures
 from .parts.segments import Per, consistency_target, draw_times, pseudo_huber, ramp, teacher_steps, v_weight
 
@@ -83,6 +83,8 @@ class MultistepCM(FromPictures, Distiller):
             raise BadInput(
                 f"teacher steps grow from at least 1: not from {self.first_teacher_steps} to {self.last_teacher_steps}"
             )
+        if self.mode == "ct" and self.cfg_scale not in (None, 1):
+            raise BadInput("cfg_scale is the teacher's guidance, and mode=ct learns from the data alone: leave it out")
 
     def recipe(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> MultistepTraining:
         return MultistepTraining(self, teacher, student, self.open_data(teacher, folder, self.seed, progress))
@@ -110,11 +112,13 @@ class MultistepTraining(Recipe):
 
     def __init__(self, method: MultistepCM, teacher: Any, student: Any, data: CleanData):
         self.method, self.teacher, self.student, self.data = method, teacher, student, data
-        self.scale = teacher.defaults["cfg_scale"] if method.cfg_scale is None else method.cfg_scale
+        self.scale = guidance(teacher, method.cfg_scale)
         student.network.train()
-        for layer in student.network.modules():
-            if isinstance(layer, nn.Dropout) and method.dropout is not None:
-                layer.p = method.dropout
+        layers = [layer for layer in student.network.modules() if isinstance(layer, nn.Dropout)]
+        if method.dropout and not layers:
+            raise BadInput(f"dropout={method.dropout:g}, but this network has no layers for it: leave it out")
+        for layer in layers:
+            layer.p = layer.p if method.dropout is None else method.dropout
 
     def modules(self) -> dict[str, nn.Module]:
         return {"student": self.student.network}
@@ -158,10 +162,10 @@ class MultistepTraining(Recipe):
     def guess(self, z: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         """The teacher's x0, with its guidance and without."""
         denoiser = self.teacher.denoiser
-        without = None if self.scale == 1 else self.teacher.unconditional(len(z))
-        if without is None:
+        given = guided(self.teacher, denoiser, cond, self.scale, len(z))
+        if not isinstance(given, Guided):
             plain = predict(denoiser, z, t, cond)
             return plain, plain
-        given, nothing = Guided(denoiser, cond, without, self.scale).both(z, t, cond)
-        plain, nothing = (denoiser.process.convert(v, z, t, denoiser.prediction, "x0") for v in (given, nothing))
-        return nothing + self.scale * (plain - nothing), plain
+        to_x0 = lambda pred: denoiser.process.convert(pred, z, t, denoiser.prediction, "x0")
+        with_guidance, plain = given.beside(z, t, cond)
+        return to_x0(with_guidance), to_x0(plain)

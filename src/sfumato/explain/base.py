@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, Share
 from sfumato.settings import Tuned
 
 from .parts.attributions import Attribution
-from .parts.data import Labelled, check, check_fits, split
+from .parts.data import Labelled, as_the_network, check, check_fits, split
 from .parts.retraining import Retrain
 
 Maps = Mapping[str, Attribution]
@@ -98,7 +99,11 @@ class Judge(Tuned, ABC):
             seen, unseen = split(seen, self.held_out, self.seed)
         else:
             check(unseen := Labelled(*test))
+            if unseen.pictures.shape[1:] != seen.pictures.shape[1:]:
+                shapes = (tuple(part.pictures.shape[1:]) for part in (unseen, seen))
+                raise BadInput("pictures to measure on are shaped {}, the others {}: give one shape".format(*shapes))
         own = copy.deepcopy(network).eval().requires_grad_(False)
+        seen, unseen = (as_the_network(own, part) for part in (seen, unseen))
         check_fits(own, seen, unseen)
         cards = [pictures.device] if pictures.is_cuda else []
         with torch.random.fork_rng(cards):

@@ -137,6 +137,8 @@ class GOAR(Judge):
         advance: Callable[[], None],
     ) -> Judgement:
         rules = {**{name: attribution(name) for name in self.attributions}, **asked["others"]}
+        if twice := set(self.attributions) & set(asked["others"]):
+            raise BadInput(f"{min(twice)!r} is a built-in attribution that is judged, too: give the other another name")
         retrain: Retrain = asked["retrain"] or from_scratch(network, self.updates or 500, self.retrain_batch, self.lr)
         ways = self._ways(asked["projector"], seen)
         about = self._about(network, seen, unseen, asked)

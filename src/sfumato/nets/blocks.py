@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sfumato.errors import BadInput
+
 Positions = Literal["learned", "rotary"]
 _SINUSOIDS = 256
 
@@ -67,16 +69,21 @@ class Embedding(nn.Module):
         return F.silu(emb)
 
 
+def _dropout(share: float | None) -> nn.Module:
+    """Dropout, also of 0, which whoever trains on may change; None: none ever."""
+    return nn.Identity() if share is None else nn.Dropout(share)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions, modulated (FiLM) by the embedding; ``skip`` more channels may come in on the way up."""
 
-    def __init__(self, channels: int, embedding: int | None, dropout: float = 0.0, skip: int = 0):
+    def __init__(self, channels: int, embedding: int | None, dropout: float | None = None, skip: int = 0):
         super().__init__()
         inside = channels + skip
         self.norm1, self.conv1 = group_norm(inside), nn.Conv2d(inside, channels, 3, padding=1)
         self.norm2, self.conv2 = group_norm(channels), zeroed(nn.Conv2d(channels, channels, 3, padding=1))
         self.film = zeroed(nn.Linear(embedding, 2 * channels)) if embedding else None
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = _dropout(dropout)
         self.shortcut = nn.Conv2d(inside, channels, 1) if skip else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch inside height width"], emb: Tensor | None) -> Tensor:
@@ -100,6 +107,8 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_dim: int):
         super().__init__()
         self.head_dim = min(head_dim, channels)
+        if channels % self.head_dim:
+            raise BadInput(f"{channels} channels are not whole heads of {head_dim}: choose another head_dim")
         self.qkv, self.out = nn.Linear(channels, 3 * channels), zeroed(nn.Linear(channels, channels))
         self.norm_q, self.norm_k = (RMSNorm(self.head_dim, eps=1e-6) for _ in range(2))
 
@@ -136,12 +145,12 @@ def rotate(x: Float[Tensor, "*batch tokens head"], turns: Float[Tensor, "tokens 
 class TransformerBlock(nn.Module):
     """Attention, then a perceptron of four times the width, each behind a modulated normalisation (AdaLN)."""
 
-    def __init__(self, channels: int, embedding: int | None, head_dim: int, dropout: float = 0.0):
+    def __init__(self, channels: int, embedding: int | None, head_dim: int, dropout: float | None = None):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(channels, eps=1e-6, elementwise_affine=not embedding) for _ in range(2))
         self.modulation = zeroed(nn.Linear(embedding, 4 * channels)) if embedding else None
         self.attention = Attention(channels, head_dim)
-        drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        drop = _dropout(dropout)
         last = zeroed(nn.Linear(4 * channels, channels))
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), drop, last)
 
@@ -168,7 +177,7 @@ class Transformer(nn.Module):
         side: int,
         embedding: int | None,
         head_dim: int = 64,
-        dropout: float = 0.0,
+        dropout: float | None = None,
         positions: Positions = "learned",
     ):
         super().__init__()

@@ -161,7 +161,8 @@ class Inception(nn.Module):
         net: its name.
         classes: logits.
         join: how a block's branches end; None: as published.
-        scale: of the residuals, for all blocks; None: 0.17, 0.10 and 0.20, which are the released code's.
+        scale: of the residuals, for all blocks but the slim net's last, whose is 1; None: 0.17, 0.10 and 0.20, which
+            are the released code's.
         width: factor of all channels.
         blocks: how many of A, B and C; None: as published.
         dropout: share of the pooled features that is dropped.

@@ -10,6 +10,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.errors import BadInput
+
 from .blocks import groups
 from .simple_uvit import check_side
 
@@ -50,7 +52,10 @@ class PrototypeUNet(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         check_side(size, 1 << (len(channels) - 1))
-        crosses = [size // 2**i in tuple(crossing) for i in range(len(channels))]
+        sides = [size // 2**i for i in range(len(channels))]
+        if odd := [side for side in crossing if side not in sides]:
+            raise BadInput(f"crossing: no level has a side of {odd[0]}: choose from {', '.join(map(str, sides))}")
+        crosses = [side in tuple(crossing) for side in sides]
         self.unet = UNet2DConditionModel(
             sample_size=size,
             in_channels=in_channels * (2 if prototyped else 1),

@@ -41,7 +41,7 @@ class Levels(nn.Module):
         self.down, self.up, self.smaller, self.larger = (nn.ModuleList() for _ in range(4))
         for i, (c, n) in enumerate(zip(channels, blocks, strict=True)):
             here = side >> i
-            drop, attends = (dropout if here <= dropout_from else 0.0), here in attention
+            drop, attends = (dropout if here <= dropout_from else None), here in attention
             for way, skip in ((self.down, 0), (self.up, c)):
                 way.append(nn.ModuleList(_Block(c, embedding, drop, skip, attends, head_dim) for _ in range(n)))
             if i:
@@ -70,7 +70,9 @@ class Levels(nn.Module):
 class _Block(nn.Module):
     """A `ResBlock`, with attention behind it where the level has any."""
 
-    def __init__(self, channels: int, embedding: int, dropout: float, skip: int, attends: bool, head_dim: int):
+    def __init__(
+        self, channels: int, embedding: int, dropout: float | None, skip: int, attends: bool, head_dim: int
+    ):  # fmt: skip
         super().__init__()
         self.convolutions = ResBlock(channels, embedding, dropout, skip)
         self.attention = MapAttention(channels, head_dim) if attends else nn.Identity()
@@ -124,7 +126,7 @@ class SimpleUViT(ModelMixin, ConfigMixin):
         side, bottom = size // factor, (size // factor) >> len(channels)
         self.levels = Levels(side, tuple(channels), tuple(blocks), embedding, dropout, dropout_from)
         self.smaller, self.larger = Down(channels[-1], width), Up(width, channels[-1])
-        drop = dropout if bottom <= dropout_from else 0.0
+        drop = dropout if bottom <= dropout_from else None
         self.transformer = Transformer(width, depth, bottom, embedding, head_dim, drop)
         self.exit = Exit(channels[0], in_channels, factor, front)
 

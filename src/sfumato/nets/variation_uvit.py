@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
 class Looking(nn.Module):
     """A transformer block, and behind it a look at what was seen."""
 
-    def __init__(self, channels: int, embedding: int, head_dim: int, dropout: float, looks: bool):
+    def __init__(self, channels: int, embedding: int, head_dim: int, dropout: float | None, looks: bool):
         super().__init__()
         self.block = TransformerBlock(channels, embedding, head_dim, dropout)
         self.cross = CrossAttention(channels, channels, head_dim) if looks else None
@@ -101,7 +101,7 @@ class VariationUViT(ModelMixin, ConfigMixin):
         side, bottom = size // factor, (size // factor) >> len(channels)
         self.levels = Levels(side, tuple(channels), tuple(blocks), embedding, dropout, dropout_from)
         self.smaller, self.larger = Down(channels[-1], width), Up(width, channels[-1])
-        drop = dropout if bottom <= dropout_from else 0.0
+        drop = dropout if bottom <= dropout_from else None
         self.place = nn.Parameter(torch.zeros(bottom * bottom, width))
         self.looking = nn.ModuleList(Looking(width, embedding, head_dim, drop, bool(tokens)) for _ in range(depth))
         self.exit = Exit(channels[0], in_channels, factor, front)

@@ -107,7 +107,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
                     layer.padding_mode = "circular"
 
-    def _level(self, width: int, layers: int, skip: int = 0, dropout: float = 0.0) -> nn.ModuleList:
+    def _level(self, width: int, layers: int, skip: int = 0, dropout: float | None = None) -> nn.ModuleList:
         """Residual blocks, each followed by attention across frames; the first takes what comes over."""
         config, blocks = self.config, nn.ModuleList()
         for i in range(layers):

@@ -42,7 +42,7 @@ class ViewAttention(nn.Module):
 class Seeing(nn.Module):
     """A residual block and, where the feature map is small, attention: within a view, across views, to the slots."""
 
-    def __init__(self, channels: int, embedding: int, head_dim: int, skip: int, dropout: float, attends: bool):
+    def __init__(self, channels: int, embedding: int, head_dim: int, skip: int, dropout: float | None, attends: bool):
         super().__init__()
         self.block = ResBlock(channels, embedding, dropout, skip)
         self.within = MapAttention(channels, head_dim) if attends else None
@@ -117,7 +117,7 @@ class ViewUNet(ModelMixin, ConfigMixin):
         self.ray_map = zeroed(nn.Conv2d(12 * octaves, rays, 1)) if rays else None
         self.enter = nn.Conv2d(in_channels + rays, channels[0], 3, padding=1)
         sides = [size >> i for i in range(len(channels))]
-        level = lambda width, side, skip=0, drop=0.0: nn.ModuleList(
+        level = lambda width, side, skip=0, drop=None: nn.ModuleList(
             Seeing(width, embedding, head_dim, 0 if i else skip, drop, side <= attention_from) for i in range(layers)
         )
         ends = list(zip(channels, sides, strict=True))

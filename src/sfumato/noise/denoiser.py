@@ -54,8 +54,8 @@ class DiscreteProcess(Protocol):
     def diffuse(
         self, x: Int[Tensor, "batch *dims"], t: Float[Tensor, "..."] | float, uniform: Float[Tensor, "batch *dims"]
     ) -> Int[Tensor, "batch *dims"]:
-        """Tokens at time ``t`` of the clean ``x``. The same ``uniform`` numbers in [0, 1) at two times give the pair of
-        one path (with an absorbing state: what is masked at the earlier time is masked at the later one)."""
+        """Tokens at time ``t`` of the clean ``x``. The same ``uniform`` numbers in [0, 1) at two times couple the two
+        monotonically; with an absorbing state that is one path: what is masked early is masked later, too."""
         ...
 
     def convert(

@@ -120,6 +120,11 @@ class Absorbing(TokenProcess):
 
     eps: float = 1e-3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eps < 1:
+            raise BadInput(f"eps, the share that is never masked, is at least 0 and less than 1, not {self.eps}")
+
     @property
     def mask(self) -> int:
         return self.states - 1

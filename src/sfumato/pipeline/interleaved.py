@@ -263,7 +263,8 @@ class Interleaved(Conditioning):
 
 
 def fitted(image: Image.Image, most: int, unit: int = 16) -> Image.Image:
-    """An input picture as OmniGen takes it: no side longer than ``most``, both multiples of ``unit``.
+    """An input picture as OmniGen takes it: both sides multiples of ``unit``, and as long as ``most`` where one would
+    be longer, unless the shorter one would then be less than ``unit``.
 
     It is halved (box filter) while its shorter side is at least 2 ``most``, then scaled (bicubic) so that the longer
     one is at most ``most`` and the shorter one at least ``unit``, and cropped in the middle.
@@ -280,4 +281,5 @@ def fitted(image: Image.Image, most: int, unit: int = 16) -> Image.Image:
 
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)

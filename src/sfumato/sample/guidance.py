@@ -46,11 +46,16 @@ class Guided:
         return self.denoiser.prediction
 
     def __call__(self, z: Float[Tensor, "batch *dims"], t: Time, cond: Any = None) -> Tensor:
+        return self.beside(z, t, cond)[0]
+
+    def beside(self, z: Float[Tensor, "batch *dims"], t: Time, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """What the call gives, and the conditional prediction, which is known then."""
         cond = self.cond if cond is None else cond
         inside = self._inside(t)
         guides = cond.guided_at(self.scale) if hasattr(cond, "guided_at") else self.scale != 1
         if not guides or not inside.any():
-            return self.denoiser(z, t, cond)
+            plain = self.denoiser(z, t, cond)
+            return plain, plain
         steps = cond.between(self.uncond) if hasattr(cond, "between") else ()
         with_cond, without, *passed = self.each(z, t, [cond, self.uncond, *(step for step, _ in steps)])
         guided = lower = without
@@ -59,8 +64,8 @@ class Guided:
         guided = guided + self.scale * (with_cond - lower)
         guided = guided if self.rescale is None else self.rescale(guided, with_cond)
         if inside.all():
-            return guided
-        return torch.where(pad_right(inside, z.ndim).to(z.device), guided, with_cond)
+            return guided, with_cond
+        return torch.where(pad_right(inside, z.ndim).to(z.device), guided, with_cond), with_cond
 
     def _inside(self, t: Time) -> Tensor:
         level = float64(t) if self.measure == "t" else self.process.schedule.logsnr(t)
@@ -68,11 +73,6 @@ class Guided:
             return torch.ones_like(level, dtype=torch.bool)
         low, high = self.interval
         return (level >= low) & (level <= high)
-
-    def both(self, z: Tensor, t: Time, cond: Any) -> tuple[Tensor, Tensor]:
-        """The conditional and the unconditional prediction, from one network call where that is possible."""
-        with_cond, without = self.each(z, t, [cond, self.uncond])
-        return with_cond, without
 
     def each(self, z: Tensor, t: Time, conds: Sequence[Any]) -> list[Tensor]:
         """The prediction for every one of these, of which the first is the conditional one, at once where possible."""

@@ -42,8 +42,8 @@ def golden_section(
             break
         left = b - a > c - b
         x = b - (b - a) / (1 + PHI) if left else b + (c - b) / (1 + PHI)
-        value = f(x)
-        seen.setdefault(x, value)
+        value = seen[x] if x in seen else f(x)  # "official" comes to the same point again
+        seen[x] = value
         if value < seen[b]:
             if bracket == "textbook":
                 a, c = (a, b) if left else (b, c)

@@ -54,7 +54,7 @@ def masked_at(
     flat = uniform.flatten(1)
     hidden = flat.shape[1] - decoded
     if hidden <= 0:
-        return x0, torch.full((len(x0),), CLEANEST, dtype=torch.float64)
+        return x0, torch.full((len(x0),), CLEANEST, dtype=torch.float64, device=x0.device)
     values, places = flat.topk(hidden, dim=1, largest=False)
     x = x0.flatten(1).scatter(1, places, mask).view_as(x0)
     return x, (values[:, -1].double() / (1 - eps)).clamp(0, 1)
@@ -91,6 +91,8 @@ class Gain:
     def __post_init__(self) -> None:
         if self.kind == "k_gillespie" and getattr(self.denoiser.process, "mask", None) is None:
             raise BadInput("k-Gillespie needs a chain with a mask: choose its steps for euler")
+        if self.kind == "tau_leaping" and getattr(self.denoiser.process, "mask", None) is not None:
+            raise BadInput("tau-leaping adds jumps up, which a mask does not allow: choose the steps for euler")
         if not len(self.data):
             raise BadInput("the steps are chosen by samples: give some")
 
@@ -130,7 +132,8 @@ class Gain:
         generator = torch.Generator().manual_seed(self.seed + 1)
         drawn = torch.rand(self.data.shape, generator=generator, dtype=torch.float64)[rows].to(before)
         if self.kind == "tau_leaping":
-            jumps = poisson(before * (t1 - t2), torch.Generator().manual_seed(self.seed + 1))
+            # The batches have streams of their own, or all would jump alike.
+            jumps = poisson(before * (t1 - t2), torch.Generator().manual_seed(self.seed + 1 + rows.start))
             away = torch.arange(before.shape[-1], device=x1.device) - x1[..., None]
             return (x1 + (jumps * away).sum(-1).long()).clamp(0, before.shape[-1] - 1), time2
         if self.kind == "euler":

@@ -113,7 +113,7 @@ def k_gillespie(
     if getattr(process, "mask", None) is None:
         raise BadInput("k-Gillespie counts tokens that are decoded, so it needs a chain with a mask: use euler")
     steps = [int(k) for k in counts]
-    if steps[0] != 0 or any(b <= a for a, b in pairwise(steps)) or steps[-1] > positions:
+    if len(steps) < 2 or steps[0] != 0 or any(b <= a for a, b in pairwise(steps)) or steps[-1] > positions:
         raise BadInput(f"the counts must increase from 0 to at most {positions} tokens, got {steps}")
     t = torch.ones(len(x), dtype=torch.float64, device=x.device)
     for step, (k, after) in enumerate(pairwise(steps)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sfumato.errors import BadInput
 from sfumato.fields import Count, Positive, Share
 from sfumato.noise import Cosine, GaussianProcess, Interpolated, Shifted
 
@@ -38,6 +39,8 @@ class CosineRecipe(PixelRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.process()
+        if self.cfg_interval is not None and self.cfg_interval[0] >= self.cfg_interval[1]:
+            raise BadInput(f"cfg_interval: two log-SNRs, the lower first, not {self.cfg_interval}")
 
     def process(self) -> GaussianProcess:
         base = Cosine(-self.logsnr_limit, self.logsnr_limit)

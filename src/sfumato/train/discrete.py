@@ -72,7 +72,7 @@ class Discrete(PixelRecipe):
     """Text has no mirror image."""
     grid_every: Natural = field(default=0, init=False)
     """No pictures are drawn on the way."""
-    eps: Positive = 1e-3
+    eps: Annotated[float, within(1e-9, 0.5)] = 1e-3
     """What is never masked, of all tokens."""
     rate: Positive | None = None
     """c of the "uniform" chain; by default 8 over the number of values."""
@@ -113,8 +113,8 @@ class Discrete(PixelRecipe):
             raise BadInput("tau_leaping adds jumps up, so it needs levels and a chain without a mask")
         if self.tokens == "codes" and self.size % self._factor:
             raise BadInput(f"size must be a multiple of {self._factor} for these code_channels, got {self.size}")
-        if self.sampler == "k_gillespie" and self.tokens == "characters" and self.sampling_steps > self.size:
-            raise BadInput(f"{self.sampling_steps} steps are more than the {self.size} tokens: give at most as many")
+        if self.sampler == "k_gillespie" and self.sampling_steps > (most := prod(self.shape)):
+            raise BadInput(f"{self.sampling_steps} steps are more than the {most} tokens: give at most as many")
 
     @property
     def _factor(self) -> int:

@@ -122,7 +122,8 @@ class Pairs:
 
     def _allowed(self, rows: Int[Tensor, "picture"], i: int) -> Bool[Tensor, "picture"]:
         """Which pictures of an episode go with its ``i``-th; the same product each time, so to the same bit."""
-        allowed = within(self.unit[rows] @ self.unit[rows[i]], *self.bounds)
+        cosines = (self.unit[rows] @ self.unit[rows[i]]).clamp(-1, 1)  # of the same picture more than 1, by rounding
+        allowed = within(cosines, *self.bounds)
         allowed[i] = False
         return allowed
 

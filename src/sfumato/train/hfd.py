@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.data.pictures import Pictures
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Decay, Natural, Positive
+from sfumato.fields import Count, Decay, Natural, Positive, within
 from sfumato.nets import Elic, RestoringUNet
 from sfumato.noise import Bounded, Cosine, Denoiser, GaussianProcess, RectifiedFlow, Shifted
 from sfumato.noise import Schedule as NoiseSchedule
@@ -116,7 +116,7 @@ class HFD(PixelRecipe):
     """A hyper-prior and contexts; without, a factorised prior, for a very small codec."""
     decoder: Literal["diffusion", "flow"] = "diffusion"
     """How pictures are drawn: ancestral diffusion, or a rectified flow in Euler steps."""
-    shift: float | None = None
+    shift: Annotated[float, within(-40, 40)] | None = None
     """What is added to the log-SNR at every time; by default 2 for diffusion, and 0 for the flow, as published."""
     channels: tuple[Count, ...] = (64, 128, 256)
     """Channels of the U-Net's levels, the finest first."""
@@ -136,6 +136,8 @@ class HFD(PixelRecipe):
         due = max(64 if self.hyper else 16, 2 ** (len(self.channels) - 1))
         if self.side % due:
             raise BadInput(f"size, or crop, must be a multiple of {due} for these networks: got {self.side}")
+        if len(self.channels) != len(self.blocks):
+            raise BadInput(f"give one number of blocks a level: {len(self.channels)}, not {len(self.blocks)}")
 
     @property
     def side(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.data.pictures import Pictures, open_pictures
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Decay, Natural
+from sfumato.fields import Count, Decay, Natural, at_least
 from sfumato.metrics.features import extract
 from sfumato.nets import VariationUViT
 from sfumato.pipeline import Seen, VariationModel
@@ -91,7 +91,7 @@ class Semantica(CosineRecipe):
     """Cosines by the encoder between which a pair is kept; -1 1 keeps all."""
     quantiles: bool = False
     """The bounds of ``similar`` are shares of the pairs' cosines, from 0 to 1, instead of cosines."""
-    largest_episode: Count = 1000
+    largest_episode: Annotated[int, at_least(2)] = 1000
     """Pictures of an episode at most; of a larger one so many are drawn, once."""
     encoder: str = "oracle"
     """What sees the picture: "oracle" (the sketch world's), "random-cnn", "pixels", or a vision model of
@@ -197,10 +197,14 @@ class SemanticaTraining(PixelTraining):
         if self.semantica.pairs == "same":
             shown = drawn
         x = self.recipe.read(self.pictures, drawn)
+        seen = pixels(self.pictures, shown)
         if self.recipe.flip:
-            x = torch.where((draw.uniform(size, rng) < 0.5).reshape(-1, 1, 1, 1), x.flip(-1), x)
+            mirrored = (draw.uniform(size, rng) < 0.5).reshape(-1, 1, 1, 1)
+            x = torch.where(mirrored, x.flip(-1), x)
+            if self.semantica.pairs == "same":  # what is shown is the target itself
+                seen = torch.where(mirrored, seen.flip(-1), seen)
         given = draw.uniform(size, rng) >= self.recipe.label_dropout
-        return {"x": x, "shown": pixels(self.pictures, shown), "given": given}
+        return {"x": x, "shown": seen, "given": given}
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.model.device

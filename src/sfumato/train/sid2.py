@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.fields import Count, Decay, Natural
+from sfumato.fields import Count, Decay, Natural, within
 from sfumato.nets import ResidualUViT
 from sfumato.noise import Denoiser
 
@@ -77,7 +77,7 @@ class SiD2(CosineRecipe):
     """``imagenet-*``: the paper's models (see the class), "flop-heavy" where the patch is half of the other's;
     ``small-*``: for a CPU, untuned."""
 
-    bias: float = 0.0
+    bias: Annotated[float, within(-50, 50)] = 0.0
     """b of the loss weight sigmoid(b - logsnr); 0 at 128 px, -1 at 256, -3 at 512 in the paper."""
     loss_weight: Literal["sigmoid", "elbo", "eps"] = "sigmoid"
     """"sigmoid"; "elbo": no weight (the limit of a large bias); "eps": plain error of the noise, to compare with."""

@@ -75,15 +75,16 @@ class SLCT(PixelRecipe):
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "celeba-hq-256": {"classes": False},
-        "ffhq-256": {"classes": False},
-        "church-256": {"classes": False, "batch": 256},
+        "ffhq-256": {"classes": False, "updates": 766_000},
+        "church-256": {"classes": False, "batch": 256, "updates": 888_000},
         "ict": _ICT,
         "small-sketch": {
             "size": 64, "channels": (64, 128), "blocks": (2, 2), "attention": (4,), "head_dim": 32, "embedding": 128,
             "batch": 64, "lr": 3e-4, "ema": 0.999, "updates": 10_000, "last_levels": 160,
         },
     }  # fmt: skip
-    """``*-256``: the paper's; "ict": its baseline, all additions off; "small-sketch": for a CPU, untuned."""
+    """``*-256``: the paper's, with its epochs (1,400; of churches 1,800) as updates by the sizes of the data sets;
+    "ict": its baseline, all additions off; "small-sketch": for a CPU, untuned."""
 
     autoencoder: str = "sketch"
     """Whose latents: an embedded model, a folder of a pipeline or of an autoencoder, or a hub id."""
@@ -134,7 +135,7 @@ class SLCT(PixelRecipe):
     """Mean of the normal law of the logarithm of the noise level."""
     p_std: Positive = 2.0
     """Its standard deviation."""
-    t_min: Positive = 0.002
+    t_min: Annotated[float, at_least(5e-5)] = 0.002
     """The least noise level, at which the model is the identity."""
     t_max: Positive = 80.0
     """The highest."""

@@ -73,7 +73,10 @@ class TrfSG2Im(PixelRecipe):
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "coco": _COCO,
-        "visual-genome": {**_COCO, "relations": "given", "slots": 31, "layout_lr": 3e-4, "updates": 290_000},
+        "visual-genome": {
+            **_COCO, "relations": "given", "slots": 31, "layout_lr": 3e-4, "layout_updates": 145_000,
+            "updates": 290_000,
+        },
         "small-sketch": {
             "size": 32, "codes": 64, "code_channels": (32, 64, 64), "code_dimensions": 8, "code_updates": 3000,
             "code_batch": 32, "code_lr": 1e-3, "graph_width": 64, "graph_depth": 3, "graph_heads": 4, "positions": 4,

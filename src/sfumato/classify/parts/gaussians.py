@@ -64,7 +64,8 @@ def fitted(z: Float[Tensor, "n dim"], full: bool) -> tuple[Float[Tensor, "dim"],
         return mean, torch.diag(z.std(0, correction=0))
     covariance = z.T.cov()
     tril, failed = torch.linalg.cholesky_ex(covariance)
-    if failed:  # as many pictures as dimensions, or fewer
+    # As many pictures as dimensions, or fewer, span no volume; rounding may let the factorisation pass all the same.
+    if failed or len(z) <= z.shape[1]:
         more = max(1e-4 * float(covariance.diagonal().mean()), 1e-6)
         tril = torch.linalg.cholesky(covariance + more * torch.eye(len(mean)).to(covariance))
     return mean, tril

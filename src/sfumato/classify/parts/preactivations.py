@@ -62,6 +62,8 @@ def tract_gradient(
         damping: lambda, in units of the input's variance; above 0.
         form: which system is solved, n x n or rows x rows; "auto": the smaller.
     """
+    if not damping > 0:
+        raise BadInput(f"damping must be above 0, got {damping}")
     if form == "dual" or (form == "auto" and len(a) < a.shape[1]):
         return dual(g.mT @ a, a, damping)
     return primal(g.mT @ a, a.mT @ a / len(a), damping)

@@ -31,8 +31,16 @@ def check(data: Labelled) -> None:
     if y.ndim != 1 or len(y) != len(x) or y.is_floating_point():
         raise BadInput(f"give one label, a whole number, for each picture: got {len(y)} for {len(x)}")
     require_finite_pictures(x)
+    if y.dtype == torch.bool:
+        raise BadInput("labels are numbers of classes, not true or false: give whole numbers")
     if len(y.unique()) < 2:
         raise BadInput("all pictures have one label: judge explanations on pictures of at least two classes")
+
+
+def as_the_network(network: nn.Module, data: Labelled) -> Labelled:
+    """The same with pictures in the precision of the network's weights, and labels as losses take them."""
+    weight = next((p for p in network.parameters() if p.is_floating_point()), data.pictures)
+    return Labelled(data.pictures.to(weight.dtype), data.labels.long())
 
 
 @torch.no_grad()

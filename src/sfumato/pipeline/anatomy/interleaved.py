@@ -39,7 +39,7 @@ class OmniGenAnatomy(Transformer):
     pictures and the token of the time. They share all weights; the layers' attention, in which text and picture meet,
     is the "xattn" set of parameters and the "selfattn" set, its key and value projections the "xattn-strict" one.
 
-    Rotary attention sees differences of places only, so that every row is numbered from its padding on. (The
+    Rotary attention sees differences of places only, so that rows are numbered from the least padding on. (The
     network itself computes the rotation of the first row of a batch for all of them: given places as
     `positions_of` counts them, it would turn a row wrongly whose padding is another.)
 
@@ -93,12 +93,14 @@ class OmniGenAnatomy(Transformer):
         lengths = torch.full((n,), length) if cond.mask.is_meta else cond.mask.sum(dim=1).cpu()
         attention = attention_of(lengths, spans, torch.full((n,), outputs), self.bidirectional, length)
         dtype = self.network.dtype
+        # Padding that all rows have counts for nothing: which factors turn far places goes by the last one.
+        places = (torch.arange(length + 1 + outputs) - int(length - lengths.max())).clamp(min=0)
         inputs = {
             "input_ids": cond.tokens.to(z.device, dtype),
             "input_img_latents": [x[None].to(z.device, dtype) for some in latents for x in some],
             "input_image_sizes": _sizes(spans, lengths, length),
             "attention_mask": attention.to(z.device, dtype),
-            "position_ids": torch.arange(length + 1 + outputs, device=z.device).expand(n, -1),
+            "position_ids": places.to(z.device).expand(n, -1),
         }
         if self._memory is not None:
             self._memory.begin(z, cond, inputs)
