@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 
 from sfumato import cli
+from sfumato.attribute.parts.workflow import Part, Workflow, drawn
 from sfumato.customize.anchored_composition import AnchoredComposition, even_weights, joint_loss
 from sfumato.customize.parts import anchor as anchoring
 from sfumato.customize.parts.anchor import _png, begin, compose, verify
 from sfumato.edit import GradSAM
 from sfumato.edit.base import Given
 from sfumato.errors import BadInput
-from sfumato.pipeline import customization, load
+from sfumato.pipeline import customization, load, wrap
 from sfumato.pipeline import watermark as marks
 from sfumato.pipeline.customization import Customization, attach
 
@@ -96,6 +99,46 @@ def test_all_that_it_draws_is_marked_whatever_is_asked(made, tmp_path):
         made.trajectory("art", 0, sampling_steps=2, stop_after=1)
     with pytest.raises(BadInput, match="do not mark"):
         GradSAM().check(made, Given(("art",), (0,), PICTURES))
+
+
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
+def test_pictures_of_the_pipelines_own_call_are_marked_as_draws_are(made, kind):
+    prompts, many = ["a <m1> star", "art"], [torch.Generator().manual_seed(s) for s in (3, 4)]
+    out = made(prompts, num_inference_steps=2, output_type=kind, generator=many)
+    assert type(out.images) is {"pil": list, "np": np.ndarray, "pt": torch.Tensor}[kind]
+    for x, number in zip(out.images, marks.payloads(TOLD, prompts, [3, 4], 16), strict=True):
+        x = x.permute(1, 2, 0).numpy() if kind == "pt" else np.asarray(x)
+        found = marks.read(x if x.dtype == np.uint8 else (255 * x).round().astype(np.uint8))
+        assert found.payload == number and found.marked
+    (one, two), *_ = made("art", num_images_per_prompt=2, num_inference_steps=1, return_dict=False)
+    first, second = (verify(np.asarray(x)).watermark for x in (one, two))
+    assert first.marked and second.marked and first.payload != second.payload
+
+
+def test_the_pipelines_own_call_gives_no_latents_and_nothing_that_could_not_be_marked(made, monkeypatch):
+    for given in ({"output_type": "latent"}, {"output_type": None}):
+        with pytest.raises(BadInput, match="marked pictures only"):
+            made("art", num_inference_steps=1, **given)
+    monkeypatch.setattr(marks, "_picture", lambda c, shape: np.zeros(tuple(shape)))  # embeds nothing
+    with pytest.raises(marks.MarkFailed):
+        made("art", num_inference_steps=1)
+
+
+def test_with_a_controlnet_pictures_are_marked_too(made):
+    network = ControlNetModel.from_unet(made.network, conditioning_embedding_out_channels=(8, 8)).eval()
+    given = {"image": PICTURES[:1], "num_inference_steps": 1, "height": 16, "width": 16}
+    grey, controlled = Image.new("RGB", (16, 16)), made.with_control(network)
+    with torch.no_grad():
+        assert verify(np.asarray(controlled("art", **given).images[0])).watermark.marked
+        with pytest.raises(BadInput, match="marked pictures only"):
+            controlled("art", output_type="latent", **given)
+    assert wrap(controlled, controlled=True).defaults["marked"] == TOLD
+    dark = Part(name="dark", kind="python", apply=lambda s: replace(s, after=(lambda x: x / 2,)))
+    depth = Part(name="depth", kind="python", apply=lambda s: replace(s, control=(network, grey, 1.0)))
+    flow = Workflow(model=made, prompt="art", parts=(dark, depth), seeds=(3,), sampling_steps=2, size=16)
+    for alliance in range(4):
+        found = marks.read(marks.as_levels(drawn(flow, alliance, [3])[0]))
+        assert found.marked and [found.payload] == marks.payloads(TOLD, ["art"], [3], 16)
 
 
 def test_where_a_walk_begins(made):
