@@ -56,6 +56,7 @@ def test_prompts_name_subjects_before_their_nouns(tiny_sd):
     method = AnchoredComposition(**TWO)
     said = method.texts(tiny_sd, ["a <m1>", "a red circle", "a star on a circle", "<m2> circle on a star"])
     assert said == [["a <m1> star"], ["a red <m2> circle"], ["a <m1> star on a <m2> circle"], ["<m2> circle on a star"]]
+    assert method.told("a <m1> star on a <m1>") == ("a <m1> star on a <m1> star", [0])
     with pytest.raises(BadInput, match="names <m2>"):
         method.texts(tiny_sd, ["a <m1>", "a star"])
     with pytest.raises(BadInput, match="none of the subjects"):
