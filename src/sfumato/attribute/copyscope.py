@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, within
+from sfumato.finite import require_finite
 from sfumato.metrics.extractors import Extractor
 from sfumato.pipeline import Text2Image
 from sfumato.text import counted
@@ -116,9 +118,15 @@ class CopyScope(Attribution):
             progress: called with a line for every alliance.
 
         Raises:
-            BadInput: as `chosen`; pictures of too few seeds for the distance; a folder of another workflow.
+            BadInput: as `chosen`; no originals, or not in [0, 1]; pictures of too few seeds for the distance; a folder
+                of another workflow.
         """
         some, alliances = self.chosen(len(workflow.parts), len(workflow.seeds))
+        if originals.ndim != 4 or originals.shape[1] != 3 or not len(originals):
+            raise BadInput(f"originals come as a tensor (m, 3, height, width) in [0, 1], not {tuple(originals.shape)}")
+        require_finite([("originals", originals)], "what pictures are held against")
+        if originals.min() < -1e-3 or originals.max() > 1 + 1e-3:
+            raise BadInput("originals have values in [0, 1]: divide those of 8 bits by 255")
         paired = self.distance in SIMILARITIES
         few = not paired and len(originals) < 2
         held_against = views(originals, VIEWS, self.seed) if few else originals
@@ -135,8 +143,11 @@ class CopyScope(Attribution):
         parts = [*p.adapters, *self.phrases]
         if not parts:
             raise BadInput("this pipeline has no parts to judge: attach adapters, or name phrases of the prompts")
-        if len(set(parts)) < len(parts):
+        if len({" ".join(_pieces(part)) for part in parts}) < len(parts):
             raise BadInput("two parts have one name: give each phrase once, and none an adapter's name")
+        for phrase in self.phrases:
+            if not any(_said(phrase).search(prompt) for prompt in prompts):
+                raise BadInput(f"no prompt says {phrase!r}: name phrases of the prompts, word by word")
         some, alliances = self.chosen(len(parts), len(seeds))
         drawn = {}
         for a in alliances:
@@ -169,12 +180,31 @@ def switched_off(p: Text2Image, names: Sequence[str]) -> Iterator[None]:
 
 
 def without(prompt: str, phrases: Sequence[str]) -> str:
-    """A prompt that does not say these phrases (as whole words)."""
-    words = f" {prompt.replace(',', ' , ')} "
+    """A prompt that does not say these phrases (as whole words, in capitals or not)."""
     for phrase in sorted(phrases, key=len, reverse=True):
-        while f" {phrase} " in words:
-            words = words.replace(f" {phrase} ", " ")
-    return tidy(words.replace(" , ", ", "))
+        prompt = _said(phrase).sub(" ", prompt)
+    return tidy(re.sub(r"\s+(?=[.;:!?])", "", prompt))
+
+
+def _pieces(phrase: str) -> list[str]:
+    """Its words and marks, one by one."""
+    return re.findall(r"\w+|[^\w\s]", phrase.lower())
+
+
+def _said(phrase: str) -> re.Pattern[str]:
+    """What finds a phrase in prompts: blanks beside marks do not count, and a mark ends a word unless it is inside one
+    (red-hot, <red>)."""
+    made, last = "", ""
+    for piece in _pieces(phrase):
+        made += (r"\s+" if _worded(last) and _worded(piece) else r"\s*" if last else "") + re.escape(piece)
+        last = piece
+    start = r"(?<![\w<])(?<!\w[-'])" if _worded(phrase.strip()[:1]) else ""
+    end = r"(?![\w>]|[-']\w)" if _worded(last) else ""
+    return re.compile(start + made + end if made else r"(?!)", re.IGNORECASE)
+
+
+def _worded(piece: str) -> bool:
+    return bool(re.match(r"\w", piece))
 
 
 def plan_title(method: CopyScope, workflow: Workflow) -> str:
