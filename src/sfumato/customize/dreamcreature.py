@@ -59,8 +59,9 @@ class DreamCreature(OneWord):
 
     Differs from the paper: parts that have no word in the prompt do not count in the attention loss, unless
     ``said_only=False`` counts them as the published code does; pictures are mirrored but not cropped at random; class
-    labels in place of variants are not taken; which cluster is the foreground is decided without an eye. Features are
-    those of ``encoder``, DINOv2 in the paper; without one, those of the package's own small network for the sketch
+    labels in place of variants are not taken; which cluster is the foreground is decided without an eye; the denoising
+    loss counts everywhere (the published ``masked_training`` is not here), and parts have numbers, no names. Features
+    are those of ``encoder``, DINOv2 in the paper; without one, those of the package's own small network for the sketch
     world, which knows other pictures badly.
     """
 
