@@ -45,6 +45,7 @@ def made(tiny_sd):
         ({"origins": ()}, "declare"), ({"statements": ()}, "declare"), ({"origins": ("found", "synthetic")}, "origin"),
         ({"origins": ("synthetic",)}, "one for each"), ({"statements": ("rendered", " ")}, "empty"),
         ({"classes": ("star", "star")}, "mixes"), ({"classes": ()}, "class"),
+        ({"words": ("s1", "s10")}, "s1 stands inside of s10"),
     ],
 )  # fmt: skip
 def test_a_subject_without_a_declared_origin_is_refused(tiny_sd, settings, wrong):
@@ -156,6 +157,9 @@ def test_where_a_walk_begins(made):
             begin(made, anchor, strength, "noised", n)
     with pytest.raises(BadInput, match="square"):
         begin(made, anchor[:, :8], 0.5, "noised", n)
+    for wrong, told in ((anchor * 255, "by 255"), (anchor - 0.5, "by 255"), (anchor * float("nan"), "anchor.*finite")):
+        with pytest.raises(BadInput, match=told):
+            compose(made, wrong, "a <m1> star", 0, **QUICK)
 
 
 def test_an_inverted_anchor_comes_back(tiny_sd):
@@ -178,6 +182,12 @@ def test_composed_pictures_say_where_they_are_from(made, tmp_path, mode):
     Image.open(tmp_path / "one.png").convert("RGB").save(tmp_path / "bare.bmp")
     bare = verify(tmp_path / "bare.bmp")
     assert bare.manifest is None and bare.agree is None and bare.watermark.payload == first.payload
+
+
+def test_what_is_verified_is_a_picture():
+    for pixels in (np.zeros((16, 16, 3)), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 4), np.uint8)):
+        with pytest.raises(BadInput, match="in uint8"):
+            verify(pixels)
 
 
 def test_no_picture_leaves_without_its_mark(made, tmp_path, monkeypatch):

@@ -212,6 +212,19 @@ def before_noun(text: str, word: str, noun: str) -> str:
     return re.sub(re.escape(word) + follows, lambda _: f"{word} {noun}", text) if noun else text
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Refuse new words among which one is given twice, or stands inside another, where texts would find it too.
+
+    Raises:
+        BadInput: as said; no words.
+    """
+    if not words or len(set(words)) < len(words):
+        raise BadInput(f"give new words, each once: got {', '.join(words) or 'none'}")
+    for word in words:
+        if within := [other for other in words if other != word and word in other]:
+            raise BadInput(f"the word {word} stands inside of {within[0]}: put them in brackets, as <{word}>")
+
+
 SKETCH = {"templates": PLAIN, "flip": 0.0, "sample_posterior": False}
 """What suits the embedded model: phrases of its own words, left and right kept apart, latents as it was trained on."""
 
