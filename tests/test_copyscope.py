@@ -104,6 +104,21 @@ def test_the_published_table_by_the_published_code():
         game.table({"Vermeer": 1.0}, PLAYERS)
 
 
+def test_values_by_dividends_are_those_of_the_published_code(tiny_sd):
+    worth = worths(4, 3)
+    table = {tuple(game.members(a, PLAYERS)): float(worth[a, 1]) for a in range(16)}
+    torch.testing.assert_close(game.as_dividends(worth)[:, 1], game.dividends(table, PLAYERS)[:4])
+    flow = painting(tiny_sd, seeds=(0, 1))
+    originals = torch.zeros(2, 3, 16, 16)
+    found, _ = CopyScope(distance="mse", mode="dividend").attribute(flow, originals)
+    paper, _ = CopyScope(distance="mse").attribute(flow, originals)
+    worth = torch.tensor([found.worth[a] for a in range(16)], dtype=torch.float64)
+    assert [x.value for x in found.shapley] == pytest.approx(game.as_dividends(worth).tolist())
+    assert found.about["mode"] == "dividend" and abs(found.gap) > 0.1 > 1e-9 > abs(paper.gap)
+    with pytest.raises(BadInput, match="sums over all alliances"):
+        CopyScope(mode="dividend", orders=2)
+
+
 def test_normalised_shares():
     assert game.normalised(torch.tensor([3.0, -1.0])).tolist() == [0.75, -0.25]
     assert game.normalised(torch.zeros(2)).tolist() == [0.0, 0.0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,9 @@ from sfumato.pipeline import Text2Image
 from sfumato.text import counted
 
 from .base import Attribution
-from .parts.game import orders, sampled_shapley, shapley, visited
+from .parts.game import as_dividends, orders, sampled_shapley, shapley, visited
 from .parts.similarity import SIMILARITIES
-from .parts.study import Shares, pictured, pictures_of
+from .parts.study import Shares, Value, pictured, pictures_of
 from .parts.utility import VIEWS, Utility, check_distance, views
 from .parts.workflow import Workflow, tidy
 
@@ -54,7 +54,8 @@ class CopyScope(Attribution):
 
     Differs from the paper: distances other than FID may be named, since FID of few pictures is degenerate; one original
     is replaced by views of it (cut and mirrored). Differs from the published code, which takes sums over sub-alliances
-    for worths and counts missing ones as 0 (`sfumato.attribute.parts.game.dividends`): a table with gaps is refused.
+    for worths (``mode="dividend"`` does) and counts missing ones as 0 (`sfumato.attribute.parts.game.dividends`): a
+    table with gaps is refused.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"phrases": ("red", "star"), "sampling_steps": 2}
@@ -67,6 +68,9 @@ class CopyScope(Attribution):
     """Parts up to which all alliances are drawn."""
     orders: Natural = 0
     """Pairs of orders to sample instead; 0: all alliances, or none where there are too many."""
+    mode: Literal["shapley", "dividend"] = "shapley"
+    """The paper's value, or that of the published code, v_i = sum over L with i of U(L) / |L|, which overcounts and
+    does not sum to U(all) - U(none)."""
     phrases: tuple[str, ...] = ()
     """Of `run`: phrases in the prompts that are parts, beside the adapters."""
     sampling_steps: Count | None = None
@@ -77,6 +81,12 @@ class CopyScope(Attribution):
         check_distance(self.distance)
         if self.orders == 1:
             raise BadInput("one pair of orders has no error: sample at least 2, or leave orders at 0 for all alliances")
+        if self.orders and self.mode == "dividend":
+            raise BadInput("dividends are sums over all alliances: leave orders at 0, or take the mode shapley")
+
+    @property
+    def value(self) -> Value:
+        return as_dividends if self.mode == "dividend" else shapley
 
     def chosen(self, n: int, seeds: int = 1) -> tuple[list[tuple[int, ...]], list[int]]:
         """The orders to sample (none: all alliances), and the alliances to draw.
@@ -136,8 +146,8 @@ class CopyScope(Attribution):
         pictures = pictures_of(
             workflow, alliances, folder, jobs=jobs, batch=self.batch, device=device, progress=progress
         )
-        about = {"orders": len(some), "views": len(held_against) if few else 0}
-        return pictured(workflow, pictures, utility, some, self.seed, about), pictures
+        about = {"orders": len(some), "mode": self.mode, "views": len(held_against) if few else 0}
+        return pictured(workflow, pictures, utility, some, self.seed, about, self.value), pictures
 
     def shares(self, p: Text2Image, prompts: list[str], seeds: list[int]) -> dict[str, Float[Tensor, "n"]]:
         parts = [*p.adapters, *self.phrases]
@@ -162,7 +172,7 @@ class CopyScope(Attribution):
         if some:
             values = sampled_shapley(worth, some)[0]
         else:
-            values = shapley(torch.stack([worth[a] for a in range(1 << len(parts))]))
+            values = self.value(torch.stack([worth[a] for a in range(1 << len(parts))]))
         return dict(zip(parts, values.unbind(0), strict=True))
 
 
