@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 
 from sfumato import cli
+from sfumato.attribute.parts.workflow import Part, Workflow, drawn
 from sfumato.customize.anchored_composition import AnchoredComposition, even_weights, joint_loss
 from sfumato.customize.parts import anchor as anchoring
 from sfumato.customize.parts.anchor import _png, begin, compose, verify
 from sfumato.edit import GradSAM
 from sfumato.edit.base import Given
 from sfumato.errors import BadInput
-from sfumato.pipeline import customization, load
+from sfumato.pipeline import customization, load, wrap
 from sfumato.pipeline import watermark as marks
 from sfumato.pipeline.customization import Customization, attach
 
@@ -42,6 +45,7 @@ def made(tiny_sd):
         ({"origins": ()}, "declare"), ({"statements": ()}, "declare"), ({"origins": ("found", "synthetic")}, "origin"),
         ({"origins": ("synthetic",)}, "one for each"), ({"statements": ("rendered", " ")}, "empty"),
         ({"classes": ("star", "star")}, "mixes"), ({"classes": ()}, "class"),
+        ({"words": ("s1", "s10")}, "s1 stands inside of s10"),
     ],
 )  # fmt: skip
 def test_a_subject_without_a_declared_origin_is_refused(tiny_sd, settings, wrong):
@@ -53,6 +57,7 @@ def test_prompts_name_subjects_before_their_nouns(tiny_sd):
     method = AnchoredComposition(**TWO)
     said = method.texts(tiny_sd, ["a <m1>", "a red circle", "a star on a circle", "<m2> circle on a star"])
     assert said == [["a <m1> star"], ["a red <m2> circle"], ["a <m1> star on a <m2> circle"], ["<m2> circle on a star"]]
+    assert method.told("a <m1> star on a <m1>") == ("a <m1> star on a <m1> star", [0])
     with pytest.raises(BadInput, match="names <m2>"):
         method.texts(tiny_sd, ["a <m1>", "a star"])
     with pytest.raises(BadInput, match="none of the subjects"):
@@ -98,6 +103,46 @@ def test_all_that_it_draws_is_marked_whatever_is_asked(made, tmp_path):
         GradSAM().check(made, Given(("art",), (0,), PICTURES))
 
 
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
+def test_pictures_of_the_pipelines_own_call_are_marked_as_draws_are(made, kind):
+    prompts, many = ["a <m1> star", "art"], [torch.Generator().manual_seed(s) for s in (3, 4)]
+    out = made(prompts, num_inference_steps=2, output_type=kind, generator=many)
+    assert type(out.images) is {"pil": list, "np": np.ndarray, "pt": torch.Tensor}[kind]
+    for x, number in zip(out.images, marks.payloads(TOLD, prompts, [3, 4], 16), strict=True):
+        x = x.permute(1, 2, 0).numpy() if kind == "pt" else np.asarray(x)
+        found = marks.read(x if x.dtype == np.uint8 else (255 * x).round().astype(np.uint8))
+        assert found.payload == number and found.marked
+    (one, two), *_ = made("art", num_images_per_prompt=2, num_inference_steps=1, return_dict=False)
+    first, second = (verify(np.asarray(x)).watermark for x in (one, two))
+    assert first.marked and second.marked and first.payload != second.payload
+
+
+def test_the_pipelines_own_call_gives_no_latents_and_nothing_that_could_not_be_marked(made, monkeypatch):
+    for given in ({"output_type": "latent"}, {"output_type": None}):
+        with pytest.raises(BadInput, match="marked pictures only"):
+            made("art", num_inference_steps=1, **given)
+    monkeypatch.setattr(marks, "_picture", lambda c, shape: np.zeros(tuple(shape)))  # embeds nothing
+    with pytest.raises(marks.MarkFailed):
+        made("art", num_inference_steps=1)
+
+
+def test_with_a_controlnet_pictures_are_marked_too(made):
+    network = ControlNetModel.from_unet(made.network, conditioning_embedding_out_channels=(8, 8)).eval()
+    given = {"image": PICTURES[:1], "num_inference_steps": 1, "height": 16, "width": 16}
+    grey, controlled = Image.new("RGB", (16, 16)), made.with_control(network)
+    with torch.no_grad():
+        assert verify(np.asarray(controlled("art", **given).images[0])).watermark.marked
+        with pytest.raises(BadInput, match="marked pictures only"):
+            controlled("art", output_type="latent", **given)
+    assert wrap(controlled, controlled=True).defaults["marked"] == TOLD
+    dark = Part(name="dark", kind="python", apply=lambda s: replace(s, after=(lambda x: x / 2,)))
+    depth = Part(name="depth", kind="python", apply=lambda s: replace(s, control=(network, grey, 1.0)))
+    flow = Workflow(model=made, prompt="art", parts=(dark, depth), seeds=(3,), sampling_steps=2, size=16)
+    for alliance in range(4):
+        found = marks.read(marks.as_levels(drawn(flow, alliance, [3])[0]))
+        assert found.marked and [found.payload] == marks.payloads(TOLD, ["art"], [3], 16)
+
+
 def test_where_a_walk_begins(made):
     anchor, n = PICTURES[0], 4
     z = made.encode_image(anchor[None] * 2 - 1)
@@ -112,6 +157,9 @@ def test_where_a_walk_begins(made):
             begin(made, anchor, strength, "noised", n)
     with pytest.raises(BadInput, match="square"):
         begin(made, anchor[:, :8], 0.5, "noised", n)
+    for wrong, told in ((anchor * 255, "by 255"), (anchor - 0.5, "by 255"), (anchor * float("nan"), "anchor.*finite")):
+        with pytest.raises(BadInput, match=told):
+            compose(made, wrong, "a <m1> star", 0, **QUICK)
 
 
 def test_an_inverted_anchor_comes_back(tiny_sd):
@@ -134,6 +182,12 @@ def test_composed_pictures_say_where_they_are_from(made, tmp_path, mode):
     Image.open(tmp_path / "one.png").convert("RGB").save(tmp_path / "bare.bmp")
     bare = verify(tmp_path / "bare.bmp")
     assert bare.manifest is None and bare.agree is None and bare.watermark.payload == first.payload
+
+
+def test_what_is_verified_is_a_picture():
+    for pixels in (np.zeros((16, 16, 3)), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 4), np.uint8)):
+        with pytest.raises(BadInput, match="in uint8"):
+            verify(pixels)
 
 
 def test_no_picture_leaves_without_its_mark(made, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,18 @@ def test_bicubic_masks_overshoot_as_published():
     mask[8:20, 8:20] = 1
     large = resized(mask, 64)
     assert large.shape == (64, 64) and large.max() > 1 and large.min() < 0 and resized(mask, 32) is mask
+    whole = F.pad(torch.ones(24, 24), (16, 24, 16, 24))
+    assert torch.equal(resized(mask, 64, "nearest"), whole)
+    soft = resized(mask, 64, "bilinear")
+    assert set((16 * soft).unique().tolist()) == {0, 1, 3, 4, 9, 12, 16}
+
+
+def test_masks_grow_as_they_are_told_to(tiny_sd, example):
+    sides = []
+    for how in ("bicubic", "bilinear", "nearest"):
+        learned = replace(example, upsampling=how, updates=1).learn(tiny_sd, PICTURES[:1])
+        sides.append(learned.about["losses"][0])
+    assert len(set(sides)) == 3
 
 
 def test_the_start_token_gets_no_gradient():
@@ -161,6 +174,7 @@ def test_a_picture_shows_what_its_prompt_names(tiny_sd, example):
         ({"init_words": ()}, None, "say what each new word starts from"),
         ({"init_words": ("star",)}, None, "give one for each"),
         ({"words": ("<a>", "<a>")}, None, "each once"),
+        ({"words": ("s10", "s1")}, None, "s1 stands inside of s10"),
         ({"words": ("star", "<b>")}, None, "already a word"),
         ({"phrase": "a photo of a red star of art of a {}"}, None, "do not fit"),
         ({"phrase": "a"}, None, "need {}"),

@@ -104,6 +104,21 @@ def test_the_published_table_by_the_published_code():
         game.table({"Vermeer": 1.0}, PLAYERS)
 
 
+def test_values_by_dividends_are_those_of_the_published_code(tiny_sd):
+    worth = worths(4, 3)
+    table = {tuple(game.members(a, PLAYERS)): float(worth[a, 1]) for a in range(16)}
+    torch.testing.assert_close(game.as_dividends(worth)[:, 1], game.dividends(table, PLAYERS)[:4])
+    flow = painting(tiny_sd, seeds=(0, 1))
+    originals = torch.zeros(2, 3, 16, 16)
+    found, _ = CopyScope(distance="mse", mode="dividend").attribute(flow, originals)
+    paper, _ = CopyScope(distance="mse").attribute(flow, originals)
+    worth = torch.tensor([found.worth[a] for a in range(16)], dtype=torch.float64)
+    assert [x.value for x in found.shapley] == pytest.approx(game.as_dividends(worth).tolist())
+    assert found.about["mode"] == "dividend" and abs(found.gap) > 0.1 > 1e-9 > abs(paper.gap)
+    with pytest.raises(BadInput, match="sums over all alliances"):
+        CopyScope(mode="dividend", orders=2)
+
+
 def test_normalised_shares():
     assert game.normalised(torch.tensor([3.0, -1.0])).tolist() == [0.75, -0.25]
     assert game.normalised(torch.zeros(2)).tolist() == [0.0, 0.0]
@@ -296,6 +311,33 @@ def test_a_control_that_does_nothing_draws_the_same_pictures(tiny_sd, tmp_path):
 def test_prompts_without_their_phrases():
     assert without("a red star, red on art", ["red"]) == "a star, on art"
     assert without("a reddish star", ["red"]) == "a reddish star" and tidy("a ,, b , ") == "a, b"
+    assert without("a red, blue star", ["a red, blue"]) == "star" and without("a red star.", ["star"]) == "a red."
+    assert without("Red star! red; a star", ["red"]) == "star!; a star" and without("a red", ["A Red"]) == ""
+    assert without("a red-hot star", ["red-hot"]) == "a star" and without("a <red> star", ["<red>"]) == "a star"
+    for other in ("a red-hot star", "a <red> star", "infra-red art"):
+        assert without(other, ["red"]) == other
+
+
+def test_a_phrase_that_no_prompt_says_is_refused(tiny_sd):
+    method = CopyScope(phrases=("red", "on art"), sampling_steps=1)
+    assert set(method.run(tiny_sd, ["a Red star", "a star on art."], [0, 1])) == {"red", "on art"}
+    for phrase in ("blue", "sta", "", "art on"):
+        with pytest.raises(BadInput, match="no prompt says"):
+            CopyScope(phrases=("red", phrase), sampling_steps=1).run(tiny_sd, ["a red star on art"], [0])
+    with pytest.raises(BadInput, match="one name"):
+        CopyScope(phrases=("red", "Red"), sampling_steps=1).run(tiny_sd, ["a red star"], [0])
+
+
+@pytest.mark.parametrize(
+    ("originals", "told"),
+    [
+        (torch.zeros(0, 3, 16, 16), "not \\(0, 3"), (torch.full((2, 3, 16, 16), 200.0), "by 255"),
+        (torch.zeros(3, 16, 16), "not \\(3, 16"), (torch.full((2, 3, 16, 16), float("nan")), "not finite"),
+    ],
+)  # fmt: skip
+def test_originals_that_are_none(tiny_sd, originals, told):
+    with pytest.raises(BadInput, match=told):
+        CopyScope(distance="mse").attribute(painting(tiny_sd), originals)
 
 
 @pytest.mark.parametrize(
@@ -369,9 +411,10 @@ def test_adapters_and_phrases_of_a_pipeline_are_parts(tiny_sd):
         for up in adapter.up.values():
             up.data.normal_(0, 1, generator=torch.Generator().manual_seed(1)).mul_(size)
     method = CopyScope(phrases=("red", "blue"), sampling_steps=1, distance="mse")
-    found = method.run(p, ["a red star", "art"], [0, 1])
+    found = method.run(p, ["a red star", "blue art"], [0, 1])
     assert set(found) == {"strong", "idle", "red", "blue"} and found["idle"].abs().max() < 1e-9
-    assert found["blue"].abs().max() == 0 and found["red"][1] == 0 and (found["strong"] > 0).all()
+    assert found["blue"][0] == 0 == found["red"][1] and found["red"][0] != 0 != found["blue"][1]
+    assert (found["strong"] > 0).all()
     bare = p.copy().draw(["a star"], [0], sampling_steps=1).double()
     whole = p.draw(["a red star"], [0], sampling_steps=1).double()
     assert float(sum(x[0] for x in found.values())) == pytest.approx(float((bare - whole).square().mean()), rel=1e-3)

@@ -11,8 +11,11 @@ PICTURES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def test_class_nouns_stand_behind_the_word(tiny_sd):
     method = DreamBoothLoRA(init_word="star")
-    said = method.texts(tiny_sd, ["", "a red star", "a {} on a square", "a <mine> square"])
-    assert said == [["a photo of {} star"], ["a red {} star"], ["a {} on a square"], ["a {} square"]]
+    said = method.texts(tiny_sd, ["", "a red star", "a {} on a square", "a photo of <mine>"])
+    assert said == [["a photo of {} star"], ["a red {} star"], ["a {} star on a square"], ["a photo of {} star"]]
+    assert method.told("a <mine> star on a {} star") == "a {} star on a {} star"
+    assert method.told("{} stars, {} starfish") == "{} stars, {} star starfish"
+    assert DreamBoothLoRA().told("a photo of <mine>") == "a photo of {}"  # no class is named
 
 
 def test_the_identifier_is_as_long_as_words_and_fixed(tiny_sdxl):

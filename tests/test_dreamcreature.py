@@ -119,6 +119,26 @@ def test_weights_by_signal_to_noise():
     assert snr_weights(snr, "eps", 0).eq(1).all()
 
 
+def test_weighted_errors_are_those_of_x0_whatever_is_predicted():
+    rng = torch.Generator().manual_seed(0)
+    t, x0, eps, off = torch.linspace(0.05, 1, 20).double(), *torch.randn(3, 20, generator=rng).double()
+    weighted = lambda kind, snr, error: snr_weights(snr, kind) * error.square()
+    angle = t * torch.pi / 2
+    for alpha, sigma, kinds in ((1 - t, t, ["flow"]), (angle.cos(), angle.sin(), ["v", "x0"])):
+        snr, z = (alpha / sigma).square(), alpha * x0 + sigma * eps
+        expected = snr.clamp(max=5) * off.square()  # of a prediction that is off by so much in x0
+        wrong = (z - alpha * (x0 + off)) / sigma
+        told = {"flow": wrong - (x0 + off), "v": alpha * wrong - sigma * (x0 + off), "x0": x0 + off}
+        true = {"flow": eps - x0, "v": alpha * eps - sigma * x0, "x0": x0}
+        for kind in kinds:
+            torch.testing.assert_close(weighted(kind, snr, told[kind] - true[kind]), expected)
+        here = slice(0, -1)  # at t = 1 nothing of x0 follows from eps
+        error = weighted("eps", snr[here], (wrong - eps)[here])
+        torch.testing.assert_close(error, expected[here])
+    none = torch.zeros(1).double()
+    assert [float(snr_weights(none, kind)) for kind in ("eps", "v", "x0", "flow")] == [1, 0, 0, 0]
+
+
 def test_every_present_variant_has_a_word(tiny_sd):
     method = DreamCreature(**DreamCreature.EXAMPLE)
     learned = method.learn(tiny_sd, PICTURES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 import sfumato as sf
 from conftest import LENGTH, make_tiny_flux, make_tiny_pixart, make_tiny_sd3, tiny_vae
 from sfumato.errors import BadInput
-from sfumato.pipeline import wrap
+from sfumato.pipeline import watermark, wrap
 from sfumato.pipeline.codec import Codec
 from sfumato.pipeline.conditioning import Role
 from tiny_families import make_tiny_flux2, tiny_dc_ae
@@ -319,6 +320,19 @@ def test_a_student_that_could_not_be_told_how_it_draws_is_refused_before_it_is_t
 
     with pytest.raises(BadInput, match="cannot be marked as distilled"):
         MultistepCM(teacher=p).open_teacher()
+
+
+def test_pictures_of_the_pipelines_own_call_are_marked(any_family):
+    marked = any_family.copy()
+    marked.defaults = {**marked.defaults, "marked": {"<m1>": {"origin": "synthetic"}}}
+    given = {"num_inference_steps": 2, "height": marked.size, "width": marked.size}
+    given |= {"use_resolution_binning": False} if marked.family in ("pixart", "sana") else {}
+    drawn = marked("a red star", generator=torch.Generator().manual_seed(3), **given).images
+    found = watermark.read(np.asarray(drawn[0]))
+    expected = watermark.payloads(marked.defaults["marked"], ["a red star"], [3], marked.size)
+    assert found.marked and [found.payload] == expected
+    with pytest.raises(BadInput, match="marked pictures only"):
+        marked("a red star", output_type="latent", **given)
 
 
 def test_copies_share_what_they_do_not_own(p):

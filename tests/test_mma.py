@@ -70,10 +70,22 @@ def test_forbidden_words_never_appear(tiny_sd):
     assert not any(mask[i] for token, i in vocabulary.items() if "star" in token or "red" in token)
     assert mask[vocabulary["circle</w>"]] and not mask[tiny_sd.tokenizers[0].eos_token_id]
     attack = replace(TINY, forbidden=("c", "s"), updates=6)
-    found = attack.run(tiny_sd, CASES, progress=False).said
-    mask = attack.allowed(words, "star")
-    changed = [i for i in words.read([found[0]["text"]])[0] if len(words.text([i])) > 1]
-    assert all(mask[i] for i in changed)
+    for seed in range(4):
+        text = replace(attack, seed=seed).run(tiny_sd, CASES, progress=False).said[0]["text"]
+        assert text != CASES.prompts[0] and not {"c", "s"} & set(text)
+    with pytest.raises(BadInput, match="starts from letters"):
+        replace(attack, forbidden=tuple("abcdefghijklmnopqrstuvwxyz")).run(tiny_sd, CASES, progress=False)
+
+
+def test_tokens_that_spell_a_forbidden_word_together_are_dropped(tiny_sd, monkeypatch):
+    assert TINY.passes("st ar", "star") and not TINY.passes("a reSTAr t", "red Star")
+    spelt = tiny_sd.tokenizers[0].convert_tokens_to_ids(["s", "t", "a", "r</w>"])
+    assert Words(tiny_sd).text(spelt) == "star" and TINY.allowed(Words(tiny_sd), "star")[spelt].all()
+    other = tiny_sd.tokenizers[0].convert_tokens_to_ids(["b</w>", "t</w>", "a</w>", "r</w>"])
+    monkeypatch.setattr("sfumato.attack.mma.candidate_rows", lambda *given: torch.tensor([spelt, other]))
+    monkeypatch.setattr("sfumato.attack.mma.unlike", lambda x, target: (x + target).sum(dim=1) * 0)
+    monkeypatch.setattr(Words, "read", lambda self, texts: [other for _ in texts])  # all are as long as they were
+    assert TINY.run(tiny_sd, CASES, progress=False).said[0]["text"] == "b t a r"
 
 
 def test_it_comes_nearer_and_one_search_serves_all_seeds_of_a_prompt(tiny_sd):

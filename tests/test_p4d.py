@@ -108,6 +108,25 @@ def test_a_clip_chooses_what_is_nearest_to_the_originals_picture(tiny_sd, monkey
     assert said["tried"] == 3
 
 
+def test_of_the_union_a_success_counts_before_what_is_nearer_to_the_originals_picture(tiny_sd, monkeypatch):
+    class Rising:
+        """Finds every picture nearer than the one before."""
+
+        asked = 0
+
+        def images(self, x):
+            self.asked += 1
+            return torch.full((len(x), 1), float(self.asked))
+
+    one = replace(CASES, cases=CASES.cases[:1])
+    union = replace(TINY, form="union", clip="a folder", check_every=5)  # one look at each form
+    for n, k, wins in ((0.9, 0.1, 2.0), (0.1, 0.9, 3.0), (0.9, 0.9, 3.0), (0.1, 0.1, 3.0)):
+        monkeypatch.setattr(ClipModel, "load", classmethod(lambda cls, model: Rising()))
+        judge = Scores([0.0], [n], [k])
+        (said,) = union.run(tiny_sd, one, judge=judge, original=tiny_sd.copy(), progress=False).said
+        assert (said["score"], said["seen"], said["tried"]) == (wins, max(n, k) > 0.5, 2)
+
+
 def test_its_own_filter_stands_inside_the_loss(tiny_sd):
     original = tiny_sd.copy()
     judge = lambda: Scores([0.0, 0.0], [0.2, 0.2], [0.3, 0.3])

@@ -64,6 +64,11 @@ def test_attributes_are_said_in_their_stages():
     at = lambda a: [s for s, p in enumerate(attribute_prompts("a * cat", a)) if "*" in p]
     assert at("layout") == [9] and at("content") == list(range(8)) and at("material") == list(range(5))
     assert at("all") == list(range(10)) and attribute_prompts("a * cat", "layout")[0] == "a cat"
+    said = lambda a, n: [s for s, p in enumerate(attribute_prompts("*", a, stages=n)) if p]
+    for n in range(1, 21):  # the stage with which a draw begins, and others of ten or more stages that lie there too
+        assert said("layout", n) == ([n - 1] if n < 15 else [n - 2, n - 1])
+        assert n == 1 or not set(said("content", n)) & set(said("layout", n))
+        assert all(said(a, n) for a in ("content", "material", "style"))
     with pytest.raises(BadInput, match="unknown attribute"):
         attribute_prompts("*", "colour")
 

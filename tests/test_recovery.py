@@ -52,6 +52,18 @@ def test_the_share_is_told_at_each_look_and_the_first_that_is_enough(tiny_sd, tm
     assert TINY.rows(2, 1) == 3 * 4 * 2 + 2 * 2 * 2
 
 
+def test_the_last_weights_are_looked_at_wherever_training_ends(tiny_sd):
+    run = lambda attack: attack.run(tiny_sd, CASES, judge=Growing(), progress=False)
+    seen = lambda found: [look["updates"] for look in found.curve]
+    for updates, looks in ((5, [0, 2, 4, 5]), (4, [0, 2, 4]), (1, [0, 1])):
+        assert seen(run(replace(TINY, updates=updates))) == looks
+    assert replace(TINY, updates=5).rows(2, 1) == 3 * 5 * 2 + 2 * 2 * 3
+    # The plain prompts are 2 rows, an update is 6, a look 2: what is left pays for no look at the end.
+    for rows, looks in ((13, [0, 1]), (14, [0, 2]), (15, [0, 2]), (22, [0, 2, 3]), (28, [0, 2, 4])):
+        found = run(replace(TINY, updates=50, max_rows=rows))
+        assert seen(found) == looks and found.spent["exhausted"] and found.spent["rows"] <= rows
+
+
 def test_only_the_subset_is_trained_and_pipelines_that_share_its_storage_never_notice(tiny_sd):
     before = {n: p.detach().clone() for n, p in tiny_sd.parameters("full").items()}
     erased = tiny_sd.copy()

@@ -39,6 +39,15 @@ def test_with_eta_0_the_optimum_is_the_prompt_itself(tiny_sd, tiny_pixart):
         torch.testing.assert_close(distance(target.double(), x), torch.tensor(expected).double())
 
 
+def test_half_precision_sums_do_not_overflow():
+    x = torch.randn(2, 77, 768, generator=rng()).mul(3).half()
+    expected = (x[0].double() - x[1].double()).square().sum()
+    found = distance(x[:1], x[1:])
+    assert found.dtype == torch.float32 and expected > torch.finfo(torch.half).max
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=0)
+    assert torch.equal(concept_vector(x[:1], x[1:]), x[0].float() - x[1].float())
+
+
 def test_the_better_half_is_kept_in_order():
     losses = torch.tensor([3.0, 1.0, 2.0, 0.5])
     assert fittest(torch.arange(8).view(4, 2), losses, 2).tolist() == [[6, 7], [2, 3]]

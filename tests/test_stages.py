@@ -14,6 +14,9 @@ def test_stage_of_a_timestep():
     wanted = {0: 0, 99: 0, 100: 1, 899: 8, 900: 9, 999: 9}
     assert {i: stage_of((i + 1) / 1000, 10) for i in wanted} == wanted
     assert [stage_of((i + 1) / 1000, 7) for i in range(1000)] == [i * 7 // 1000 for i in range(1000)]
+    for stages in (7, 10, 50, 100):  # times come in float32 too
+        times = ((torch.arange(1000) + 1) / 1000).float().tolist()
+        assert [stage_of(t, stages) for t in times] == [i * stages // 1000 for i in range(1000)]
     assert stage_of(0.0, 10) == 0 and stage_of(1.0, 10) == 9
 
 

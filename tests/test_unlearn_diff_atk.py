@@ -71,7 +71,11 @@ def test_a_word_is_drawn_forward_and_the_gradient_passes_clipped():
 
 def test_times_ascend_as_published():
     assert ascending(50, 1000) == list(range(10, 1000, 20))
-    assert ascending(3, 10) == [1, 4, 7]
+    assert ascending(3, 10) == [1, 5, 8] and ascending(10, 10) == list(range(10))
+    for times in (1, 300, 600, 999):  # also where the timesteps are no multiple
+        found = ascending(times, 1000)
+        middles = [(i + 0.5) * 1000 / times for i in range(times)]
+        assert len(set(found)) == times and all(0 <= m - t < 1 for t, m in zip(found, middles, strict=True))
 
 
 @pytest.mark.parametrize("name", ["tiny_sd", "tiny_sdxl", "tiny_pixart"])

@@ -18,7 +18,7 @@ from sfumato.errors import BadInput
 from .conftest import unchanged
 
 VERB = "attribute"
-ASKED = (["a red star", "art"], [3, 4])
+ASKED = (["a red star", "a red star on art"], [3, 4])
 
 
 @dataclass(frozen=True, kw_only=True)

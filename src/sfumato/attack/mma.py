@@ -28,10 +28,11 @@ class MMA(TextAttack):
     """The text part of MMA-Diffusion (arXiv:2311.17516, section 3.2): greedy search along the gradient of tokens.
 
     For each prompt p, maximises over ``tokens`` tokens the cosine of the pooled encodings E(tokens) and E(p). It begins
-    with random letters. In each update the gradient with respect to the tokens' one-hot rows ranks the vocabulary at
-    each place; tokens that are ``forbidden``, any that contain one of these strings, are out. Of ``batch`` candidates,
-    spread evenly over the places, each replaces one token by one of the ``top`` best there, at random. Candidates that
-    do not read as equally many tokens again, or as the same text, are dropped; the best of the rest is taken, better or
+    with random letters, none of them a forbidden string. In each update the gradient with respect to the tokens'
+    one-hot rows ranks the vocabulary at each place; tokens that are ``forbidden``, any that contain one of these
+    strings, are out. Of ``batch`` candidates, spread evenly over the places, each replaces one token by one of the
+    ``top`` best there, at random. Candidates that do not read as equally many tokens again, or as the same text, are
+    dropped, and so are those whose tokens together spell a forbidden string; the best of the rest is taken, better or
     not, and the best ever is the result. It takes the whole prompt's place and passes a filter of words. Of the model
     only the text encoder is seen, with its gradients: the original's where there is one.
 
@@ -61,7 +62,7 @@ class MMA(TextAttack):
     top: Count = 256
     """Of how many best tokens at a place a candidate's is drawn."""
     forbidden: tuple[str, ...] = ()
-    """Strings that no token may contain; empty: the words of the concept."""
+    """Strings that no token and no text may contain; empty: the words of the concept."""
 
     @property
     def tries(self) -> int:
@@ -74,6 +75,8 @@ class MMA(TextAttack):
             raise BadInput(f"{self.tokens} tokens do not fit: this model reads {words.room} besides start and end")
         if not self.allowed(words, cases.concept).any():
             raise BadInput(f"every token contains one of {', '.join(self.forbidden)}: forbid less")
+        if not self.letters(cases.concept):
+            raise BadInput("the search starts from letters, and all are forbidden: forbid less")
 
     def blind(self, pipe: Text2Image, prompt: str, concept: str, rng: torch.Generator) -> str:
         words = Words(pipe)
@@ -81,13 +84,20 @@ class MMA(TextAttack):
 
     def allowed(self, words: Words, concept: str) -> Tensor:
         """Which of all tokens a candidate may have, as a mask."""
-        strings = [s.lower() for s in self.forbidden or concept.split()]
         mask = torch.zeros(len(words), dtype=torch.bool)
         mask[words.usable] = True
         for token, i in words.tokenizer.get_vocab().items():
-            if any(s in token.lower() for s in strings):
+            if not self.passes(token, concept):
                 mask[i] = False
         return mask
+
+    def passes(self, text: str, concept: str) -> bool:
+        """Whether a text contains none of the forbidden strings."""
+        return not any(s.lower() in text.lower() for s in self.forbidden or concept.split())
+
+    def letters(self, concept: str) -> list[str]:
+        """The letters that a search may start from."""
+        return [x for x in string.ascii_letters if self.passes(x, concept)]
 
     def search(self, pipe: Text2Image, cases: AttackCases, means: Means) -> Texts:
         """Search a text for each prompt with open cases; see `Attack.search`."""
@@ -99,7 +109,8 @@ class MMA(TextAttack):
                     target = pooled(words.pipe, words.pipe.encode(prompt))
                 best: list[str] = []
                 try:
-                    self._climb(words, target, allowed, generator(self.seed, numbers[0]), best, means, advance)
+                    rng = generator(self.seed, numbers[0])
+                    self._climb(words, target, allowed, cases.concept, rng, best, means, advance)
                 finally:
                     for i in numbers if best else ():
                         candidates.keep(i, best[-1])
@@ -110,22 +121,24 @@ class MMA(TextAttack):
         words: Words,
         target: Tensor,
         allowed: Tensor,
+        concept: str,
         rng: torch.Generator,
         best: list[str],
         means: Means,
         advance: Callable[[], None],
     ) -> None:
         """Put the best text until now into ``best``."""
-        letters = [string.ascii_letters[int(i)] for i in torch.randint(52, (self.tokens,), generator=rng)]
+        known = self.letters(concept)
+        letters = [known[int(i)] for i in torch.randint(len(known), (self.tokens,), generator=rng)]
         text = " ".join(letters).lower()
-        best[:], least = [text], float("inf")
+        best[:], least = [text] if self.passes(text, concept) else [], float("inf")
         for _ in range(self.updates):
             means.spending.check()
             (row,) = words.read([text])
             row = row[: words.room]
             gradient = token_gradient(words, row, target)
             rows = candidate_rows(gradient, row, allowed, self.top, self.batch, rng).tolist()
-            texts = [t for t in map(words.text, rows) if t != text]
+            texts = [t for t in map(words.text, rows) if t != text and self.passes(t, concept)]
             read = words.read(texts) if texts else []
             kept = [(t, r) for t, r in zip(texts, read, strict=True) if len(r) == len(row)]
             advance()

@@ -36,17 +36,19 @@ class P4D(TextAttack):
     the mean over all elements of the native (conditional) predictions, t uniform over the timesteps of training and
     noise fresh in each update. P4D-N searches ``tokens`` free tokens in the prompt's place; P4D-K keeps the prompt's
     words and puts a free token before every ``every`` of them, and one at the end where their number is a multiple of
-    it; the union runs both. The tokens are continuous embeddings; each update projects them to their nearest words by
-    cosine similarity, takes the gradient there and applies it to the embeddings (AdamW). Every ``check_every`` updates
-    the words are written out as text, read again and drawn, and the best text is kept.
+    it; the union runs both, and takes the text of the one that succeeds. The tokens are continuous embeddings; each
+    update projects them to their nearest words by cosine similarity, takes the gradient there and applies it to the
+    embeddings (AdamW). Every ``check_every`` updates the words are written out as text, read again and drawn, and the
+    best text is kept.
 
     Cost: three passes of the erased model's network and one of the original's for each update, and a picture for each
     check, for each case and form.
 
     Differs from the paper: unless a ``clip`` is named (ViT-H/14 in the paper), the best text is the one whose picture
     the judge is surest of, not the one nearest to the original's picture; start, end and padding are no candidates for
-    a free token; x is one picture for a case. A case that its plain prompt breaks is not attacked. For pipelines with
-    one text encoder.
+    a free token; x is one picture for a case. A case that its plain prompt breaks is not attacked, but one in which the
+    original's own picture does not show the concept is, which the paper leaves out: all attacks here are counted over
+    the same cases. For pipelines with one text encoder.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"tokens": 3, "updates": 2, "check_every": 2, "form": "union"}
@@ -140,8 +142,9 @@ class P4D(TextAttack):
                 total = len(self.forms) * self.updates * -(-len(candidates.open) // self.batch)
                 with bar("searching prompts", total, means.progress) as advance:
                     for form in self.forms:
-                        for group in self._groups(pipe, form, candidates):
-                            self._attack(pipe, means.original, candidates, form, group, x, measure, advance)
+                        with candidates.apart():
+                            for group in self._groups(pipe, form, candidates):
+                                self._attack(pipe, means.original, candidates, form, group, x, measure, advance)
         return Texts(cases.concept, self.budget(), candidates.said)
 
     def _measure(self, pictures: Tensor, cases: list[int]) -> Measure:

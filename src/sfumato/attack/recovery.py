@@ -73,7 +73,7 @@ class Recovery(Tuning, Attack):
     subset: str = "full"
     """Which of the network's weights are trained, as for fine-tuning erasers: full, xattn, noxattn, selfattn, ..."""
     every: Count = 20
-    """Updates between looks of the judge at the cases."""
+    """Updates between looks of the judge at the cases; the last weights are looked at in any case."""
     enough: Share = 0.5
     """The share of the cases that must show the concept for it to count as back."""
     template: str = "a photo of {}"
@@ -88,7 +88,7 @@ class Recovery(Tuning, Attack):
         return Learning(-(-self.batch // self.accumulate), self.subset)
 
     def rows(self, cases: int, sampling_steps: int) -> float:
-        return 3.0 * self.updates * self.batch + 2.0 * cases * sampling_steps * (self.updates // self.every)
+        return 3.0 * self.updates * self.batch + 2.0 * cases * sampling_steps * -(-self.updates // self.every)
 
     def check(self, pipe: Text2Image, cases: AttackCases) -> None:
         """See `Attack.check`: does the network have such weights, and does the template say where the name goes?"""
@@ -117,7 +117,11 @@ class Recovery(Tuning, Attack):
             run = Run(recipe, self, folder, config)
             with means.spending.allowed():
                 run.fit(means.progress)
-                recipe.look(self.updates)
+                recipe.done = self.updates
+                recipe.look(self.updates, last=True)
+            if means.spending.exhausted:  # what was learned until then is what counts, and is not searched any more
+                with means.spending.free():
+                    recipe.look(recipe.done, last=True)
             made = {name: p.detach().cpu().clone() for name, p in weights.items()}
         return Relearned(cases.concept, self.budget(), made, recipe.curve(), self.enough, run.history.get("loss", []))
 
@@ -149,7 +153,7 @@ class Relearning(Recipe):
         texts: list[str],
     ):
         self.attack, self.pipe, self.cases, self.means, self.z0, self.texts = attack, pipe, cases, means, z0, texts
-        self.weights = Loose(weights)
+        self.weights, self.done, self.last = Loose(weights), 0, dict[int, float]()
         looks = attack.updates // attack.every + 1
         self.weights.register_buffer("seen", torch.full((looks,), float("nan"), dtype=torch.float64))
 
@@ -167,6 +171,7 @@ class Relearning(Recipe):
     def loss(self, batch: dict[str, int], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         step, share = batch["step"], slice(rng.rows.start, rng.rows.stop)  # the loop gives a Share
         if share.start == 0:
+            self.done = step
             self.look(step)
         at, t, eps = (drawn[share] for drawn in self.drawn(step))
         cond = self.pipe.encode([self.texts[i] for i in at.tolist()])
@@ -180,19 +185,29 @@ class Relearning(Recipe):
         return at, torch.tensor(times, dtype=torch.float64), torch.randn(n, *self.z0.shape[1:], generator=rng)
 
     @torch.no_grad()
-    def look(self, updates: int) -> None:
-        """Ask the judge how many of the cases show the concept after so many updates, where a look is due."""
-        judge, which = self.means.judge, updates // self.attack.every
-        if judge is None or not self.cases.cases or updates % self.attack.every or not updates:
+    def look(self, updates: int, last: bool = False) -> None:
+        """Ask the judge how many of the cases show the concept after so many updates, where a look is due.
+
+        Args:
+            last: these are the last updates, whose weights are looked at in any case, once.
+        """
+        judge, (which, off) = self.means.judge, divmod(updates, self.attack.every)
+        if judge is None or not self.cases.cases or not updates or (off and not last):
             return
-        self.weights.seen[which] = sum(shown_plainly(self.pipe, self.cases, judge)) / len(self.cases.cases)
+        if last and not off and not self.weights.seen[which].isnan():
+            return
+        share = sum(shown_plainly(self.pipe, self.cases, judge)) / len(self.cases.cases)
+        if off:
+            self.last[updates] = share
+        else:
+            self.weights.seen[which] = share
 
     def curve(self) -> list[dict[str, float]]:
-        """(updates, share of the cases that show the concept) at each look; the first is before all of them."""
+        """(updates, share of the cases that show the concept) at each look: before all of them, and the last after."""
         before = self.means.before
         told = [] if not before else [{"updates": 0, "share": sum(before) / len(before)}]
         seen = [(i * self.attack.every, x) for i, x in enumerate(self.weights.seen.tolist()) if x == x]
-        return told + [{"updates": updates, "share": share} for updates, share in seen]
+        return told + [{"updates": updates, "share": share} for updates, share in [*seen, *self.last.items()]]
 
 
 @dataclass

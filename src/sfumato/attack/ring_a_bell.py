@@ -102,7 +102,7 @@ class RingABell(TextAttack):
             prompts = candidates.by_prompt()
             with bar("breeding words", len(prompts) * self.generations, means.progress) as advance:
                 for prompt, numbers in prompts.items():
-                    target = words.pipe.encode(prompt).tokens + self.eta * direction
+                    target = _wide(words.pipe.encode(prompt).tokens) + self.eta * direction
                     loss = lambda rows, target=target: distance(target, words.encode(rows.tolist()).tokens)
                     best: list[Tensor] = []
                     try:
@@ -153,14 +153,19 @@ def concept_vector(
     told: Float[Tensor, "pairs length width"], without: Float[Tensor, "pairs length width"]
 ) -> Float[Tensor, "length width"]:
     """The mean difference of encodings with and without the concept (eq. 1)."""
-    return (told - without).mean(dim=0)
+    return (_wide(told) - _wide(without)).mean(dim=0)
 
 
 def distance(
     target: Float[Tensor, "one length width"], encoded: Float[Tensor, "n length width"]
 ) -> Float[Tensor, "n"]:
     """Squared distance to the target, summed over all rows and channels: what the algorithm minimises."""
-    return (target - encoded).square().sum(dim=(1, 2))
+    return (_wide(target) - _wide(encoded)).square().sum(dim=(1, 2))
+
+
+def _wide(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+    """In float32 at least: squares summed over all tokens and channels are beyond what float16 holds."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def fittest(individuals: Int[Tensor, "n k"], losses: Float[Tensor, "n"], kept: int) -> Int[Tensor, "kept k"]:

@@ -150,8 +150,7 @@ class UnlearnDiffAtk(TextAttack):
 
 def ascending(times: int, timesteps: int) -> list[int]:
     """``times`` timesteps in ascending order, each in the middle of its share: 10, 30, ... 990 for 50 of 1,000."""
-    every = timesteps // times
-    return list(range(every // 2, timesteps, every))[:times]
+    return [(2 * i + 1) * timesteps // (2 * times) for i in range(times)]
 
 
 class _Straight(torch.autograd.Function):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, within
+from sfumato.finite import require_finite
 from sfumato.metrics.extractors import Extractor
 from sfumato.pipeline import Text2Image
 from sfumato.text import counted
 
 from .base import Attribution
-from .parts.game import orders, sampled_shapley, shapley, visited
+from .parts.game import as_dividends, orders, sampled_shapley, shapley, visited
 from .parts.similarity import SIMILARITIES
-from .parts.study import Shares, pictured, pictures_of
+from .parts.study import Shares, Value, pictured, pictures_of
 from .parts.utility import VIEWS, Utility, check_distance, views
 from .parts.workflow import Workflow, tidy
 
@@ -52,7 +54,8 @@ class CopyScope(Attribution):
 
     Differs from the paper: distances other than FID may be named, since FID of few pictures is degenerate; one original
     is replaced by views of it (cut and mirrored). Differs from the published code, which takes sums over sub-alliances
-    for worths and counts missing ones as 0 (`sfumato.attribute.parts.game.dividends`): a table with gaps is refused.
+    for worths (``mode="dividend"`` does) and counts missing ones as 0 (`sfumato.attribute.parts.game.dividends`): a
+    table with gaps is refused.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"phrases": ("red", "star"), "sampling_steps": 2}
@@ -65,6 +68,9 @@ class CopyScope(Attribution):
     """Parts up to which all alliances are drawn."""
     orders: Natural = 0
     """Pairs of orders to sample instead; 0: all alliances, or none where there are too many."""
+    mode: Literal["shapley", "dividend"] = "shapley"
+    """The paper's value, or that of the published code, v_i = sum over L with i of U(L) / |L|, which overcounts and
+    does not sum to U(all) - U(none)."""
     phrases: tuple[str, ...] = ()
     """Of `run`: phrases in the prompts that are parts, beside the adapters."""
     sampling_steps: Count | None = None
@@ -75,6 +81,12 @@ class CopyScope(Attribution):
         check_distance(self.distance)
         if self.orders == 1:
             raise BadInput("one pair of orders has no error: sample at least 2, or leave orders at 0 for all alliances")
+        if self.orders and self.mode == "dividend":
+            raise BadInput("dividends are sums over all alliances: leave orders at 0, or take the mode shapley")
+
+    @property
+    def value(self) -> Value:
+        return as_dividends if self.mode == "dividend" else shapley
 
     def chosen(self, n: int, seeds: int = 1) -> tuple[list[tuple[int, ...]], list[int]]:
         """The orders to sample (none: all alliances), and the alliances to draw.
@@ -116,9 +128,15 @@ class CopyScope(Attribution):
             progress: called with a line for every alliance.
 
         Raises:
-            BadInput: as `chosen`; pictures of too few seeds for the distance; a folder of another workflow.
+            BadInput: as `chosen`; no originals, or not in [0, 1]; pictures of too few seeds for the distance; a folder
+                of another workflow.
         """
         some, alliances = self.chosen(len(workflow.parts), len(workflow.seeds))
+        if originals.ndim != 4 or originals.shape[1] != 3 or not len(originals):
+            raise BadInput(f"originals come as a tensor (m, 3, height, width) in [0, 1], not {tuple(originals.shape)}")
+        require_finite([("originals", originals)], "what pictures are held against")
+        if originals.min() < -1e-3 or originals.max() > 1 + 1e-3:
+            raise BadInput("originals have values in [0, 1]: divide those of 8 bits by 255")
         paired = self.distance in SIMILARITIES
         few = not paired and len(originals) < 2
         held_against = views(originals, VIEWS, self.seed) if few else originals
@@ -128,15 +146,18 @@ class CopyScope(Attribution):
         pictures = pictures_of(
             workflow, alliances, folder, jobs=jobs, batch=self.batch, device=device, progress=progress
         )
-        about = {"orders": len(some), "views": len(held_against) if few else 0}
-        return pictured(workflow, pictures, utility, some, self.seed, about), pictures
+        about = {"orders": len(some), "mode": self.mode, "views": len(held_against) if few else 0}
+        return pictured(workflow, pictures, utility, some, self.seed, about, self.value), pictures
 
     def shares(self, p: Text2Image, prompts: list[str], seeds: list[int]) -> dict[str, Float[Tensor, "n"]]:
         parts = [*p.adapters, *self.phrases]
         if not parts:
             raise BadInput("this pipeline has no parts to judge: attach adapters, or name phrases of the prompts")
-        if len(set(parts)) < len(parts):
+        if len({" ".join(_pieces(part)) for part in parts}) < len(parts):
             raise BadInput("two parts have one name: give each phrase once, and none an adapter's name")
+        for phrase in self.phrases:
+            if not any(_said(phrase).search(prompt) for prompt in prompts):
+                raise BadInput(f"no prompt says {phrase!r}: name phrases of the prompts, word by word")
         some, alliances = self.chosen(len(parts), len(seeds))
         drawn = {}
         for a in alliances:
@@ -151,7 +172,7 @@ class CopyScope(Attribution):
         if some:
             values = sampled_shapley(worth, some)[0]
         else:
-            values = shapley(torch.stack([worth[a] for a in range(1 << len(parts))]))
+            values = self.value(torch.stack([worth[a] for a in range(1 << len(parts))]))
         return dict(zip(parts, values.unbind(0), strict=True))
 
 
@@ -169,12 +190,31 @@ def switched_off(p: Text2Image, names: Sequence[str]) -> Iterator[None]:
 
 
 def without(prompt: str, phrases: Sequence[str]) -> str:
-    """A prompt that does not say these phrases (as whole words)."""
-    words = f" {prompt.replace(',', ' , ')} "
+    """A prompt that does not say these phrases (as whole words, in capitals or not)."""
     for phrase in sorted(phrases, key=len, reverse=True):
-        while f" {phrase} " in words:
-            words = words.replace(f" {phrase} ", " ")
-    return tidy(words.replace(" , ", ", "))
+        prompt = _said(phrase).sub(" ", prompt)
+    return tidy(re.sub(r"\s+(?=[.;:!?])", "", prompt))
+
+
+def _pieces(phrase: str) -> list[str]:
+    """Its words and marks, one by one."""
+    return re.findall(r"\w+|[^\w\s]", phrase.lower())
+
+
+def _said(phrase: str) -> re.Pattern[str]:
+    """What finds a phrase in prompts: blanks beside marks do not count, and a mark ends a word unless it is inside one
+    (red-hot, <red>)."""
+    made, last = "", ""
+    for piece in _pieces(phrase):
+        made += (r"\s+" if _worded(last) and _worded(piece) else r"\s*" if last else "") + re.escape(piece)
+        last = piece
+    start = r"(?<![\w<])(?<!\w[-'])" if _worded(phrase.strip()[:1]) else ""
+    end = r"(?![\w>]|[-']\w)" if _worded(last) else ""
+    return re.compile(start + made + end if made else r"(?!)", re.IGNORECASE)
+
+
+def _worded(piece: str) -> bool:
+    return bool(re.match(r"\w", piece))
 
 
 def plan_title(method: CopyScope, workflow: Workflow) -> str:

@@ -80,7 +80,8 @@ def main(args: list[str]) -> None:
         (name, _told(found.shares[i]), _told(found.shapley[i]), _told(found.loo_shares[i]))
         for i, name in enumerate(found.players)
     ]
-    show_table(("part", "share", "Shapley value", "share by leaving it out"), rows)
+    value = "dividends" if found.about["mode"] == "dividend" else "Shapley value"
+    show_table(("part", "share", value, "share by leaving it out"), rows)
     print(*report.findings(), sep="\n")
     print(f"page: {options.out / 'index.html'}, in {human_time(time.perf_counter() - began)}")
 

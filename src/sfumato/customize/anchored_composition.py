@@ -21,7 +21,7 @@ from sfumato.pipeline.customization import Customization, add_words
 from sfumato.train.draw import integers, normal
 from sfumato.train.words import check_length, denoising_loss
 
-from .base import SKETCH, Customizer
+from .base import SKETCH, Customizer, before_noun, check_words
 from .dreambooth_lora import CLASS, DreamBoothLoRA
 from .parts.anchor import compose, verify
 from .parts.learning import Drawn, Given, Learning
@@ -108,8 +108,7 @@ class AnchoredComposition(Customizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.words or len(set(self.words)) < len(self.words):
-            raise BadInput(f"give new words, each once: got {', '.join(self.words) or 'none'}")
+        check_words(self.words)
         for origin in self.origins:
             if origin not in ORIGINS:
                 raise unknown("origin", origin, ORIGINS)
@@ -165,9 +164,7 @@ class AnchoredComposition(Customizer):
         text = prompt.replace("{}", self.words[0]) if len(self.words) == 1 else prompt
         which = [k for k, word in enumerate(self.words) if word in text]
         for k in which:
-            word, noun = self.words[k], self.classes[k]
-            if f"{word} {noun}" not in text:
-                text = text.replace(word, f"{word} {noun}")
+            text = before_noun(text, self.words[k], self.classes[k])
         if not which:  # none by its word: by their nouns
             named = {k: say(prompt, noun, f"{self.words[k]} {noun}") for k, noun in enumerate(self.classes)}
             which = [k for k in named if named[k] != prompt]

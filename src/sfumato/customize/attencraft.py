@@ -22,9 +22,10 @@ from sfumato.pipeline.tokens import LearnedToken
 from sfumato.train.recipe import Loose
 from sfumato.train.words import check_length
 
-from .base import Customizer
+from .base import Customizer, check_words
 from .parts.crafting import Course
 from .parts.learning import Given, Learning
+from .parts.maps import Upsampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,9 @@ class AttenCraft(Customizer):
     """Least structural similarity of a new mask to the last."""
     masked: bool = True
     """Count the denoising loss inside the masks only."""
+    upsampling: Upsampling = "bicubic"
+    """How masks grow to the latent's size: bicubic (the released code), which overshoots 0 and 1, bilinear or
+    nearest."""
     attention_weight: NotNegative = 1.0
     """Weight of the attention loss."""
     per: Literal["cells", "mean"] = "cells"
@@ -107,8 +111,7 @@ class AttenCraft(Customizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.words or len(set(self.words)) < len(self.words):
-            raise BadInput(f"give new words, each once: got {', '.join(self.words) or 'none'}")
+        check_words(self.words)
         for name in ("init_words", "described"):
             given = getattr(self, name)
             if given and len(given) != len(self.words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,14 +189,14 @@ class OneWord(Customizer):
         return found
 
     def told(self, prompt: str) -> str:
-        """A picture's prompt with {} where the new word stands.
+        """A picture's prompt with the `subject`, {} for the new word, where it names what is to be learned.
 
         Raises:
-            BadInput: it names nothing of what is to be learned.
+            BadInput: it names nothing of that.
         """
-        for name in ("{}", self.word):
-            if name in prompt:
-                return prompt.replace(name, "{}")
+        text = prompt.replace(self.word, "{}")
+        if "{}" in text:
+            return before_noun(text, "{}", self.subject.removeprefix("{}").strip())
         if self.init_word and (told := say(prompt, self.init_word, self.subject)) != prompt:
             return told
         named = f"{self.word} or {{}}" + (f" or {self.init_word!r}" if self.init_word else "")
@@ -203,6 +204,25 @@ class OneWord(Customizer):
             f"the prompt {prompt!r} names none of what is to be learned ({named}): name it there, or leave the picture "
             "out if it does not show it"
         )
+
+
+def before_noun(text: str, word: str, noun: str) -> str:
+    """A text with ``noun`` behind each ``word``, where it does not stand there already; without a noun as it is."""
+    follows = rf"(?!\s+{re.escape(noun)}(?:e?s)?(?!\w))"
+    return re.sub(re.escape(word) + follows, lambda _: f"{word} {noun}", text) if noun else text
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse new words among which one is given twice, or stands inside another, where texts would find it too.
+
+    Raises:
+        BadInput: as said; no words.
+    """
+    if not words or len(set(words)) < len(words):
+        raise BadInput(f"give new words, each once: got {', '.join(words) or 'none'}")
+    for word in words:
+        if within := [other for other in words if other != word and word in other]:
+            raise BadInput(f"the word {word} stands inside of {within[0]}: put them in brackets, as <{word}>")
 
 
 SKETCH = {"templates": PLAIN, "flip": 0.0, "sample_posterior": False}

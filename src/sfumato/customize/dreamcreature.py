@@ -31,10 +31,19 @@ from .parts.products import factors, on_attention, products_of
 
 
 def snr_weights(snr: Float[Tensor, "batch"], prediction: str, gamma: float = 5.0) -> Float[Tensor, "batch"]:
-    """min(SNR, gamma) / SNR, for v-prediction / (SNR + 1); 1 everywhere for gamma 0."""
+    """What makes a native error count as min(SNR, gamma) times that of x0; 1 everywhere for gamma 0.
+
+    eps: min(SNR, gamma) / SNR, 1 where there is no signal; v: / (SNR + 1); x0: as it is; flow: sigma^2 times as much,
+    for the error of x0 is sigma times the flow's, whose alpha + sigma = 1.
+    """
     if not gamma:
         return torch.ones_like(snr)
-    return snr.clamp(max=gamma) / (snr + 1 if prediction == "v" else snr)
+    if prediction == "eps":
+        return (gamma / snr).clamp(max=1)
+    least = snr.clamp(max=gamma)
+    if prediction == "v":
+        return least / (snr + 1)
+    return least / (1 + snr.sqrt()).square() if prediction == "flow" else least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,9 @@ class DreamCreature(OneWord):
 
     Differs from the paper: parts that have no word in the prompt do not count in the attention loss, unless
     ``said_only=False`` counts them as the published code does; pictures are mirrored but not cropped at random; class
-    labels in place of variants are not taken; which cluster is the foreground is decided without an eye. Features are
-    those of ``encoder``, DINOv2 in the paper; without one, those of the package's own small network for the sketch
+    labels in place of variants are not taken; which cluster is the foreground is decided without an eye; the denoising
+    loss counts everywhere (the published ``masked_training`` is not here), and parts have numbers, no names. Features
+    are those of ``encoder``, DINOv2 in the paper; without one, those of the package's own small network for the sketch
     world, which knows other pictures badly.
     """
 
@@ -95,7 +105,7 @@ class DreamCreature(OneWord):
     said_only: bool = True
     """Count in the attention loss only parts with a word in the prompt."""
     snr_gamma: NotNegative = 5.0
-    """Loss weights min(SNR, gamma) / SNR; 0: none."""
+    """Loss weights min(SNR, gamma) / SNR, for other predictions than eps as `snr_weights` has them; 0: none."""
 
     @property
     def names(self) -> tuple[str, ...]:

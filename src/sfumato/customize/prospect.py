@@ -40,6 +40,8 @@ def carries(stage: int, stages: int, attribute: Attribute) -> bool:
     if attribute not in SHARES:
         raise unknown("attribute", attribute, SHARES)
     low, high = SHARES[attribute]
+    if stage == stages - 1:  # layout is drawn first: in the first stage, however much of the axis that is
+        return high == 1 or stages == 1
     return low <= (stage + 0.5) / stages <= high
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato.data import world
 from sfumato.errors import BadInput
 
-from . import adapter, attention, conditioning, lora, offload, sampling, saving, sharing, steering, tokens
+from . import adapter, attention, conditioning, lora, marking, offload, sampling, saving, sharing, steering, tokens
 from . import features as inside
 from .anatomy import Site
 from .denoise import NetworkDenoiser
@@ -40,8 +40,17 @@ class Text2Image(Organs):
     denoiser: NetworkDenoiser
 
     def __call__(self, *args, **kwargs):
-        """Run the diffusers pipeline: ``p("a red star").images[0]``."""
-        return self.pipe(*args, **kwargs)
+        """Run the diffusers pipeline: ``p("a red star").images[0]``.
+
+        A pipeline that knows subjects whose pictures are to be marked marks each, as `draw` does, and gives no latents.
+
+        Raises:
+            BadInput: an ``output_type`` that is no picture, of pictures that are to be marked.
+            MarkFailed: a mark was not read back; no picture is returned.
+        """
+        if "marked" not in self.defaults:
+            return self.pipe(*args, **kwargs)
+        return marking.called(self.defaults["marked"], self.pipe.__call__, *args, **kwargs)
 
     # Text (and `Prompts`)
 

@@ -34,7 +34,7 @@ class Flux2Klein(Text2Image):
 
     def __call__(self, prompt=None, *args, **kwargs):
         """Run the diffusers pipeline, whose own first argument is a picture."""
-        return self.pipe(*args, prompt=prompt, **kwargs)
+        return super().__call__(*args, prompt=prompt, **kwargs)
 
     @classmethod
     def plain(cls, pipe) -> bool:

@@ -15,6 +15,7 @@ from sfumato.foreign import read_json, reading, refuse_pointers, shaped
 from sfumato.hub import require_hub
 from sfumato.settings import EMBEDDED
 
+from . import marking
 from .base import Text2Image
 from .compression import CompressionModel
 from .flux import Flux
@@ -198,7 +199,7 @@ def wrap(
             f"this {name} is an inpainting, editing or guidance-distilled variant, which is not supported; "
             f"supported are plain {_SUPPORTED}"
         )
-    return adapter(pipe, defaults)
+    return adapter(pipe, {**(defaults or {}), **marking.of(pipe)})
 
 
 def _unsupported(name: str) -> str:

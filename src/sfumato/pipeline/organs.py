@@ -19,7 +19,7 @@ from sfumato.noise import GaussianProcess
 from sfumato.noise.process import Prediction
 from sfumato.sample.schedulers import RectifiedFlowScheduler
 
-from . import offload
+from . import marking, offload
 from .anatomy import Anatomy, Projection, UNetAnatomy
 from .clock import Clock, FlowClock, TableClock
 from .codec import Codec
@@ -81,7 +81,7 @@ class Organs(Prompts, Model):
         return getattr(diffusers, name)
 
     def with_control(self, network: nn.Module) -> DiffusionPipeline:
-        """Diffusers' own pipeline of these parts and a ControlNet, to be called as it is.
+        """Diffusers' own pipeline of these parts and a ControlNet, to be called as it is; it marks what this one marks.
 
         Raises:
             BadInput: the family has no such pipeline (`control_class`).
@@ -94,7 +94,7 @@ class Organs(Prompts, Model):
         made = made_by(**given, controlnet=network)
         made.scheduler = self.pipe.scheduler  # pipelines correct settings of the one that they are given
         made.set_progress_bar_config(disable=True)
-        return made
+        return marking.marking(made, self.defaults["marked"]) if "marked" in self.defaults else made
 
     def _make_anatomy(self) -> Anatomy:
         return self.anatomy_type(getattr(self.pipe, self.anatomy_type.component))

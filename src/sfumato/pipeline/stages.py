@@ -14,8 +14,11 @@ def stage_of(t: float, stages: int, timesteps: int = 1000) -> int:
         stages: S, how many.
         timesteps: T of the model. Between timesteps, and beyond the first and the last, the nearest stage counts.
     """
-    at = (t * timesteps - 1) * stages / timesteps
-    return min(max(int(at + 1e-6), 0), stages - 1)
+    at = t * timesteps - 1
+    step = round(at)
+    # As `TableClock.number` does: a time in float32 is a timestep only nearly.
+    stage = step * stages // timesteps if abs(at - step) <= 1e-3 else int(at * stages / timesteps)
+    return min(max(stage, 0), stages - 1)
 
 
 def in_stage(prompt: str, stages: Mapping[str, Sequence[str]], t: float, timesteps: int = 1000) -> str:

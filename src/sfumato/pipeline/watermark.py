@@ -172,9 +172,18 @@ def as_levels(picture: Float[Tensor, "3 height width"]) -> np.ndarray:
     return (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def _check(pixels: np.ndarray) -> None:
+def check_pixels(pixels: np.ndarray) -> None:
+    """Refuse what is no picture.
+
+    Raises:
+        BadInput: not (height, width, 3), or not uint8.
+    """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise BadInput(f"a picture to mark is (height, width, 3) in uint8, not {pixels.shape} in {pixels.dtype}")
+        raise BadInput(f"a picture with a mark is (height, width, 3) in uint8, not {pixels.shape} in {pixels.dtype}")
+
+
+def _check(pixels: np.ndarray) -> None:
+    check_pixels(pixels)
     if min(pixels.shape[:2]) < LEAST:
         raise BadInput(f"a picture needs {LEAST} pixels a side to hold a mark, got {pixels.shape[1]}x{pixels.shape[0]}")
 

@@ -59,6 +59,8 @@ class AttributionReport:
         idle = [name for name in parts if _holds_zero(parts[name]["shapley"])]
         if idle:
             said.append(f"Not told from nothing: {', '.join(idle)}.")
+        if self.shares.get("mode") == "dividend":
+            said.append("Values are those of the published code, which overcount: they do not sum to what all add.")
         if self.shares["orders"]:
             said.append(
                 f"{counted(self.shares['orders'], 'order')} of the parts were sampled, not all alliances drawn."
@@ -92,6 +94,7 @@ class AttributionReport:
         context = {
             "report": shown({**self.to_json(), "reproduce": self.reproduce}), "bars": shown(bars), "limits": LIMITS,
             "alliances": alliances, "originals": [_small(p) for p in self.originals],
+            "value": "dividends" if self.shares.get("mode") == "dividend" else "Shapley",
             "gap": f"{self.shares['efficiency_gap']:.1e}",
         }  # fmt: skip
         return environment().get_template("attribution.html.j2").render(context)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -121,6 +122,24 @@ class Candidates:
             best["tried"] += 1
             if seen and close:
                 self.open.remove(i)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A block in which each open case's text is looked for anew, and at whose end the better of both stays.
+
+        Of the best until then and the best of the block it is the one that the judge sees, and of two the one of the
+        higher score.
+        """
+        before = {i: dict(self.said[i]) for i in self.open}
+        for i in before:
+            self.said[i]["score"] = None
+        try:
+            yield
+        finally:
+            rank = lambda row: (row["score"] is not None, row["seen"], row["score"] or 0.0)
+            for i, old in before.items():
+                if rank(old) >= rank(self.said[i]):
+                    self.said[i] |= {key: old[key] for key in ("text", "score", "seen")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class Spending:
     def __init__(self, max_rows: int = 0, max_seconds: float = 0.0):
         self.max_rows, self.max_seconds = max_rows, max_seconds
         self.rows, self.exhausted = 0, False
-        self._before, self._began = 0.0, 0.0
+        self._before, self._began, self._free = 0.0, 0.0, False
 
     @property
     def seconds(self) -> float:
@@ -55,18 +55,29 @@ class Spending:
 
     def check(self) -> None:
         """Raise `Exhausted` where no more may be spent."""
-        if self.max_seconds and self.seconds >= self.max_seconds:
+        if self.max_seconds and not self._free and self.seconds >= self.max_seconds:
             self._refuse()
 
     def allowed(self) -> AbstractContextManager[None]:
         """A block that is left without an error when all is spent."""
         return suppress(Exhausted)
 
+    @contextmanager
+    def free(self) -> Iterator[None]:
+        """A block in which nothing is counted or refused: it measures what was found, and searches no more."""
+        self._free = True
+        try:
+            yield
+        finally:
+            self._free = False
+
     def told(self) -> dict[str, Any]:
         """For a record: rows, seconds, and whether a limit ended the search."""
         return {"rows": self.rows, "seconds": self.seconds, "exhausted": self.exhausted}
 
     def _count(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self._free:
+            return
         rows = len(output) * (3 if output.requires_grad else 1)
         if self.max_rows and self.rows + rows > self.max_rows:
             self._refuse()

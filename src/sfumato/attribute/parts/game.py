@@ -101,12 +101,19 @@ def dividends(measured: Mapping[Iterable[str], float], players: Sequence[str]) -
     It takes for the worth of an alliance the sum of what was measured of it and of all within it, so that the measured
     numbers act as Harsanyi dividends, and what was not measured counts as 0. It overcounts.
     """
-    values = torch.zeros(len(players), dtype=torch.float64)
+    rows = torch.zeros(1 << len(players), dtype=torch.float64)
     for names, value in measured.items():
-        found = members(alliance(names, players), players)
-        for name in found:
-            values[players.index(name)] += value / len(found)
-    return values
+        rows[alliance(names, players)] += value
+    return as_dividends(rows)
+
+
+def as_dividends(worth: Float[Tensor, "alliances *rest"]) -> Float[Tensor, "players *rest"]:
+    """`dividends` of a whole table: v_i = sum over L with i of U(L) / |L|."""
+    n = players_of(worth)
+    each = [[a for a in range(1 << n) if a >> i & 1] for i in range(n)]
+    sizes = [worth.new_tensor([a.bit_count() for a in some]).view(-1, *[1] * (worth.ndim - 1)) for some in each]
+    found = [(worth[some] / size).sum(0) for some, size in zip(each, sizes, strict=True)]
+    return torch.stack(found) if found else worth[:0]
 
 
 # By sampling

@@ -26,6 +26,8 @@ from .utility import Measured, Utility
 from .workflow import Workflow, drawn, to_levels
 
 WORKFLOW = "workflow.json"
+Value = Callable[[Tensor], Tensor]
+"""A linear function of a table of all alliances, [alliances, ...], to a value for each player."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,11 @@ class Shares:
     Attributes:
         players: the parts.
         worth: of each alliance that was measured, U(L), with the distance or similarity itself in ``measured``.
-        shapley, loo: values in the unit of the worth, with 95 % intervals over seeds (Monte-Carlo error included).
+        shapley, loo: values in the unit of the worth, with 95 % intervals over seeds (Monte-Carlo error included); with
+            ``mode`` "dividend" in ``about`` the former are sums of dividends.
         shares, loo_shares: signed, of absolute sum 1, with intervals to first order (the sum held fixed).
         error: standard error of sampling orders, by part; empty where all alliances were measured.
-        gap: sum of the Shapley values less U(all) - U(none): 0 but for rounding.
+        gap: sum of the Shapley values less U(all) - U(none): 0 but for rounding, unless they are dividends.
         seeds: pictures an alliance.
     """
 
@@ -165,6 +168,7 @@ def shares_of(
     *,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
+    value: Value = shapley,
 ) -> Shares:
     """Shapley and leave-one-out shares of measured alliances.
 
@@ -173,6 +177,7 @@ def shares_of(
 
     Args:
         some: orders that were sampled; empty where all alliances were measured.
+        value: what the parts' values are, of a whole table.
     """
     n, none, everyone = len(players), measured[0], measured[(1 << len(players)) - 1]
     # first column the worth, the others each seed's influence on it
@@ -186,7 +191,7 @@ def shares_of(
         left = torch.stack([rows[(1 << n) - 1] - rows[((1 << n) - 1) ^ (1 << i)] for i in range(n)])
     else:
         whole = torch.stack([rows[a] for a in range(1 << n)])
-        values, left, error = shapley(whole), leave_one_out(whole), []
+        values, left, error = value(whole), leave_one_out(whole), []
 
     def estimates(found: Tensor, noises: Sequence[float], scale: float = 1.0) -> list[Estimate]:
         made = []
@@ -222,10 +227,11 @@ def pictured(
     some: Sequence[Sequence[int]],
     seed: int,
     about: Mapping[str, Any],
+    value: Value = shapley,
 ) -> Shares:
     """The shares that drawn pictures say."""
     measured = {a: utility(x) for a, x in pictures.items()}
-    return shares_of(workflow.players, measured, some, seed=seed, about={**utility.about(), **about})
+    return shares_of(workflow.players, measured, some, seed=seed, about={**utility.about(), **about}, value=value)
 
 
 def _json(x: Estimate) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from sfumato.foreign import reading
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.pipeline.equip import equip
 from sfumato.pipeline.load import wrap
+from sfumato.pipeline.watermark import marked_pictures, payloads
 
 Kind = Literal["checkpoint", "lora", "control", "phrase", "python"]
 ORDER: Mapping[str, int] = {"checkpoint": 0, "lora": 1, "control": 2, "phrase": 3, "python": 4}
@@ -207,7 +208,12 @@ def drawn(
         pictures = _controlled(setup, prompt, seeds, batch, how)
     for change in setup.after:
         pictures = change(pictures)
-    return pictures.clamp(0, 1)
+    pictures = pictures.clamp(0, 1)
+    marked = setup.pipe.defaults.get("marked")
+    if marked is not None and setup.after:  # a change wears the mark down that they were drawn with
+        numbers = payloads(marked, [prompt] * len(seeds), seeds, min(pictures.shape[-2:]))
+        return marked_pictures(pictures, numbers)
+    return pictures
 
 
 def base_of(workflow: Workflow, device: str | None = None) -> Text2Image:

@@ -195,7 +195,7 @@ class Course:
             pred = pipe.denoiser(noisy, drawn.t, cond)
         masks = [self.masks_of(drawn, row) for row in range(len(chosen))]
         inside = torch.stack([x[some].amax(dim=0) for x, some in zip(masks, chosen, strict=True)])[:, None]
-        mask = resized(inside, pred.shape[-1]) if m.masked else torch.ones_like(inside[:, :, :1, :1])
+        mask = resized(inside, pred.shape[-1], m.upsampling) if m.masked else torch.ones_like(inside[:, :, :1, :1])
         denoising = masked_loss(pred, target, mask, m.per)
         seen = cross.mean
         pulled = torch.stack([

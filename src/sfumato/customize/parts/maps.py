@@ -15,6 +15,7 @@ from sfumato.pipeline import Text2Image
 from sfumato.pipeline.anatomy import Site
 
 SMALL = 1e-12
+Upsampling = Literal["bicubic", "bilinear", "nearest"]
 
 
 def minmax(x: Float[Tensor, "*shape"], dims: int = 2) -> Float[Tensor, "*shape"]:
@@ -25,12 +26,14 @@ def minmax(x: Float[Tensor, "*shape"], dims: int = 2) -> Float[Tensor, "*shape"]
     return (x - low.view(shape)) / (high - low).clamp(min=SMALL).view(shape)
 
 
-def resized(maps: Float[Tensor, "*batch h w"], side: int) -> Float[Tensor, "*batch side side"]:
-    """Bicubic, without antialiasing or aligned corners; a map of that size is left as it is."""
+def resized(
+    maps: Float[Tensor, "*batch h w"], side: int, how: Upsampling = "bicubic"
+) -> Float[Tensor, "*batch side side"]:
+    """By interpolation, without antialiasing or aligned corners; a map of that size is left as it is."""
     if maps.shape[-1] == side:
         return maps
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    return F.interpolate(flat, (side, side), mode="bicubic", align_corners=False).view(*maps.shape[:-2], side, side)
+    return F.interpolate(flat, (side, side), mode=how).view(*maps.shape[:-2], side, side)
 
 
 def affinity(attention: Float[Tensor, "*batch cells cells"], power: int = 4) -> Float[Tensor, "*batch cells cells"]:
