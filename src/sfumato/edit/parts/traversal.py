@@ -81,7 +81,7 @@ class Traversal(Edit):
     """Rows in one pass forward of the Jacobian."""
 
     def __post_init__(self) -> None:
-        given = (self.directions,) if isinstance(self.directions, int) else tuple(self.directions)
+        given = (self.directions,) if isinstance(self.directions, (int, float)) else tuple(self.directions)
         object.__setattr__(self, "directions", given)
         super().__post_init__()
         if not given or len(set(given)) < len(given):
