@@ -164,6 +164,32 @@ def test_behind_the_prompt_words_have_other_rows(tiny_sd):
     torch.testing.assert_close(found, drawn(p, cond.replace(tokens=expected)), rtol=0, atol=2e-5)
 
 
+def test_a_word_that_the_prompt_has_too_is_the_one_behind_it(tiny_sd):
+    p, cond = tiny_sd, tiny_sd.encode("a red star")
+    behind = p.encode("a red star red")
+    away = behind.tokens[:, 4]  # start, a, red, star, red
+    assert torch.equal(p.find(behind, "red")[0].nonzero()[:, 0], torch.tensor([2, 4]))
+    expected = decor(cond.tokens, away, 0.8, rows=cond.roles != Role.START)
+    with DECOR(undesired="red", alpha=0.8, context="same_prefix").patch(p):
+        found = drawn(p, "a red star")
+    torch.testing.assert_close(found, drawn(p, cond.replace(tokens=expected)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_a_word_that_the_prompt_has_too_is_missed_where_it_is_cut_off(tiny_sd):
+    with DECOR(undesired="red", context="same_prefix").patch(tiny_sd), pytest.raises(BadInput, match="cut off behind"):
+        drawn(tiny_sd, "red " * 90)
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd3"])
+def test_behind_no_words_they_are_alone(request, family):
+    p, pictures = request.getfixturevalue(family), []
+    for context in ("same_prefix", "alone"):
+        with DECOR(undesired="square", alpha=0.8, context=context).patch(p):
+            pictures.append(drawn(p, ""))
+    assert torch.equal(*pictures)
+
+
 def test_sdxl_by_encoder_and_pooled(tiny_sdxl):
     p, cond, alone = tiny_sdxl, tiny_sdxl.encode(PROMPT), tiny_sdxl.encode("red")
     widths = [e.config.hidden_size for e in (p.pipe.text_encoder, p.pipe.text_encoder_2)]

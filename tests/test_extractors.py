@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from sfumato.errors import BadInput
-from sfumato.metrics.extractors import CallableFeatures, EncoderFeatures, RandomFeatures, make_extractor
+from sfumato.metrics.extractors import CallableFeatures, EncoderFeatures, RandomFeatures, make_extractor, move
 from sfumato.metrics.inception import CONVERT, Inception, Mixed, load_inception
+from sfumato.metrics.perceptual import LPIPS
 from sfumato.metrics.resize import RULES, resize, to_bytes
 
 
@@ -52,9 +54,43 @@ def test_an_antialiased_rule_averages_what_the_others_skip():
 
 
 def test_floats_are_rounded_to_the_nearest_level():
-    x = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.5, -1.0])
+    x = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1 + 0.4999 / 255, -0.4999 / 255])
     assert to_bytes(x).tolist() == [0, 0, 1, 255, 255, 0]
     assert to_bytes(pictures()) is not None and to_bytes(pictures()).dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (torch.tensor([100]), "not int64: convert them"),
+        (torch.tensor([True]), "not bool"),
+        (torch.tensor([0.0, 255.0]), "not from 0 to 255: bring them there"),
+        (torch.tensor([-1.0, 1.0]), "not from -1 to 1"),
+        (torch.tensor([0.0, 1 + 0.6 / 255]), r"values in \[0, 1\]"),
+        (torch.tensor([[0.0], [float("nan")]]), "not finite"),
+    ],
+)
+def test_what_is_no_picture_is_refused(x, told):
+    with pytest.raises(BadInput, match=told):
+        to_bytes(x)
+
+
+class Tiny(LPIPS):
+    """LPIPS with a network of one weight."""
+
+    name, hash, resize = "tiny", "", ""
+
+    def __init__(self):
+        self.network = nn.PReLU(1)
+
+
+def test_the_device_that_is_named_reaches_lpips():
+    judge = Tiny()
+    move(judge, "meta")
+    assert next(judge.network.parameters()).device.type == "meta"
+    judge.network.forward = lambda a, b: (a - b).mean((1, 2, 3))
+    found = judge(torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 32, 32).double())
+    assert found.device.type == "meta" and found.shape == (2,)
 
 
 @pytest.fixture(scope="module")

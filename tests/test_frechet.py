@@ -236,6 +236,8 @@ def test_bad_input():
     x = normal(20, 3)
     with pytest.raises(BadInput, match="features of 3 numbers and of 4"):
         frechet_distance(x, normal(20, 4))
+    with pytest.raises(BadInput, match="at least 1 set of each size, not 0"):
+        frechet_infinity(x, x, seeded(), draws=0)
     with pytest.raises(BadInput, match="at least 2 pictures, not 1"):
         frechet_distance(x, x[:1])
     broken = x.clone()

@@ -138,6 +138,19 @@ def test_ends_are_finite_and_exact(name, eta):
         assert (a, b, var) == (0, 1, 0)
 
 
+@pytest.mark.parametrize("name", ["flow", "flow-shifted", "zero-snr-table"])
+@pytest.mark.parametrize("t", [0.01, 0.5, 0.999])
+def test_the_deterministic_step_to_pure_noise_is_its_limit(name, t):
+    process = PROCESSES[name]
+    (alpha, sigma), (nothing, end) = process.alpha_sigma(t), process.alpha_sigma(1.0)
+    assert nothing == 0
+    a, b, var = process.coefficients(t, 1.0, eta=0.0)
+    assert_close(torch.stack([a, b, var]), torch.stack([end / sigma, -alpha * end / sigma, torch.zeros(()).double()]))
+    x0, eps = normal(2, 3), normal(2, 3, seed=1)
+    mean, _ = process.posterior(process.diffuse(x0, t, eps), x0, t, 1.0, eta=0.0)
+    assert_close(mean, end * eps, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("t", [0.0, 0.4, 1.0])
 def test_standing_still_changes_nothing(name, t):

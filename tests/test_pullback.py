@@ -227,6 +227,7 @@ def test_what_spans_have_in_common():
 
 
 SMALL = {"sampling_steps": 4, "moves": 2, "stops": 1, "iterations": (1, 3), "oversample": 1}
+FEW = {**SMALL, "sampling_steps": 2, "moves": 1, "iterations": (1, 1)}
 
 
 def test_a_prompt_moves_the_directions_and_errors_are_told(tiny_sd):
@@ -266,6 +267,41 @@ def test_directions_of_a_file_are_used_and_others_refused(tiny_sd, tmp_path):
         Pullback(**SMALL, time=0.6, use=tmp_path).edit(other, Given(("a red star",), (3,)))
     with pytest.raises(BadInput, match="there is no 5"):
         read_directions(tmp_path, "u", found.labels, (5,))
+
+
+@pytest.mark.parametrize(("dtype", "half"), [(torch.bfloat16, "decoder"), (torch.float16, "encoder")])
+def test_a_pipeline_in_half_precision_has_directions_too(tiny_sd, dtype, half):
+    pipe = tiny_sd.copy("all")
+    for part in pipe.parts().values():
+        part.to(dtype)
+    pictures = torch.rand(1, 3, 16, 16, generator=rng())
+    for given in (Given(("a red star",), (0,), pictures), Given(("a red star",), (0,))):
+        edited = Pullback(**FEW, half=half).edit(pipe, given)
+        assert edited.strips.isfinite().all() and edited.tensors["v"].dtype == torch.float32
+        v = edited.tensors["v"][0].flatten(1)
+        torch.testing.assert_close(v @ v.T, torch.eye(2), rtol=0, atol=1e-5)
+
+
+def test_features_in_half_precision_are_those_in_full(tiny_sd):
+    pipe = tiny_sd.copy("all")
+    for part in pipe.parts().values():
+        part.bfloat16()
+    z = torch.randn(2, *pipe.latent_shape(), generator=rng())
+    inside = pipe.features(z, 0.6, pipe.encode("a red star"))
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, tiny_sd.features(z, 0.6, tiny_sd.encode("a red star")), rtol=0.1, atol=0.2)
+
+
+def test_pictures_of_another_size_are_analysed_and_keep_their_directions_to_themselves(tiny_sd, tmp_path):
+    from safetensors.torch import save_file
+
+    given = Given(("a red star",), (0,), torch.rand(1, 3, 32, 32, generator=rng()))
+    edit = Pullback(**FEW, analyse=(0.9,), compare=("a red star", "art"))
+    found = edit.edit(tiny_sd, given)
+    assert found.strips.shape[-1] == 32 and len(found.told["analysis"]["frequency"]) == 1
+    save_file({k: x.contiguous() for k, x in found.tensors.items()}, tmp_path / FILE, dict(found.labels))
+    with pytest.raises(BadInput, match="find them anew for this one"):
+        Pullback(**FEW, use=tmp_path).edit(tiny_sd, Given(("a red star",), (0,)))
 
 
 def test_analysis_has_the_papers_figures(tiny_sd):

@@ -251,6 +251,33 @@ def test_mixtures(tiny_sd, mode):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_where_there_is_no_signal_shares_are_their_limit():
+    t = torch.tensor([1.0, 0.9999, 0.0001, 0.0]).double()
+    found = shares(RectifiedFlow().logsnr(t), (1, 4))
+    torch.testing.assert_close(found.sum(0), torch.ones(4).double())
+    torch.testing.assert_close(found[:, 0], torch.tensor([1 / 17, 16 / 17]).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[:, [0, 3]], found[:, [1, 2]], rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["switch", "score", "embedding"])
+def test_a_flow_begins_with_the_coarse_prompt(tiny_sd3, mode):
+    p, options = tiny_sd3, {"sampling_steps": 3, "cfg_scale": 1.0}
+    with ResolutionChromatography(compose=("4=a blue circle",), mode=mode).patch(p) as told:
+        drawn = p.draw("a red star", 3, **options)
+    assert drawn.isfinite().all() and told["calls"]["4"] == (2 if mode == "switch" else 3)
+    prompts = {1: "a red star", 4: "a blue circle"}
+    if mode == "embedding":
+        w = shares(p.process.logsnr(1.0), (1, 4)).tolist()
+        own, other = (p.encode(prompt).tokens for prompt in prompts.values())
+        mixed = prompt_schedule(p, prompts, mode)(1.0).tokens
+        torch.testing.assert_close(mixed, w[0] * own + w[1] * other, rtol=0, atol=1e-6)
+        assert w[1] > 0.9
+    elif mode == "switch":
+        assert prompt_schedule(p, prompts, mode)(1.0).prompts == ("a blue circle",)
+        scheduled = p.draw(None, 3, cond=prompt_schedule(p, prompts), **options)
+        torch.testing.assert_close(scheduled, drawn, rtol=0, atol=1e-5)
+
+
 def test_what_runs_the_network_in_parts_is_given_the_changed_prompt(tiny_sd):
     p, options = tiny_sd, {"sampling_steps": 4, "scheduler": "ddim"}
     compose = ResolutionChromatography(compose=("2=a blue circle",))
@@ -333,9 +360,18 @@ def test_the_chromatogram_of_a_published_schedule_needs_no_prompt():
     assert made == pytest.approx(1 - found.tables["levels"][1]["missing"], abs=1e-9)
 
 
+def test_the_levels_of_a_side_that_is_no_power_of_two_are_those_that_divide_it():
+    model = pixels()
+    model.shape = (3, 12, 12)
+    found = ResolutionChromatography().analyse(model, None, [0], 5)
+    assert [row["level"] for row in found.tables["levels"]] == [1, 2, 4]
+
+
 def test_measuring_records_the_whole_run():
     times, x0 = measure(pixels(), ["star", "circle", "star"], [0, 1, 2], 5)
     assert times.tolist() == pytest.approx([1, 0.8, 0.6, 0.4, 0.2]) and x0.shape == (5, 3, 3, 8, 8)
+    once, each = (measure(pixels(), ["star", "circle"], seeds, 5)[1] for seeds in ([3], [3, 3]))
+    assert torch.equal(once, each)
     torch.manual_seed(0)
     network = VideoUNet(8, 4, 1, channels=(8, 8), layers=1, head_dim=8, embedding=16)
     with pytest.raises(BadInput, match="frames have a noise level each"):

@@ -188,6 +188,7 @@ def test_the_two_ways_between_points():
 
 
 SMALL = {"sampling_steps": 4, "moves": 2, "stops": 1, "rank": 4, "chunk": 32, "sides": "plus"}
+FEW = {**SMALL, "sampling_steps": 2, "moves": 1, "rank": 1}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +222,57 @@ def test_curvedness_is_told(tiny_sd):
     assert set(told) == {"lerp", "slerp", "geodesic"} and all(row[0] > 0 for row in told.values())
     with pytest.raises(BadInput, match="between two pictures"):
         edit.edit(tiny_sd, Given(("a red star",), (3,)))
+
+
+def test_equal_pictures_are_no_way_apart(tiny_sd):
+    edit = Riemannian(**FEW, curvedness=True, segments=2)
+    edited = edit.edit(tiny_sd, Given(("a red star",), (3, 3)))
+    assert edited.told["curvedness"] == {"lerp": [0.0], "slerp": [0.0], "geodesic": [0.0]}
+
+
+def test_pictures_of_another_size(tiny_sd, tmp_path):
+    from safetensors.torch import save_file
+
+    given = Given(("a red star",), (0,), torch.rand(2, 3, 32, 32, generator=rng()))
+    whole = {**FEW, "pool": "none", "iterations": (1, 1)}
+    found = Riemannian(**whole, samples=2, curvedness=True, segments=1).edit(tiny_sd, given)
+    assert found.strips.shape[-1] == 32 and found.told["curvedness"]["lerp"][0] > 0
+    save_file({k: x.contiguous() for k, x in found.tensors.items()}, tmp_path / FILE, dict(found.labels))
+    with pytest.raises(BadInput, match="find them anew for this one"):
+        Riemannian(**whole, use=tmp_path).edit(tiny_sd, Given(("a red star",), (3,)))
+
+
+def test_summed_features_take_directions_of_every_size(tiny_sd, tmp_path):
+    from safetensors.torch import save_file
+
+    edit, seen = Riemannian(**FEW, samples=2), []
+    found = edit.edit(tiny_sd, Given(("a red star",), (0,), torch.rand(1, 3, 32, 32, generator=rng())))
+    save_file({k: x.contiguous() for k, x in found.tensors.items()}, tmp_path / FILE, dict(found.labels))
+    Riemannian(**FEW, use=tmp_path).edit(tiny_sd, Given(("a red star",), (3,)))
+    handle = tiny_sd.network.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-1]))
+    edit.prepared(tiny_sd, 1.0, 32)
+    handle.remove()
+    assert set(seen) == {tiny_sd.latent_shape(32)[-1]}
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool": "none", "iterations": (1, 1)}])
+def test_a_pipeline_in_half_precision_has_geodesics_too(tiny_sd, settings):
+    pipe = tiny_sd.copy("all")
+    for part in pipe.parts().values():
+        part.bfloat16()
+    pictures = torch.rand(1, 3, 16, 16, generator=rng())
+    for given in (Given(("a red star",), (0,), pictures), Given(("a red star",), (0,))):
+        edited = Riemannian(**FEW, **settings).edit(pipe, given)
+        assert edited.strips.isfinite().all() and edited.tensors["v"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_what_has_no_deviation_is_shifted_only(per_channel):
+    like = randn(3, 4, 4)
+    plain = torch.tensor([0.1, 0.7, -0.3], dtype=torch.float64) if per_channel else torch.full((3,), 0.1).double()
+    flat = plain[:, None, None].expand(3, 4, 4)
+    mean = like.mean((-2, -1) if per_channel else (-3, -2, -1), keepdim=True)
+    torch.testing.assert_close(matched(flat, like, per_channel), mean.expand(3, 4, 4), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

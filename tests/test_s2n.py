@@ -172,7 +172,32 @@ def test_pure_noise_clean_pictures_and_steps_that_stand_still(rule):
     assert b[0] == 0.5 and torch.isclose(a[0] ** 2 + std[0] ** 2, torch.tensor(0.25).double())
 
 
+@pytest.mark.parametrize("rule", [S2N(rho=0), S2N(rho=0, freeze=0.3), S2N(rho=0, gamma_w=0.1), S2N(delta=0)])
+@pytest.mark.parametrize("name", ["flow", "zero-snr-table"])
+def test_without_fresh_noise_the_step_to_pure_noise_is_ddims(rule, name):
+    t, s = torch.tensor([0.01, 0.5]), torch.tensor([1.0, 1.0])
+    expected = PROCESSES[name].coefficients(t, s, eta=0.0)
+    for got, exact in zip(rule.coefficients(PROCESSES[name], t, s), expected, strict=True):
+        assert torch.isfinite(exact).all()
+        assert_close(got, exact, **TIGHT)
+
+
 # The sampler
+
+
+@pytest.mark.parametrize("sampler", [ddim, S2N(rho=0), S2N(rho=0, order=2), dpmpp_2m])
+def test_a_flow_runs_backwards_to_pure_noise(sampler):
+    process = PROCESSES["flow"]
+    denoiser, z = MixtureDenoiser(process, MIXTURE, "flow"), normal(5, 2)
+    grid = torch.linspace(0.01, 1, 60).double()
+    back = sampler(denoiser, z, grid)
+    nearly = torch.cat([grid[:-1], torch.tensor([1 - 1e-9]).double()])
+    assert_close(back, sampler(denoiser, z, nearly), rtol=0, atol=1e-6)
+    with pytest.raises(BadInput, match="begin a little above time 0"):
+        sampler(denoiser, z, torch.tensor([0.0, 0.9]))
+    each = torch.tensor([[0.0, 0.3, 0.3, 0.3, 0.3], [0.0, 0.5, 0.5, 0.5, 1.0]]).double()
+    moved = sampler(denoiser, z, each)
+    assert torch.equal(moved[0], z[0]) and torch.isfinite(moved).all()  # one at rest may be clean
 
 
 @pytest.mark.parametrize("name", ["cosine", "karras", "flow", "zero-snr-table"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from sfumato import cli
 from sfumato.data.census import content_hash, files_of, sizes_of
@@ -14,6 +15,8 @@ from sfumato.metrics import features as features_module
 from sfumato.metrics.extractors import PixelFeatures
 from sfumato.metrics.features import Features
 from sfumato.metrics.frechet import frechet_distance
+from sfumato.metrics.perceptual import LPIPS
+from sfumato.metrics.scoring import Run, Scoring
 
 
 def fill(folder, n, side=16, seed=0, width=None):
@@ -124,6 +127,19 @@ def test_pairs_and_sizes(tmp_path, sets):
     assert run(tmp_path / "other.json", *args) == 0
     score = json.loads((tmp_path / "other.json").read_text())["scores"]["kd"]
     assert score["protocol"]["pictures"] == "centre square, Lanczos, to 16x16"
+
+
+def test_the_device_reaches_lpips(tmp_path, monkeypatch):
+    class Tiny(LPIPS):
+        name, hash, resize = "tiny", "", ""
+
+        def __init__(self):
+            self.network = nn.PReLU(1)
+
+    monkeypatch.setattr("sfumato.metrics.scoring.LPIPS", Tiny)
+    folder = str(fill(tmp_path / "originals", 3))
+    made = Run(Scoring(fake=folder, real=folder, metrics=("lpips",), device="meta"))
+    assert made.pairs["lpips"].measure.network.weight.device.type == "meta"
 
 
 def test_the_sketch_world_has_its_oracle(tmp_path):

@@ -16,7 +16,7 @@ from sfumato.metrics.extractors import CallableFeatures, PixelFeatures, RandomFe
 from sfumato.metrics.features import Batches, Features, extract, from_cache, into_cache
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.metrics.pairs import PairMetric
-from sfumato.metrics.perceptual import PSNR, SSIM
+from sfumato.metrics.perceptual import PSNR, SSIM, OneMinusSSIM
 from sfumato.metrics.record import Score, compare
 from sfumato.metrics.sets import CMMD, FID, KID, Fidelity, FIDInfinity, InceptionScore
 
@@ -147,6 +147,18 @@ def test_psnr_of_an_offset():
     for d in (0.1, 0.003):
         assert PSNR()(x, x + d).tolist() == pytest.approx([-20 * math.log10(d)] * 2)
     assert float(PSNR()(x, x)[0]) == math.inf
+
+
+@pytest.mark.parametrize("measure", [PSNR(), SSIM(), OneMinusSSIM()])
+def test_pictures_of_another_range_are_refused(measure):
+    x = torch.rand(2, 3, 16, 16)
+    for wrong in (255 * x, 2 * x - 1, (255 * x).long()):
+        with pytest.raises(BadInput, match=r"\[0, 1\]"):
+            measure(x, wrong)
+        with pytest.raises(BadInput, match=r"\[0, 1\]"):
+            PairMetric(measure.name, measure).update(wrong, wrong)
+        with pytest.raises(BadInput, match=r"\[0, 1\]"):
+            FID(PixelFeatures()).update(wrong, real=True)
 
 
 def work(rank, world, port, folder):

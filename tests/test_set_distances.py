@@ -187,8 +187,12 @@ def test_bad_input():
         kid(x, x[:1], seeded())
     with pytest.raises(BadInput, match="features of 4 numbers"):
         cmmd(x, normal(20, 4))
-    with pytest.raises(BadInput, match="width of a kernel"):
-        cmmd(x, x, sigma=0)
+    for subsets, size in ((0, 10), (5, 1), (5, 0)):
+        with pytest.raises(BadInput, match=f"not of {subsets} of {size}"):
+            kid(x, x, seeded(), subsets=subsets, size=size)
+    for sigma in (0, -1, math.inf, math.nan):
+        with pytest.raises(BadInput, match="width of a kernel"):
+            cmmd(x, x, sigma=sigma)
     with pytest.raises(BadInput, match="at least 6 real pictures, not 5"):
         neighbours.neighbours(x[:5], x)
     with pytest.raises(BadInput, match="at least 4 generated pictures, not 3"):

@@ -106,6 +106,17 @@ def test_where_nothing_passes_the_concept_is_kept(given):
     assert torch.equal(cbs(torch.zeros(6, 4), [2]), torch.zeros(6, 4))
 
 
+def test_where_nothing_near_passes_the_concept_is_kept():
+    f = randn(8, 4)
+    f[0] = 100 * f[3].sign()  # a start token, outside the window, has the largest product with every row
+    assert similarities(f, 3, 0.3) is not None
+    assert torch.equal(cbs(f, [3], 0.5, 2, 0.3), f)
+    assert torch.equal(cbs(f, [3], 0.5, 2, 0.3, rescale=True), f)
+    words = torch.arange(8) > 0
+    assert torch.equal(cbs(f, [3], 0.5, 7, 0.3, words=words), f)  # nor where it is near and no word
+    assert not torch.equal(cbs(f, [3], 0.5, 7, 0.3), f)
+
+
 def test_the_sum_can_keep_the_length_of_what_it_replaces():
     f = randn(8, 5)
     torch.testing.assert_close(cbs(f, [3], 1.0, rescale=True)[3].norm(), f[3].norm())

@@ -353,6 +353,9 @@ def test_residuals_of_a_controlnet_are_averaged_for_the_small_picture(tiny_sd):
 def test_settings_and_sizes_that_cannot_be(tiny_sd):
     with pytest.raises(BadInput, match="must be at least 1"):
         UpsampleGuidance(scale=(0,))
+    for scale, told in (((1.5,), "1.5"), (1.5, "1.5"), (("x",), "'x'")):
+        with pytest.raises(BadInput, match=f"scale must be a whole number, got {told}"):
+            UpsampleGuidance(scale=scale)
     with pytest.raises(BadInput, match="got 4 numbers"):
         UpsampleGuidance(scale=(1, 2, 2, 2))
     with pytest.raises(BadInput, match="is for frames"), UpsampleGuidance(scale=(1, 2, 2)).patch(tiny_sd):

@@ -19,7 +19,7 @@ from sfumato.pipeline.sampling import gated
 from sfumato.sample import predict
 
 from .base import Figure, Given
-from .parts.directions import read_directions
+from .parts.directions import read_directions, require_shape
 from .parts.geometry import (
     Basis,
     Map,
@@ -177,7 +177,9 @@ class Pullback(Traversal):
         told = super().labels(pipe, time)
         return told if self.half == "encoder" else {**told, "where": f"{self.where}, as decoded"}
 
-    def prepared(self, pipe: Text2Image, time: float) -> Float[Tensor, "direction *features"] | None:
+    def prepared(
+        self, pipe: Text2Image, time: float, size: int | None = None
+    ) -> Float[Tensor, "direction *features"] | None:
         """The directions of `use`."""
         if self.use is None:
             return None
@@ -192,6 +194,8 @@ class Pullback(Traversal):
         ready: Float[Tensor, "direction *features"] | None,
     ) -> Moved:
         cond = pipe.told(self.edit_prompt) if self.edit_prompt else cond
+        if ready is not None:
+            require_shape(ready, pipe.features(z[None], time, cond, self.where)[0])
         basis = self.basis(pipe, z, time, cond)
         v = basis.v[list(self.directions)]
         if ready is not None:

@@ -20,7 +20,7 @@ from sfumato.pipeline.sampling import gated
 from sfumato.sample import predict
 
 from .base import Figure, Given
-from .parts.directions import read_directions
+from .parts.directions import read_directions, require_shape
 from .parts.geometry import Basis, Map, dense_basis, local_basis, projected, stops_of, transported, unit
 from .parts.shooting import (
     Pool,
@@ -143,14 +143,16 @@ class Riemannian(Traversal):
         start = torch.Generator().manual_seed(self.seed)
         return local_basis(f, z, rank, start, iterations=self.iterations, oversample=5, chunk=self.chunk)
 
-    def prepared(self, pipe: Text2Image, time: float) -> tuple[Tensor, list[float]] | None:
+    def prepared(
+        self, pipe: Text2Image, time: float, size: int | None = None
+    ) -> tuple[Tensor, list[float]] | None:
         """Global directions, those of a file or of `samples` noises, and how much the samples agree on each."""
         if self.use is not None:
             return read_directions(self.use, "u", self.labels(pipe, time)), []
         if not self.samples:
             return None
         told, seeds = pipe.unconditional(self.samples), [(self.seed + 1 + i) % 2**63 for i in range(self.samples)]
-        z, at = at_time(self.states(pipe, Start(None, told, None), seeds), time)
+        z, at = at_time(self.states(pipe, Start(None, told, None, size), seeds), time)
         f = self.f(pipe, at, told[0])
         found, alike = shared_directions([self.basis(f, x).u for x in z])
         return found, alike.tolist()
@@ -164,6 +166,8 @@ class Riemannian(Traversal):
         ready: tuple[Tensor, list[float]] | None,
     ) -> Moved:
         f, wanted = self.f(pipe, time, cond), list(self.directions)
+        if ready is not None:
+            require_shape(ready[0], f(z[None])[0])
         basis = self.basis(f, z)
         u, v, kept = basis.u[wanted], basis.v[wanted], basis.u
         told: dict[str, Any] = {}
@@ -215,13 +219,17 @@ class Riemannian(Traversal):
         z, time = at_time(self.states(pipe, start, given.each(given.seeds)), self.time)
         lengths: dict[str, list[list[float]]] = {"lerp": [], "slerp": [], "geodesic": []}
         for i, (a, b) in list(enumerate(pairwise(z)))[::2]:
+            if torch.equal(a, b):  # no way at all, along which nothing turns
+                for way in lengths.values():
+                    way.append([0.0] * self.segments)
+                continue
             f = self.f(pipe, time, start.cond[i])
             ways = {"lerp": lerp(a, b, self.segments + 1), "slerp": slerp(a, b, self.segments + 1)}
             v, far = unit(b - a), float((b - a).norm())
             u = unit(f((a + 1e-2 * far * v)[None])[0] - f(a[None])[0])
             ways["geodesic"] = shoot(a, u, v, far / self.segments, self.segments, partial(self._carried, f))
-            for name, way in ways.items():
-                lengths[name].append(path_length([self.basis(f, x).u for x in way]))
+            for name, points in ways.items():
+                lengths[name].append(path_length([self.basis(f, x).u for x in points]))
         mean = {name: torch.tensor(rows).mean(0).tolist() for name, rows in lengths.items()}
         told = {name: [sum(row) for row in rows] for name, rows in lengths.items()}
         lines = {name: list(enumerate(values)) for name, values in mean.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sfumato.metrics.perceptual import PSNR
+from sfumato.metrics.perceptual import MSE
 from sfumato.train.hfd import HFD
 
 from .core import Claim, Experiment, Figures, Found
@@ -47,7 +47,7 @@ def measure(
     cond = model.told(truth / 2 + 0.5)
     drawn = {steps: 2 * model.draw(None, seeds, sampling_steps=steps, cond=cond) - 1 for steps in (STEPS, FEW)}
     texture_of = lambda x: distances(texture(x), texture(truth), part)
-    psnr = lambda x: float(PSNR()(x / 2 + 0.5, truth / 2 + 0.5).mean())
+    psnr = lambda x: float(-10 * MSE()(x / 2 + 0.5, truth / 2 + 0.5).log10().mean())  # of what is not cut to [0, 1]
     pixels = ((truth / 2 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return {
         "blurred": texture_of(blurred),

@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d
 from sfumato.errors import BadInput, unknown
 
 from .inception import SIDE, load_inception
+from .perceptual import LPIPS
 from .resize import RULES, resize
 from .trained import is_trained, load_trained
 from .vision import ClipModel, Preparation, load_vision, module_sha256, reads_text
@@ -87,7 +88,7 @@ class InceptionFeatures:
     def __init__(self, weights: str | os.PathLike, resize: str = "clean"):
         if resize not in RULES:
             raise unknown("resize rule", resize, RULES)
-        self.network = load_inception(weights).to(_device())
+        self.network = load_inception(weights).to(fastest())
         self.rule = resize
         self.name = f"{INCEPTION}-v3-2015, 2048 pooled features"
         self.hash = module_sha256(self.network)
@@ -264,7 +265,8 @@ def full_float32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _device() -> torch.device:
+def fastest() -> torch.device:
+    """Where networks of metrics run unless they are moved."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -272,7 +274,7 @@ def _place(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def move(judge: Any, device: str) -> None:
+def move(judge: Any, device: str | torch.device) -> None:
     """Bring the network of an extractor or of a measure of pairs to a device; those that follow no device stay.
 
     Raises:
@@ -281,8 +283,8 @@ def move(judge: Any, device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        raise BadInput(f"there is no device {device!r} here: leave --device out for the fastest there is") from error
+        raise BadInput(f"there is no device '{device}' here: leave --device out for the fastest there is") from error
     judge = getattr(judge, "clip", None) or judge
     found = getattr(judge, "vision", judge)
-    if isinstance(judge, InceptionFeatures) or hasattr(found, "prepare"):
+    if isinstance(judge, (InceptionFeatures, LPIPS)) or hasattr(found, "prepare"):
         found.network.to(device)

@@ -164,9 +164,11 @@ def frechet_infinity(
         draws: sets drawn for each size.
 
     Raises:
-        BadInput: too few generated pictures for sizes that differ.
+        BadInput: too few generated pictures for sizes that differ, or no draws.
     """
     n = len(generated)
+    if draws < 1:
+        raise BadInput(f"FD at infinity draws at least 1 set of each size, not {draws}")
     smallest = min(5000, max(n // 10, 2)) if smallest is None else smallest
     if not 2 <= smallest <= n - SIZES + 1:
         raise BadInput(

@@ -6,6 +6,7 @@ features are Gaussian. Each comes with the influence of every generated picture,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +51,11 @@ def kid(
     influences leave out that other subsets would have been drawn, which is ``noise``.
 
     Raises:
-        BadInput: fewer than two pictures in a set, or features that do not fit.
+        BadInput: fewer than two pictures in a set or a subset, no subsets, or features that do not fit.
     """
     _check(real, generated, 2)
+    if size < 2 or subsets < 1:
+        raise BadInput(f"KID is the mean of at least 1 subset of at least 2 pictures, not of {subsets} of {size}")
     size = min(size, len(real), len(generated))
     if size == len(real) == len(generated):
         subsets = 1
@@ -85,11 +88,11 @@ def cmmd(
         sigma: width of the kernel.
 
     Raises:
-        BadInput: an empty set, features that do not fit, a sigma that is not positive.
+        BadInput: an empty set, features that do not fit, a sigma that is not positive and finite.
     """
     _check(real, generated, 1)
-    if not sigma > 0:
-        raise BadInput(f"the width of a kernel is positive, not {sigma}")
+    if not 0 < sigma < math.inf:
+        raise BadInput(f"the width of a kernel is positive and finite, not {sigma}")
     x, y = real.to(torch.float64), generated.to(torch.float64)
     xx, yy, yx = (_row_means(a, b, sigma) for a, b in ((x, x), (y, y), (y, x)))
     influence = 2 * scale * (yy - yx)

@@ -40,7 +40,8 @@ def partners(names: Sequence[str], others: Sequence[str], some: bool = False) ->
                 f"{', ...' if len(alone) > 5 else ''}; give pairs the same names"
             )
     twice = next((others[p[1]] for p in places.values() if len(p) > 1), None)
-    twice = twice or next((names[i] for i, k in enumerate(wanted) if k in wanted[:i]), None)
+    first: dict[Any, int] = {}
+    twice = twice or next((names[i] for i, k in enumerate(wanted) if first.setdefault(k, i) != i), None)
     if twice is not None:
         raise BadInput(f"two pictures go by the name {twice}: give each its own")
     return [places[k][0] for k in wanted]

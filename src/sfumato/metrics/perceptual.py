@@ -15,6 +15,7 @@ from torch.nn.functional import conv2d, interpolate
 
 from sfumato.errors import BadInput, unknown
 
+from .resize import require_unit
 from .vision import module_sha256
 
 LPIPS_SIDE = 64
@@ -99,7 +100,8 @@ class LPIPS:
     def __call__(
         self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n"]:
-        a, b = (x if x.shape[-1] >= LPIPS_SIDE else _resized(x, LPIPS_SIDE) for x in (a, b))
+        weight = next(self.network.parameters())
+        a, b = (x if x.shape[-1] >= LPIPS_SIDE else _resized(x, LPIPS_SIDE) for x in (a.to(weight), b.to(weight)))
         return self.network(a * 2 - 1, b * 2 - 1).reshape(len(a))
 
 
@@ -134,6 +136,9 @@ class PSNR:
     """10 log10(1 / MSE) of pictures in [0, 1], in decibels; infinite for equal pictures.
 
     One number a picture, to be averaged as such: the PSNR of a whole batch's MSE is another number.
+
+    Raises:
+        BadInput: pictures of another range (`resize.require_unit`).
     """
 
     name, hash, resize = "psnr, mean over pictures, peak 1", "", "none"
@@ -141,11 +146,17 @@ class PSNR:
     def __call__(
         self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n"]:
+        for x in (a, b):
+            require_unit(x)
         return -10 * MSE()(a, b).log10()
 
 
 class SSIM:
-    """`ssim` as a measure of likeness; 1 for equal pictures."""
+    """`ssim` as a measure of likeness; 1 for equal pictures.
+
+    Raises:
+        BadInput: pictures of another range (`resize.require_unit`).
+    """
 
     name, hash = "ssim, 11x11 Gaussian of sigma 1.5, RGB channels, no padding, peak 1", ""
     resize = "none"
@@ -153,19 +164,25 @@ class SSIM:
     def __call__(
         self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n"]:
+        for x in (a, b):
+            require_unit(x)
         return ssim(a, b)
 
 
 class OneMinusSSIM:
     """1 - SSIM (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, per channel, places without padding
-    only."""
+    only.
+
+    Raises:
+        BadInput: pictures of another range (`resize.require_unit`).
+    """
 
     name, hash, resize = "1-ssim", "", "none"
 
     def __call__(
         self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n"]:
-        return 1 - ssim(a, b)
+        return 1 - SSIM()(a, b)
 
 
 def ssim(a: Float[Tensor, "n channel height width"], b: Float[Tensor, "n channel height width"]) -> Float[Tensor, "n"]:

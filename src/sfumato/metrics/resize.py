@@ -7,8 +7,10 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from sfumato.errors import unknown
+from sfumato.errors import BadInput, unknown
 from sfumato.finite import require_finite_pictures
+
+HALF_LEVEL = 0.5 / 255
 
 
 def clean(x: Float[Tensor, "n 3 height width"], side: int) -> Float[Tensor, "n 3 side side"]:
@@ -73,8 +75,25 @@ def to_bytes(images: Tensor) -> UInt8[Tensor, "n 3 height width"]:
 
     Raises:
         NotFinite: some are NaN or infinite.
+        BadInput: they are neither; see `require_unit`.
     """
     if images.dtype == torch.uint8:
         return images
-    require_finite_pictures(images)
+    require_unit(images)
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def require_unit(images: Tensor) -> None:
+    """Refuse pictures that are not floats in [0, 1]; half a level beyond, which rounds to an end, is none.
+
+    Raises:
+        NotFinite: some are NaN or infinite.
+        BadInput: whole numbers, or values of another range.
+    """
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise BadInput(f"pictures are 8-bit ones (uint8) or floats in [0, 1], not {kind}: convert them")
+    require_finite_pictures(images)
+    low, high = (float(x) for x in images.aminmax()) if images.numel() else (0.0, 1.0)
+    if low < -HALF_LEVEL or high > 1 + HALF_LEVEL:
+        raise BadInput(f"pictures of floats have values in [0, 1], not from {low:.4g} to {high:.4g}: bring them there")

@@ -19,7 +19,7 @@ from sfumato.plan import Plan
 from sfumato.progress import track
 
 from .alignment import ClipScore
-from .extractors import EncoderFeatures, Extractor, make_extractor, move, network_bytes
+from .extractors import EncoderFeatures, Extractor, fastest, make_extractor, move, network_bytes
 from .features import BATCH, Batches, Features, cache_name, extract, from_cache, into_cache
 from .pairs import PairMetric
 from .partners import partners
@@ -249,8 +249,8 @@ class Run:
         metrics: dict[str, PairMetric] = {}
         for name in (n for n in self.names if n in PAIRS):
             measure: Any = measures[name]()
-            if name == "clip" and s.device is not None:
-                move(measure, s.device)
+            if s.device is not None or name == "lpips":
+                move(measure, s.device or fastest())
             about = {"pictures": self.prepared, "real": "" if name == "clip" else self.real.content}
             metrics[name] = PairMetric(name, measure, better="lower" if name == "lpips" else "higher", seed=s.seed,
                                        convention=getattr(measure, "definition", ""), about=about)  # fmt: skip

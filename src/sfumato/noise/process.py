@@ -133,7 +133,9 @@ class GaussianProcess:
         a = (sigma_s / sigma_t) sqrt(1 - eta^2 c), b = alpha_s (1 - r sqrt(1 - eta^2 c))
         (arXiv:2010.02502, eq. 7 and 16). For every eta in [0, 1] the marginals of z_s stay exact; eta = 1 is
         the posterior of the Markov process, eta = 0 deterministic (DDIM), also with s > t.
-        Finite at alpha_t = 0 and at sigma_s = 0; where s = t the step is the identity.
+        Finite at alpha_t = 0 and at sigma_s = 0, and with eta = 0 at alpha_s = 0, where a = sigma_s / sigma_t and
+        b = -alpha_t a; where s = t the step is the identity. From sigma_t = 0 to noise there is no step: the picture
+        does not say which noise.
         """
         if not 0 <= eta <= 1:
             raise BadInput(f"eta must lie in [0, 1], got {eta}")
@@ -143,9 +145,12 @@ class GaussianProcess:
         same = logsnr_t == logsnr_s
         log_r = torch.where(same, 0.0, logsnr_t - logsnr_s)
         # 1 - eta^2 c = (1 - eta^2) + eta^2 r^2, summed as logarithms: exact at eta = 0 and at eta = 1.
-        log_keep = torch.logaddexp(torch.full_like(log_r, _log(1 - eta**2)), 2 * (_log(eta) + log_r)) / 2
+        log_keep = torch.zeros_like(log_r)
+        if eta:
+            log_keep = torch.logaddexp(torch.full_like(log_r, _log(1 - eta**2)), 2 * (_log(eta) + log_r)) / 2
         a = torch.where(same, 1.0, torch.exp(log_sigma_s - log_sigma_t + log_keep))
         b = -log_alpha_s.exp() * torch.expm1(log_r + log_keep)
+        b = torch.where(torch.isposinf(log_r), log_alpha_s.exp() - log_alpha_t.exp() * a, b)
         var = -(eta**2) * torch.exp(2 * log_sigma_s) * torch.expm1(2 * log_r)
         b, var = torch.where(same, 0.0, b), torch.where(same | (eta == 0), 0.0, var)
         return _cast(a, like), _cast(b, like), _cast(var, like)

@@ -186,6 +186,7 @@ class Text2Image(Organs):
         where: str = "bottleneck",
     ) -> Float[Tensor, "batch *features"]:
         """What the network makes of ``z`` at a place inside, as a pure function: for Jacobians, forward and backward.
+        In the dtype of ``z``.
 
         Rows do not depend on each other. The network runs no further than to that place, and its attention without
         fused kernels, which have no derivative in forward mode.

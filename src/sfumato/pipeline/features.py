@@ -51,7 +51,7 @@ def features(
     if not found:
         raise BadInput(f"the network does not run through {where!r} in this call: choose another place")
     value = found[0]
-    return value if torch.is_tensor(value) else value[-1]
+    return (value if torch.is_tensor(value) else value[-1]).to(z.dtype)
 
 
 def continued(
@@ -63,7 +63,8 @@ def continued(
     where: str = "bottleneck",
 ) -> Float[Tensor, "batch channel height width"]:
     """See `Text2Image.continued`."""
-    rows, swap = _rows(cond, len(h)), lambda out: h if torch.is_tensor(out) else (*out[:-1], h)
+    rows = _rows(cond, len(h))
+    swap = lambda out: h.to(out) if torch.is_tensor(out) else (*out[:-1], h.to(out[-1]))
     with gated(p, rows), tap(p, where, swap), sdpa_kernel(SDPBackend.MATH):
         return predict(p.denoiser, z.expand(len(h), *z.shape), t, rows, "eps")
 

@@ -13,7 +13,7 @@ from ..errors import BadInput
 from ..noise.denoiser import Denoiser
 from ..settings import Tuned
 from .s2n_rule import Rule
-from .samplers import Callback, Generators, Times, _report, _steps, draw, extrapolated, predict
+from .samplers import Callback, Generators, Times, _report, _steps, draw, extrapolated, predict, require_noise
 
 if TYPE_CHECKING:
     from .s2n_scheduler import Grid, S2NScheduler
@@ -57,10 +57,15 @@ class S2N(Tuned, Rule):
 
         Deterministic settings may also run backwards, from picture to noise. ``final_noise=False`` returns the mean of
         the last step instead of a draw.
+
+        Raises:
+            BadInput: times that increase where noise is drawn, or that begin at a picture without any noise and
+                increase.
         """
         process = denoiser.process
         if self.noisy and (times.diff(dim=0) > 0).any():
             raise BadInput("with fresh noise the times must decrease from noise (1) to clean (0)")
+        require_noise(process, times)
         before = before_t = None
         for step, t, s in _steps(times):
             x0 = ahead = predict(denoiser, z, t, cond)

@@ -35,7 +35,7 @@ def weights(
 
     Args:
         log_r: log(kappa_s / kappa_t), float64; below 0 for a step towards the picture, minus infinity where
-            alpha_t = 0 or sigma_s = 0.
+            alpha_t = 0 or sigma_s = 0; infinity where alpha_s = 0.
         rho: amount of fresh noise, >= 0.
         freeze: gamma. (1 + rho^2) eps is written gamma (y - x0) / kappa + (1 + rho^2 - gamma) eps, with x0 held fixed
             in the first term and eps in the second. None is 1 + rho^2, where x0 alone is fixed: then e^2 + n^2 = 1, so
@@ -44,12 +44,16 @@ def weights(
 
     With phi(x) = (exp(x) - 1) / x, which has no special place at gamma = 1:
     e = 1 + rho^2 log(r) phi((gamma - 1) log r) and n^2 = -2 rho^2 log(r) phi(2 (gamma - 1) log r).
-    At r = 0 only the limit for x0 fixed is finite; it is taken for all gamma.
+    At r = 0 only the limit for x0 fixed is finite; it is taken for all gamma. Without fresh noise e = 1 where r is
+    infinite too.
     """
     gamma = 1 + rho**2 if freeze is None else freeze
+    end = torch.isneginf(log_r) if rho else torch.isinf(log_r)
     # exp(log_r) underflows long before -1e4; a finite number keeps 0 times infinity out.
-    end, log_r = torch.isneginf(log_r), log_r.clamp(min=-1e4)
-    if freeze is None:
+    log_r = log_r.clamp(min=-1e4)
+    if not rho:
+        e, n2 = torch.ones_like(log_r), torch.zeros_like(log_r)
+    elif freeze is None:
         e, n2 = torch.exp(rho**2 * log_r), -torch.expm1(2 * rho**2 * log_r)
     else:
         e = 1 + rho**2 * log_r * _phi((gamma - 1) * log_r)
@@ -93,7 +97,8 @@ class Rule:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(a, b, std) such that the step from t to s is a z_t + b x0 + std xi, elementwise in the basis; float64.
 
-        Finite at alpha_t = 0 and at sigma_s = 0; where s = t the step is the identity.
+        Finite at alpha_t = 0 and at sigma_s = 0, and without fresh noise at alpha_s = 0; where s = t the step is the
+        identity.
         """
         log_alpha_t, log_sigma_t = process.log_alpha_sigma(t, like)
         log_alpha_s, log_sigma_s = process.log_alpha_sigma(s, like)
@@ -105,5 +110,6 @@ class Rule:
         else:
             e, n = (torch.full_like(log_r, x) for x in (math.sqrt(1 - self.delta**2), self.delta))
         a = torch.where(same, 1.0, torch.exp(log_sigma_s - log_sigma_t) * e)
-        b = torch.where(same, 0.0, torch.exp(log_alpha_s) * (1 - torch.exp(log_r) * e))
+        # As alpha_s (1 - r e), but without r, which is infinite at alpha_s = 0.
+        b = torch.where(same, 0.0, torch.exp(log_alpha_s) - torch.exp(log_alpha_t + log_sigma_s - log_sigma_t) * e)
         return a, b, torch.where(same, 0.0, torch.exp(log_sigma_s) * n)

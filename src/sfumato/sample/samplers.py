@@ -47,6 +47,19 @@ def draw(like: Float[Tensor, "batch *dims"], generator: Generators | None) -> Fl
     return noise.to(like.device)
 
 
+def require_noise(process: GaussianProcess, times: Times) -> None:
+    """Refuse a step away from a picture without any noise, of which a prediction of the picture says nothing.
+
+    Raises:
+        BadInput: times that increase where sigma is 0.
+    """
+    if (torch.isposinf(process.schedule.logsnr(times[:-1])) & (times.diff(dim=0) > 0)).any():
+        raise BadInput(
+            "no step leads from a picture without any noise back to noise: use "
+            "sfumato.sample.inversion.invert, or begin a little above time 0"
+        )
+
+
 def ddim(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *dims"],
@@ -62,10 +75,14 @@ def ddim(
 
     With eta = 0 the times may also increase, which inverts a picture into its noise. ``final_noise=False``
     returns the mean of the last step instead of a draw; ``variance``: see `ddpm`.
+
+    Raises:
+        BadInput: times that increase with eta > 0, or from a picture without any noise.
     """
     process = denoiser.process
     if eta and (times.diff(dim=0) > 0).any():
         raise BadInput("with eta > 0 the times must decrease from noise (1) to clean (0)")
+    require_noise(process, times)
     for step, t, s in _steps(times):
         mean, var = process.posterior(z, predict(denoiser, z, t, cond), t, s, eta)
         if variance:
@@ -193,6 +210,7 @@ def dpmpp_2m(
     precision. Draws nothing: ``generator`` is ignored.
     """
     process = denoiser.process
+    require_noise(process, times)
     before = before_t = None
     for step, t, s in _steps(times):
         x0 = ahead = predict(denoiser, z, t, cond)

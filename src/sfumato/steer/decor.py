@@ -178,7 +178,7 @@ class DECOR(Patch):
             words = {word: model.find(cond, word)[0] for word in dict.fromkeys(prompt.split())}
             for number, s in enumerate(sections(model, cond)):
                 x, roles = cond.tokens[0, s], cond.roles[0, s]
-                groups = {name: torch.isin(roles, torch.tensor(kinds)) for name, kinds in _GROUPS.items()}
+                groups = {name: torch.isin(roles, roles.new_tensor(kinds)) for name, kinds in _GROUPS.items()}
                 made, of = decompose(x, groups), {"prompt": prompt, "encoder": number}
                 shares = {name: (load / made.values.square()).nan_to_num() for name, load in made.loads.items()}
                 for i, (value, energy) in enumerate(zip(made.values.tolist(), made.energy.tolist(), strict=True)):

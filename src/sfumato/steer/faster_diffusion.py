@@ -57,6 +57,7 @@ class FasterDiffusion(Patch):
     Differs from the paper's code: network inputs are scaled as the scheduler says; serial and parallel mode give the
     same pictures (the code injects before the network's call in its serial mode: ``inject`` "network", and before the
     update in its parallel mode); the injected noise has the variance-preserving scale, whatever the scheduler's own.
+    DiT, which the paper splits by its blocks, is not split here.
     """
 
     NEUTRAL: ClassVar[Mapping[str, Any]] = {"every": 1, "alpha": 0.0}
@@ -94,7 +95,7 @@ class FasterDiffusion(Patch):
     """Inject before the scheduler's update only, or so early that the network at a key step sees it too."""
 
     def __post_init__(self) -> None:
-        keys = (self.keys,) if isinstance(self.keys, int) else tuple(int(k) for k in self.keys)
+        keys = (self.keys,) if isinstance(self.keys, (int, float)) else tuple(self.keys)
         object.__setattr__(self, "keys", keys)
         super().__post_init__()
         if keys and self.every:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -65,8 +65,10 @@ def measure(
         return pred
 
     solver: Any = "ddim" if isinstance(model, Text2Image) else ddim
+    prompts = len(asked) if isinstance(asked, Sized) and not isinstance(asked, str) else 1
+    rows = max(len(seeds), prompts)  # one batch, which is seen once at each time
     model.draw(
-        asked, list(seeds), sampling_steps=sampling_steps, scheduler=solver, guide=watch, batch=len(seeds), **options
+        asked, list(seeds), sampling_steps=sampling_steps, scheduler=solver, guide=watch, batch=rows, **options
     )
     return torch.tensor(times, dtype=torch.float64), torch.stack(seen)
 
@@ -111,12 +113,12 @@ class ResolutionChromatography(Patch):
     upscale: Count = 1
     """How many times larger than in training the pictures are that are drawn."""
     levels: tuple[Count, ...] = ()
-    """Levels to analyse, sides of blocks; by default 1, 2, 4 ... up to the side of the latents."""
+    """Levels to analyse, sides of blocks; by default those of 1, 2, 4 ... that divide the side of the latents."""
     schedule: str = "model"
     """The schedule to analyse: the model's own, or one of ddpm, sd, cosine, sigmoid, edm and flow."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("levels", int), ("compose", str)):
+        for name, kind in (("levels", (int, float)), ("compose", str)):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, kind) else tuple(value))
         super().__post_init__()
@@ -157,7 +159,7 @@ class ResolutionChromatography(Patch):
     ) -> Analysis:
         schedule = model.process.schedule if self.schedule == "model" else SCHEDULES[self.schedule]()
         side = model.latent_shape()[-1]
-        levels = self.levels or levels_of(side)
+        levels = self.levels or tuple(m for m in levels_of(side) if side % m == 0)
         if wrong := [m for m in levels if side % m]:
             raise BadInput(f"blocks of {wrong[0]} do not divide a side of {side}: choose levels that do")
         theory = chromatogram(schedule, levels)

@@ -81,7 +81,7 @@ class UpsampleGuidance(Patch):
     """A part to leave out, for comparison: the matched time, the unit power, or the factor 1 / m."""
 
     def __post_init__(self) -> None:
-        scale = (self.scale,) if isinstance(self.scale, int) else tuple(int(f) for f in self.scale)
+        scale = (self.scale,) if isinstance(self.scale, (int, float)) else tuple(self.scale)
         object.__setattr__(self, "scale", scale)
         super().__post_init__()
         if len(scale) > 3:

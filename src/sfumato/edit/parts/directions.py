@@ -48,6 +48,18 @@ def read_directions(
     return found[list(directions)]
 
 
+def require_shape(directions: Float[Tensor, "direction *shape"], features: Float[Tensor, "*features"]) -> None:
+    """Refuse directions that are not of the shape of these features.
+
+    Raises:
+        BadInput: says which shapes, and why they differ.
+    """
+    if directions.shape[1:] != features.shape:
+        found, here = ("x".join(map(str, shape)) for shape in (directions.shape[1:], features.shape))
+        raise BadInput(f"these directions are of features of {found}, and here they are of {here}: directions go with "
+                       "pictures of the size that they were found on, so find them anew for this one")  # fmt: skip
+
+
 def in_common(spans: Float[Tensor, "picture direction *features"]) -> Float[Tensor, "direction *features"]:
     """The directions that lie deepest in all spans: the mean of subspaces on the Grassmann manifold, chordal distance.
 

@@ -100,9 +100,14 @@ def shared_directions(
 def matched(
     x0: Float[Tensor, "channel height width"], like: Float[Tensor, "channel height width"], per_channel: bool = False
 ) -> Float[Tensor, "channel height width"]:
-    """``x0`` shifted and scaled to the mean and the standard deviation of ``like``, of all elements or by channel."""
+    """``x0`` shifted and scaled to the mean and the standard deviation of ``like``, of all elements or by channel.
+
+    What is the same everywhere, but for rounding, has no deviation to scale: it is shifted only.
+    """
     dims = (-2, -1) if per_channel else (-3, -2, -1)
-    scale = like.std(dims, keepdim=True) / x0.std(dims, keepdim=True)
+    spread = x0.std(dims, keepdim=True)
+    known = spread > torch.finfo(x0.dtype).eps * x0.abs().amax(dims, keepdim=True)
+    scale = torch.where(known, like.std(dims, keepdim=True) / spread, 1.0)
     return x0 * scale + (like.mean(dims, keepdim=True) - x0.mean(dims, keepdim=True) * scale)
 
 

@@ -28,11 +28,13 @@ class Start:
         cond: what the denoiser is told on the way there, and from there on.
         errors: for each picture, by how much the draw from its noise misses it, and the autoencoder alone (root mean
             square, of pixels in [0, 1]).
+        size: the side of the pictures; None: the pipeline's own.
     """
 
     noise: Float[Tensor, "n *latent"] | None
     cond: Conditioning
     errors: Mapping[str, list[float]] | None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Traversal(Edit):
     """The latent of a picture at ``time`` is moved along directions, both ways, and drawn to its end.
 
     A picture that is given is inverted (DDIM, without guidance); one that is not is drawn from its seed. Both by the
-    pipeline's deterministic scheduler, whose grid has the time that is nearest to ``time``.
+    pipeline's deterministic scheduler, whose grid has the time that is nearest to ``time``. Derivatives of a network in
+    half precision are noisy, and so are directions found with it: load the pipeline in float32.
     """
 
     sampling_steps: Count = 100
@@ -78,7 +81,7 @@ class Traversal(Edit):
     """Rows in one pass forward of the Jacobian."""
 
     def __post_init__(self) -> None:
-        given = (self.directions,) if isinstance(self.directions, int) else tuple(self.directions)
+        given = (self.directions,) if isinstance(self.directions, (int, float)) else tuple(self.directions)
         object.__setattr__(self, "directions", given)
         super().__post_init__()
         if not given or len(set(given)) < len(given):
@@ -100,8 +103,8 @@ class Traversal(Edit):
         super().check(pipe, given)
         pipe.anatomy.place(self.where)
 
-    def prepared(self, pipe: Text2Image, time: float) -> Any:
-        """What is the same for all pictures, such as directions of a file; `moved` gets it."""
+    def prepared(self, pipe: Text2Image, time: float, size: int | None = None) -> Any:
+        """What is the same for all pictures of a size, such as directions of a file; `moved` gets it."""
         return None
 
     @abstractmethod
@@ -122,12 +125,11 @@ class Traversal(Edit):
     @torch.no_grad()
     def edit(self, pipe: Text2Image, given: Given, progress: bool = False) -> Edited:
         self.check(pipe, given)
-        size = pipe.size if given.pictures is None else given.pictures.shape[-1]
         start = self.start(pipe, given)
         seeds = given.each(given.seeds)
-        z, time = at_time(self.states(pipe, start, seeds, size), self.time)
+        z, time = at_time(self.states(pipe, start, seeds), self.time)
         with bar("moving", len(given), progress) as advance:
-            ready, moves = self.prepared(pipe, time), []
+            ready, moves = self.prepared(pipe, time, start.size), []
             for i in range(len(given)):
                 moves.append(self.moved(pipe, z[i], time, start.cond[i], ready))
                 advance()
@@ -138,7 +140,7 @@ class Traversal(Edit):
             # Stop by stop, so that a stop that equals another gives the same bits.
             for track, stop in [(a, b) for a in range(tracks) for b in range(stops)]:
                 at = (latents[:, track, stop].contiguous(), time)
-                drawn[track, stop] = self.drawn(pipe, at, start.cond, seeds, size)
+                drawn[track, stop] = self.drawn(pipe, at, start.cond, seeds, start.size)
                 advance()
         strips = torch.stack([torch.stack([drawn[a, b] for b in range(stops)], 1) for a in range(tracks)], 1)
         plain = self.marks.index("0")
@@ -161,7 +163,9 @@ class Traversal(Edit):
         if given.pictures is None:
             return Start(None, told, None)
         z, lost = through_autoencoder(pipe, given.pictures)
-        return Start(pipe.invert(z, told, self.sampling_steps), told, {"autoencoder": lost})
+        z = z.to(torch.promote_types(z.dtype, torch.float32))  # nothing can be decomposed in half precision
+        noise = pipe.invert(z, told, self.sampling_steps)
+        return Start(noise, told, {"autoencoder": lost}, given.pictures.shape[-1])
 
     def drawn(
         self,
@@ -178,10 +182,10 @@ class Traversal(Edit):
             at = at_time(pipe.states(None, seeds, start=at, **settings), self.boost)
         return pipe.draw(None, seeds, start=at, eta=1.0 if self.boost else 0.0, **settings)
 
-    def states(self, pipe: Text2Image, start: Start, seeds: list[int], size: int | None = None) -> Any:
+    def states(self, pipe: Text2Image, start: Start, seeds: list[int]) -> Any:
         """(latent, time) of the draw from noise to picture, as `Text2Image.states`."""
         steps = {"sampling_steps": self.sampling_steps, "cfg_scale": self.cfg_scale}
-        return pipe.states(None, seeds, cond=start.cond, start=start.noise, size=size, **steps)
+        return pipe.states(None, seeds, cond=start.cond, start=start.noise, size=start.size, **steps)
 
 
 def at_time(states: Any, time: float) -> tuple[Float[Tensor, "n *latent"], float]:

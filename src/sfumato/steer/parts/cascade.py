@@ -31,9 +31,8 @@ class Weighted(Upsampled):
 
     def weight(self, t: Any) -> Float[Tensor, "..."]:
         levels = levels_of(self.side)
-        logsnr = self.process.logsnr(t).clamp(-20, 20)
         coarse = torch.tensor([m >= min(self.factors) for m in levels])
-        weight = shares(logsnr, levels)[coarse].sum(0)
+        weight = shares(self.process.logsnr(t), levels)[coarse].sum(0)
         return torch.where(self._target(t) > self._cleanest, 0.0, weight)
 
 

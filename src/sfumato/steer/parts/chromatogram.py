@@ -67,8 +67,11 @@ def amplitude_rate(
 def shares(
     logsnr: Float[Tensor, "*times"], levels: Sequence[int], gains: Float[Tensor, "levels"] | None = None
 ) -> Float[Tensor, "levels *times"]:
-    """rho_m = R_m / sum_k R_k, the relative chromatogram of these levels; it sums to 1 at every time."""
-    x = _seen(logsnr, levels, gains)
+    """rho_m = R_m / sum_k R_k, the relative chromatogram of these levels; it sums to 1 at every time.
+
+    At the ends of a schedule, where log-SNRs are infinite, it is what it comes to towards them.
+    """
+    x = _seen(float64(logsnr).clamp(-MOST, MOST), levels, gains)
     return torch.softmax(torch.nn.functional.logsigmoid(x) + torch.nn.functional.logsigmoid(-x), dim=0)
 
 
@@ -125,7 +128,7 @@ def chromatogram(
     """
     if not levels or min(levels) < 1:
         raise BadInput(f"levels are sides of blocks of at least 1 element, got {list(levels)}")
-    times = torch.linspace(1, 0, 201, dtype=torch.float64) if times is None else float64(times)
+    times = torch.linspace(1, 0, 201, dtype=torch.float64) if times is None else float64(times).cpu()
     ends = torch.tensor([1.0, 0.0], dtype=torch.float64)
     logsnr, slope = schedule.logsnr(times), schedule.dlogsnr_dt(times)
     slope = torch.where((logsnr.abs() >= MOST) | slope.isinf(), 0.0, slope)  # a table may end in one leap

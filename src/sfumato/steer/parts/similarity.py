@@ -57,8 +57,8 @@ def cbs(
     """Correction by similarities, algorithm 1 of arXiv:2310.07419: f'_c = (1 - a) f_c + a sum_i Psi_i S~_i * f_i.
 
     S~ is what `similarities` gives, Psi the window of rows at most ``window`` away from c. Every concept reads the
-    original rows; all other rows are kept bit for bit, and so is a concept with which nothing passes the threshold.
-    Half precision is computed in float32.
+    original rows; all other rows are kept bit for bit, and so is a concept with which nothing in its window passes the
+    threshold. Half precision is computed in float32.
 
     Args:
         concepts: rows by number, the same in all of a batch; or which rows they are.
@@ -81,10 +81,10 @@ def cbs(
     corrected, positions = f.clone(), torch.arange(len(f), device=f.device)
     for c in concepts.nonzero().flatten().tolist():
         weights = similarities(x, c, threshold, mode, order)
-        if weights is None:
-            continue
         near = (positions - c).abs() <= window
         near = near if words is None else near & words
+        if weights is None or not bool(weights[near].any()):
+            continue
         shared = (weights[near] * x[near]).sum(dim=0)
         if rescale and bool(shared.any()):
             shared = shared * (x[c].norm() / shared.norm())

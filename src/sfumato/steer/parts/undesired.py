@@ -63,16 +63,24 @@ class Bases:
             return self._alone
         text = cond.prompts[i] if cond.prompts else ""
         if not text:
+            if cond.roles is not None and not bool((cond.roles[i] == Role.WORD).any()):
+                return self._alone  # behind no words
             raise BadInput("the text behind these embeddings is not known: draw from a prompt, or encode words alone")
         if text not in self._behind:
             with torch.no_grad():
-                self._behind[text] = self._made(self.p.encode([f"{text} {word}" for word in self.words]))
+                behind = self.p.encode([f"{text} {word}" for word in self.words])
+                self._behind[text] = self._made(behind, self.p.encode(text))
         return self._behind[text]
 
-    def _made(self, cond: Conditioning) -> Vectors:
-        chosen = torch.zeros_like(cond.mask)
+    def _made(self, cond: Conditioning, own: Conditioning | None = None) -> Vectors:
+        """The bases of the words' rows, behind those of the prompt that is ``own``, which may have the same words."""
+        chosen, later = torch.zeros_like(cond.mask), torch.ones_like(cond.mask)
+        if own is not None and cond.roles is not None and own.roles is not None:
+            for s, first in zip(sections(self.p, cond), sections(self.p, own), strict=True):
+                number = (cond.roles[:, s] == Role.WORD).cumsum(dim=1)
+                later[:, s] = number > (own.roles[0, first] == Role.WORD).sum()
         for i, word in enumerate(self.words):
-            chosen[i] = self.p.find(cond[i], word)[0]
+            chosen[i] = self.p.find(cond[i], word)[0] & later[i]
             if not chosen[i].any():
                 where = f" behind {cond.prompts[i].removesuffix(word).strip()!r}" if self.behind else ""
                 raise BadInput(
