@@ -174,12 +174,16 @@ def test_the_anchor_takes_the_concepts_place_whole_and_in_any_case():
 def test_captions_are_kept_or_used_to_forget(tiny_sd, tmp_path):
     from PIL import Image
 
-    for name, caption in (("a", "a red star"), ("b", "a blue circle"), ("c", "a starfish"), ("d", "a blue circle")):
+    for name, caption in (("a", "a red star"), ("b", "a blue circle"), ("c", "a starfish"), ("d", "a blue circle"),
+                          ("e", "Two stars")):  # fmt: skip
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
     sfd = SFD(concepts="star", anchors="square", captions=str(tmp_path), templates=("a photo of {}",))
+    assert overridden("Two stars", "star", "dog") == "Two dogs" and overridden("two Stars", "star", "") == "two"
     assert sfd.remaining(tiny_sd) == ["a blue circle", "a starfish"]
-    assert sfd.forgotten(tiny_sd) == [("a photo of star", "a photo of square"), ("a red star", "a red square")]
+    assert sfd.forgotten(tiny_sd) == [
+        ("a photo of star", "a photo of square"), ("a red star", "a red square"), ("Two stars", "Two squares")
+    ]  # fmt: skip
     both = SFD(concepts="star", preserve="art", captions=str(tmp_path), override="random")
     assert both.remaining(tiny_sd)[0] == "art" and both.forgotten(tiny_sd)[0] == ("star", None)
     recipe = Forgetting(SFD(concepts="star", preserve="art", keywords=("photo",)), tiny_sd, *[tiny_sd.copy("full")] * 2)

@@ -165,6 +165,9 @@ def test_the_hinge():
 
 
 def test_the_hinges_gradient_does_not_depend_on_where_it_is():
+    file.write_text("two Stars\nsquares, all blue\nblue art\na \N{DOG FACE}\n")
+    assert method.captions_for(tiny_sd) == ["blue art", "a \N{DOG FACE}", "a blue"]
+    assert TRCE(concepts="\N{DOG FACE}", captions=file).captions_for(tiny_sd) == read_captions(file)[:3]
     safe, unsafe = normal(2, 1, 2, 3, 3, seed=9)
     for h in (unsafe.clone(), unsafe + 0.1 * normal(1, 2, 3, 3)):
         h.requires_grad_()

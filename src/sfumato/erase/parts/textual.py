@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.data.cases import names
 from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
 from sfumato.fields import Count, NotNegative
@@ -143,8 +144,9 @@ class Textual(Eraser):
             found = [world.caption(i) for i in range(self.n_captions)]
         else:
             found = []
-        erased = [set(re.findall(r"\w+", c.lower())) for c in self.concepts]
-        free = [c for c in found if not any(words <= set(re.findall(r"\w+", c.lower())) for words in erased)]
+        # The words of a concept in any order; one that has none, such as an emoji, as it stands.
+        erased = [re.findall(r"\w+", c) or [c] for c in self.concepts]
+        free = [c for c in found if not any(all(names(c, word) for word in words) for words in erased)]
         return [*free[: self.n_captions], *self.kept(pipe)]
 
 

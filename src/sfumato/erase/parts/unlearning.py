@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sfumato.data.cases import say
+from sfumato.data.cases import names
 from sfumato.data.pictures import open_pictures, to_tensor
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
@@ -72,7 +72,7 @@ def out_of(
     sides: tuple[list[int], list[int]] = ([], [])
     for i in order:
         if caption := found.caption(i):
-            side = sides[not any(named(caption, c) for c in concepts)]
+            side = sides[not any(names(caption, c) for c in concepts)]
             if len(side) < n:
                 side.append(i)
         if min(map(len, sides)) == n:
@@ -87,11 +87,6 @@ def out_of(
 
     forget, retain = (shown(rows) if rows else None for rows in sides)
     return forget, retain
-
-
-def named(prompt: str, concept: str) -> bool:
-    """Whether a prompt names a concept."""
-    return say(prompt, concept, "") != prompt
 
 
 def encode_each(pipe: Text2Image, prompts: Sequence[str]) -> Conditioning:
