@@ -92,8 +92,9 @@ class Textual(Eraser):
     lam: NotNegative = 0.0
     """Weight of staying at the weights as they are, in stage 1: a safeguard where captions are few."""
     token_weights: tuple[NotNegative, NotNegative, NotNegative, NotNegative] = (0.0, 1.0, 0.0, 0.0)
-    """Weights of a prompt's rows in stage 1: its start, the first end of the text, the last row of the context (times
-    the rows after that end), the concept's own words (which go where the safe prompt's last row does)."""
+    """Weights of a prompt's rows in stage 1: its start, the first end of the text (its last row where it has no
+    end), the last row of the context (times the rows after that end), the concept's own words (which go where the safe
+    prompt's last row does)."""
     captions: Path | None = None
     """A text file of captions of pictures that are not to change, one a line, such as COCO's. By default those of the
     sketch world for a model trained on it, and none (then only ``preserve``) for others."""
@@ -121,7 +122,7 @@ class Textual(Eraser):
     def rows(self, pipe: Text2Image) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"], Float[Tensor, "n"]]:
         """The rows of all harmful prompts that have a weight, those that they are mapped to, and the weights."""
         pairs = [(c, self.anchor_for(i, "")) for i, c in enumerate(self.concepts)]
-        told = [(t.format(c), t.format(a).strip(), c) for c, a in pairs for t in self.templates]
+        told = [(t.replace("{}", c), t.replace("{}", a).strip(), c) for c, a in pairs for t in self.templates]
         harmful, safe = (pipe.encode([row[i] for row in told]) for i in (0, 1))
         read, ends = [pipe.text_rows(c) for c in (harmful, safe)], [first_end(c) for c in (harmful, safe)]
         last, (start, end, rest, word) = harmful.tokens.shape[1] - 1, self.token_weights
@@ -151,5 +152,9 @@ class Textual(Eraser):
 
 
 def first_end(cond: Conditioning) -> Int[Tensor, "batch"]:
-    """Where the first end of the text stands in each row."""
-    return cond.mask.sum(dim=1) - 1 if cond.roles is None else (cond.roles == Role.END).long().argmax(dim=1)
+    """Where the first end of the text stands in each row; its last row where it has no end, as for Sana's encoder."""
+    last = cond.mask.sum(dim=1) - 1
+    if cond.roles is None:
+        return last
+    ends = cond.roles == Role.END
+    return torch.where(ends.any(dim=1), ends.long().argmax(dim=1), last)
