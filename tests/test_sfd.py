@@ -157,6 +157,15 @@ def test_pseudo_labels_are_never_what_is_to_be_forgotten():
 
 
 def test_losses_that_are_no_numbers_are_left_out_unless_all_are():
+def test_pseudo_labels_where_the_detector_gives_no_other_label_a_chance():
+    logits = torch.tensor([[0.9, 0.0, 0.0], [0.5, 0.0, 0.3]], dtype=torch.float64).log()
+    assert pseudo_labels(logits, [0]).tolist() == [1, 2]
+    for u in (0.0, 0.5, 0.999, 1.0):
+        first, second = pseudo_labels(logits, [0], torch.full((2,), u)).tolist()
+        assert first == (1 if u < 0.5 else 2) and second == 2
+    assert pseudo_labels(logits[:, [1, 2, 0]], [2], torch.tensor([1.0, 1.0])).tolist() == [1, 1]
+
+
     nan = math.nan
     assert sound(torch.tensor([1.0, nan, 2.0, math.inf])).tolist() == [1, 2]
     assert sound(torch.tensor([nan, nan])).isnan().all()

@@ -129,11 +129,14 @@ def pseudo_labels(
     logits = logits.index_fill(1, torch.tensor(list(forget), device=logits.device), -math.inf)
     if uniform is None:
         return logits.argmax(dim=1)
-    shares = logits.double().softmax(dim=1).cumsum(dim=1)
+    each = logits.double().softmax(dim=1)
+    shares = each.cumsum(dim=1)
     chosen = (shares <= uniform.to(shares)[:, None] * shares[:, -1:]).sum(dim=1)
     # a number that rounding has put at the very end belongs to the last label that may be chosen
-    last = logits.shape[1] - 1 - logits.isfinite().flip(1).long().argmax(dim=1)
+    last = logits.shape[1] - 1 - (each > 0).flip(1).long().argmax(dim=1)
     return torch.minimum(chosen, last)
+    # a label that is out of the question (log 0) is still likelier than a forbidden one
+    logits = logits.clamp(min=torch.finfo(logits.dtype).min)
 
 
 def sound(losses: Float[Tensor, "batch"]) -> Float[Tensor, "some"]:
