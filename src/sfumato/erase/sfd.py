@@ -21,12 +21,15 @@ from sfumato.text import counted
 
 from .parts.finetune import ByGradient, make_plan
 from .parts.forgetting import Forgetting
+from .parts.score_identity import sigmas_of
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
 
 Override = Literal["anchor", "random", "likeliest", "sampled"]
 Guide3 = tuple[float, float, float]
+NEAR = 1.001
+"""How far beyond the table of noise levels a level may lie: the ends as messages round them are in it."""
 
 
 def overridden(prompt: str, concept: str, anchor: str) -> str:
@@ -197,6 +200,12 @@ class SFD(ByGradient):
             raise BadInput("all other classes of this model are preserved anyway: leave preserve out")
         if not texts:
             pipe.told([a for a in self.anchors if a] or list(self.concepts))
+        low, high = sigmas_of(pipe.process)
+        for name in ("sigma_init", "sigma_min", "sigma_max"):
+            sigma = getattr(self, name)
+            if not low / NEAR <= sigma <= high * NEAR:
+                told = f"whose noise levels go from {low:.4g} to {high:.4g}"
+                raise BadInput(f"{name} must be a noise level of this model, {told}, got {sigma:g}")
         if not self.remaining(pipe):
             raise BadInput("nothing remains to be kept: name prompts to preserve, or a source of captions")
 
