@@ -188,8 +188,10 @@ def test_every_variant_trains(tiny_sd, changes):
     assert all(same) == bool(erased.adapters) == (changes.get("trained") == "lora")
 
 
-def test_only_the_salient_weights_change(tiny_sd):
-    erased = Integrity(concepts="star", preserve="art", saliency=0.1, **SHORT).apply(tiny_sd)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_only_the_salient_weights_change(tiny_sd, weight_decay):
+    method = Integrity(concepts="star", preserve="art", saliency=0.1, weight_decay=weight_decay, **SHORT)
+    erased = method.apply(tiny_sd)
     before = tiny_sd.parameters("full")
     changed = sum(int((p != before[n]).sum()) for n, p in erased.parameters("full").items())
     total = sum(p.numel() for p in before.values())

@@ -155,7 +155,7 @@ class Integrity(ByGradient):
             self.check_every,
         )  # fmt: skip
         if self.saliency < 1:
-            recipe.keep_to(self.saliency, -(-self.pool // self.batch))
+            recipe.keep_to(self.saliency, -(-self.pool // self.batch), decays=self.weight_decay > 0)
         history = self.course(recipe, pipe, None if folder is None else folder / "training")
         ended = sum(map(len, history.values()))
         return student, {"losses": history.get("loss", history), "ended_after": ended}
