@@ -157,7 +157,6 @@ def test_pseudo_labels_are_never_what_is_to_be_forgotten():
     assert pseudo_labels(logits, [3], torch.tensor([1.0, 1.0])).max() < 3
 
 
-def test_losses_that_are_no_numbers_are_left_out_unless_all_are():
 def test_pseudo_labels_where_the_detector_gives_no_other_label_a_chance():
     logits = torch.tensor([[0.9, 0.0, 0.0], [0.5, 0.0, 0.3]], dtype=torch.float64).log()
     assert pseudo_labels(logits, [0]).tolist() == [1, 2]
@@ -167,6 +166,7 @@ def test_pseudo_labels_where_the_detector_gives_no_other_label_a_chance():
     assert pseudo_labels(logits[:, [1, 2, 0]], [2], torch.tensor([1.0, 1.0])).tolist() == [1, 1]
 
 
+def test_losses_that_are_no_numbers_are_left_out_unless_all_are():
     nan = math.nan
     assert sound(torch.tensor([1.0, nan, 2.0, math.inf])).tolist() == [1, 2]
     assert sound(torch.tensor([nan, nan])).isnan().all()
@@ -178,6 +178,7 @@ def test_pseudo_labels_where_the_detector_gives_no_other_label_a_chance():
 def test_the_anchor_takes_the_concepts_place_whole_and_in_any_case():
     assert overridden("A Red star in a STAR, starfish", "star", "dog") == "A Red dog in a dog, starfish"
     assert overridden("a photo of a star", "star", "") == "a photo of a"
+    assert overridden("Two stars", "star", "dog") == "Two dogs" and overridden("two Stars", "star", "") == "two"
     assert overridden("c++ (code)", "c++", r"\1") == r"\1 (code)"
 
 
@@ -189,7 +190,6 @@ def test_captions_are_kept_or_used_to_forget(tiny_sd, tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
     sfd = SFD(concepts="star", anchors="square", captions=str(tmp_path), templates=("a photo of {}",))
-    assert overridden("Two stars", "star", "dog") == "Two dogs" and overridden("two Stars", "star", "") == "two"
     assert sfd.remaining(tiny_sd) == ["a blue circle", "a starfish"]
     assert sfd.forgotten(tiny_sd) == [
         ("a photo of star", "a photo of square"), ("a red star", "a red square"), ("Two stars", "Two squares")
@@ -361,7 +361,7 @@ def test_words_to_keep_are_needed_where_the_model_knows_no_world(tiny_sd):
 @pytest.mark.parametrize(
     "wrong",
     [{"sigma_min": 20.0}, {"distill_updates": 12_500}, {"templates": ("a",)}, {"detector": "oracle"}, {"alpha": -1.0},
-     {"override": "likeliest"}],
+     {"override": "likeliest"}, {"cfg_scale": 4.5}],
 )  # fmt: skip
 def test_bad_settings(wrong):
     said = {"templates": "template", "override": "detector"}

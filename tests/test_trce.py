@@ -165,6 +165,9 @@ def test_captions_come_from_a_file_without_those_that_name_a_concept(tiny_sd, tm
     assert read_captions(file) == ["a red Star", "a blue circle", "starry art", "a photo"]
     method = TRCE(concepts=("star", "blue square"), captions=file, preserve="a blue", n_captions=2)
     assert method.captions_for(tiny_sd) == ["a blue circle", "starry art", "a blue"]
+    file.write_text("two Stars\nsquares, all blue\nblue art\na \N{DOG FACE}\n")
+    assert method.captions_for(tiny_sd) == ["blue art", "a \N{DOG FACE}", "a blue"]
+    assert TRCE(concepts="\N{DOG FACE}", captions=file).captions_for(tiny_sd) == read_captions(file)[:3]
     with pytest.raises(BadInput, match="no file of captions"):
         read_captions(tmp_path / "absent.txt")
     file.write_text("\n \n")
@@ -188,9 +191,6 @@ def test_the_hinge():
 
 
 def test_the_hinges_gradient_does_not_depend_on_where_it_is():
-    file.write_text("two Stars\nsquares, all blue\nblue art\na \N{DOG FACE}\n")
-    assert method.captions_for(tiny_sd) == ["blue art", "a \N{DOG FACE}", "a blue"]
-    assert TRCE(concepts="\N{DOG FACE}", captions=file).captions_for(tiny_sd) == read_captions(file)[:3]
     safe, unsafe = normal(2, 1, 2, 3, 3, seed=9)
     for h in (unsafe.clone(), unsafe + 0.1 * normal(1, 2, 3, 3)):
         h.requires_grad_()
@@ -283,6 +283,8 @@ def test_templates_have_a_place_for_the_concept():
         ({"early_steps": 9}, "early_steps is 9"),
         ({"anchors": "star "}, "its own anchor"),
         ({"token_weights": (0.0, 0.0, 0.0, 0.0)}, "all 0"),
+        ({"token_weights": 1.0}, "token_weights takes 4 values, got 1.0"),
+        ({"templates": (3,)}, "templates must be text, got 3"),
     ],
 )
 def test_bad_settings(changes, message):
