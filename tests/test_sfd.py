@@ -346,7 +346,7 @@ def test_guidance_is_everywhere_and_a_negative_prompt_where_it_was_asked_for(tin
 @pytest.mark.parametrize("wrong", [{"sigma_init": 100.0}, {"sigma_min": 0.001}, {"sigma_max": 1e4}])
 def test_noise_levels_beyond_the_table_are_refused_with_its_range(tiny_sd_eps, wrong):
     with pytest.raises(BadInput, match=f"{next(iter(wrong))} must be .* go from ([\\d.]+) to ([\\d.]+), got") as caught:
-        SFD(concepts="star", preserve="art", **wrong).apply(tiny_sd_eps)
+        SFD(concepts="star", preserve="art", **wrong).check(tiny_sd_eps)
     low, high = map(float, re.findall(r"from ([\d.]+) to ([\d.]+)", str(caught.value))[0])
     alpha, sigma = tiny_sd_eps.process.alpha_sigma(torch.tensor([0.001, 1.0], dtype=torch.float64))
     torch.testing.assert_close(torch.tensor([low, high]).double(), sigma / alpha, rtol=1e-3, atol=0)
