@@ -119,6 +119,7 @@ def test_how_the_concept_is_asked_for():
     )  # fmt: skip
     assert asking("a house", "rain", "", "content") == ("rain, a house", *["in rain's style, a house"] * 2)
     assert asking("two circles in a circle", "star", "circle", "object") == ("two stars in a star",) * 3
+    assert asking("A Circle", "star", "circle", "object") == ("A star",) * 3
     with pytest.raises(BadInput, match="'a square' does not name the anchor 'circle'"):
         asking("a square", "star", "circle", "object")
 

@@ -75,6 +75,21 @@ def test_rate_and_weight_follow_beta(beta, lr, weight):
     assert scaled(3e-4, 1e6, beta) == (pytest.approx(lr), pytest.approx(weight))
 
 
+def test_the_rate_follows_the_schedule(tiny_sd, monkeypatch):
+    """At beta = 100 and without decay it is lr throughout, as published."""
+    seen, original = [], torch.optim.AdamW.step
+
+    def step(optimizer, *given, **more):
+        seen.append(optimizer.param_groups[0]["lr"])
+        return original(optimizer, *given, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    options = {"concepts": "star", **SHORT, "updates": 4}
+    DUO(**options).train_one(tiny_sd, 0, pairs())
+    DUO(**options, decay="linear", warmup=2, final_lr=0.0).train_one(tiny_sd, 0, pairs())
+    assert seen == pytest.approx([1e-2] * 4 + [5e-3, 1e-2, 1e-2, 5e-3])
+
+
 # A step
 
 

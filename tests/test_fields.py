@@ -33,6 +33,7 @@ class Settings:
     kind: Literal["a", "b"] = "a"
     weight: NotNegative = 0.0
     name: str = ""
+    words: tuple[str, ...] = ()
 
 
 @dataclass
@@ -67,6 +68,13 @@ class Words:
         ({"sides": (2, 1)}, "sides must be at least 2, got 1"),
         ({"kind": "c"}, "unknown kind 'c'"),
         ({"weight": -1}, "weight must be at least 0, got -1"),
+        ({"betas": 0.9}, "betas takes 2 values, got 0.9"),
+        ({"betas": "ab"}, "betas takes 2 values, got 'ab'"),
+        ({"sides": 1}, "sides must be at least 2, got 1"),
+        ({"sides": "ab"}, "sides must be a whole number, got 'ab'"),
+        ({"name": 3}, "name must be text, got 3"),
+        ({"words": 3}, "words must be text, got 3"),
+        ({"words": ("a", 3)}, "words must be text, got 3"),
     ],
 )
 def test_what_a_field_cannot_be(wrong, told):
@@ -76,6 +84,8 @@ def test_what_a_field_cannot_be(wrong, told):
 
 def test_what_a_field_can_be():
     check(Settings(batch=1, lr=1, share=0, betas=(0, 0.5), sides=(2, 9), kind="b", weight=3))
+    check(Settings(words="one", sides=3))  # of which some classes make a tuple
+    check(Settings(words=(w for w in "ab")))
 
 
 def test_the_command_line_says_the_flag_and_the_range(capsys):

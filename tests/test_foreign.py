@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sfumato.data.cases import say
+from sfumato.data.cases import names, say
 from sfumato.data.frames import open_frames
 from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
@@ -42,6 +42,13 @@ from sfumato.train import journal
 )
 def test_a_concept_is_found_in_any_script_and_in_the_plural(prompt, said):
     assert say(prompt, "star", "<x>") == said
+    assert names(prompt, "star") == (said != prompt)
+
+
+def test_a_concept_is_found_in_any_case_and_takes_its_plural_along_where_nothing_replaces_it():
+    assert say("A Star and two STARS", "star", "dog") == "A dog and two dogS"
+    assert say("two foxes", " Fox ", "") == "two " and say("two foxes", "", "x") == "two foxes"
+    assert names("a photo of 🐶", "🐶") and not names("a photo", "🐶") and not names("a photo", " ")
 
 
 def test_a_concept_in_a_script_without_spaces():

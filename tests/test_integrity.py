@@ -128,6 +128,7 @@ def test_the_surrogate_of_a_prompt():
     it = Integrity(concepts=("star", "blue circle"), anchors=("square", ""))
     assert it.instead_of("a star above a red circle") == "a square above a red circle"
     assert it.instead_of("a star above a blue circle") == ""
+    assert it.instead_of("Two Stars") == "Two squares" and it.instead_of("Blue Circles") == ""
     assert Integrity(concepts="star").instead_of("a star") == ""
 
 
@@ -145,6 +146,16 @@ def test_pictures_with_captions_are_told_apart_by_them(tiny_sd, tmp_path):
     both, also = Integrity(concepts=("circle", "square"), data=str(tmp_path), preserve="blue", **SHORT).shown(tiny_sd)
     assert also.prompts == (*retain.prompts, "blue", "blue", "blue")
     assert both.prompts == ("a red circle", "square", "square", "square"), "what the data lack is drawn"
+
+
+def test_captions_name_a_concept_in_any_case(tiny_sd, tmp_path):
+    from sfumato.files import save_png
+
+    for i, caption in enumerate(["A Star on grass", "a cat", "Star", "a dog"]):
+        save_png(tmp_path / f"{i}.png", torch.rand(16, 16, 3, generator=step(i)).numpy(), {})
+        (tmp_path / f"{i}.txt").write_text(caption)
+    forget, retain = out_of(tiny_sd, str(tmp_path), ("star",), 8, 0)
+    assert sorted(forget.prompts) == ["A Star on grass", "Star"] and sorted(retain.prompts) == ["a cat", "a dog"]
 
 
 def test_pictures_that_say_nothing_are_refused(tiny_sd, monkeypatch):
@@ -177,8 +188,10 @@ def test_every_variant_trains(tiny_sd, changes):
     assert all(same) == bool(erased.adapters) == (changes.get("trained") == "lora")
 
 
-def test_only_the_salient_weights_change(tiny_sd):
-    erased = Integrity(concepts="star", preserve="art", saliency=0.1, **SHORT).apply(tiny_sd)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_only_the_salient_weights_change(tiny_sd, weight_decay):
+    method = Integrity(concepts="star", preserve="art", saliency=0.1, weight_decay=weight_decay, **SHORT)
+    erased = method.apply(tiny_sd)
     before = tiny_sd.parameters("full")
     changed = sum(int((p != before[n]).sum()) for n, p in erased.parameters("full").items())
     total = sum(p.numel() for p in before.values())

@@ -180,6 +180,20 @@ def test_each_step_trains_its_own(tiny_sd):
     assert losses["transfer"][0] > 0 and losses["hide"][0] > 0
 
 
+def test_both_rates_follow_the_schedule(tiny_sd, monkeypatch):
+    """Without decay they are constant, as published."""
+    seen, original = [], torch.optim.Adam.step
+
+    def step(optimizer, *given, **more):
+        seen.append(optimizer.param_groups[0]["lr"])
+        return original(optimizer, *given, **more)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    KPOP(concepts="star", **SHORT).train(tiny_sd)
+    KPOP(concepts="star", **SHORT, decay="linear", final_lr=0.0).train(tiny_sd)
+    assert seen == pytest.approx([1e-2, 1e-3] * 3 + [5e-3, 5e-4])
+
+
 def test_the_prompt_learns_and_the_weights_stay_in_its_step(tiny_sd):
     recipe, _ = exchange(tiny_sd, keyed_weight=1.0)
     batch = {"step": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,15 @@ def test_pseudo_labels_are_never_what_is_to_be_forgotten():
     assert pseudo_labels(logits, [3], torch.tensor([1.0, 1.0])).max() < 3
 
 
+def test_pseudo_labels_where_the_detector_gives_no_other_label_a_chance():
+    logits = torch.tensor([[0.9, 0.0, 0.0], [0.5, 0.0, 0.3]], dtype=torch.float64).log()
+    assert pseudo_labels(logits, [0]).tolist() == [1, 2]
+    for u in (0.0, 0.5, 0.999, 1.0):
+        first, second = pseudo_labels(logits, [0], torch.full((2,), u)).tolist()
+        assert first == (1 if u < 0.5 else 2) and second == 2
+    assert pseudo_labels(logits[:, [1, 2, 0]], [2], torch.tensor([1.0, 1.0])).tolist() == [1, 1]
+
+
 def test_losses_that_are_no_numbers_are_left_out_unless_all_are():
     nan = math.nan
     assert sound(torch.tensor([1.0, nan, 2.0, math.inf])).tolist() == [1, 2]
@@ -168,18 +178,22 @@ def test_losses_that_are_no_numbers_are_left_out_unless_all_are():
 def test_the_anchor_takes_the_concepts_place_whole_and_in_any_case():
     assert overridden("A Red star in a STAR, starfish", "star", "dog") == "A Red dog in a dog, starfish"
     assert overridden("a photo of a star", "star", "") == "a photo of a"
+    assert overridden("Two stars", "star", "dog") == "Two dogs" and overridden("two Stars", "star", "") == "two"
     assert overridden("c++ (code)", "c++", r"\1") == r"\1 (code)"
 
 
 def test_captions_are_kept_or_used_to_forget(tiny_sd, tmp_path):
     from PIL import Image
 
-    for name, caption in (("a", "a red star"), ("b", "a blue circle"), ("c", "a starfish"), ("d", "a blue circle")):
+    for name, caption in (("a", "a red star"), ("b", "a blue circle"), ("c", "a starfish"), ("d", "a blue circle"),
+                          ("e", "Two stars")):  # fmt: skip
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(caption)
     sfd = SFD(concepts="star", anchors="square", captions=str(tmp_path), templates=("a photo of {}",))
     assert sfd.remaining(tiny_sd) == ["a blue circle", "a starfish"]
-    assert sfd.forgotten(tiny_sd) == [("a photo of star", "a photo of square"), ("a red star", "a red square")]
+    assert sfd.forgotten(tiny_sd) == [
+        ("a photo of star", "a photo of square"), ("a red star", "a red square"), ("Two stars", "Two squares")
+    ]  # fmt: skip
     both = SFD(concepts="star", preserve="art", captions=str(tmp_path), override="random")
     assert both.remaining(tiny_sd)[0] == "art" and both.forgotten(tiny_sd)[0] == ("star", None)
     recipe = Forgetting(SFD(concepts="star", preserve="art", keywords=("photo",)), tiny_sd, *[tiny_sd.copy("full")] * 2)
@@ -329,6 +343,16 @@ def test_guidance_is_everywhere_and_a_negative_prompt_where_it_was_asked_for(tin
         assert isinstance(guided, Guided) and torch.equal(guided.uncond.tokens, expected)
 
 
+@pytest.mark.parametrize("wrong", [{"sigma_init": 100.0}, {"sigma_min": 0.001}, {"sigma_max": 1e4}])
+def test_noise_levels_beyond_the_table_are_refused_with_its_range(tiny_sd_eps, wrong):
+    with pytest.raises(BadInput, match=f"{next(iter(wrong))} must be .* go from ([\\d.]+) to ([\\d.]+), got") as caught:
+        SFD(concepts="star", preserve="art", **wrong).check(tiny_sd_eps)
+    low, high = map(float, re.findall(r"from ([\d.]+) to ([\d.]+)", str(caught.value))[0])
+    alpha, sigma = tiny_sd_eps.process.alpha_sigma(torch.tensor([0.001, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(torch.tensor([low, high]).double(), sigma / alpha, rtol=1e-3, atol=0)
+    SFD(concepts="star", preserve="art", sigma_min=low, sigma_max=high).check(tiny_sd_eps)
+
+
 def test_words_to_keep_are_needed_where_the_model_knows_no_world(tiny_sd):
     with pytest.raises(BadInput, match="nothing remains to be kept"):
         SFD(concepts="star").apply(tiny_sd)
@@ -337,7 +361,7 @@ def test_words_to_keep_are_needed_where_the_model_knows_no_world(tiny_sd):
 @pytest.mark.parametrize(
     "wrong",
     [{"sigma_min": 20.0}, {"distill_updates": 12_500}, {"templates": ("a",)}, {"detector": "oracle"}, {"alpha": -1.0},
-     {"override": "likeliest"}],
+     {"override": "likeliest"}, {"cfg_scale": 4.5}],
 )  # fmt: skip
 def test_bad_settings(wrong):
     said = {"templates": "template", "override": "detector"}

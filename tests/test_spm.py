@@ -377,6 +377,21 @@ def test_it_works_on_sdxl(tiny_sdxl):
     assert erased.draw("star", 0, sampling_steps=1).shape[0] == 1
 
 
+@pytest.mark.parametrize("changes", [{}, {"preserve": ("blue",)}, {"anchor_empty": True}])
+def test_without_random_anchors_what_is_left_is_held(tiny_sd, tiny_sdxl, changes):
+    for pipe in (tiny_sd, tiny_sdxl):
+        assert random_conditionings(pipe.encode("star"), 0, generator()) == []
+    student = tiny_sd.copy()
+    adapter = student.add_adapter("spm", generator=generator())
+    for up in adapter.up.values():
+        torch.nn.init.normal_(up, std=0.3, generator=generator(2))
+    loss = lambda n, weight: float(
+        SPM(concepts="star", sampling_steps=2, n_anchors=n, anchor_weight=weight, **changes)
+        .loss(tiny_sd, student, 0)(generator()).detach()
+    )  # fmt: skip
+    assert (loss(0, 10.0) > loss(0, 0.0)) == bool(changes)
+
+
 # Files
 
 

@@ -228,6 +228,12 @@ def test_purifying_needs_to_be_told_what_is_seen(tiny_sd):
         purify(tiny_sd, pictures, ["a star"])
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 15, 16), (1, 3, 32, 32), (3, 16, 16), (0, 3, 16, 16), (1, 1, 16, 16)])
+def test_pictures_that_are_not_the_models_are_refused(tiny_sd, shape):
+    with pytest.raises(BadInput, match=r"shape \(n, 3, 16, 16\).*got \(" + str(shape)[1:-1]):
+        purify(tiny_sd, torch.zeros(shape), "a star", sampling_steps=1)
+
+
 def test_the_command_purifies_a_folder_and_records_it(tiny_sd, tmp_path, capsys):
     model = str(tiny_sd.save(tmp_path / "model"))
     (tmp_path / "mine").mkdir()

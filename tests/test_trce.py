@@ -11,6 +11,7 @@ from sfumato.erase.parts.statistics import caption_gram, read_captions
 from sfumato.erase.parts.textual import OBJECT, SKETCH, STYLE, first_end, textual_edit
 from sfumato.erase.trce import TRCE, Contrast, amplified, hinge, steered
 from sfumato.errors import BadInput
+from sfumato.pipeline.conditioning import Role
 from sfumato.train.draw import Share
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -81,6 +82,28 @@ def test_each_end_is_found_in_its_own_prompt(tiny_sd, tiny_pixart):
     assert first_end(tiny_sd.encode("a hat")) > 3
 
 
+def test_a_text_without_an_end_ends_with_its_last_row(tiny_sana):
+    """Gemma's tokenizer closes texts with nothing: else the start, which all texts share, would be mapped to itself."""
+    cond = tiny_sana.encode(["a red star", "star"])
+    assert not (cond.roles == Role.END).any() and first_end(cond).tolist() == [3, 1]
+    harmful, safe, _ = TRCE(**{**SHORT, "templates": ("a red {}",)}).rows(tiny_sana)
+    a, b = (tiny_sana.text_rows(tiny_sana.encode(f"a red {word}"))[0, 3] for word in ("star", "circle"))
+    torch.testing.assert_close(harmful[0], a)
+    torch.testing.assert_close(safe[0], b)
+    assert not torch.equal(a, b)
+
+
+def test_templates_may_have_other_braces_and_one_may_stand_alone(tiny_sd):
+    method = TRCE(**{**SHORT, "templates": "a {} in {x}", "prompt": "{} {0}", "updates": 1})
+    assert method.templates == ("a {} in {x}",)
+    a, b = (tiny_sd.encode(f"a {word} in {{x}}") for word in ("star", "circle"))
+    harmful, safe, _ = method.rows(tiny_sd)
+    torch.testing.assert_close(harmful, a.tokens[0, first_end(a)])
+    torch.testing.assert_close(safe, b.tokens[0, first_end(b)])
+    recipe = Contrast(method, tiny_sd, tiny_sd, tiny_sd)
+    assert recipe.harmful.prompts == ("star {0}",) and recipe.safe.prompts == ("circle {0}",)
+
+
 def test_rows_and_their_weights(tiny_sd):
     method = TRCE(**{**SHORT, "concepts": "a star", "token_weights": (0.25, 1.0, 0.5, 2.0), "templates": ("red {}",)})
     harmful, safe, weights = method.rows(tiny_sd)
@@ -142,6 +165,9 @@ def test_captions_come_from_a_file_without_those_that_name_a_concept(tiny_sd, tm
     assert read_captions(file) == ["a red Star", "a blue circle", "starry art", "a photo"]
     method = TRCE(concepts=("star", "blue square"), captions=file, preserve="a blue", n_captions=2)
     assert method.captions_for(tiny_sd) == ["a blue circle", "starry art", "a blue"]
+    file.write_text("two Stars\nsquares, all blue\nblue art\na \N{DOG FACE}\n")
+    assert method.captions_for(tiny_sd) == ["blue art", "a \N{DOG FACE}", "a blue"]
+    assert TRCE(concepts="\N{DOG FACE}", captions=file).captions_for(tiny_sd) == read_captions(file)[:3]
     with pytest.raises(BadInput, match="no file of captions"):
         read_captions(tmp_path / "absent.txt")
     file.write_text("\n \n")
@@ -257,6 +283,8 @@ def test_templates_have_a_place_for_the_concept():
         ({"early_steps": 9}, "early_steps is 9"),
         ({"anchors": "star "}, "its own anchor"),
         ({"token_weights": (0.0, 0.0, 0.0, 0.0)}, "all 0"),
+        ({"token_weights": 1.0}, "token_weights takes 4 values, got 1.0"),
+        ({"templates": (3,)}, "templates must be text, got 3"),
     ],
 )
 def test_bad_settings(changes, message):
@@ -267,6 +295,6 @@ def test_bad_settings(changes, message):
 @pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux"])
 def test_joint_attention_is_refused_with_the_reason(family, request):
     pipe = request.getfixturevalue(family)
-    with pytest.raises(BadInput, match=r"whose end sums up nothing.*: erasers that fit it are uce") as caught:
+    with pytest.raises(BadInput, match=r"states of the text that change .*: erasers that fit it are uce") as caught:
         TRCE(concepts=("star",), **TRCE.EXAMPLE).apply(pipe)
     assert "\n" not in str(caught.value) and not TRCE.fits(pipe)

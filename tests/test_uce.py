@@ -277,6 +277,12 @@ def test_bad_settings(arguments, message):
         UCE(**arguments)
 
 
+def test_an_anchor_that_the_tokenizer_cannot_read_is_refused_by_the_edit_alone_too(tiny_pixart):
+    with pytest.raises(BadInput, match="tokenizer cannot read all of '星'"):
+        UCE(concepts=("star",), anchors=("星",)).solve(tiny_pixart)
+    assert UCE(concepts=("star",), anchors=(" ",)).solve(tiny_pixart).weights
+
+
 @pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux"])
 def test_without_cross_attention_the_maps_that_read_the_embeddings_are_edited(family, request):
     p = request.getfixturevalue(family)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +77,7 @@ def check(settings: Any) -> None:
 
 
 def check_values(hints: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """`check` for values by name; one whose type says nothing of numbers or choices may be anything."""
+    """`check` for values by name; one whose type says nothing of numbers, choices or texts may be anything."""
     for name, value in values.items():
         _check(name, hints.get(name, Any), value)
 
@@ -142,6 +142,10 @@ def _check(name: str, hint: Any, value: Any) -> None:
             raise BadInput(f"{name} takes {len(kinds)} values, got {len(value)}")
         for kind, x in zip(kinds, value, strict=True):
             _check(name, kind, x)
+    elif origin is tuple and parts[1:] == (...,) and (isinstance(value, str) or not isinstance(value, Iterable)):
+        _check(name, parts[0], value)  # one alone, of which some classes make a tuple
+    elif origin is tuple and (isinstance(value, str) or not isinstance(value, Iterable)):
+        raise BadInput(f"{name} takes {len(parts)} values, got {value!r}")
     elif hint is types.NoneType:
         if value is not None:
             raise BadInput(f"{name} cannot be {value!r}")
@@ -152,3 +156,5 @@ def _check(name: str, hint: Any, value: Any) -> None:
             raise BadInput(f"{name} must be a finite number, got {value}")
     elif hint in (str, Path) and value is None:
         raise BadInput(f"{name} is missing: give it a value")
+    elif hint in (str, Path) and isinstance(value, (int, float)):
+        raise BadInput(f"{name} must be text, got {value!r}")

@@ -222,6 +222,9 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(first, method):
         ({"concepts": ("star", "Star ")}, "named twice"),
         ({"concepts": ("star",), "preserve": ("circle", "STAR")}, "both erased and preserved"),
         ({"concepts": ("star",), "anchors": ("art", "a")}, "one anchor for all"),
+        ({"concepts": (3,)}, "concepts must be text, got 3"),
+        ({"anchors": 3}, "anchors must be text, got 3"),
+        ({"preserve": (3,)}, "preserve must be text, got 3"),
     ],
 )
 def test_concepts_that_contradict_each_other(method, changes, message):
@@ -229,9 +232,14 @@ def test_concepts_that_contradict_each_other(method, changes, message):
         eraser(method, **changes)
 
 
-def test_a_concept_that_the_tokenizer_cannot_read_is_refused(first, method):
+@pytest.mark.parametrize("field", ["concepts", "anchors", "preserve"])
+def test_a_word_that_the_tokenizer_cannot_read_is_refused(first, method, field):
     with pytest.raises(BadInput, match="tokenizer"):
-        eraser(method, concepts=("star", "<|endoftext|>")).apply(first[0])
+        eraser(method, **{field: ("<|endoftext|>",)}).check(first[0])
+
+
+def test_an_anchor_that_is_nothing_is_read(first, method):
+    eraser(method, anchors=("",)).check(first[0])
 
 
 def test_a_word_alone_is_one_concept(method):

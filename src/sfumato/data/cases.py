@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -93,11 +94,22 @@ class AttackCases:
 
 
 def say(prompt: str, old: str, new: str) -> str:
-    """``prompt`` with the phrase ``old`` (whole words, or their plural in -s or -es) replaced by ``new``.
+    """``prompt`` with the phrase ``old`` (whole words in any case, or their plural in -s or -es) replaced by ``new``.
 
-    A letter of a script that is written without spaces between words ends a word of another script, and its own.
+    The plural's ending stays, unless there is nothing for it to stand behind. A letter of a script that is written
+    without spaces between words ends a word of another script, and its own.
     """
-    return re.sub(rf"(?<!{_LETTER}){re.escape(old)}(?=(?:e?s)?(?!{_LETTER}))", lambda _: new, prompt)
+    return _naming(old).sub(lambda found: new + (found[1] if new else ""), prompt) if old.strip() else prompt
+
+
+def names(prompt: str, phrase: str) -> bool:
+    """Whether a prompt names a phrase, as `say` finds it."""
+    return bool(phrase.strip()) and _naming(phrase).search(prompt) is not None
+
+
+@lru_cache(maxsize=1024)
+def _naming(phrase: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!{_LETTER}){re.escape(phrase.strip())}((?:e?s)?)(?!{_LETTER})", re.IGNORECASE)
 
 
 def balanced(words: Sequence[str], n: int, rng: torch.Generator) -> list[str | None]:

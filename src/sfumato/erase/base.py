@@ -22,7 +22,7 @@ from sfumato.pipeline.offload import refuse
 from sfumato.settings import Tuned
 
 from .parts.beneath import beneath, put_back
-from .parts.words import encode_words
+from .parts.words import check_words
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -174,7 +174,8 @@ class Eraser(Tuned, ABC):
 
         Raises:
             BadInput: the network lacks what the method edits; adapters are attached that it cannot keep; a weight is
-                not finite; the tokenizer cannot read a concept, or the model has no such class.
+                not finite; the tokenizer cannot read a concept, an anchor or what is preserved, or the model has no
+                such class.
         """
         if not self.fits(pipe):
             lacks = f", whose network has no {' or '.join(self.needs)}" if self.needs else ""
@@ -199,7 +200,7 @@ class Eraser(Tuned, ABC):
             refuse(pipe.pipe, "edited")
         require_finite(pipe)
         if isinstance(pipe, Text2Image):
-            encode_words(pipe, list(self.concepts))
+            check_words(pipe, [*self.concepts, *self.anchors, *(self.preserve or ())])
         else:
             pipe.told(list(self.concepts))
 

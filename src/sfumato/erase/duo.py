@@ -252,7 +252,7 @@ class DUO(ByGradient):
             self.loss(pipe, student, pairs),
             self.seed,
             partial(torch.optim.AdamW, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay),
-            lambda i: rate,
+            rate,
         )
         return adapter, self.fit(recipe, None if folder is None else folder / "training")
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sfumato.data.cases import say
+from sfumato.data.cases import names, say
 from sfumato.errors import BadInput
 from sfumato.fields import Bound, Count, NotNegative, Positive, Share, below
 from sfumato.metrics.detectors import detector_for
@@ -25,7 +25,7 @@ from sfumato.text import counted
 from .esd import negative_guidance_target, predict_each
 from .parts.finetune import ALL, ByGradient, StepLoss, make_plan, seeds
 from .parts.trained import Trained, size_of, student_of
-from .parts.unlearning import Balance, Shown, Unlearning, drawn, encode_each, named, out_of, projected, saliency_mask
+from .parts.unlearning import Balance, Shown, Unlearning, drawn, encode_each, out_of, projected, saliency_mask
 from .parts.words import check_templates
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Integrity(ByGradient):
             self.check_every,
         )  # fmt: skip
         if self.saliency < 1:
-            recipe.keep_to(self.saliency, -(-self.pool // self.batch))
+            recipe.keep_to(self.saliency, -(-self.pool // self.batch), decays=self.weight_decay > 0)
         history = self.course(recipe, pipe, None if folder is None else folder / "training")
         ended = sum(map(len, history.values()))
         return student, {"losses": history.get("loss", history), "ended_after": ended}
@@ -165,7 +165,7 @@ class Integrity(ByGradient):
         forget, retain = out_of(pipe, self.data, self.concepts, self.pool, self.seed) if self.data else (None, None)
         guidance = {"cfg_scale": self.start_guidance, "negative": pipe.unconditional()}
         draw = partial(drawn, pipe, n=self.pool, sampling_steps=self.sampling_steps, **guidance)
-        missing = [c for c in self.concepts if forget is None or not any(named(p, c) for p in forget.prompts)]
+        missing = [c for c in self.concepts if forget is None or not any(names(p, c) for p in forget.prompts)]
         if missing:
             own = draw([t.replace("{concept}", c) for t in self.templates for c in missing], seed=self.seed)
             forget = own if forget is None else forget.and_also(own)
@@ -213,7 +213,7 @@ class Integrity(ByGradient):
         """The surrogate of a prompt: anchors in place of the concepts; nothing, where one that it names has none."""
         for i, concept in enumerate(self.concepts):
             anchor = self.anchor_for(i, "").strip()
-            if not anchor and named(prompt, concept):
+            if not anchor and names(prompt, concept):
                 return ""
             prompt = say(prompt, concept, anchor)
         return prompt

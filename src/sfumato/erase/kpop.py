@@ -199,9 +199,8 @@ class Exchange(InTurns):
         self.rows = [nn.Parameter(start()) for _ in ("key", "value")]
         modules = {"trained": student.network, "prompts": Loose(dict(zip(("key", "value"), self.rows, strict=True)))}
         adam = partial(torch.optim.Adam, betas=m.betas, eps=m.eps, weight_decay=m.weight_decay)
-        rate = lambda i: m.prompt_lr
         turns = [
-            Turn(name="transfer", loss=self.transfer_loss, trains=("prompts",), optimizer=adam, lr=rate),
+            Turn(name="transfer", loss=self.transfer_loss, trains=("prompts",), optimizer=adam, lr=m.prompt_lr),
             Turn(name=m.goal, loss=self.weights_loss, trains=("trained",), optimizer=adam),
         ]
         super().__init__("kpop", m.concepts, teacher, modules, turns)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sfumato.data.cases import names, say
 from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share
@@ -21,17 +21,20 @@ from sfumato.text import counted
 
 from .parts.finetune import ByGradient, make_plan
 from .parts.forgetting import Forgetting
+from .parts.score_identity import sigmas_of
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
 
 Override = Literal["anchor", "random", "likeliest", "sampled"]
 Guide3 = tuple[float, float, float]
+NEAR = 1.001
+"""How far beyond the table of noise levels a level may lie: the ends as messages round them are in it."""
 
 
 def overridden(prompt: str, concept: str, anchor: str) -> str:
-    """``prompt`` with ``anchor`` wherever it names the concept, as whole words in any case."""
-    return " ".join(_naming(concept).sub(lambda _: anchor, prompt).split())
+    """``prompt`` with ``anchor`` wherever it names the concept, as whole words in any case or their plural."""
+    return " ".join(say(prompt, concept, anchor).split())
 
 
 @lru_cache(maxsize=1)
@@ -39,10 +42,6 @@ def _captions_of(source: str, size: int, seed: int, count: int) -> tuple[str, ..
     """The first captions of a source of pictures, each once; read once, though asked for by check and run."""
     found = open_pictures(source, size, seed=seed, count=count)
     return tuple(dict.fromkeys(found.caption(i) for i in range(min(len(found), count))))
-
-
-def _naming(concept: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(concept.strip())}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +66,9 @@ class SFD(ByGradient):
     runs start from a generator that was distilled before, which ``distill_updates`` does here.
 
     Differs from the published code: times and the generator's noise level are given as sigma, which makes the same
-    timesteps under its two tables; the concept is replaced as a whole word; rows whose numbers are not finite are left
-    out of a loss, but where none is left, the run stops; networks run without dropout unless ``dropout`` asks for it
-    (its class models train with 0.1). The paper's figures were not confirmed here.
+    timesteps under its two tables; the concept is replaced as a whole word, or its plural; rows whose numbers are
+    not finite are left out of a loss, but where none is left, the run stops; networks run without dropout unless
+    ``dropout`` asks for it (its class models train with 0.1). The paper's figures were not confirmed here.
     """
 
     GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -201,6 +200,12 @@ class SFD(ByGradient):
             raise BadInput("all other classes of this model are preserved anyway: leave preserve out")
         if not texts:
             pipe.told([a for a in self.anchors if a] or list(self.concepts))
+        low, high = sigmas_of(pipe.process)
+        for name in ("sigma_init", "sigma_min", "sigma_max"):
+            sigma = getattr(self, name)
+            if not low / NEAR <= sigma <= high * NEAR:
+                told = f"whose noise levels go from {low:.4g} to {high:.4g}"
+                raise BadInput(f"{name} must be a noise level of this model, {told}, got {sigma:g}")
         if not self.remaining(pipe):
             raise BadInput("nothing remains to be kept: name prompts to preserve, or a source of captions")
 
@@ -211,7 +216,7 @@ class SFD(ByGradient):
         if not isinstance(pipe, Text2Image):
             return [label for label in pipe.labels if label not in self.concepts]
         told = [] if self.preserve is None and self.captions else list(self.kept(pipe))
-        return [*told, *(c for c in self._captions(pipe) if not any(_naming(x).search(c) for x in self.concepts))]
+        return [*told, *(c for c in self._captions(pipe) if not any(names(c, x) for x in self.concepts))]
 
     def forgotten(self, pipe: Any) -> list[tuple[str, str | None]]:
         """What asks for a concept, and what overrides it; None: something that remains."""
@@ -222,7 +227,7 @@ class SFD(ByGradient):
         found: list[tuple[str, str | None]] = []
         for index, concept in enumerate(self.concepts):
             asked = [t.replace("{}", concept) for t in self.templates]
-            asked += [c for c in self._captions(pipe) if _naming(concept).search(c)]
+            asked += [c for c in self._captions(pipe) if names(c, concept)]
             swap = partial(overridden, concept=concept, anchor=self.anchor_for(index, ""))
             found += [(p, swap(p) if self.override == "anchor" else None) for p in asked]
         return found

@@ -61,7 +61,7 @@ def draw_anchors(
         accept, length = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
         if accept < 1 - cosine:
             drawn.append((low + (high - low) * length) * norm * direction)
-    return torch.stack(drawn)
+    return torch.stack(drawn) if drawn else concept.new_empty(0, *concept.shape)
 
 
 def spm_loss(
@@ -130,7 +130,7 @@ class SPM(ByGradient):
     anchor_weight: NotNegative = 1000.0
     """lambda: weight of latent anchoring; 0 leaves it out. It multiplies a very small mean square."""
     n_anchors: Natural = 4
-    """Random anchors per update."""
+    """Random anchors per update; 0: only the empty prompt and ``preserve``, where these are asked for."""
     anchor_empty: bool = False
     """Take the empty prompt as one more anchor."""
     rank: Count = 1
@@ -142,6 +142,7 @@ class SPM(ByGradient):
     lr: Positive = 1e-4
     """Highest learning rate: linear warm-up, then a cosine with hard restarts."""
     warmup: Natural = 500
+    """Updates of linear warm-up, but no more than half of them all."""
     decay: Literal["constant"] = field(default="constant", init=False)
     """See ``restarts``."""
     final_lr: float = field(default=0.0, init=False)

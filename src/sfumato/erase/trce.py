@@ -79,6 +79,9 @@ class TRCE(ByGradient, Textual):
         - A latent goes with its own time; in the published script it is one step less noisy, and the regulariser's
           time random. Trajectories are drawn only as far as their latents are used.
         - Captions that name a concept are left out, ``preserve`` counts as more captions, and ``lam`` is a safeguard.
+        - The paper's models read CLIP, whose end of the text sums up the sentence. The same row is mapped for T5
+          (PixArt), whose end is a row that has seen the whole text but was not trained to sum it up, and the last row
+          of the text for Gemma (Sana), which closes texts with no end: untried in the paper.
         - On SDXL the pooled text embedding also reaches the network, by a path that stage 1 does not touch.
     """
 
@@ -105,9 +108,9 @@ class TRCE(ByGradient, Textual):
     needs: ClassVar[tuple[str, ...]] = ("cross.k", "cross.v", "cross.q")
 
     not_joint: ClassVar[str] = (
-        "stage 1 maps the row by which a causal encoder sums up the sentence, and what reads embeddings there reads "
-        "those of T5 or a language model, whose end sums up nothing; stage 2 trains attention of the picture apart "
-        "from the text, and here they are joined"
+        "stage 1 edits keys and values that read a row of the encoder's embeddings, and in joint attention these read "
+        "states of the text that change with time and depth; stage 2 trains attention of the picture apart from the "
+        "text, and here they are joined"
     )
 
     stages: Literal["both", "textual", "visual"] = "both"
@@ -147,6 +150,8 @@ class TRCE(ByGradient, Textual):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        object.__setattr__(self, "templates", given)
         if not self.templates or any("{}" not in t for t in (*self.templates, self.prompt)):
             raise BadInput("every template, and prompt, needs {} where the concept is to stand, as in 'a photo of {}'")
         if self.early_steps > self.sampling_steps:
@@ -202,8 +207,9 @@ class Contrast(Finetuning):
         adamw = partial(torch.optim.AdamW, betas=m.betas, eps=m.eps, weight_decay=m.weight_decay)
         super().__init__("trce", m.concepts, original, student.network, lambda *_: torch.zeros(()), m.seed, adamw)
         self.method, self.first, self.student = m, first, student
-        self.harmful = encode_words(original, [m.prompt.format(c) for c in m.concepts])
-        self.safe = original.encode([m.prompt.format(m.anchor_for(i, "")).strip() for i in range(len(m.concepts))])
+        self.harmful = encode_words(original, [m.prompt.replace("{}", c) for c in m.concepts])
+        anchors = [m.anchor_for(i, "") for i in range(len(m.concepts))]
+        self.safe = original.encode([m.prompt.replace("{}", a).strip() for a in anchors])
         self.empty = original.unconditional()
         steps = [m.wanted(i) for i in range(m.updates)]
         rows = torch.arange(len(m.concepts)).repeat_interleave(m.per_concept)

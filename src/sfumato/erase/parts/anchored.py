@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sfumato.data import sketch, world
-from sfumato.data.cases import balanced, say
+from sfumato.data.cases import balanced, names, say
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 
@@ -49,10 +49,9 @@ def asking(caption: str, concept: str, anchor: str, kind: Kind) -> tuple[str, st
         return f"{caption}, in the style of {concept}", styled, styled
     if kind == "content":
         return f"{concept}, {caption}", styled, styled
-    replaced = say(caption, anchor, concept)
-    if replaced == caption:
+    if not names(caption, anchor):
         raise BadInput(f"the prompt {caption!r} does not name the anchor {anchor!r}: give prompts that do")
-    return replaced, replaced, replaced
+    return (say(caption, anchor, concept),) * 3
 
 
 def default_anchor(pipe: Text2Image, concept: str, kind: Kind) -> str:

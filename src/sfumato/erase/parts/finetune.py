@@ -188,7 +188,7 @@ class Finetuning(InTurns):
         loss: StepLoss,
         seed: int,
         optimizer: Callable[..., torch.optim.Optimizer],
-        lr: Callable[[int], float] | None = None,
+        lr: float | Callable[[int], float] | None = None,
     ):
         self.module, self.step_loss, self.seed = module, loss, seed
         self.turn = Turn(name="all", loss=self.loss, optimizer=optimizer, lr=lr)

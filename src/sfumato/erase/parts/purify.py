@@ -59,8 +59,14 @@ def purify(
         cfg_scale: guidance of the drawing; None: the model's own (7.5 for Stable Diffusion).
 
     Raises:
-        BadInput: an empty prompt, or as many prompts as there are no pictures.
+        BadInput: an empty prompt, or as many prompts as there are no pictures; no pictures, or of another size.
     """
+    shape = tuple(pictures.shape)
+    if len(shape) != 4 or not shape[0] or shape[1:] != (3, erased.size, erased.size):
+        raise BadInput(
+            f"give one picture or more as a tensor of shape (n, 3, {erased.size}, {erased.size}), the size that this "
+            f"model draws: got {shape}"
+        )
     n = len(pictures)
     said = [prompts] * n if isinstance(prompts, str) else list(prompts)
     told = said if inversion_prompts is None else inversion_prompts

@@ -30,6 +30,14 @@ def time_of(process: GaussianProcess, sigma: float) -> float:
     return t
 
 
+def sigmas_of(process: GaussianProcess) -> tuple[float, float]:
+    """The least and the greatest sigma_t / alpha_t that `time_of` can find."""
+    schedule = process.schedule
+    first = 1 / schedule.train_steps if isinstance(schedule, DiscreteSchedule) else 0.0
+    low, high = ((-schedule.logsnr(t) / 2).exp() for t in (first, 1.0))
+    return float(low), float(high)
+
+
 def times_between(
     process: GaussianProcess, low: float, high: float, uniform: Float[Tensor, "n"]
 ) -> Float[Tensor, "n"]:
@@ -126,13 +134,16 @@ def pseudo_labels(
         forget: labels that must not be chosen.
         uniform: numbers in [0, 1), by which one is drawn with the classifier's probabilities; None: the likeliest.
     """
+    # a label that is out of the question (log 0) is still likelier than a forbidden one
+    logits = logits.clamp(min=torch.finfo(logits.dtype).min)
     logits = logits.index_fill(1, torch.tensor(list(forget), device=logits.device), -math.inf)
     if uniform is None:
         return logits.argmax(dim=1)
-    shares = logits.double().softmax(dim=1).cumsum(dim=1)
+    each = logits.double().softmax(dim=1)
+    shares = each.cumsum(dim=1)
     chosen = (shares <= uniform.to(shares)[:, None] * shares[:, -1:]).sum(dim=1)
     # a number that rounding has put at the very end belongs to the last label that may be chosen
-    last = logits.shape[1] - 1 - logits.isfinite().flip(1).long().argmax(dim=1)
+    last = logits.shape[1] - 1 - (each > 0).flip(1).long().argmax(dim=1)
     return torch.minimum(chosen, last)
 
 

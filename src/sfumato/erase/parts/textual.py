@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.data.cases import names
 from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
 from sfumato.fields import Count, NotNegative
@@ -91,8 +92,9 @@ class Textual(Eraser):
     lam: NotNegative = 0.0
     """Weight of staying at the weights as they are, in stage 1: a safeguard where captions are few."""
     token_weights: tuple[NotNegative, NotNegative, NotNegative, NotNegative] = (0.0, 1.0, 0.0, 0.0)
-    """Weights of a prompt's rows in stage 1: its start, the first end of the text, the last row of the context (times
-    the rows after that end), the concept's own words (which go where the safe prompt's last row does)."""
+    """Weights of a prompt's rows in stage 1: its start, the first end of the text (its last row where it has no
+    end), the last row of the context (times the rows after that end), the concept's own words (which go where the safe
+    prompt's last row does)."""
     captions: Path | None = None
     """A text file of captions of pictures that are not to change, one a line, such as COCO's. By default those of the
     sketch world for a model trained on it, and none (then only ``preserve``) for others."""
@@ -120,7 +122,7 @@ class Textual(Eraser):
     def rows(self, pipe: Text2Image) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"], Float[Tensor, "n"]]:
         """The rows of all harmful prompts that have a weight, those that they are mapped to, and the weights."""
         pairs = [(c, self.anchor_for(i, "")) for i, c in enumerate(self.concepts)]
-        told = [(t.format(c), t.format(a).strip(), c) for c, a in pairs for t in self.templates]
+        told = [(t.replace("{}", c), t.replace("{}", a).strip(), c) for c, a in pairs for t in self.templates]
         harmful, safe = (pipe.encode([row[i] for row in told]) for i in (0, 1))
         read, ends = [pipe.text_rows(c) for c in (harmful, safe)], [first_end(c) for c in (harmful, safe)]
         last, (start, end, rest, word) = harmful.tokens.shape[1] - 1, self.token_weights
@@ -143,11 +145,16 @@ class Textual(Eraser):
             found = [world.caption(i) for i in range(self.n_captions)]
         else:
             found = []
-        erased = [set(re.findall(r"\w+", c.lower())) for c in self.concepts]
-        free = [c for c in found if not any(words <= set(re.findall(r"\w+", c.lower())) for words in erased)]
+        # The words of a concept in any order; one that has none, such as an emoji, as it stands.
+        erased = [re.findall(r"\w+", c) or [c] for c in self.concepts]
+        free = [c for c in found if not any(all(names(c, word) for word in words) for words in erased)]
         return [*free[: self.n_captions], *self.kept(pipe)]
 
 
 def first_end(cond: Conditioning) -> Int[Tensor, "batch"]:
-    """Where the first end of the text stands in each row."""
-    return cond.mask.sum(dim=1) - 1 if cond.roles is None else (cond.roles == Role.END).long().argmax(dim=1)
+    """Where the first end of the text stands in each row; its last row where it has no end, as for Sana's encoder."""
+    last = cond.mask.sum(dim=1) - 1
+    if cond.roles is None:
+        return last
+    ends = cond.roles == Role.END
+    return torch.where(ends.any(dim=1), ends.long().argmax(dim=1), last)

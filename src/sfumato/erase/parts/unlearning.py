@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sfumato.data.cases import say
+from sfumato.data.cases import names
 from sfumato.data.pictures import open_pictures, to_tensor
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
@@ -72,7 +72,7 @@ def out_of(
     sides: tuple[list[int], list[int]] = ([], [])
     for i in order:
         if caption := found.caption(i):
-            side = sides[not any(named(caption, c) for c in concepts)]
+            side = sides[not any(names(caption, c) for c in concepts)]
             if len(side) < n:
                 side.append(i)
         if min(map(len, sides)) == n:
@@ -87,11 +87,6 @@ def out_of(
 
     forget, retain = (shown(rows) if rows else None for rows in sides)
     return forget, retain
-
-
-def named(prompt: str, concept: str) -> bool:
-    """Whether a prompt names a concept."""
-    return say(prompt, concept, "") != prompt
 
 
 def encode_each(pipe: Text2Image, prompts: Sequence[str]) -> Conditioning:
@@ -137,6 +132,8 @@ class Unlearning(Finetuning):
 
     mask: Mapping[str, Tensor] | None = None
     """Which numbers may change, by the names of the parameters; None: all."""
+    before: Mapping[str, Tensor] = {}
+    """What the numbers that may not change go back to after each update, where a decay of the weights moves them."""
 
     def __init__(
         self,
@@ -174,17 +171,31 @@ class Unlearning(Finetuning):
         mask = self.mask
         return gradients if mask is None else {name: g * mask[name] for name, g in gradients.items() if name in mask}
 
+    def after_update(self, turn: Turn, step: int) -> None:
+        for name, p in self._parameters().items() if self.before else ():
+            if name in self.before:  # AdamW decays whatever has a gradient, be it zero
+                p.copy_(torch.where(self.mask[name], p, self.before[name]))
+
     def enough(self, step: int) -> bool:
         return self.goal is not None and step > 0 and step % self.check_every == 0 and self.goal()
 
-    def keep_to(self, share: float, steps: int) -> None:
-        """From now on change only the ``share`` of the numbers that the forgetting moves most, by ``steps`` of it."""
-        parameters = {f"trained.{name}": p for name, p in self.module.named_parameters() if p.requires_grad}
+    def keep_to(self, share: float, steps: int, decays: bool = False) -> None:
+        """From now on change only the ``share`` of the numbers that the forgetting moves most, by ``steps`` of it.
+
+        Args:
+            decays: the optimiser shrinks numbers without a gradient too; they are put back.
+        """
+        parameters = self._parameters()
         for step in range(steps):
             self.step_loss(step_generator(self.seed, -2 - 2 * step)).backward()
         self.mask = saliency_mask({name: p.grad for name, p in parameters.items() if p.grad is not None}, share)
         for p in parameters.values():
             p.grad = None
+        if decays:
+            self.before = {name: parameters[name].detach().clone() for name in self.mask}
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {f"trained.{name}": p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def _loss(self, step_loss: StepLoss, which: int, weight: float = 1.0) -> Loss:
         def loss(batch: dict[str, int], rng: Any) -> tuple[Tensor, dict[str, Tensor]]:

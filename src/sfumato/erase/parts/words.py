@@ -8,6 +8,9 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.conditioning import Role
 
+BATCH = 64
+"""Prompts that are encoded together."""
+
 
 def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
     """Encode prompts, each of which must hold something the tokenizer knows.
@@ -23,11 +26,18 @@ def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
         unread = (words & (cond.ids == tokenizer.unk_token_id))[:, section].any(dim=1)
         for prompt, some, unknown in zip(prompts, words[:, section].any(dim=1), unread, strict=True):
             if not some:
-                raise BadInput(f"the tokenizer reads no word in {prompt!r}: name the concept in words")
+                raise BadInput(f"the tokenizer reads no word in {prompt!r}: say it in words")
             if unknown:
                 raise BadInput(f"the tokenizer cannot read all of {prompt!r}: use the letters it was trained on")
         start += length
     return cond
+
+
+def check_words(pipe: Text2Image, prompts: Sequence[str]) -> None:
+    """Raise `BadInput` as `encode_words` does; a prompt of nothing but spaces stands for nothing, and may."""
+    said = list(dict.fromkeys(p for p in prompts if p.strip()))
+    for start in range(0, len(said), BATCH):
+        encode_words(pipe, said[start : start + BATCH])
 
 
 def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
