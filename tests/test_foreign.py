@@ -46,7 +46,10 @@ def test_a_concept_is_found_in_any_script_and_in_the_plural(prompt, said):
 
 
 def test_a_concept_is_found_in_any_case_and_takes_its_plural_along_where_nothing_replaces_it():
-    assert say("A Star and two STARS", "star", "dog") == "A dog and two dogS"
+    assert say("A Star and two STARS", "star", "dog") == "A dog and two dogs"
+    assert say("butterflies, a Butterfly", "butterfly", "dish") == "dishes, a dish"
+    assert say("two dishes by a keyboard", "dish", "cherry") == "two cherries by a keyboard"
+    assert say("toys and toies", "toy", "star") == "stars and toies"
     assert say("two foxes", " Fox ", "") == "two " and say("two foxes", "", "x") == "two foxes"
     assert names("a photo of 🐶", "🐶") and not names("a photo", "🐶") and not names("a photo", " ")
 

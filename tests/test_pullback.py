@@ -304,6 +304,14 @@ def test_pictures_of_another_size_are_analysed_and_keep_their_directions_to_them
         Pullback(**FEW, use=tmp_path).edit(tiny_sd, Given(("a red star",), (0,)))
 
 
+def test_a_pipeline_that_hears_sizes_is_told_the_pictures(tiny_sdxl, monkeypatch):
+    heard, encode = [], type(tiny_sdxl)._encode
+    monkeypatch.setattr(type(tiny_sdxl), "_encode", lambda p, reads, size: heard.append(size) or encode(p, reads, size))
+    edit = Pullback(**FEW, edit_prompt="art")
+    edit.edit(tiny_sdxl, Given(("a red star",), (0,), torch.rand(1, 3, 32, 32, generator=rng())))
+    assert tiny_sdxl.size != 32 and set(heard) == {32}
+
+
 def test_analysis_has_the_papers_figures(tiny_sd):
     edit = Pullback(**SMALL, analyse=(0.3, 0.9), compare=("a red star", "art"))
     edited = edit.edit(tiny_sd, Given(("a red star",), (3, 4)))

@@ -94,12 +94,14 @@ class AttackCases:
 
 
 def say(prompt: str, old: str, new: str) -> str:
-    """``prompt`` with the phrase ``old`` (whole words in any case, or their plural in -s or -es) replaced by ``new``.
+    """``prompt`` with the phrase ``old`` (whole words in any case, or their plural in -s, -es or -ies) replaced by
+    ``new``, in the plural where that was.
 
-    The plural's ending stays, unless there is nothing for it to stand behind. A letter of a script that is written
-    without spaces between words ends a word of another script, and its own.
+    A letter of a script that is written without spaces between words ends a word of another script, and its own.
     """
-    return _naming(old).sub(lambda found: new + (found[1] if new else ""), prompt) if old.strip() else prompt
+    if not old.strip():
+        return prompt
+    return _naming(old).sub(lambda found: _plural(new) if any(found.groups()) else new, prompt)
 
 
 def names(prompt: str, phrase: str) -> bool:
@@ -109,7 +111,21 @@ def names(prompt: str, phrase: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _naming(phrase: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!{_LETTER}){re.escape(phrase.strip())}((?:e?s)?)(?!{_LETTER})", re.IGNORECASE)
+    text = phrase.strip()
+    said = rf"{re.escape(text)}(e?s)?"
+    if _ENDS_IN_Y.search(text):
+        said += rf"|{re.escape(text[:-1])}(ies)"
+    return re.compile(rf"(?<!{_LETTER})(?:{said})(?!{_LETTER})", re.IGNORECASE)
+
+
+_ENDS_IN_Y = re.compile(r"[b-df-hj-np-tv-z]y$", re.IGNORECASE)
+
+
+def _plural(phrase: str) -> str:
+    """An English phrase's regular plural; nothing of nothing."""
+    if _ENDS_IN_Y.search(phrase):
+        return phrase[:-1] + "ies"
+    return phrase + ("es" if re.search(r"(?:s|x|z|ch|sh)$", phrase, re.IGNORECASE) else "s") if phrase else ""
 
 
 def balanced(words: Sequence[str], n: int, rng: torch.Generator) -> list[str | None]:

@@ -167,7 +167,8 @@ class GradSAM(Edit):
         self.check(pipe, given)
         assert given.pictures is not None
         reference, lost = through_autoencoder(pipe, given.pictures)
-        told, seeds = pipe.told(given.each(given.prompts)), given.each(given.seeds)
+        size = None if given.pictures is None else given.pictures.shape[-1]
+        told, seeds = pipe.told(given.each(given.prompts), size), given.each(given.seeds)
         walk = _Walk(self, pipe, reference, told, seeds, given.pictures)
         with bar("drawing", 2 * self.taken, progress) as advance:
             plain, edited = walk.drawn((), advance), walk.drawn(self.masked, advance)

@@ -193,7 +193,7 @@ class Pullback(Traversal):
         cond: Conditioning,
         ready: Float[Tensor, "direction *features"] | None,
     ) -> Moved:
-        cond = pipe.told(self.edit_prompt) if self.edit_prompt else cond
+        cond = pipe.told(self.edit_prompt, z.shape[-1] * pipe.scale_factor) if self.edit_prompt else cond
         if ready is not None:
             require_shape(ready, pipe.features(z[None], time, cond, self.where)[0])
         basis = self.basis(pipe, z, time, cond)
@@ -220,7 +220,8 @@ class Pullback(Traversal):
         others = None
         if self.compare:
             states = self.states(pipe, start, given.each(given.seeds))
-            others = tangents(self.basis, pipe, states, self.analyse, pipe.told(list(self.compare)), shared=True)
+            said = pipe.told(list(self.compare), start.size)
+            others = tangents(self.basis, pipe, states, self.analyse, said, shared=True)
         return told_apart(found, others)
 
 

@@ -151,7 +151,8 @@ class Riemannian(Traversal):
             return read_directions(self.use, "u", self.labels(pipe, time)), []
         if not self.samples:
             return None
-        told, seeds = pipe.unconditional(self.samples), [(self.seed + 1 + i) % 2**63 for i in range(self.samples)]
+        told = pipe.unconditional(self.samples, size=size)
+        seeds = [(self.seed + 1 + i) % 2**63 for i in range(self.samples)]
         z, at = at_time(self.states(pipe, Start(None, told, None, size), seeds), time)
         f = self.f(pipe, at, told[0])
         found, alike = shared_directions([self.basis(f, x).u for x in z])

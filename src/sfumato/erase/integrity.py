@@ -211,11 +211,14 @@ class Integrity(ByGradient):
 
     def instead_of(self, prompt: str) -> str:
         """The surrogate of a prompt: anchors in place of the concepts; nothing, where one that it names has none."""
-        for i, concept in enumerate(self.concepts):
-            anchor = self.anchor_for(i, "").strip()
+        anchors = [self.anchor_for(i, "").strip() for i in range(len(self.concepts))]
+        for i, (concept, anchor) in enumerate(zip(self.concepts, anchors, strict=True)):
             if not anchor and names(prompt, concept):
                 return ""
-            prompt = say(prompt, concept, anchor)
+            prompt = say(prompt, concept, f"\0{i}\0")
+        # Only now, for an anchor may be another concept, which is not meant where it stands for one.
+        for i, anchor in enumerate(anchors):
+            prompt = say(prompt, f"\0{i}\0", anchor)
         return prompt
 
     def goal(self, pipe: Text2Image, student: Text2Image) -> Callable[[], bool]:

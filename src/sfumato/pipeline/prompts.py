@@ -207,12 +207,12 @@ class Prompts(ABC):
         starts = [0, *accumulate(length for _, length in self._sections())]
         return [cond.part(slice(*ends)) for ends in pairwise(starts)]
 
-    def told(self, asked: str | Sequence[str] | Conditioning | None) -> Conditioning:
-        """`encode` for prompts, a conditioning as it is, None as `unconditional`."""
+    def told(self, asked: str | Sequence[str] | Conditioning | None, size: int | None = None) -> Conditioning:
+        """`encode` for prompts, a conditioning as it is, None as `unconditional`; ``size`` as for these."""
         if asked is None:
-            return self.unconditional()
+            return self.unconditional(size=size)
         told = right_kind(asked, Conditioning, "prompts")
-        return self.encode(cast("str | Sequence[str]", asked)) if told is None else told
+        return self.encode(cast("str | Sequence[str]", asked), size=size) if told is None else told
 
     def asked_for(self, pictures: Pictures, rows: Sequence[int]) -> list[str]:
         """The captions of these pictures."""

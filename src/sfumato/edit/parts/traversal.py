@@ -159,7 +159,7 @@ class Traversal(Edit):
     @torch.no_grad()
     def start(self, pipe: Text2Image, given: Given) -> Start:
         """Where the pictures come from."""
-        told = pipe.told(given.each(given.prompts))
+        told = pipe.told(given.each(given.prompts), None if given.pictures is None else given.pictures.shape[-1])
         if given.pictures is None:
             return Start(None, told, None)
         z, lost = through_autoencoder(pipe, given.pictures)
