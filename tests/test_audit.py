@@ -203,6 +203,14 @@ def test_sketch_cases_are_balanced_and_never_show_an_erased_concept():
     assert sketch_cases({"star": {"object": "star"}}, None, 40, 12, seed=1).retained != cases.retained
 
 
+def test_more_pictures_or_larger_seeds_than_there_are_noises_for_are_refused():
+    for n, seed, said in ((50_001, 0, "50,000 that one audit"), (1, 10**15, "a seed of cases")):
+        with pytest.raises(BadInput, match=said):
+            template_cases(["a"], [], None, n, 1, seed)
+        with pytest.raises(BadInput, match=said):
+            sketch_cases({"star": {"object": "star"}}, (), n, 1, seed)
+
+
 def test_sketch_cases_of_a_whole_kind_of_a_combination_and_of_chosen_words():
     every = {s: {"style": s} for s in WORDS["style"]}
     cases = sketch_cases(every, None, 4, 2, seed=0)

@@ -11,7 +11,7 @@ import pytest
 from sfumato import catalog
 from sfumato.audit import Audit
 from sfumato.bench import Bench, Tune, erase, tune
-from sfumato.bench.cell import Cell, keep_original, measure
+from sfumato.bench.cell import Cell, _plain, keep_original, measure
 from sfumato.bench.tune import Trial, rows, settings_of
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
@@ -136,6 +136,7 @@ def test_the_page_is_safe_with_any_name_and_without_any_cell():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"concepts": ("star,fish", "star, fish")}, "each set once"),
         ({"methods": ("uec",)}, "uce"),
         ({"attacks": ("concept",)}, "concept-inversion"),
         ({"seeds": ()}, "at least one seed"),
@@ -144,7 +145,18 @@ def test_the_page_is_safe_with_any_name_and_without_any_cell():
 )
 def test_bad_settings(settings, message):
     with pytest.raises(BadInput, match=message):
-        Bench(**settings)
+        Bench(**settings).cells()
+
+
+def test_methods_and_attacks_are_named_in_any_case():
+    bench = Bench(methods=("UCE", "ESD-x"), attacks=("P4D",))
+    assert bench.methods == ("uce", "esd-x") and [name for name, _ in bench.settings()["attacks"]] == ["p4d"]
+    assert Tune(methods=("ESD-X",)).methods == ("esd-x",) and replace(bench, attacks=()).settings()["attacks"] == []
+
+
+def test_a_log_is_kept_whatever_numbers_are_in_it():
+    told = {"a": [float("-inf"), float("nan"), 1.0], "b": "NaN-aware Infinity pool"}
+    assert _plain(told) == {"a": [None, None, 1.0], "b": "NaN-aware Infinity pool"}
 
 
 def test_a_cell_is_measured_whole():

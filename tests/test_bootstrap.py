@@ -9,6 +9,7 @@ from scipy import stats
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import (
     bca_tails,
+    influence_interval,
     mean_interval,
     paired_difference,
     rate_interval,
@@ -111,6 +112,8 @@ def test_edges():
     assert one.value == 2.0 and math.isnan(one.low)
     same = mean_interval(torch.zeros(9), seeded())
     assert (same.value, same.low, same.high, same.method) == (0, 0, 0, "constant")
+    noisy = influence_interval(1.0, torch.zeros(9), seeded(), noise=0.5)
+    assert noisy.high - 1 == pytest.approx(0.5 * 1.96, rel=1e-3) and 1 - noisy.low == pytest.approx(noisy.high - 1)
     with pytest.raises(BadInput, match="finite"):
         mean_interval(torch.tensor([1.0, float("nan")]), seeded())
     with pytest.raises(BadInput, match="True and False"):

@@ -95,6 +95,9 @@ def test_stages_are_audits_on_the_same_seeds_and_the_original_draws_once(tiny_sd
     dpm = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=LOOKS, **{**SMALL, "scheduler": "dpm++"})
     drawn = dpm.draw(dpm.prepare()).asked.after
     assert levels(seen[3].asked.after, drawn) <= 1 < levels(seen[2].asked.after, drawn)  # drawn in the asked way
+    other = made.stages[3].report
+    assert other.protocol["scheduler"] == first.protocol["scheduler"] and other.protocol["after_scheduler"] == "dpm++"
+    assert first.reproduce and not other.reproduce  # no plain audit repeats a stage
     folder = made.save(tmp_path / "out")
     told = json.loads((folder / "composition.json").read_text())
     assert [s["link"] for s in told["stages"]] == [s.title for s in made.stages]

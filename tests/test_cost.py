@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 import torch
@@ -127,6 +128,7 @@ def test_models_without_text_have_no_accuracy_elsewhere(pixels, tmp_path):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     report = measure(ways(pixels, {}, (2,), ("ddim",)), data=str(tmp_path), n=4, n_real=8, extractor="pixels")
     assert report.points[0].accuracy is None and len(plots(report)) == 2
+    assert measure(ways(pixels, {}, (2,), ("ddim",)), n=4, n_real=8, extractor="pixels").points[0].accuracy is None
     with pytest.raises(BadInput, match="too few"):
         measure(ways(pixels, {}, (2,), ("ddim",)), data=str(tmp_path), n=11, extractor="pixels")
 
@@ -143,6 +145,10 @@ def test_plots_place_what_is_better_higher_and_what_costs_more_further_right():
     assert len(list(accuracy.lines("a"))) == 1
     (alone, _) = plots(CostReport([Point("students", f"s, {n} steps", n, n, None, rate(1)) for n in (1, 2)], {}))
     assert not list(alone.lines("students")), "each is another network"
+    sure = [Point("a", f"{n} steps", n, n, Interval(1.0, 1.0, 1.0, 9), rate(1)) for n in (1, 2)]
+    assert all(dot.y == sure_dot.y for dot, sure_dot in pairwise(plots(CostReport(sure, {}))[0].groups["a"]))
+    unknown = [Point("a", "1 step", 1, 1, Interval(None, None, None, 0), rate(1))]
+    assert len(plots(CostReport(unknown, {}))) == 2
 
 
 def test_command(tiny_sd, student, tmp_path, capsys, monkeypatch):

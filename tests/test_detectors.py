@@ -67,7 +67,8 @@ def pictures(n=5, side=48):
 def test_classifier_matches_labels_and_lists_them(classifier):
     detector = make_detector(str(classifier), ["church"])
     assert isinstance(detector, ClassifierDetector)
-    assert [detector.index(c) for c in ("Tench", "tinca tinca", "garbage truck", "CHURCH")] == [0, 0, 1, 2]
+    known = ("Tench", "tinca tinca", "garbage truck", "CHURCH")
+    assert [detector.indices(c) for c in known] == [[0], [0], [1], [2]]
     with pytest.raises(BadInput, match="garbage_truck"):
         detector.check("parachute")
     x = pictures()
@@ -76,8 +77,32 @@ def test_classifier_matches_labels_and_lists_them(classifier):
     assert torch.allclose(sum(f.score for f in found), torch.ones(5), atol=1e-6)
     assert torch.equal(ClassifierDetector(classifier, top=3)(x, "church").present, torch.ones(5).bool())
     assert torch.equal(ClassifierDetector(classifier, batch=2)(x, "church").present, found[2].present)
+    assert len(detector(pictures(0), "church").present) == 0
     told = detector.describe()
     assert told["threshold"] == "top-1" and len(told["hash"]) == 64 and "32x32" in detector.resize
+
+
+def test_labels_of_one_name_are_one_concept(classifier):
+    """ImageNet calls a bird and a machine "crane": a picture of either shows it."""
+    detector = ClassifierDetector(classifier)
+    detector.labels = ["crane", "dog", "crane"]
+    found = detector.judged(torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.5, 0.2], [0.6, 0.3, 0.1]]), "crane")
+    assert found.present.tolist() == [True, False, True]
+    assert torch.allclose(found.score, torch.tensor([0.8, 0.5, 0.7]))
+
+
+def test_no_network_is_given_an_empty_batch(clip, tmp_path):
+    """Vision transformers refuse one, and an audit that retains nothing has no other pictures."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    labels = {"id2label": {0: "star", 1: "circle"}, "label2id": {"star": 0, "circle": 1}}
+    ViTForImageClassification(ViTConfig(**shape, image_size=16, patch_size=8, **labels)).save_pretrained(tmp_path)
+    told = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    for detector in (ClassifierDetector(tmp_path), ZeroShotDetector(clip, ["star", "circle"])):
+        found = detector(pictures(0), "star")
+        assert found.present.shape == found.score.shape == (0,)
 
 
 def test_zero_shot_is_a_softmax_over_texts(clip):

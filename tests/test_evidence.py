@@ -8,14 +8,18 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sfumato.attack import Recovery
 from sfumato.audit import Audit
 from sfumato.audit.evidence import Evidence, recorded, sums
 from sfumato.audit.verify import Verify, checked_sums
+from sfumato.commands.audit import Output, _check
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.files import read_png_metadata
+from sfumato.pipeline import load_text2image
 from test_audit import SMALL, Fixed, always
 
 
@@ -80,6 +84,44 @@ def test_what_the_ledger_knows_of_the_methods_is_there(tiny_sd, tmp_path):
     assert json.loads((folder / "manifest.json").read_text())["ledger"] == {"uce": True}
     assert json.loads((folder / "ledger" / "uce.json").read_text())["name"] == "uce"
     assert recorded("esd-x").name == "esd.json"  # one entry for both
+
+
+def test_attacks_on_several_concepts_have_pictures_of_their_own(tiny_sd, tmp_path):
+    few = {**SMALL, "retain": ("square",), "n": 2, "n_retain": 1, "n_attack": 1, "sampling_steps": 1}
+    audit = Audit(
+        before=tiny_sd, after=tiny_sd, concepts=["star", "circle"], detector=Fixed(always),
+        **{**few, "attacks": (Recovery(updates=1, n_images=1, batch=1),)},
+    )  # fmt: skip
+    setup = audit.prepare()
+    drawn, attacked = audit.draw(setup), audit.attack(setup)
+    report = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
+    folder = Evidence(setup, drawn, attacked, report).save(tmp_path / "ev")
+    rows = [row for row in json.loads((folder / "manifest.json").read_text())["pictures"] if "attack" in row["kind"]]
+    assert len(rows) == 6 and len({one["file"] for row in rows for one in row["files"]}) == 6
+    assert {f"attack recovery, recovered, concept {k}" for k in (1, 2)} <= {row["kind"] for row in rows}
+    for row in rows:
+        assert all(("star" if row["kind"].endswith("1") else "circle") in one["prompt"] for one in row["files"])
+
+
+def test_models_are_loaded_as_they_were_audited(tiny_sd, tmp_path):
+    """In half precision a model has another hash; what an audit was told of a file is told again."""
+    tiny_sd.save(tmp_path / "model")
+    pipe = load_text2image(tmp_path / "model", "cpu", torch.bfloat16)
+    audit = Audit(before=pipe, after=pipe, concepts=["star"], detector=Fixed(always), **{**SMALL, "sampling_steps": 1})
+    setup = audit.prepare()
+    drawn = audit.draw(setup)
+    folder = Evidence(setup, drawn, {}, audit.report(setup, drawn, {}, audit.judge(setup, drawn, {}))).save(
+        tmp_path / "ev"
+    )
+    where = str(tmp_path / "model")
+    found = Verify(redraw=1, before=where, after=where, device="cpu").run(folder)
+    assert found.sound and found.redrawn == 1
+
+
+@pytest.mark.parametrize(("out", "evidence"), [("a", "a"), ("a", "a/ev"), ("a/report", "a")])
+def test_evidence_and_report_do_not_lie_in_each_other(out, evidence, tmp_path):
+    with pytest.raises(BadInput, match="folders of their own"):
+        _check(Output(out=tmp_path / out, evidence=tmp_path / evidence))
 
 
 def test_any_changed_byte_is_named(copied):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sfumato.audit import Detection, Detector, audit
+from sfumato.audit import Audit, Detection, Detector, audit
 from sfumato.audit.asked import cases_for
 from sfumato.data.languages import Said, language_cases, language_file, read_languages
 from sfumato.errors import BadInput
@@ -68,6 +68,24 @@ def test_what_is_retained_stays_as_it_is(file):
     assert spoken.languages == ["English", "Deutsch", "日本語"] and len(spoken.targets["star"]) == 12
     with pytest.raises(BadInput, match="audit one concept at a time"):
         cases_for(detector, ("star", "fish"), None, [str(file)], 4, 2, 0)
+
+
+def test_words_to_retain_are_read_as_concepts_are():
+    detector = OracleDetector()
+    kept = cases_for(detector, ("star",), ["Fish", "Blue"], None, 2, 2, 0)
+    assert {w for case in kept.retained for w in case.names} == {"fish", "blue"}
+    for word, said in (("red fish", "names 2 things"), ("Star", "both erased and retained")):
+        with pytest.raises(BadInput, match=said):
+            cases_for(detector, ("star",), [word], None, 2, 2, 0)
+
+
+def test_attacks_need_prompts_that_name_the_concept_and_that_is_said_first(tiny_sd, tmp_path):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("Deutsch\tStern\tein Bild von {concept}\nEnglish\tstar\ta picture of {concept}\n")
+    given = {"retain": ("circle",), "n": 1, "n_retain": 1, "sampling_steps": 1, "distance": "mse", "progress": False}
+    audit = Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=Dark(), prompts=[str(rows)], **given)
+    with pytest.raises(BadInput, match="put the row of the language that calls it so first"):
+        audit.prepare()
 
 
 class Dark(Detector):

@@ -26,6 +26,12 @@ def test_a_constant_difference_has_a_degenerate_interval(shift, seeds):
     assert np.allclose([result["value"], result["low"], result["high"]], shift, atol=1e-12)
 
 
+@pytest.mark.parametrize("pair", [([1.0, 2.0], [1.0]), ([], [])])
+def test_pairs_that_are_none_are_refused(pair):
+    with pytest.raises(ValueError, match="equally many items"):
+        core.effect([([1.0], [0.0]), pair, ([1.0], [0.0])], "higher", draws=5)
+
+
 def test_lower_is_better_flips_the_sign():
     rng = np.random.default_rng(0)
     pairs = [(rng.normal(size=9), rng.normal(size=9)) for _ in range(4)]

@@ -35,7 +35,18 @@ def cases_for(
         rows = language_cases(concepts[0], read_languages(file), n, seed)
         return replace(cases_for(detector, concepts, retain, None, n, n_retain, seed), targets={concepts[0]: rows})
     if detector.words and prompts is None:
+        retain = None if retain is None else [_single(detector, word) for word in retain]
+        if both := next((word for word in retain or () if word in concepts), None):
+            raise BadInput(f"{both!r} cannot be both erased and retained")
         return sketch_cases({c: detector.attributes(c) for c in concepts}, retain, n, n_retain, seed)
     if retain is None:
         retain = [w for known in detector.words.values() for w in known if w not in concepts]
     return template_cases(concepts, retain, prompts, n, n_retain, seed)
+
+
+def _single(detector: Detector, word: str) -> str:
+    """A word to retain, as the detector's world writes it."""
+    found = list(detector.attributes(word).values())
+    if len(found) != 1:
+        raise BadInput(f"{word!r} names {len(found)} things: retain single words of the detector's world")
+    return found[0]

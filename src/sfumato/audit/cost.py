@@ -77,6 +77,8 @@ def ways(
     Raises:
         BadInput: an unknown patch or preset.
     """
+    if patches and not sampling_steps:
+        raise BadInput("patches are drawn with the largest number of steps: give some with --sampling-steps")
     found = [
         Way(f"teacher, {sampler}", _steps(n), teacher, {"sampling_steps": n, "scheduler": sampler})
         for sampler in samplers
@@ -197,12 +199,12 @@ def _quality(
     made = Features(torch.cat([extractor(to_bytes(part)) for part in images.split(64)]), **_about(extractor))
     score = FID(seed=seed).measure(real, made)
     distance = Interval(score.value, score.low, score.high, score.n_gen)
-    if data != "sketch":
+    if data != "sketch" or words is None:
         return None, distance
     with torch.no_grad():
         logits = [oracles.load()(part) for part in images.split(64)]
     read = {a: torch.cat([x[a] for x in logits]) for a in oracles.WORDS}
-    shares = oracle_alignment(read, oracles.WORDS, words or [""] * len(images))
+    shares = oracle_alignment(read, oracles.WORDS, words)
     rng = torch.Generator().manual_seed(seed)
     return interval(mean_interval(shares[shares.isfinite()], rng, method="percentile")), distance
 

@@ -92,7 +92,7 @@ class Evidence:
                 shutil.copyfile(record, folder / "ledger" / f"{name}.json")
         write_json(folder / MANIFEST, {
             "format": FORMAT, "concepts": list(self.report.concepts), "protocol": self.report.protocol,
-            "models": {"before": self.report.protocol["before"], "after": self.report.protocol["after"]},
+            "models": {whose: self._model(whose) for whose in ("before", "after")},
             "drawing": {"before": self._way(self.setup.old), "after": self._way(self.setup.new)},
             "pictures": rows, "command": self.command or self.report.reproduce, "versions": versions(),
             "ledger": {name: (folder / "ledger" / f"{name}.json").exists() for name in names},
@@ -106,6 +106,12 @@ class Evidence:
         (folder / SUMS).write_text(sums(folder), encoding="utf-8")
         if key is not None:
             (folder / SIGNATURE).write_bytes(key.sign((folder / SUMS).read_bytes()))
+
+    def _model(self, whose: str) -> dict[str, Any]:
+        """What the protocol says of a model, and how it was loaded."""
+        pipe = self.setup.old if whose == "before" else self.setup.new
+        loaded = {"dtype": str(pipe.dtype).removeprefix("torch."), "prediction": pipe.prediction}
+        return {**self.report.protocol[whose], **loaded}
 
     def _way(self, pipe: Any) -> dict[str, Any]:
         """Settings of `Text2Image.draw`, as JSON has them."""
@@ -125,11 +131,12 @@ class Evidence:
             yield "kept", whose, kept, getattr(self.drawn.kept, whose)
             yield "asked", whose, asked, getattr(self.drawn.asked, whose)
         for name, found in self.attacked.items():
-            for concept, pictures in found.items():
+            for k, (concept, pictures) in enumerate(found.items(), 1):
+                of = f", concept {k}" if len(found) > 1 else ""
                 cases = self.setup.cases.targets[concept][: self.setup.n_attack]
                 for part, whose in (("recovered", "after"), ("control", "after"), ("original", "before")):
                     if (drawn := getattr(pictures, part)) is not None:
-                        yield f"attack {name}, {part}", whose, cases, drawn
+                        yield f"attack {name}, {part}{of}", whose, cases, drawn
 
     def _picture(
         self, folder: Path, kind: str, whose: str, cases: Sequence[Case], pictures: UInt8[Tensor, "n 3 h w"]

@@ -33,9 +33,8 @@ def gallery(setup: Setup, drawn: Drawn, attacked: Attacks, moved: Float[Tensor, 
     for name, by_concept in attacked.items():
         first = next(iter(by_concept.values()))
         control = () if first.control is None else arrays(first.control[:SHOWN])
-        panels[name] = AttackPictures(
-            list(old[:SHOWN]), list(new[:SHOWN]), list(arrays(first.recovered[:SHOWN])), list(control)
-        )
+        found = arrays(first.recovered[:SHOWN])
+        panels[name] = AttackPictures(list(old[: len(found)]), list(new[: len(found)]), list(found), list(control))
     return Gallery(targets, retained, panels)
 
 

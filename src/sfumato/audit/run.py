@@ -14,7 +14,7 @@ import torch
 
 from sfumato import __version__
 from sfumato.attack.base import Attack
-from sfumato.data.cases import AttackCases, check_concepts
+from sfumato.data.cases import AttackCases, check_concepts, names
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
 from sfumato.metrics.detectors import Detector, detector_for
@@ -145,7 +145,13 @@ class Audit:
         distance, attacks = make_distance(self.distance), [make_attack(a, old) for a in self.attacks]
         for attack in attacks:
             for concept, rows in cases.targets.items():
-                attack.check(new, AttackCases(concept, rows[: min(self.n, self.n_attack)]))
+                attacked = rows[: min(self.n, self.n_attack)]
+                if odd := next((case.prompt for case in attacked if not names(case.prompt, concept)), None):
+                    raise BadInput(
+                        f"attacks ask for {concept!r} by name, and {odd!r} does not name it: put the row of the "
+                        "language that calls it so first"
+                    )
+                attack.check(new, AttackCases(concept, attacked))
         sampling = {
             "sampling_steps": self.sampling_steps, "cfg_scale": self.cfg_scale, "scheduler": self.scheduler,
             "batch": self.batch or (64 if old.size <= 128 else 8),
@@ -266,4 +272,4 @@ def _name(model: str | os.PathLike | Text2Image) -> str:
 
 def _sayable(value: Any) -> bool:
     parts = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(part, (str, int, float)) for part in parts)
+    return all(isinstance(part, (str, int, float, os.PathLike)) for part in parts)

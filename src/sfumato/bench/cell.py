@@ -148,7 +148,8 @@ def retention(report: AuditReport, pipe: Text2Image) -> tuple[Interval | None, I
     """
     groups: Mapping[str, Sequence[str]] = report.protocol["groups"]
     near = {word for name, words in groups.items() if name.startswith("Near") for word in words}
-    if not near and len(report.retention) > 1:
+    said = any(name.startswith(("Near", "Far")) for name in groups)
+    if not said and len(report.retention) > 1:
         near = set(nearest(pipe, list(report.concepts), list(report.retention)))
     sides = [[i for word, i in report.retention.items() if (word in near) is side] for side in (True, False)]
     return average(sides[0]), average(sides[1])
@@ -172,4 +173,4 @@ def _dtype(settings: Mapping[str, Any]) -> torch.dtype | None:
 
 
 def _plain(log: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(log, default=str, allow_nan=True).replace("NaN", "null").replace("Infinity", "null"))
+    return json.loads(json.dumps(log, default=str), parse_constant=lambda name: None)

@@ -88,9 +88,9 @@ class Bench:
 
     def __post_init__(self) -> None:
         check(self)
-        for name, known in (("methods", "erase"), ("attacks", "attack")):
-            for word in getattr(self, name) or ():
-                catalog.get(word, known)
+        for name, verb in (("methods", "erase"), ("attacks", "attack")):
+            if (given := getattr(self, name)) is not None:  # as the catalogue calls them, which takes any case
+                object.__setattr__(self, name, tuple(catalog.get(word, verb).name for word in given))
         for name in ("concepts", "methods", "seeds"):
             values = getattr(self, name)
             if twice := [v for i, v in enumerate(values) if v in values[:i]]:
@@ -108,7 +108,10 @@ class Bench:
         named = self.concepts or (WORLD if self.pipe.vocabulary else ())
         if not named:
             raise BadInput('name what to erase: concepts=["van gogh"]; only the sketch world has concepts of its own')
-        return tuple(tuple(word.strip() for word in one.split(",")) for one in named)
+        found = tuple(tuple(word.strip() for word in one.split(",")) for one in named)
+        if twice := [x for i, x in enumerate(found) if x in found[:i]]:
+            raise BadInput(f"{', '.join(twice[0])!r} is named twice among concepts: name each set once")
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What decides the figures of every cell alike."""

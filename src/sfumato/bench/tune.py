@@ -96,6 +96,7 @@ class Tune:
         for name in (*self.methods, self.against):
             if catalog.get(name).verb not in ("erase", "attack"):
                 raise BadInput(f"{name} is not an eraser or an attack: only these are tuned")
+        object.__setattr__(self, "methods", tuple(catalog.get(name).name for name in self.methods))
 
     @cached_property
     def pipe(self) -> Text2Image:

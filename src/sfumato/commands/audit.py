@@ -68,12 +68,12 @@ def main(args: list[str]) -> None:
         replace(plan_of(setup), writes=writes).show()
         drawn, attacked = audit.draw(setup), audit.attack(setup)
         report = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
+    report.save(options.out, overwrite=options.overwrite)
     if options.evidence is not None:
         from sfumato.audit.evidence import Evidence
 
         line = shlex.join(["sfumato", *sys.argv[1:]])
         Evidence(setup, drawn, attacked, report, line, options.key).save(options.evidence, options.overwrite)
-    report.save(options.out, overwrite=options.overwrite)
     summary(report)
     print(f"report: {options.out / 'index.html'}")
     if options.evidence is not None:
@@ -90,6 +90,9 @@ def _check(options: Output) -> None:
         return
     if options.compose:
         raise BadInput("evidence is of one audit: leave --compose out, and audit the last model of the chain by itself")
+    out, evidence = options.out.resolve(), options.evidence.resolve()
+    if out == evidence or out in evidence.parents or evidence in out.parents:
+        raise BadInput("--evidence and --out are folders of their own, of which neither lies in the other")
     refuse_existing(options.evidence, options.overwrite)
     refuse_existing(options.evidence.with_name(f"{options.evidence.name}.zip"), options.overwrite)
     if options.key is not None:

@@ -156,9 +156,9 @@ def sketch_cases(
         n_retain: pictures per retained word, at least.
         seed: of the choice of prompts and of the pictures' noise.
     """
-    _fits(n * len(concepts) + n_retain * sum(map(len, WORDS.values())))
+    _fits(n * len(concepts) + n_retain * sum(map(len, WORDS.values())), seed)
     rng = torch.Generator().manual_seed(seed)
-    seeds = iter(range(seed * 100_000, (seed + 1) * 100_000))
+    seeds = iter(range(seed * MOST, (seed + 1) * MOST))
     alone = {w for attributes in concepts.values() if len(attributes) == 1 for w in attributes.values()}
     usable = {a: [w for w in words if w not in alone] for a, words in WORDS.items()}
     targets = {}
@@ -228,11 +228,11 @@ def template_cases(
     Raises:
         BadInput: an empty template, or one without {concept}.
     """
-    _fits(n * len(concepts) + n_retain * len(retain))
+    _fits(n * len(concepts) + n_retain * len(retain), seed)
     templates = tuple(templates or TEMPLATES)
     if any("{concept}" not in t for t in templates):
         raise BadInput('every prompt needs {concept} where the concept\'s name goes: "a photo of {concept}"')
-    seeds = iter(range(seed * 100_000, (seed + 1) * 100_000))
+    seeds = iter(range(seed * MOST, (seed + 1) * MOST))
     make = lambda c, k: [
         Case(templates[i % len(templates)].replace("{concept}", c), next(seeds), (c,)) for i in range(k)
     ]
@@ -241,9 +241,17 @@ def template_cases(
     return Cases(targets, retained, {"Retained": list(retain)} if retain else {})
 
 
-def _fits(cases: int) -> None:
-    """Refuse more cases than there is memory for: each is drawn, and drawn again by the edited model."""
+MOST = 100_000
+"""Seeds that belong to each seed of cases."""
+
+
+def _fits(cases: int, seed: int) -> None:
+    """Refuse more cases than there is memory for (each is drawn, and drawn again by the edited model), or seeds."""
     require_memory(10_000 * cases, f"{cases:,} pictures")
+    if cases > MOST // 2:  # the other half is for pictures that are drawn with other seeds
+        raise BadInput(f"{cases:,} pictures are more than the {MOST // 2:,} that one audit may draw: ask for fewer")
+    if seed >= 2**63 // MOST:
+        raise BadInput(f"a seed of cases is less than {2**63 // MOST:,}, got {seed:,}")
 
 
 def check_concepts(concepts: Sequence[str], retain: Sequence[str] | None) -> tuple[str, ...]:

@@ -93,6 +93,9 @@ def effect(pairs: Sequence[Pair], better: str, draws: int = 4000) -> dict[str, f
     97.5 of the means. ``pairs`` has one (method, baseline) pair of equally long lists for each seed.
     """
     sign = 1.0 if better == "higher" else -1.0
+    for m, b in pairs:
+        if len(m) != len(b) or not len(m):
+            raise ValueError(f"pairs are of equally many items, at least one: got {len(m)} and {len(b)}")
     per_seed = [sign * (np.asarray(m, float) - np.asarray(b, float)) for m, b in pairs]
     rng = np.random.default_rng(0)
     means = np.empty(draws)

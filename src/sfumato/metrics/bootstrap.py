@@ -144,8 +144,11 @@ def influence_interval(
     if around.method == "none":
         return Estimate(value, math.nan, math.nan, around.n, "none")
     error = float(influence.double().std()) / math.sqrt(around.n)
-    wider = math.hypot(1, noise / error) if error else 1.0
-    low, high = (wider * (end - around.value) for end in (around.low, around.high))
+    if error:
+        low, high = (math.hypot(1, noise / error) * (end - around.value) for end in (around.low, around.high))
+    else:
+        high = noise * float(ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
+        low = -high
     return Estimate(value, value + low, value + high, around.n, "influence")
 
 

@@ -123,7 +123,7 @@ def plots(report: CostReport) -> list[Plot]:
     """Accuracy (where it was measured) and distance, each against network evaluations and against seconds."""
     costs = (("network evaluations for a picture", lambda p: p.nfe), ("seconds for a picture", lambda p: p.seconds))
     figures = [("Fréchet distance (lower is better)", lambda p: p.distance, False)]
-    if all(p.accuracy is not None for p in report.points):
+    if all(p.accuracy is not None and p.accuracy.value is not None for p in report.points):
         figures.insert(0, ("What was asked for and is there (higher is better)", lambda p: p.accuracy, True))
     return [_plot(report.points, title, figure, rate, *cost) for title, figure, rate in figures for cost in costs]
 
@@ -134,7 +134,7 @@ def _plot(
     x_low, x_high, x_ticks = _log_axis([cost(p) for p in points])
     values = [v for p in points for v in (figure(p).value, figure(p).low, figure(p).high) if v is not None]
     if rate:
-        low, high = math.floor(10 * min(values)) / 10, 1.0
+        low, high = min(0.9, math.floor(10 * min(values)) / 10), 1.0
         y_ticks = [(low + (high - low) * i / 4, f"{100 * (low + (high - low) * i / 4):.3g} %") for i in range(5)]
         scale = lambda v: (v - low) / (high - low)
     else:

@@ -142,7 +142,7 @@ class Attack:
     ``recovered``: on the edited model.  ``control``: the same budget without the attack's knowledge.
     ``original``: the same attack on the unedited model, which must succeed for the rest to mean anything.
     ``budget``: what the attacker was given, for example steps, learning rate, tokens, training pictures.
-    ``seconds``: wall time of all three searches, without the pictures drawn before and after.
+    ``seconds``: wall time of the searches on the edited model, with and without knowledge of the concept.
     ``rows``: what went through the denoising networks in them, a backward pass counted as two.
     ``before``: how often the plain prompts of the same cases show the concept on the edited model without any attack;
     ``further``: of the cases that do not, how many the attack breaks; ``total``: how many show it either way.

@@ -98,7 +98,11 @@ class Chain:
         with after.drawing() as pipe:
             now = replace(setup, new=pipe, sampling={**setup.sampling, **after.sampling})
             pictures, found = self.audit.draw(now, original), self.audit.attack(now, original)
-            return self.audit.report(now, pictures, found, self.audit.judge(now, pictures, found))
+            figures = self.audit.judge(now, pictures, found)
+            report = self.audit.report(replace(now, sampling=setup.sampling), pictures, found, figures)
+            # The original was drawn as the audit says; and no command line of an audit repeats a stage.
+            own = {f"after_{name}": value for name, value in after.sampling.items()}
+            return replace(report, protocol={**report.protocol, **own}, reproduce="")
 
     def plan(self, setup: Setup) -> Plan:
         """That of the audit, and of another without the original's part for each link; what links take is not known."""

@@ -53,7 +53,7 @@ class ClassifierDetector(LabelDetector):
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
         parts = []
-        for x in images.split(self.batch):
+        for x in images.split(self.batch) if len(images) else ():  # some networks refuse an empty batch
             pixels = self.model.prepare(x.to(self.model.device, torch.float32))
             parts.append(self.model.network(pixel_values=pixels).logits.float().cpu().softmax(dim=1))
         return self.judged(joined(parts, self.labels), concept)

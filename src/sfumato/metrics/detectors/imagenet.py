@@ -62,7 +62,8 @@ class ImageNetDetector(LabelDetector):
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
-        parts = [self.network(self.prepare(x.float())).softmax(dim=1).cpu() for x in images.split(self.batch)]
+        batches = images.split(self.batch) if len(images) else ()
+        parts = [self.network(self.prepare(x.float())).softmax(dim=1).cpu() for x in batches]
         return self.judged(joined(parts, self.labels), concept)
 
 

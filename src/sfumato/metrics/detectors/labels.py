@@ -18,27 +18,28 @@ class LabelDetector(Detector):
     """The concept is seen when its label is among the ``top`` most likely.
 
     A concept matches a label by name, whatever the case; labels with synonyms ("tench, Tinca tinca") by any of them.
+    Where several labels have one name (ImageNet's two cranes), any of them is the concept's.
     """
 
     labels: Sequence[str]
     top: int = 1
 
-    def index(self, concept: str) -> int:
-        """The number of the concept's label; raises `BadInput` listing the labels where there is none."""
+    def indices(self, concept: str) -> list[int]:
+        """The numbers of the concept's labels; raises `BadInput` listing all labels where there is none."""
         wanted = plain(concept)
-        for i, label in enumerate(self.labels):
-            if wanted in (plain(label), *map(plain, label.split(","))):
-                return i
-        raise unknown(f"label of {self.name}", concept, self.labels)
+        found = [i for i, x in enumerate(self.labels) if wanted in (plain(x), *map(plain, x.split(",")))]
+        if not found:
+            raise unknown(f"label of {self.name}", concept, self.labels)
+        return found
 
     def check(self, concept: str) -> None:
-        self.index(concept)
+        self.indices(concept)
 
     def judged(self, shares: Float[Tensor, "n label"], concept: str) -> Detection:
         """The verdict on probabilities of all labels."""
-        index = self.index(concept)
+        own = torch.tensor(self.indices(concept))
         first = shares.topk(min(self.top, len(self.labels)), dim=1).indices
-        return Detection((first == index).any(dim=1), shares[:, index])
+        return Detection(torch.isin(first, own).any(dim=1), shares[:, own].sum(dim=1))
 
 
 def joined(parts: Sequence[Float[Tensor, "n label"]], labels: Sequence[str]) -> Float[Tensor, "n label"]:

@@ -60,6 +60,6 @@ class ZeroShotDetector(Detector):
         others = [c for c in self.concepts if c != concept]
         texts = [self.template.replace("{}", c) for c in (concept, *others)] + [self.neutral]
         embedded = self.clip.texts(texts)
-        parts = [self.scale * self.clip.images(x) @ embedded.T for x in images.split(64)]
+        parts = [self.scale * self.clip.images(x) @ embedded.T for x in (images.split(64) if len(images) else ())]
         logits = torch.cat(parts).float().cpu() if parts else torch.empty(0, len(texts))
         return Detection(logits.argmax(dim=1) == 0, logits.softmax(dim=1)[:, 0])
