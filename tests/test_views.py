@@ -358,15 +358,16 @@ def test_pictures_that_are_shown_turned_are_refused(tmp_path):
 
 
 def test_pictures_may_be_links(tmp_path, monkeypatch):
-    scene(tmp_path / "a")
+    data = scene(tmp_path / "a")
     (tmp_path / "blobs").mkdir()
     blob = (tmp_path / "a" / "r_1.png").rename(tmp_path / "blobs" / "xyz")
     (tmp_path / "a" / "r_1.png").symlink_to(blob)
+    data["frames"][1]["file_path"] = "r_1.png"
+    (tmp_path / "a" / "transforms.json").write_text(json.dumps(data))
     assert open_views(str(tmp_path), 8).pictures(0, [1]).shape == (1, 8, 8, 3)
     monkeypatch.chdir(tmp_path / "a")
     assert open_views(".", 8).pictures(0, [1]).shape == (1, 8, 8, 3)
     for named in ("../blobs/xyz", str(blob)):
-        data = json.loads((tmp_path / "a" / "transforms.json").read_text())
         data["frames"][1]["file_path"] = named
         (tmp_path / "a" / "transforms.json").write_text(json.dumps(data))
         with pytest.raises(BadInput, match="lies outside"):
