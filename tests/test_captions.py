@@ -17,7 +17,7 @@ from PIL import Image
 
 from sfumato.data.captions import lines_of, text_of
 from sfumato.data.pictures import open_pictures
-from sfumato.data.walk import in_order
+from sfumato.data.walk import in_order, in_place
 from sfumato.errors import BadInput
 from sfumato.metrics.partners import partners
 
@@ -221,3 +221,68 @@ def test_padding_and_order_never_matter(numbers, random):
 def test_any_names_can_be_ordered(names):
     with warnings.catch_warnings():
         assert len(sorted(names, key=in_order)) == len(names)
+
+
+def test_numbers_alike_but_for_zeros_keep_one_order(tmp_path):
+    files = [tmp_path / name for name in ("2.png", "1.png", "01.png")]
+    assert in_place(files, tmp_path) == in_place(files[::-1], tmp_path) == [files[2], files[1], files[0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("a.png,a cat, black\n", r"line 2 of .*metadata\.csv has more cells"),
+        ('\na.png,"a cat\nb.png,"a dog"\n', r"line 4 of .*metadata\.csv cannot be read"),
+        ('a.png,"a cat\n', r"metadata\.csv cannot be read"),
+    ],
+)
+def test_tables_whose_captions_would_be_cut_or_merged_are_refused(rows, told, tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + rows)
+    with pytest.raises(BadInput, match=told):
+        open_pictures(str(tmp_path), 8)
+
+
+def test_empty_lines_stay_inside_of_quotes(tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").write_text('\nfile_name,text\n\na.png,"one\n\ntwo"\n\nb.png,three\n')
+    assert captions(tmp_path) == {"a": "one\n\ntwo", "b": "three"}
+
+
+def test_suffixes_in_capitals_have_their_companions(tmp_path):
+    put(tmp_path, "a.PNG", "a.COND.PNG", "b.png", "b.cond.JPG")
+    (tmp_path / "a.TXT").write_text("one")
+    (tmp_path / "b.png.Txt").write_text("two")
+    assert captions(tmp_path) == {"a": "one", "b": "two"}
+    found = open_pictures(str(tmp_path), 8)
+    assert found.conditions and found.origin == "2 from .txt files"
+    assert found.condition(0)[0, 0, 0] == len("a.COND.PNG")
+
+
+def test_conditions_of_dotted_names_and_names_in_capitals_in_shards(tmp_path):
+    found = open_pictures(tar(tmp_path / "a.tar", "1.1x.png", "1.1x.cond.png", "2.png", "2.COND.png"), 8)
+    assert [found.name(i) for i in range(len(found))] == ["1.1x", "2"] and found.conditions
+    found = open_pictures(tar(tmp_path / "b.tar", "Img.V2.png", "Img.v2.png", "C.PNG.png", "C.TXT"), 8)
+    assert [found.name(i) for i in range(len(found))] == ["Img.V2", "Img.v2", "C.PNG"]
+
+
+def test_what_a_shard_holds_twice_is_counted_and_links_are_followed(tmp_path):
+    source = tar(tmp_path / "a.tar", "a.jpg.png", "a.png", "a.bmp", "a.png")
+    with tarfile.open(source, "a") as file:
+        for name, kind, target in (("b.png", tarfile.LNKTYPE, "a.png"), ("c.png", tarfile.LNKTYPE, "gone.png"),
+                                   ("d.png", tarfile.SYMTYPE, "a.png")):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            file.addfile(info)
+    with pytest.warns(UserWarning, match="3 further pictures of a sample, 2 links to what is no earlier member"):
+        found = open_pictures(source, 8)
+    assert [found.name(i) for i in range(len(found))] == ["a", "b"]
+    assert (found.picture(1) == found.picture(0)).all()
+
+
+def test_a_class_that_only_looks_like_a_number_is_a_word(tmp_path):
+    with tarfile.open(tar(tmp_path / "a.tar", "a.png"), "a") as file:
+        info = tarfile.TarInfo("a.cls")
+        info.size = len("\u00b2".encode())
+        file.addfile(info, io.BytesIO("\u00b2".encode()))
+    assert open_pictures(str(tmp_path / "a.tar"), 8).label_names == ("\u00b2",)

@@ -405,7 +405,7 @@ def test_seeds(text, seeds):
     assert read_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1;2"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "5,3-1", "1;2"])
 def test_bad_seeds(text):
     with pytest.raises(BadInput, match="seeds"):
         read_seeds(text)

@@ -353,6 +353,11 @@ def test_two_files_of_one_stem_get_two_names(tmp_path):
     save(tmp_path / "a.bmp", "RGB")
     save(tmp_path / "b.jpg", "RGB")
     assert sorted(g.name for g in files.found_in(tmp_path)) == ["a.bmp.png", "a.png.png", "b.png"]
+    save(tmp_path / "b.jpg.png", "RGB")
+    save(tmp_path / "b.png", "RGB")
+    save(tmp_path / "A.jpg", "RGB")
+    names = [g.name.casefold() for g in files.found_in(tmp_path)]
+    assert len(set(names)) == len(names) == 6
 
 
 # What is left

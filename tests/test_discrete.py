@@ -80,6 +80,11 @@ def test_windows_of_a_text(text):
     assert "".join(found.symbols[i] for i in found.windows([2])[0]) == TEXT[2:7]
 
 
+def test_the_mark_before_a_text_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffabc".encode())
+    assert Characters(tmp_path / "a.txt", 2).symbols == "abc"
+
+
 @pytest.mark.parametrize("chain", ["absorbing", "uniform"])
 def test_a_text_is_learnt_a_little_and_written(text, tmp_path, chain):
     method = recipe(data=text, tokens="characters", size=8, chain=chain, updates=2, classes=False)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sfumato import cli
+from sfumato.commands.edit import _file
 from sfumato.files import read_png_metadata
 
 SMALL = ["--steps", "4", "--moves", "2", "--stops", "1", "--iterations", "1", "2", "--device", "cpu"]
@@ -54,6 +55,16 @@ def test_masks_lie_over_the_picture(model, tmp_path, capsys):
     assert page.count("data-laid") >= 1 and 'class="laid"' in page and "star at" in page
     assert cli.main([*args, "--out", str(tmp_path / "none")]) == 2
     assert "give one with --image FILE" in capsys.readouterr().err
+
+
+def test_files_of_long_names_are_told_apart():
+    taken = set()
+    tracks, stops = ("a long direction 0", "\u72ac", "\u732b"), ("0", "+1", "\N{MINUS SIGN}1")
+    parts = [(name, track, stop) for name in ("x" * 150, "\u732b") for track in tracks for stop in stops]
+    names = [_file(taken, 0, *words) for words in parts] + [_file(taken, 0, "y" * 300) for _ in range(2)]
+    assert len(set(names)) == len(parts) + 2 and max(map(len, names)) < 190
+    assert names[0].startswith("000-xxxx") and names[0].endswith("x-a-long-direction-0-0.png")
+    assert _file(taken, 1, "me", "direction 0", "+1") == "001-me-direction-0-plus1.png"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,19 @@ from tyro.conf import Positional
 from sfumato.cli import main
 from sfumato.commands.options import parse
 from sfumato.errors import BadInput
-from sfumato.fields import Bound, Count, Decay, NotNegative, Positive, Share, at_least, check, plain, within
+from sfumato.fields import (
+    Bound,
+    Count,
+    Decay,
+    NotNegative,
+    Positive,
+    Share,
+    at_least,
+    check,
+    check_values,
+    plain,
+    within,
+)
 
 
 @dataclass
@@ -158,3 +170,21 @@ def test_the_commands_say_what_a_value_may_be(line, told, tmp_path, capsys):
     assert main([*line.split(), "--out", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    mask_steps: tuple[int, ...] = ()
+    """Steps."""
+    mask_names: tuple[str, ...] = ()
+    """Names."""
+
+
+def test_an_option_spelt_with_underscores_is_repeated_too():
+    args = ["--mask_steps", "1", "--mask-step", "2", "--mask_names=a_b", "--mask_name=c_d"]
+    assert Masked(**parse("it", args, Masked)[0]) == Masked(mask_steps=(1, 2), mask_names=("a_b", "c_d"))
+
+
+def test_a_number_that_no_float_can_be_is_refused():
+    with pytest.raises(BadInput, match="x must be a number below 1e308"):
+        check_values({"x": float}, {"x": 10**400})

@@ -322,3 +322,20 @@ def test_png_of_floating_point_rounds_to_the_nearest_level(tmp_path):
     levels = np.linspace(0, 255, 256).reshape(16, 16).repeat(3).reshape(16, 16, 3)
     save_png(tmp_path / "a.png", levels / 255.0)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), levels.astype(np.uint8))
+
+
+def test_a_file_system_without_locks_holds_nobody_up(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    other = tmp_path / ".out.tmp-1"  # of a process that may be at work
+    other.mkdir()
+    with files.held(tmp_path / "run"), files.atomic_folder(tmp_path / "out") as folder:
+        (folder / "x").touch()
+    assert (tmp_path / "out" / "x").exists() and other.exists()
+    (tmp_path / f".out.tmp-{os.getpid()}").mkdir()
+    files.clear_leftovers(tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.tmp-1", "out"]

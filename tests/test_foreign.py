@@ -230,6 +230,11 @@ def test_json_of_another_shape_is_refused(data, told, tmp_path):
     refused(lambda: read_json(tmp_path / "a.json", {"name": str | None, "n": int}), told, "a.json")
 
 
+def test_json_may_begin_with_its_mark(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"n": 1}')
+    assert read_json(tmp_path / "a.json") == {"n": 1}
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [(POINTER, "git-lfs pointer"), (b"", "truncated or corrupt"), (b"\xff" * 64, "truncated or corrupt")],

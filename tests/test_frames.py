@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sfumato.data.arrays import ArrayFrames
 from sfumato.data.frames import open_frames, stack
 from sfumato.errors import BadInput
 
@@ -88,6 +89,7 @@ def test_arrays_of_frames(suffix, tmp_path):
         (np.zeros((2, 5, 1, 4, 8)), "4x8 pixels, not 4x4"),
         (np.zeros((2, 2, 1, 4, 4)), "have 2 frames, fewer than the 3"),
         (np.zeros((2, 5, 1, 4, 4), np.int64), "int64"),
+        (np.full((2, 5, 1, 4, 4), "x"), "holds str"),
         (np.array([{}], dtype=object), "cannot be read as an array"),
     ],
 )
@@ -104,3 +106,29 @@ def test_damaged_and_missing_arrays_are_named(suffix, tmp_path):
             (tmp_path / f"a{suffix}").write_bytes(data)
         with pytest.raises(BadInput, match=rf"a\{suffix} cannot be read as an array"):
             open_frames(str(tmp_path / f"a{suffix}"), 4, 3)
+
+
+def test_frames_come_in_the_order_in_which_people_count(tmp_path):
+    for place in ("scene10", "scene2", ".ipynb_checkpoints"):
+        (tmp_path / place).mkdir()
+        for i in range(1, 13):
+            Image.new("RGB", (4, 4), (i + 100 * (place == "scene10"), 0, 0)).save(tmp_path / place / f"frame{i}.png")
+    clips = open_frames(str(tmp_path), 4, 12)
+    red = lambda i: ((clips.clip(i)[:, 0, 0, 0] + 1) * 127.5).round().tolist()
+    assert [red(i) for i in range(len(clips))] == [list(range(1, 13)), list(range(101, 113))]
+
+
+def test_a_long_sequence_is_looked_at_in_pieces(tmp_path, monkeypatch):
+    array = np.zeros((200, 1, 4, 4), np.float32)
+    array[-1] = 2
+    looked, part = [], ArrayFrames._part
+    monkeypatch.setattr(ArrayFrames, "_part", lambda *a: looked.append(part(*a)) or looked[-1])
+    assert not open_frames(save(tmp_path / "a.npy", array), 4, 3).bounded
+    assert max(len(piece) for piece in looked) < 100
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8"])
+def test_arrays_of_the_other_order_of_bytes_are_read(kind, tmp_path):
+    array = np.linspace(-1, 1, 3 * 16).reshape(3, 1, 4, 4)
+    clips = open_frames(save(tmp_path / "a.npy", array.astype(kind)), 4, 3)
+    np.testing.assert_allclose(clips.clip(0).numpy(), array, atol=1e-7)

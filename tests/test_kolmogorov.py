@@ -203,7 +203,7 @@ def frames(cache, **changes) -> KolmogorovFrames:
 def short_spin_up(monkeypatch):
     whole = KolmogorovFlow.trajectories
     monkeypatch.setattr(
-        KolmogorovFlow, "trajectories", lambda self, *args, **options: whole(self, *args, **options, spin_up=3)
+        KolmogorovFlow, "trajectories", lambda self, *args, **options: whole(self, *args, **{**options, "spin_up": 3})
     )
 
 
@@ -244,3 +244,22 @@ def test_without_a_place_for_the_cache_all_goes_on(tmp_path, short_spin_up):
 def test_clips_longer_than_the_flows_are_refused(tmp_path):
     with pytest.raises(BadInput, match="do not fit into flows of 5"):
         frames(tmp_path, frames=6)
+
+
+@pytest.mark.parametrize(("size", "finer"), [(8, 1), (32, 1), (48, 2), (64, 2), (130, 5)])
+def test_finer_grids_take_shorter_steps_over_the_same_time(size, finer, tmp_path, monkeypatch):
+    told = []
+
+    def solved(flow, n, frames, every, generator, spin_up=500, progress=False):
+        told.append((flow.dt * finer, every, spin_up, flow.size))
+        return torch.zeros(n, frames, flow.size, flow.size)
+
+    monkeypatch.setattr(KolmogorovFlow, "trajectories", solved)
+    frames(tmp_path, size=size)
+    assert told == [(0.04, 2 * finer, 500 * finer, max(size, 32))]
+
+
+def test_frames_of_an_odd_size_are_refused_before_the_flow_is_solved(tmp_path, monkeypatch):
+    monkeypatch.setattr(KolmogorovFlow, "trajectories", lambda *a, **k: pytest.fail("solved"))
+    with pytest.raises(BadInput, match="even number of points a side, got 9"):
+        frames(tmp_path, size=9)

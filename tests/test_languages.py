@@ -39,6 +39,8 @@ def test_a_row_is_a_language(file, tmp_path):
         ("English", r"row 1 of .* is not a row of prompts: give LANGUAGE"),
         ("English\tstar\ta star", r"row 1 of .* is not a row"),
         ("English\tstar\nEnglish\tstars", "two rows for 'English'"),
+        ("\tstar\ta {concept}", r"row 1 of .* is not a row"),
+        ("English\t\tstar\ta {concept}", r"row 1 of .* is not a row"),
         ("# nothing", "has no row"),
         (b"\xff\xfe\x00", "is not text in UTF-8"),
     ],
@@ -48,6 +50,12 @@ def test_other_files_are_refused(text, said, tmp_path):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadInput, match=said):
         read_languages(path)
+
+
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path):
+    (tmp_path / "rows.csv").write_text('English,star,"a {concept}\nDeutsch,Stern,ein {concept}\n')
+    with pytest.raises(BadInput, match=r"rows\.csv cannot be read"):
+        read_languages(tmp_path / "rows.csv")
 
 
 def test_the_same_noise_in_every_language():

@@ -150,6 +150,17 @@ def test_lines_that_are_no_rows_are_refused_by_their_number(album):
     ):  # fmt: skip
         with pytest.raises(BadInput, match=said):
             recipe(data=str(written(album.parent, [good, good | change]))).open()
+    for line, said in (
+        (json.dumps({**good, "edit": "false"}).encode(), "edit in line 1 of .* is true or false, not 'false'"),
+        (b'{"a":' * 100_000, "line 1 of .* is no JSON"), ("caf\u00e9".encode("latin-1"), "is no text in UTF-8"),
+    ):  # fmt: skip
+        album.write_bytes(line)
+        with pytest.raises(BadInput, match=said):
+            InstructionFile(album)
+    told = {**good, "instruction": f"{good['instruction']} a\u2028b"}
+    for kind in ("utf-8-sig", "utf-16"):
+        album.write_bytes(json.dumps(told, ensure_ascii=False).encode(kind))
+        assert InstructionFile(album).row(0).text.endswith("a\u2028b")
     album.write_text("{no")
     with pytest.raises(BadInput, match=r"line 1 of .* is no JSON"):
         InstructionFile(album)

@@ -63,6 +63,14 @@ def test_sketch_labels_are_the_object_that_the_caption_names_first():
     assert named > 50
 
 
+def test_labels_of_scenes_are_the_object_that_the_plain_caption_names_first():
+    pictures = open_pictures("sketch-scenes", 16, count=60)
+    for i in range(60):
+        words = sketch.caption(pictures.scene(i), np.random.default_rng(0)).replace(",", " ").split()
+        found = [word for word in words if word in sketch.OBJECTS]
+        assert pictures.label_names[pictures.label(i)] == (found[0] if found else sketch.OBJECTS[0])
+
+
 def test_subfolders_are_classes(tmp_path):
     write(tmp_path, dog__b=png((1, 0, 0)), cat__a=png((2, 0, 0)), cat__deep__c=png((3, 0, 0)))
     pictures = open_pictures(str(tmp_path), 8)
@@ -401,3 +409,47 @@ def test_cifar10_and_emoji():
     assert pictures.caption(1) == f"a photo of a {pictures.label_names[pictures.label(1)]}"
     pictures = open_pictures(str(emoji), 32, "{caption}, {style} style")
     assert pictures.caption(0) == "grinning face, noto style" and pictures.label_names == ()
+
+
+def test_tables_without_rows_are_refused(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(BadInput, match=r"a\.parquet has no rows"):
+        open_pictures(str(tmp_path / "a.parquet"), 8)
+
+
+def test_tables_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    source = parquet(tmp_path / "a.parquet", caption=["a"])
+    monkeypatch.setattr("sfumato.memory.total_memory", lambda: 100)
+    with pytest.raises(BadInput, match=r"the rows of .*a\.parquet would take"):
+        open_pictures(source, 8)
+
+
+def test_a_single_data_set_that_was_saved_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"image": [{"bytes": png((3, 0, 0)), "path": None}], "text": ["a"]})
+    data.save_to_disk(str(tmp_path / "set"))
+    pictures = open_pictures(f"hub:{tmp_path}/set", 8)
+    assert len(pictures) == 1 and pictures.caption(0) == "a" and pictures.picture(0)[0, 0, 0] == 3
+
+
+def test_where_no_picture_can_be_read_the_search_ends(tmp_path):
+    source = with_bad(tmp_path, 0, 0, 1, 2)
+    with pytest.warns(UserWarning), pytest.raises(BadInput, match="3 of the 3 pictures"):
+        open_pictures(source, 8, bad_share=1.0).picture(0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_without_a_fixed_white_are_refused(kind):
+    stream = io.BytesIO()
+    Image.fromarray(np.full((6, 6), 1, kind)).save(stream, "TIFF")
+    with pytest.raises(BadInput, match="more than 16 bits a channel"):
+        to_square(stream.getvalue(), 6)
+
+
+def test_the_transparent_grey_of_16_bits_is_white():
+    grey, stream = np.full((4, 4), 257 * 9, np.uint16), io.BytesIO()
+    grey[0] = 257 * 8
+    Image.fromarray(grey).save(stream, "PNG", transparency=257 * 8)
+    found = to_square(stream.getvalue(), 4)
+    assert (found[0] == 255).all() and (found[1:] == 9).all()

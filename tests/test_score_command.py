@@ -1,6 +1,7 @@
 """``sfumato score``: what it writes, what it keeps, and what it refuses, each in one sentence."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sfumato.metrics.features import Features
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.metrics.perceptual import LPIPS
 from sfumato.metrics.scoring import Run, Scoring
+from sfumato.metrics.sources import Source, one_size
 
 
 def fill(folder, n, side=16, seed=0, width=None):
@@ -36,7 +38,7 @@ def sets(tmp_path):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
 
 
 def run(out, *args):
@@ -80,7 +82,7 @@ def test_features_are_taken_once(sets, tmp_path, monkeypatch, capsys):
     real, fake = sets
     args = ["--real", real, "--fake", fake, "--extractor", "pixels", "--metrics", "fid,kid"]
     assert run(tmp_path / "a.json", *args) == 0
-    kept = list((tmp_path / "cache" / "sfumato" / "features").iterdir())
+    kept = list((tmp_path / "cache" / "features").iterdir())
     assert len(kept) == 2
     with monkeypatch.context() as patch:
         patch.setattr("sfumato.metrics.scoring.extract", None)  # would fail if it were called
@@ -97,7 +99,7 @@ def test_features_are_taken_once(sets, tmp_path, monkeypatch, capsys):
     # another picture, another file of features
     Image.new("RGB", (16, 16)).save(fake / "000.png")
     assert run(tmp_path / "d.json", *args) == 0
-    assert len(list((tmp_path / "cache" / "sfumato" / "features").iterdir())) == 3
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 3
     assert run(tmp_path / "e.json", *args, "--no-keep-features", "--cache", tmp_path / "no") == 0
     assert not (tmp_path / "no").exists()
 
@@ -216,3 +218,23 @@ def test_help_gives_the_conversion(capsys):
     assert cli.main(["score", "--help"]) == 0
     told = capsys.readouterr().out
     assert "weights_only=True" in told and "--prompts" in told and "Example:" in told
+
+
+def test_sizes_of_every_source_are_known(tmp_path, sets, capsys):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("sklearn")
+    files = sorted(sets[0].glob("*.png"))
+    rows = [{"bytes": f.read_bytes(), "path": None} for f in files]
+    pq.write_table(pa.table({"img": rows}), tmp_path / "cifar.parquet")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"img": rows})}).save_to_disk(str(tmp_path / "set"))
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for file in files:
+            shard.add(file, file.name)
+    for source in (tmp_path / "cifar.parquet", f"hub:{tmp_path}/set", tmp_path / "a.tar"):
+        assert {size: len(names) for size, names in sizes_of(str(source)).items()} == {(16, 16): 40}, source
+        assert one_size([Source(str(source))], None) == (16, "16x16 as they are")
+    assert one_size([Source("digits")], None) == (8, "8x8 as they are")
+    assert one_size([Source("sketch", 2)], None) == (64, "64x64 as they are")
+    no = lambda sentence, *args: refused(capsys, sentence, tmp_path / "out" / "score.json", *args)
+    no("and these are others", "--real", tmp_path / "a.tar", "--fake", "digits", "--extractor", "pixels")

@@ -238,6 +238,7 @@ BREAKS = {
     "positive": lambda d, f: d.update(fl_x=-8.0),
     "names no frames": lambda d, f: d.update(frames=[]),
     "finite numbers": lambda d, f: d.update(objects=[[1, 2], [3]]),
+    "is no list": lambda d, f: d.update(objects=5),
     "cannot be read as a picture": lambda d, f: (f / "r_1.png").write_text("no"),
 }
 
@@ -337,3 +338,47 @@ def test_overlaps_by_hand():
     assert mean_iou(truth, truth).item() == 1 and mean_iou(truth, torch.full_like(truth, -1)).item() == 0
     with pytest.raises(BadInput, match="one shape"):
         mean_iou(truth, found[:, 1:])
+
+
+def test_scenes_are_in_the_order_in_which_people_count(tmp_path):
+    for n in (10, 2, 1):
+        scene(tmp_path / f"scene{n}", objects=[[n]])
+    scene(tmp_path / ".hidden", objects=[[0]])
+    views = open_views(str(tmp_path), 8)
+    assert [views.objects(i).item() for i in range(len(views))] == [1, 2, 10]
+
+
+def test_pictures_that_are_shown_turned_are_refused(tmp_path):
+    scene(tmp_path / "a")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "r_1.png", exif=exif)
+    with pytest.raises(BadInput, match=r"r_1\.png is shown turned"):
+        open_views(str(tmp_path), 8)
+
+
+def test_pictures_may_be_links(tmp_path, monkeypatch):
+    data = scene(tmp_path / "a")
+    (tmp_path / "blobs").mkdir()
+    blob = (tmp_path / "a" / "r_1.png").rename(tmp_path / "blobs" / "xyz")
+    (tmp_path / "a" / "r_1.png").symlink_to(blob)
+    data["frames"][1]["file_path"] = "r_1.png"
+    (tmp_path / "a" / "transforms.json").write_text(json.dumps(data))
+    assert open_views(str(tmp_path), 8).pictures(0, [1]).shape == (1, 8, 8, 3)
+    monkeypatch.chdir(tmp_path / "a")
+    assert open_views(".", 8).pictures(0, [1]).shape == (1, 8, 8, 3)
+    for named in ("../blobs/xyz", str(blob)):
+        data["frames"][1]["file_path"] = named
+        (tmp_path / "a" / "transforms.json").write_text(json.dumps(data))
+        with pytest.raises(BadInput, match="lies outside"):
+            open_views(".", 8)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_cameras_in_half_precision_are_cameras(kind):
+    cameras = moved(ring()).to(torch.zeros(1, dtype=kind))
+    assert cameras.poses.dtype == kind
+    poses = cameras.poses.clone()
+    poses[0, :3, :3] *= 1.05
+    with pytest.raises(BadInput, match="without scaling"):
+        Cameras(poses, cameras.focal)

@@ -152,7 +152,11 @@ def _check(name: str, hint: Any, value: Any) -> None:
     elif hint in (int, float):
         if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
             raise BadInput(f"{name} must be a {'whole ' if hint is int else ''}number, got {value!r}")
-        if not math.isfinite(value):
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # a whole number that no float can be
+            raise BadInput(f"{name} must be a number below 1e308, got one of {value.bit_length()} bits") from None
+        if not finite:
             raise BadInput(f"{name} must be a finite number, got {value}")
     elif hint in (str, Path) and value is None:
         raise BadInput(f"{name} is missing: give it a value")

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; there a leftover is only removed when this process id wrote it
+except ImportError:  # Windows has no flock
     fcntl = None
+
+_NO_LOCKS = -1
+"""In place of a lock where the system or its file system has none; there only what this process id wrote is removed."""
 
 _LEFT = re.compile(r"\.(.+)\.(tmp|old)-(\d+)")
 """What a killed run leaves beside an output."""
@@ -105,7 +108,7 @@ def held(path: str | os.PathLike) -> Iterator[Path]:
         raise BadInput(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
     lock = _lock(folder)
     try:
-        if lock is None and fcntl is not None:
+        if lock is None:
             raise BadInput(f"another run is at work in {path} at this moment: wait for it, or choose another folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise BadInput(f"cannot write {path}: it may not be written to")
@@ -115,8 +118,7 @@ def held(path: str | os.PathLike) -> Iterator[Path]:
         for parent in missing:
             with suppress(OSError):  # holds something, or was never made
                 parent.rmdir()
-        if lock is not None:
-            os.close(lock)
+        _unlock(lock)
 
 
 def clear_leftovers(path: str | os.PathLike) -> None:
@@ -255,10 +257,9 @@ def _scratch(path: str | os.PathLike, overwrite: bool) -> Iterator[tuple[Path, P
             ) from error
         raise
     finally:
-        if lock is not None or fcntl is None:
-            shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
-            os.close(lock)
+            shutil.rmtree(temporary, ignore_errors=True)
+        _unlock(lock)
         for parent in missing:
             with suppress(OSError):  # holds the output, or was never made
                 parent.rmdir()
@@ -283,7 +284,7 @@ def _made(temporary: Path, path: str | os.PathLike) -> int | None:
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             lock = _lock(temporary)
-            if fcntl is None or (lock is not None and os.path.samestat(os.fstat(lock), os.stat(temporary))):
+            if lock == _NO_LOCKS or (lock is not None and os.path.samestat(os.fstat(lock), os.stat(temporary))):
                 break
         except OSError as error:
             if not isinstance(error, FileNotFoundError) or not temporary.parent.is_dir():
@@ -292,16 +293,22 @@ def _made(temporary: Path, path: str | os.PathLike) -> int | None:
 
 
 def _lock(folder: Path) -> int | None:
-    """An open descriptor that locks ``folder`` while its process lives, or None if another holds it."""
+    """An open descriptor that locks ``folder`` while its process lives, None if another holds it, or `_NO_LOCKS`."""
     if fcntl is None:
-        return None
+        return _NO_LOCKS
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        return None
+        return None if isinstance(error, BlockingIOError) else _NO_LOCKS
     return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    """Let go of what `_lock` returned."""
+    if lock is not None and lock != _NO_LOCKS:
+        os.close(lock)
 
 
 def _sweep(target: Path, path: str | os.PathLike) -> None:
@@ -322,14 +329,13 @@ def _settled(leftover: Path, known: re.Match[str]) -> bool:
         else:  # killed between the two renames of a swap: the old output is still the valid one
             os.rename(leftover, target)
         return True
-    if fcntl is None and known[3] != str(os.getpid()):
+    lock = _lock(leftover)
+    if lock == _NO_LOCKS and known[3] != str(os.getpid()):
         return True
-    lock = _lock(leftover) if fcntl else None
-    if fcntl and lock is None:
+    if lock is None:
         return False
     shutil.rmtree(leftover, ignore_errors=True)
-    if lock is not None:
-        os.close(lock)
+    _unlock(lock)
     return True
 
 

@@ -116,7 +116,7 @@ def read_json(path: str | os.PathLike, shape: Any = dict, advice: str = AGAIN) -
         BadInput: it cannot be read, or is of another shape; the sentence says which part.
     """
     with reading(path, advice=advice):
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     return shaped(data, shape, path, advice)
 
 

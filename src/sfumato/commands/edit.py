@@ -25,6 +25,8 @@ from sfumato.versions import versions
 if TYPE_CHECKING:
     from sfumato.edit.base import Edited, Given
 
+LONGEST = 80
+"""Characters of a file's name, about."""
 EXAMPLE = 'sfumato edit {name} "a red star" --image picture.png --out {name}/'
 
 
@@ -101,16 +103,17 @@ def _write(options: Edit, given: Given, edited: Edited, about: dict[str, Any], s
     names = [file.stem for file in options.images] or [f"seed{seed}" for seed in given.each(given.seeds)]
     prompts = given.each(given.prompts)
     strips = arrays(edited.strips)
+    taken: set[str] = set()
     with atomic_folder(options.out, options.overwrite) as folder:
         for i, name in enumerate(names):
             for track, row in zip(edited.tracks, strips[i], strict=True):
                 for stop, picture in zip(edited.stops, row, strict=True):
                     told = {**about, "prompt": prompts[i], "track": track, "stop": stop}
-                    save_png(folder / f"{i:03d}-{_slug(name, track, stop)}.png", picture, told)
+                    save_png(folder / _file(taken, i, name, track, stop), picture, told)
             sheet = strips[i].reshape(-1, *strips.shape[3:])
             save_png(folder / f"{i:03d}-sheet.png", contact_sheet(sheet, len(edited.stops)), about)
             for label, maps in edited.maps.items():
-                save_png(folder / f"{i:03d}-{_slug(label)}.png", maps[i].cpu().numpy(), about)
+                save_png(folder / _file(taken, i, label), maps[i].cpu().numpy(), about)
         if edited.tensors:
             save_file({k: x.contiguous() for k, x in edited.tensors.items()}, folder / FILE, dict(edited.labels))
         record = {**about, "options": asdict(options), "told": edited.told, "seconds": round(seconds, 3)}
@@ -121,6 +124,20 @@ def _write(options: Edit, given: Given, edited: Edited, about: dict[str, Any], s
         (folder / "index.html").write_text(render(report), encoding="utf-8")
 
 
+def _file(taken: set[str], row: int, *words: str) -> str:
+    """A name that is not ``taken`` yet, and is from now on; where it is too long, what the first word says is cut."""
+    slug = _slug(*words)
+    if len(slug) > LONGEST and len(words) > 1:
+        last = _slug(*words[1:])[-LONGEST:]
+        slug = f"{_slug(words[0])[: max(8, LONGEST - len(last) - 1)].strip('-')}-{last}"
+    file, n = f"{row:03d}-{slug[:2 * LONGEST]}", 1
+    while file in taken:
+        n += 1
+        file = f"{row:03d}-{slug[:2 * LONGEST]}-{n}"
+    taken.add(file)
+    return f"{file}.png"
+
+
 def _slug(*words: str) -> str:
     text = "-".join(words).lower().replace("\N{MINUS SIGN}", "minus").replace("+", "plus")
-    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")[:80] or "picture"
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "picture"

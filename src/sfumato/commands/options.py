@@ -217,6 +217,7 @@ def _gather(args: Sequence[str], flags: dict[str, Flag], told: list[str]) -> lis
     into = rest
     for arg in args:
         option, equals, value = arg.partition("=")
+        option = option.replace("_", "-") if option.startswith("--") else option  # as the parser reads options
         if arg.startswith("-") and not _is_number(arg):
             into = values.setdefault(repeatable[option], []) if option in repeatable else rest
             if into is not rest:

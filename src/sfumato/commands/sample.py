@@ -264,13 +264,13 @@ def read_seeds(text: str) -> list[int]:
         if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)):
             raise BadInput(f"{text!r} names no seeds: write them like 7 or 0-3 or 1,5,9")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise BadInput(f"{part.strip()} in {text!r} is an empty range of seeds: write it like {last}-{first}")
         if last >= 2**63:
             raise BadInput(f"seeds lie below 2**63: {last} does not")
         if last - first >= MOST or len(seeds) >= MOST:
             raise BadInput(f"{text!r} names more than {MOST:,} seeds: draw them in several parts")
         seeds.extend(range(first, last + 1))
-    if not seeds:
-        raise BadInput(f"{text!r} is an empty range of seeds: write it like 0-3")
     return seeds
 
 

@@ -15,6 +15,8 @@ from sfumato.finite import NONE, NotFinite, finite
 from sfumato.foreign import reading
 
 SUFFIXES = (".npy", ".safetensors")
+PIECE = 64
+"""Frames that are looked at together."""
 
 
 class ArrayFrames:
@@ -42,12 +44,17 @@ class ArrayFrames:
         self.each = length - frames + 1
         if self.each < 1 or not self.sequences:
             raise BadInput(f"the sequences of {file} have {length} frames, fewer than the {frames} asked for")
+        kind = self.array.dtype.newbyteorder("=") if isinstance(self.array, np.ndarray) else None
+        if kind is not None and kind not in (np.uint8, np.float16, np.float32, np.float64):
+            raise BadInput(f"{file} holds {kind.name}: frames are uint8 or floating point of at most 64 bits")
         first = self._part(0, 0, 1)
         if first.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise BadInput(f"{file} holds {first.dtype}: frames are uint8 or floating point")
         self.pixels = first.dtype == torch.uint8
         self.bounded = self.pixels or all(
-            bool(self._part(i, 0, length).abs().max() <= 1) for i in range(self.sequences)
+            bool(self._part(i, start, start + PIECE).abs().max() <= 1)
+            for i in range(self.sequences)
+            for start in range(0, length, PIECE)
         )
 
     def __len__(self) -> int:
@@ -62,7 +69,8 @@ class ArrayFrames:
 
     def _part(self, sequence: int, start: int, end: int) -> Tensor:
         part = self.array[start:end] if self.single else self.array[sequence, start:end]
-        return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        # A copy, in this machine's order of bytes, whichever the file has.
+        return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, part.dtype.newbyteorder("=")))
 
 
 def _open(file: Path):

@@ -107,6 +107,8 @@ def to_image(data: bytes | Path | UInt8[np.ndarray, "height width 3"], name: str
         return Image.fromarray(data)
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
+            if file.mode == "F" or (file.mode == "I" and file.format == "TIFF"):  # which have no white of their own
+                raise ValueError("more than 16 bits a channel, which have no fixed white: save it with 8 or 16")
             return _opaque(ImageOps.exif_transpose(file))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         name = name if isinstance(data, bytes) else str(data)
@@ -120,8 +122,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError
 def _opaque(image: Image.Image) -> Image.Image:
     """The picture in colour, whatever its mode, what is transparent in it on white."""
     if image.mode.startswith("I"):  # grey of 16 bits, which Pillow's conversion would cut off at 255
-        grey = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+        levels, clear = np.asarray(image), image.info.get("transparency")
+        grey = (levels.astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(grey if clear is None else np.where(levels == clear, np.uint8(255), grey))
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")

@@ -81,11 +81,14 @@ def check_rigid(poses: Float[Tensor, "*n 4 4"]) -> None:
     last = poses.new_tensor([0.0, 0.0, 0.0, 1.0])
     turn = poses[..., :3, :3]
     eye = torch.eye(3, dtype=poses.dtype, device=poses.device)
+    missed, allowed = product(turn, turn.mT) - eye, TOLERANCE
+    if poses.dtype in (torch.float16, torch.bfloat16):  # which round the rotation itself by more
+        missed, allowed = product(turn.double(), turn.mT.double()) - eye, 2 * torch.finfo(poses.dtype).eps
     if not torch.isfinite(poses).all():
         raise BadInput("a camera's pose holds numbers that are not finite: write it again")
     if (poses[..., 3, :] - last).abs().max() > TOLERANCE:
         raise BadInput("the last row of a camera's pose is 0 0 0 1: give matrices from camera to world, rows first")
-    if (product(turn, turn.mT) - eye).abs().max() > TOLERANCE or (torch.linalg.det(turn.double()) < 0).any():
+    if missed.abs().max() > allowed or (torch.linalg.det(turn.double()) < 0).any():
         raise BadInput("a camera's pose turns and moves, without scaling or mirroring: its 3x3 part is a rotation")
 
 

@@ -42,7 +42,8 @@ class Captions:
 
     def __init__(self, folder: Path, files: Sequence[Path]):
         told, self.strangers = _tables(folder, files)
-        found = [_beside(f) or told.get(_key(f)) for f in files]
+        texts = _texts({f.parent for f in files})
+        found = [_beside(f, texts) or told.get(_key(f)) for f in files]
         if any(found):
             found = [f or ("", NONE) for f in found]
         else:
@@ -94,11 +95,17 @@ def first_of(names: Iterable[str], columns: Iterable[str]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def _beside(file: Path) -> tuple[str, str] | None:
+def _texts(folders: Iterable[Path]) -> dict[Path, Path]:
+    """The texts of these folders, by their paths with the suffix in small letters; a.txt goes before a.TXT."""
+    files = (f for folder in folders for f in folder.iterdir() if f.suffix.lower() in BESIDE and f.is_file())
+    return {f.with_suffix(f.suffix.lower()): f for f in sorted(files, key=lambda f: f.suffix)}
+
+
+def _beside(file: Path, texts: Mapping[Path, Path]) -> tuple[str, str] | None:
     """The text that lies beside a picture, and how it is called."""
-    for text in (*(file.with_suffix(s) for s in BESIDE), *(file.with_name(file.name + s) for s in BESIDE)):
-        if text.is_file():
-            return clean(decode(text.read_bytes(), str(text))), f"{text.suffix} files"
+    for name in (*(file.with_suffix(s) for s in BESIDE), *(file.with_name(file.name + s) for s in BESIDE)):
+        if text := texts.get(name):
+            return clean(decode(text.read_bytes(), str(text))), f"{name.suffix} files"
     return None
 
 
@@ -137,11 +144,18 @@ def _jsonl(table: Path) -> Iterator[Mapping[str, Any]]:
 
 def _csv(table: Path) -> Iterator[Mapping[str, Any]]:
     text = decode(table.read_bytes(), str(table)).replace("\r\n", "\n")
+    above = len(text) - len(text.lstrip("\n"))
     # Lines are cut here, because the reader would cut at other separators too.
+    rows = csv.DictReader((line + "\n" for line in text[above:].split("\n")), strict=True)
+    line = lambda: f"line {above + rows.reader.line_num} of {table}"
     try:
-        yield from csv.DictReader(line + "\n" for line in text.split("\n") if line)
+        for row in rows:
+            if None in row:  # under which the reader puts what the header has no column for
+                raise BadInput(f"{line()} has more cells than the table has columns: put a text with commas in quotes")
+            yield row
     except csv.Error as error:
-        raise BadInput(f"{table} cannot be read as comma-separated values: {error}") from error
+        told = "close every quote, and double those inside of a text"
+        raise BadInput(f"{line()} cannot be read as comma-separated values ({error}): {told}") from error
 
 
 def _key(file: Path) -> str:

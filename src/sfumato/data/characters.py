@@ -35,7 +35,7 @@ class Characters:
         if not path.is_file():
             raise BadInput(f"there is no text at {str(file)!r}: give a text file in UTF-8")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadInput(f"{path} is no text in UTF-8: convert it first") from error
         self.symbols, self.length = "".join(sorted(set(text))), length

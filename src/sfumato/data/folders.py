@@ -22,14 +22,18 @@ def pictures_in(folder: Path) -> list[Path]:
     return _pictures_in(folder)[0]
 
 
-def _pictures_in(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """Its pictures; what was left out, by reason.
+def _pictures_in(folder: Path) -> tuple[list[Path], dict[Path, Path], Counter[str]]:
+    """Its pictures; those that condition others, by the path of these without a suffix; what was left out, by reason.
 
     The contact sheet that `sfumato sample` lays beside its pictures is none of them.
     """
     files, left = walk(folder)
     files = [f for f in files if not (f.name == "sheet.png" and f.with_name("sample.json").exists())]
-    return [f for f in files if not f.stem.endswith(CONDITION)], left
+    seconds: dict[Path, Path] = {}
+    for file in files:
+        if file.stem.lower().endswith(CONDITION):
+            seconds.setdefault(file.with_name(file.stem[: -len(CONDITION)]), file)
+    return [f for f in files if not f.stem.lower().endswith(CONDITION)], seconds, left
 
 
 class FolderPictures(Pictures):
@@ -37,7 +41,7 @@ class FolderPictures(Pictures):
 
     def __init__(self, folder: Path, size: int):
         self.folder = folder
-        self.size, (self.files, left) = size, _pictures_in(folder)
+        self.size, (self.files, seconds, left) = size, _pictures_in(folder)
         if not self.files:
             told = "".join(f"; left out: {n} {reason}" for reason, n in left.items())
             raise BadInput(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}){told}")
@@ -55,7 +59,7 @@ class FolderPictures(Pictures):
                 raise BadInput(f"the class {folder / empty[0]} holds no pictures: fill it, or remove it")
         place = {name: i for i, name in enumerate(self.label_names)}
         self.labels = [place.get(p[0], 0) for p in parts]
-        second = [_condition(f) for f in self.files]
+        second = [seconds.get(f.with_name(f.stem)) for f in self.files]
         self.conditions = any(second)
         if self.conditions and not all(second):
             raise BadInput(f"{self.files[second.index(None)]} has no NAME{CONDITION}.png beside it; others do")
@@ -78,9 +82,3 @@ class FolderPictures(Pictures):
 
     def condition(self, index: int) -> np.ndarray:
         return to_square(self.second[index], self.size) if self.conditions else super().condition(index)
-
-
-def _condition(file: Path) -> Path | None:
-    """The picture that conditions ``file``, if there is one."""
-    candidates = (file.with_name(f"{file.stem}{CONDITION}{suffix}") for suffix in sorted(SUFFIXES))
-    return next((c for c in candidates if c.exists()), None)

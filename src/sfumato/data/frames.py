@@ -15,7 +15,7 @@ from sfumato.errors import BadInput
 from .arrays import SUFFIXES as SUFFIXES_OF_ARRAYS
 from .arrays import ArrayFrames
 from .base import to_square, to_tensor
-from .walk import SUFFIXES, hidden
+from .walk import SUFFIXES, hidden, in_place
 
 
 class Frames(Protocol):
@@ -91,15 +91,16 @@ class SketchFrames:
 
 
 class FolderFrames:
-    """Every run of ``frames`` consecutive pictures in a subfolder of ``folder``."""
+    """Every run of ``frames`` consecutive pictures in a subfolder of ``folder``, in the order of names, 2 before 10."""
 
     channels, bounded = 3, True
 
     def __init__(self, folder: Path, size: int, frames: int):
         self.size = size
         self.clips: list[list[Path]] = []
-        for sequence in sorted(p for p in folder.iterdir() if p.is_dir()):
-            files = sorted(f for f in sequence.iterdir() if f.suffix.lower() in SUFFIXES and not hidden((f.name,)))
+        for sequence in in_place((p for p in folder.iterdir() if p.is_dir() and not hidden((p.name,))), folder):
+            shown = (f for f in sequence.iterdir() if f.suffix.lower() in SUFFIXES and not hidden((f.name,)))
+            files = in_place(shown, sequence)
             self.clips += [files[i : i + frames] for i in range(len(files) - frames + 1)]
         if not self.clips:
             raise BadInput(f"no subfolder of {folder} holds {frames} pictures: one is needed for each sequence")

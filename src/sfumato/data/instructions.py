@@ -15,6 +15,7 @@ from sfumato.data import sketch
 from sfumato.errors import BadInput, unknown
 
 from .base import to_image
+from .captions import decode, lines_of
 from .sketch.captions import article
 
 PLACE = "<img><|image_{}|></img>"
@@ -71,7 +72,7 @@ class InstructionFile(Instructions):
         self.file = Path(file).expanduser()
         if not self.file.is_file():
             raise BadInput(f"there are no instructions at {file}: give 'sketch' or a file of JSON lines")
-        lines = self.file.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(decode(self.file.read_bytes(), str(self.file)))
         self._rows = [self._read(line, i) for i, line in enumerate(lines, start=1) if line.strip()]
         self._lines = [i for i, line in enumerate(lines, start=1) if line.strip()]
         if not self._rows:
@@ -93,7 +94,7 @@ class InstructionFile(Instructions):
         where = f"line {number} of {self.file}"
         try:
             told = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{where} is no JSON ({error}): write one row a line") from error
         told = told if isinstance(told, dict) else {}
         text, inputs, output = told.get("instruction"), told.get("input_images") or [], told.get("output_image")
@@ -102,7 +103,10 @@ class InstructionFile(Instructions):
         for name in (*inputs, output):
             if not isinstance(name, str) or not (self.file.parent / name).is_file():
                 raise BadInput(f"{where} names a picture that is not there: {name!r}, from {self.file.parent}")
-        return Row(text, tuple(inputs), output, bool(told.get("edit", False)))
+        edit = told.get("edit", False)
+        if not isinstance(edit, bool):
+            raise BadInput(f"edit in {where} is true or false, not {edit!r}")
+        return Row(text, tuple(inputs), output, edit)
 
 
 class SketchInstructions(Instructions):

@@ -28,6 +28,8 @@ from sfumato.progress import track
 
 Field = Float[Tensor, "*batch size size"]
 Spectrum = Complex[Tensor, "*batch size half"]
+SPIN_UP = 500
+"""Time steps after which a flow has forgotten how it began."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ class KolmogorovFlow:
         return self.mean_product(spectrum, spectrum) / 2
 
     def trajectories(
-        self, n: int, frames: int, every: int, generator: torch.Generator, spin_up: int = 500, progress: bool = False
+        self, n: int, frames: int, every: int, generator: torch.Generator, spin_up: int = SPIN_UP,
+        progress: bool = False,
     ) -> Float[Tensor, "n frames size size"]:
         """Vorticity of ``n`` independent flows, ``every`` time steps a frame, after ``spin_up`` steps from `random`."""
         shots = [self.step(self.random(n, generator), spin_up)]
@@ -192,6 +195,8 @@ def coarsen(vorticity: Field, size: int) -> Field:
     return torch.fft.irfft2(new, s=(size, size)) * (size / old) ** 2
 
 
+GRID = 32
+"""Points a side on which flows are solved at least, and for which the default time step is made."""
 SCALE = 6.0
 """Vorticity that frames have as 1: about twice the standard deviation of the default flow."""
 LENGTH = 160
@@ -201,12 +206,13 @@ LENGTH = 160
 class KolmogorovFrames:
     """Clips of the default flow's vorticity over `SCALE`, on ``size`` points: every run of frames of ``flows`` flows.
 
-    Frames are ``every`` time steps apart. The flows are solved once, on at least 32 points, and kept as safetensors in
-    ``cache``: by default the folder named by SFUMATO_CACHE, or .cache/sfumato in the user's home.
+    Frames are ``every`` time steps of 0.04 apart. The flows are solved once, on at least 32 points, and kept as
+    safetensors in ``cache``: by default the folder named by SFUMATO_CACHE, or .cache/sfumato in the user's home. On
+    more than 32 points each of these steps is made in ceil(size / 32) shorter ones, or the flow would blow up.
     Cost: ``flows`` times (``length * every`` + 500) time steps, once; a minute or two for the defaults.
 
     Raises:
-        BadInput: clips longer than the flows.
+        BadInput: clips longer than the flows, an odd size.
     """
 
     channels, bounded = 1, False
@@ -225,8 +231,11 @@ class KolmogorovFrames:
     ):
         if frames > length:
             raise BadInput(f"clips of {frames} frames do not fit into flows of {length}")
+        if size < 2 or size % 2:  # before the flow is solved, not when it is brought to this size
+            raise BadInput(f"frames of the flow have an even number of points a side, got {size}")
         self.frames = frames
-        self.flow = KolmogorovFlow(size=max(size, 32))
+        finer = -(-max(size, GRID) // GRID)
+        self.flow = KolmogorovFlow(size=max(size, GRID), dt=KolmogorovFlow.dt / finer)
         what = repr((1, self.flow, size, seed, flows, length, every))  # 1: the version of what follows
         name = f"kolmogorov-{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
         file = (Path(cache) if cache else cache_folder()) / name
@@ -234,7 +243,9 @@ class KolmogorovFrames:
             self.vorticity = load_file(file)["vorticity"]
         except (OSError, LookupError, SafetensorError):  # not there yet, or damaged
             generator = torch.Generator().manual_seed(seed)
-            fine = self.flow.trajectories(flows, length, every, generator, progress=progress)
+            fine = self.flow.trajectories(
+                flows, length, every * finer, generator, spin_up=SPIN_UP * finer, progress=progress
+            )
             self.vorticity = coarsen(fine, size).float()
             # Kept to save time; where that cannot be, or another process is at it, nothing is lost.
             with contextlib.suppress(BadInput, OSError), atomic_file(file, overwrite=True) as temporary:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sfumato.errors import BadInput
 from sfumato.foreign import reading
@@ -51,14 +52,16 @@ def read_languages(path: str | os.PathLike) -> list[Said]:
     """
     path = Path(path)
     with reading(path, "prompts in several languages"), open(path, encoding="utf-8-sig", newline="") as stream:
-        dialect = {"delimiter": ","} if path.suffix == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        if path.suffix == ".csv":
+            dialect = {"delimiter": ",", "strict": True}
         rows = [[cell.strip() for cell in row] for row in csv.reader(stream, **dialect)]
     found: dict[str, Said] = {}
     for number, row in enumerate(rows, 1):
         cells = [cell for cell in row if cell]
         if not cells or cells[0].startswith("#"):
             continue
-        if len(cells) < 2 or any("{concept}" not in cell for cell in cells[2:]):
+        if not all(row[:2]) or len(cells) < 2 or any("{concept}" not in cell for cell in cells[2:]):
             raise BadInput(f"row {number} of {path} is not a row of prompts: give {_FORM}")
         if cells[0] in found:
             raise BadInput(f"{path} has two rows for {cells[0]!r}: put all prompts of a language into one")

@@ -89,12 +89,16 @@ class TarPictures(Pictures):
         return int(self.index["label"][index]) if self.label_names else 0
 
     def picture(self, index: int) -> np.ndarray:
-        return to_square(self._read("picture", index), self.size, self.row(index))
+        return to_square(self.encoded(index), self.size, self.row(index))
 
     def condition(self, index: int) -> np.ndarray:
         if not self.conditions:
             return super().condition(index)
         return to_square(self._read("condition", index), self.size, f"the condition of {self.row(index)}")
+
+    def encoded(self, index: int) -> bytes:
+        """Picture ``index`` as it lies in its shard."""
+        return self._read("picture", index)
 
     def _read(self, kind: str, index: int) -> bytes:
         start, length = self.index[kind][index].tolist()
@@ -134,7 +138,7 @@ def _ranges(pattern: str) -> list[str]:
 def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[str, ...], dict[str, int]]:
     """Where all samples' members lie, the samples' names, the classes' names, what was left out; kept in the cache."""
     about = [(str(s.resolve()), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
-    what = hashlib.sha256(repr((2, about)).encode()).hexdigest()  # 2: the version of what is kept
+    what = hashlib.sha256(repr((3, about)).encode()).hexdigest()  # 3: the version of what is kept
     file = cache_folder() / f"shards-{what[:24]}.safetensors"
     try:
         with safe_open(file, "numpy") as kept:
@@ -149,7 +153,7 @@ def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[
         samples += [(number, *sample) for sample in those]
         left += out
     words = [classes for _, _, _, classes in samples]
-    numbers = all(word is None or word.isdigit() for word in words)
+    numbers = all(word is None or (word.isdecimal() and len(word) < 19) for word in words)
     known = sorted({word for word in words if word is not None}, key=int if numbers else str)
     if numbers:
         check_labels(map(int, known), 0, str(shards[0]))
@@ -170,31 +174,46 @@ def _index(shards: list[Path]) -> tuple[dict[str, np.ndarray], list[str], tuple[
 def _samples(shard: Path) -> tuple[list[tuple[str, dict[str, tuple[int, int]], str | None]], Counter[str]]:
     """(name, where its members lie, class) of every sample with a picture, in the file's order; what was left out.
 
-    A sample's name ends at the first dot, or where no sample goes by that short name, as in "1.5x.png", at the last.
+    A sample's name ends at the first dot, or where no sample goes by that short name, as in "1.5x.png", at the last
+    (before ".cond." in "1.5x.cond.png"). Of two members of one kind the later counts. A hard link stands for the member
+    that it names.
     """
     found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     dotted: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     classes: dict[str, str] = {}
     left: Counter[str] = Counter()
+    files: dict[str, tuple[int, int]] = {}
     end = 0
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 key, suffix = _split(member.name)
-                if member.isfile() and hidden(tuple(member.name.removeprefix("./").split("/"))):
+                if member.isfile():
+                    files[member.name] = (member.offset_data, member.size)
+                elif not (member.islnk() or member.issym()):
+                    continue
+                if hidden(tuple(member.name.removeprefix("./").split("/"))):
                     left["hidden or left by a system"] += 1
                     continue
-                if not member.isfile() or not suffix or not key:
+                if not suffix or not key:
                     continue
                 samples = found
-                if suffix != ".cls" and not _kind(suffix):  # not one that is known: the name may hold dots itself
-                    longer, dot, last = suffix.rpartition(".")
-                    samples, key, suffix = dotted, key + longer, dot + last
-                if suffix == ".cls":
+                if suffix.lower() != ".cls" and not _kind(suffix):  # not one that is known: the name may hold dots
+                    longer, suffix = _longer(suffix)
+                    samples, key = dotted, key + longer
+                named = member.name if member.isfile() else member.linkname if member.islnk() else ""
+                kind, place = _kind(suffix), files.get(named)
+                if not kind and suffix.lower() != ".cls":
+                    continue
+                if place is None:
+                    left["links to what is no earlier member"] += 1
+                elif not kind:
                     classes[key] = clean(decode(tar.extractfile(member).read(), f"{member.name} in {shard}"))
-                elif kind := _kind(suffix):
-                    samples[key][kind] = (member.offset_data, member.size)
-                    end = max(end, member.offset_data + member.size)
+                else:
+                    if kind in samples[key]:
+                        left[f"further {kind}s of a sample"] += 1
+                    samples[key][kind] = place
+                    end = max(end, sum(place))
             _check_end(shard, tar.offset, end)
     except (tarfile.TarError, OSError) as error:
         raise BadInput(f"{shard} cannot be read as a tar file ({error}); compressed ones must be unpacked") from error
@@ -208,10 +227,18 @@ def _samples(shard: Path) -> tuple[list[tuple[str, dict[str, tuple[int, int]], s
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(path up to the first dot of the name, the rest in small letters)."""
+    """(path up to the first dot of the name, the rest)."""
     folder, _, name = name.rpartition("/")
     key, dot, suffix = name.partition(".")
-    return (f"{folder}/{key}" if folder and key else key), (dot + suffix.lower() if dot else "")
+    return (f"{folder}/{key}" if folder and key else key), dot + suffix
+
+
+def _longer(suffix: str) -> tuple[str, str]:
+    """What of a suffix with several dots belongs to the name, and the suffix that is left."""
+    longer, dot, last = suffix.rpartition(".")
+    shorter, _, word = longer.rpartition(".")
+    whole = f".{word}{dot}{last}"
+    return (shorter, whole) if _kind(whole) == "condition" else (longer, dot + last)
 
 
 def _check_end(shard: Path, offset: int, last: int) -> None:
@@ -229,7 +256,8 @@ def _check_end(shard: Path, offset: int, last: int) -> None:
 
 
 def _kind(suffix: str) -> str | None:
-    """What a member with this suffix is."""
+    """What a member with this suffix is, in whatever letters."""
+    suffix = suffix.lower()
     if suffix in SUFFIXES:
         return "picture"
     if suffix.startswith(".cond.") and suffix.removeprefix(".cond") in SUFFIXES:

@@ -23,15 +23,16 @@ class Sound(Pictures):
     Args:
         pictures: the source.
         name: what it is called in complaints.
-        share: the largest share of bad rows.
+        share: the largest share of bad rows; one must be readable.
 
     Raises:
         BadInput: (from reading) more rows are bad.
     """
 
     def __init__(self, pictures: Pictures, name: str, share: float):
-        self.pictures, self.called, self.limit = pictures, name, int(share * len(pictures))
-        self.state, self.bad = bytearray(len(pictures)), 0
+        n = len(pictures)
+        self.pictures, self.called, self.limit = pictures, name, min(int(share * n), n - 1)
+        self.state, self.bad = bytearray(n), 0
         self.label_names, self.conditions = pictures.label_names, pictures.conditions
         self.origin, self.left_out = pictures.origin, pictures.left_out
 

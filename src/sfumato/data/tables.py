@@ -14,6 +14,7 @@ import numpy as np
 
 from sfumato.errors import BadInput
 from sfumato.hub import require_hub
+from sfumato.memory import require_memory
 
 from .base import Pictures, to_square
 from .captions import TEXTS, first_of, text_of
@@ -36,15 +37,14 @@ class TablePictures(Pictures):
         source: what the table is called in complaints.
 
     Raises:
-        BadInput: a column is missing or cannot be understood.
+        BadInput: a column is missing or cannot be understood, or there are no rows.
     """
 
     def __init__(self, size: int, caption: str, columns: Sequence[str], features: dict[str, Any], source: str):
         self.size, self.columns, self.source = size, list(columns), source
-        described = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
-        self.image = first_of([*IMAGE, *described], columns)
-        if self.image is None:
-            raise BadInput(f"{source} has no column 'image'; it has {', '.join(columns)}")
+        if not len(self):
+            raise BadInput(f"{source} has no rows: give a table that holds pictures")
+        self.image = image_column(columns, features, source)
         self.second = first_of(CONDITION, columns)
         self.conditions = self.second is not None
         if caption == DEFAULT and "caption" not in columns:
@@ -89,16 +89,33 @@ class TablePictures(Pictures):
         return self._decode(self.second, index) if self.second else super().condition(index)
 
     def _decode(self, name: str, index: int) -> np.ndarray:
-        cell = self.cell(name, index)
-        if isinstance(cell, dict):
-            cell = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
-        if not isinstance(cell, (bytes, Path)):
+        data = encoded(self.cell(name, index))
+        if data is None:
             raise BadInput(f"{self.row(index)} holds no picture in its column {name!r}")
-        return to_square(cell, self.size, f"{self.row(index)}, column {name!r},")
+        return to_square(data, self.size, f"{self.row(index)}, column {name!r},")
+
+
+def image_column(columns: Sequence[str], features: dict[str, Any], source: str) -> str:
+    """The column of the pictures.
+
+    Raises:
+        BadInput: there is none.
+    """
+    described = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
+    if (found := first_of([*IMAGE, *described], columns)) is None:
+        raise BadInput(f"{source} has no column 'image'; it has {', '.join(columns)}")
+    return found
+
+
+def encoded(cell: Any) -> bytes | Path | None:
+    """The picture in a cell, as bytes or as its file; None where there is none."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
+    return cell if isinstance(cell, (bytes, Path)) else None
 
 
 class ParquetPictures(TablePictures):
-    """Rows of Parquet files, memory-mapped where they are not compressed."""
+    """Rows of Parquet files. They are read whole, for rows are asked for in any order; memory is counted first."""
 
     def __init__(self, source: str, size: int, caption: str):
         import pyarrow as pa
@@ -109,13 +126,16 @@ class ParquetPictures(TablePictures):
         if missing or not files:
             raise BadInput(f"no such Parquet file: {', '.join(missing) or source}")
         try:
-            tables = [pq.read_table(f, memory_map=True) for f in files]
+            groups = [pq.read_metadata(f) for f in files]
+            size_of = sum(m.row_group(i).total_byte_size for m in groups for i in range(m.num_row_groups))
+            require_memory(size_of, f"the rows of {source}")
+            tables = [pq.read_table(f) for f in files]
             self.table = pa.concat_tables(tables, promote_options="default")
         except (pa.ArrowException, OSError) as error:
             reason = str(error).strip().split("\n")[0]
             raise BadInput(f"{source} cannot be read as Parquet files of one kind: {reason}") from error
         self.files, self.ends = files, np.cumsum([len(table) for table in tables])
-        features = _described(tables[0].schema.metadata or {})
+        features = described(tables[0].schema.metadata)
         super().__init__(size, caption, self.table.column_names, features, str(files[0]))
 
     def __len__(self) -> int:
@@ -132,10 +152,10 @@ class ParquetPictures(TablePictures):
         return f"row {index - (int(self.ends[file - 1]) if file else 0)} of {self.files[file]}"
 
 
-def _described(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+def described(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """What `datasets` wrote of the columns; {} where it wrote nothing that can be read."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return {}
     return features if isinstance(features, dict) else {}
@@ -157,9 +177,11 @@ class HubPictures(TablePictures):
         if not name or len(where) > 2:
             raise BadInput(f"hub:{source} names no data set: write hub:OWNER/NAME, or hub:OWNER/NAME:CONFIG:SPLIT")
         try:
-            # What `save_to_disk` wrote is not what `load_dataset` reads.
-            saved = (Path(name) / "dataset_dict.json").exists()
+            # What `save_to_disk` wrote is not what `load_dataset` reads: a dict of splits, or a single one.
+            saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
             loaded = datasets.load_from_disk(name) if saved else _loaded(datasets, name, where[:-1])
+            if isinstance(loaded, datasets.Dataset):
+                loaded = {str(loaded.split or "train"): loaded}
         except BadInput:
             raise
         except Exception as error:  # whatever the network, the hub or a builder raises
@@ -173,8 +195,8 @@ class HubPictures(TablePictures):
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
         self.rows, self.views = rows, {column: rows.select_columns([column]) for column in rows.column_names}
-        described = json.loads(json.dumps(rows.features.to_dict(), default=str))
-        super().__init__(size, caption, rows.column_names, described, f"{name} ({split})")
+        features = json.loads(json.dumps(rows.features.to_dict(), default=str))
+        super().__init__(size, caption, rows.column_names, features, f"{name} ({split})")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -49,7 +49,8 @@ class ScenePictures(SketchPictures):
     """``count`` pictures of the sketch world for a model that is to draw what prompts ask: most show two objects.
 
     Pictures 2i and 2i + 1 are a scene and its twin, with colours or places exchanged (`sketch.twin`), and captions
-    come in all phrasings of `sketch.training_caption`.
+    come in all phrasings of `sketch.training_caption`. The class is the object that `sketch.caption` names first, which
+    other phrasings may name later, or not at all.
     """
 
     group = 2

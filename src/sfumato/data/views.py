@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +21,11 @@ from sfumato.text import counted
 from .base import UNREADABLE, to_square
 from .cameras import Cameras, look_at
 from .solids import SOLIDS, WIDTH, World, render, some_world
-from .walk import SUFFIXES, hidden
+from .walk import SUFFIXES, hidden, in_place
 
 FILE = "transforms.json"
+ORIENTATION = 0x0112
+"""EXIF's number of how a picture is to be turned."""
 KEPT = 2**28
 """Bytes of drawn pictures that are kept in memory."""
 
@@ -141,7 +144,9 @@ class FolderViews:
 
     def __init__(self, folder: Path, size: int, least: int):
         self.size = size
-        inside = [folder] if (folder / FILE).is_file() else sorted(p for p in folder.iterdir() if (p / FILE).is_file())
+        inside = [folder]
+        if not (folder / FILE).is_file():
+            inside = in_place((p for p in folder.iterdir() if (p / FILE).is_file() and not hidden((p.name,))), folder)
         if not inside:
             raise BadInput(f"no subfolder of {folder} has a {FILE}: one is needed for each scene")
         scenes = [_scene(place) for place in inside]
@@ -190,17 +195,19 @@ def _scene(folder: Path) -> tuple[list[Path], Cameras, np.ndarray]:
         cameras = Cameras(torch.from_numpy(np.stack(poses)).float(), torch.tensor(focal))
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from error
-    objects = data.get("objects", [])
+    objects = data.get("objects") or []
+    if not isinstance(objects, list):
+        raise BadInput(f"objects of {where} is no list: give a list of numbers for each object")
     if not objects:
         return files, cameras, np.zeros((0, 0), np.float32)
-    width = len(objects[0]) if isinstance(objects, list) and isinstance(objects[0], list) else 0
+    width = len(objects[0]) if isinstance(objects[0], list) else 0
     return files, cameras, _matrix(objects, (len(objects), width), f"objects of {where}").astype(np.float32)
 
 
 def _file(folder: Path, named: str) -> Path:
     """The picture of a frame, whose suffix may be left out; it lies inside the folder."""
-    path = (folder / named).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    path = Path(os.path.abspath(folder / named))  # links are not followed: the cache of a hub is made of them
+    if not path.is_relative_to(os.path.abspath(folder)):
         raise BadInput(f"{folder / FILE} names the picture {named!r}, which lies outside of its folder: move it there")
     found = path if path.is_file() else path.with_name(f"{path.name}.png")
     if not found.is_file():
@@ -223,8 +230,11 @@ def _focal(told: dict[str, Any], file: Path, where: str) -> float:
     try:
         with Image.open(file) as image:
             width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except UNREADABLE as error:
         raise BadInput(f"{file} cannot be read as a picture ({error})") from error
+    if turned:  # cameras are of the pixels as they lie, or of the picture as it is shown: nobody knows
+        raise BadInput(f"{file} is shown turned or mirrored (its EXIF orientation): save it upright, without that mark")
     known = ("camera_angle_x", "fl_x", "fl_y", "cx", "cy", "w", "h")
     numbers: dict[str, Any] = {k: told[k] for k in known if k in told}
     if wrong := [k for k, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float)]:

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -36,7 +36,13 @@ def walk(folder: Path) -> tuple[list[Path], Counter[str]]:
             left["broken links"] += 1
         else:
             files.append(file)
-    return sorted(files, key=lambda f: in_order(f.relative_to(folder).as_posix())), left
+    return in_place(files, folder), left
+
+
+def in_place(files: Iterable[Path], folder: Path) -> list[Path]:
+    """Files or folders in ``folder`` in the order of their names: 2 before 10, and 01 before 1."""
+    names = ((f.relative_to(folder).as_posix(), f) for f in files)
+    return [file for _, _, file in sorted((in_order(name), name, file) for name, file in names)]
 
 
 def in_order(name: str) -> tuple[tuple[str | int, ...], ...]:

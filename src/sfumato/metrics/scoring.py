@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from sfumato.data.base import Rows
 from sfumato.data.captions import decode, lines_of
 from sfumato.errors import BadInput, unknown
 from sfumato.fields import Count, Seed, check
+from sfumato.files import cache_folder
 from sfumato.plan import Plan
 from sfumato.progress import track
 
@@ -67,7 +67,8 @@ class Scoring:
     seed: Seed = 0
     """Of subsets, shuffles, intervals and the random network."""
     cache: Path | None = None
-    """Folder in which features are kept for the next run; by default sfumato/features in your cache folder."""
+    """Folder in which features are kept for the next run; by default features in the folder that SFUMATO_CACHE
+    names, or in .cache/sfumato at home."""
     keep_features: bool = True
     """Keep features for the next run."""
     device: str | None = None
@@ -96,8 +97,7 @@ class Scoring:
 
     def folder(self) -> Path | None:
         """Where features are kept."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        return (self.cache or home / "sfumato" / "features") if self.keep_features else None
+        return (self.cache or cache_folder() / "features") if self.keep_features else None
 
 
 class Run:

@@ -37,7 +37,7 @@ class Source:
 
     @cached_property
     def sizes(self) -> dict[tuple[int, int], list[str]]:
-        """(width, height) -> the pictures that have it, by name; empty where it cannot be told."""
+        """(width, height) -> the pictures that have it, by name; empty for features and where any size is drawn."""
         return {} if self.given is not None else sizes_of(self.where)
 
     def open(self, side: int) -> None:

@@ -37,7 +37,7 @@ class Given:
 def found_in(source: Path) -> list[Given]:
     """The pictures of a folder and its subfolders, or one picture.
 
-    ``a.jpg`` becomes ``a.png``; where that would be two, ``a.jpg.png``.
+    ``a.jpg`` becomes ``a.png``; where that would be two, ``a.jpg.png``; no two get one name.
 
     Raises:
         BadInput: there are none.
@@ -49,12 +49,13 @@ def found_in(source: Path) -> list[Given]:
     files = pictures_in(source)
     if not files:
         raise BadInput(f"{source} holds no pictures: give a folder that does")
-    plain = [f.relative_to(source).with_suffix(".png").as_posix() for f in files]
-    twice = Counter(plain)
-    names = [
-        n if twice[n] == 1 else f"{f.relative_to(source).as_posix()}.png" for f, n in zip(files, plain, strict=True)
-    ]
-    return [Given(f, n) for f, n in zip(files, names, strict=True)]
+    names = {f: f.relative_to(source).with_suffix(".png").as_posix() for f in files}
+    while True:  # a longer name may be the short one of another: then that one is made longer too
+        count = Counter(n.casefold() for n in names.values())  # some systems hold A.png and a.png to be one
+        longer = {f: f"{f.relative_to(source).as_posix()}.png" for f, n in names.items() if count[n.casefold()] > 1}
+        if longer.items() <= names.items():
+            return [Given(f, n) for f, n in names.items()]
+        names |= longer
 
 
 def read_picture(file: Path) -> Float[Tensor, "1 channel height width"]:
