@@ -133,9 +133,13 @@ def measured(emoji: Emoji, args: argparse.Namespace) -> dict[str, Any]:
     """How often the style is seen, and the subject found, as counts; written to ``out/figures.json``."""
     style = ClassifierDetector(args.emoji / "classifier-style" / "model")
     counted = lambda present: [int(present.sum()), len(present)]
+    unseen = [emoji.pictures(c).float() / 255 for c in emoji.unseen]
+    real = {told: torch.cat([x[[s in some for s in STYLES]] for x in unseen])
+            for told, some in ((f"real, by {STYLE}", {STYLE}), ("real, by others", set(STYLES) - {STYLE}))}  # fmt: skip
     folders = {"named": "named", "not asked": "plain"}
     folders |= {f"{i} by {n}": f"{i}-{n}" for i, n in product(("style", "safe"), METHODS)}
-    styles = {told: counted(style(drawn(args.out / at), STYLE).present) for told, at in folders.items()}
+    styles = {told: counted(style(x, STYLE).present) for told, x in real.items()}
+    styles |= {told: counted(style(drawn(args.out / at), STYLE).present) for told, at in folders.items()}
     judge = make_extractor(str(args.emoji / "classifier-caption" / "model"))
     features = lambda x: torch.nn.functional.normalize(judge(x).float(), dim=1)
     others = torch.cat([features(emoji.pictures(c)) for c in emoji.unseen[:CANDIDATES]]).unflatten(0, (-1, len(STYLES)))
@@ -176,6 +180,7 @@ def pages(found: dict[str, Any], commands: dict[str, list[str]], args: argparse.
         f"## A style: {LEARNED} emoji of {STYLE}", "",
         f"How often the judge of styles sees {STYLE} in pictures of {ASKED} subjects, {SEEDS} of each:", "",
         "| asked for | seen [95 %] |", "| --- | --- |", *rows, "",
+        "\"real\": the artists' pictures of subjects that nothing here has seen, which tell how well the judge sees; "
         "\"named\": by the style's name, which the pipeline knows; \"not asked\": no style.", "",
         sheet(["style", "plain", *(f"style-{name}" for name in METHODS)], args, "customise-style"), "",
         f"Rows: what is learned from; no style asked; {', '.join(METHODS)}. The first pictures, not selected.", "",
