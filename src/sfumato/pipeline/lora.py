@@ -121,15 +121,17 @@ def read(path: str | Path, anatomy: Anatomy) -> tuple[dict[str, Tensor], int, fl
 def uniform(products: Mapping[str, Product]) -> tuple[dict[str, Tensor], int, float]:
     """Products as the state dict of an adapter with one rank and one alpha.
 
-    Where they have several, those of lower rank get rows of zeros, and what each is scaled by goes into its up factor.
+    Where they have several, those of lower rank get rows of zeros, and what each is scaled by goes into its up factor,
+    in float32 at least: in the half precision of most files that would be rounded.
     """
     ranks, alphas = ({f(x) for x in products.values()} for f in (lambda x: x.rank, lambda x: x.alpha))
     rank, state = max(ranks), {}
     one = len(ranks) == len(alphas) == 1
     for name, x in products.items():
         spare = rank - x.rank
-        up = x.up if one else x.up * (x.alpha / x.rank)
-        state[f"{name}.down"] = torch.cat([x.down, x.down.new_zeros(spare, *x.down.shape[1:])]) if spare else x.down
+        down, up = (y if one else y.to(torch.promote_types(y.dtype, torch.float32)) for y in (x.down, x.up))
+        up = up if one else up * (x.alpha / x.rank)
+        state[f"{name}.down"] = torch.cat([down, down.new_zeros(spare, *down.shape[1:])]) if spare else down
         state[f"{name}.up"] = torch.cat([up, up.new_zeros(len(up), spare)], dim=1) if spare else up
     return state, rank, alphas.pop() if one else float(rank)
 
