@@ -31,6 +31,7 @@ from sfumato.pipeline.keys import (
     load_keys,
     save_keys,
 )
+from sfumato.pipeline.membrane import save_lora
 from sfumato.train.draw import Share
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -276,7 +277,8 @@ def test_records_tell_keys_apart_and_no_weights_stand_for_one(tiny_sd, key, tmp_
     assert told["key"] == "star" and json.loads(json.dumps(told)) == told
     other = attach(tiny_sd, [ConceptKey("star", "inmidout", key.value_rows, key.key_rows)])
     assert other.describe()["adapters"]["key.star"]["sha256"] != told["sha256"]
-    for refused in (lambda: made.save(tmp_path / "a"), made.merged, made.adapters["key.star"].save_lora):
+    alone = lambda: save_lora(tmp_path / "a", made)
+    for refused in (lambda: made.save(tmp_path / "a"), made.merged, made.adapters["key.star"].save_lora, alone):
         with pytest.raises(BadInput, match="remove it first"):
             refused()
     assert not (tmp_path / "a").exists()

@@ -160,14 +160,20 @@ class KeyAdapter(Adapter):
         self._quiet = lambda: None
         super().remove()
 
+    def strength(self, key: str) -> float:
+        raise self._no_weights()
+
     def add_to(self, network: nn.Module, scale: float) -> None:
-        raise BadInput(
+        raise self._no_weights()
+
+    def save_lora(self, *args: Any, **kwargs: Any) -> None:
+        raise self._no_weights()
+
+    def _no_weights(self) -> BadInput:
+        return BadInput(
             f"the key of {self.key.concept!r} is no part of any weights: remove it first, and attach it again to what "
             "was made"
         )
-
-    def save_lora(self, *args: Any, **kwargs: Any) -> None:
-        self.add_to(self.anatomy.network, 1.0)
 
     def _extend(self, site: Site, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if not self._active:
