@@ -160,7 +160,9 @@ def test_the_doctor_says_what_a_model_takes(tiny_sd, tmp_path, capsys):
     assert rows["unet"][0] == f"{sum(x.numel() for x in tiny_sd.network.parameters()):,}"
     assert rows["in all"][1] == human_bytes(weights) and rows["esd-x: optimiser"][1] == human_bytes(8 * trained)
     half = {what: size for what, _, size in room(Room(model=str(folder), method="uce", dtype="float16"))}
-    assert half["in all"] == human_bytes(weights / 2) and "uce, by files: weights concerned" in half
+    vae = 4 * sum(x.numel() for x in tiny_sd.pipe.vae.parameters())  # which is loaded in float32
+    assert half["vae"] == human_bytes(vae) and half["in all"] == human_bytes((weights + vae) / 2)
+    assert "uce, by files: weights concerned" in half
     assert main(["doctor", "--method", "uce"]) == 2 and "--model" in capsys.readouterr().err
 
 

@@ -30,6 +30,7 @@ from sfumato.foreign import reading
 
 from .anatomy import Projection
 from .base import Text2Image
+from .codec import overflows
 from .load import inspected, read_record, wrap
 from .saving import describe, quiet, write_card
 from .sound import PICKLES, plain_files
@@ -204,6 +205,7 @@ def _empty(kind: Any, folder: Path, store: Store, asked: torch.dtype | None) -> 
     with init_empty_weights(include_buffers=False):
         if issubclass(kind, ModelMixin):
             module = kind.from_config(kind.load_config(folder, local_files_only=True))
+            asked = torch.float32 if asked == torch.float16 and overflows(module) else asked
         else:
             module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     wide = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
