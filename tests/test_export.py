@@ -75,7 +75,7 @@ def test_learned_words_are_in_the_file(make, tmp_path, tmp_path_factory):
 def test_a_flow_has_no_single_file(tiny_sd, tmp_path):
     flow = tiny_sd.copy(own="full")
     as_flow(flow)
-    with pytest.raises(BadInput, match="predicts a flow.*write a folder"):
+    with pytest.raises(BadInput, match=r"predicts a flow.*write a folder"):
         write(flow, tmp_path / "m.safetensors")
     assert not (tmp_path / "m.safetensors").exists()
 

@@ -271,6 +271,22 @@ def test_the_file_is_an_adapter_like_any_other(tiny_sd, key, tmp_path):
     assert not KPOP(concepts="star", **{**SHORT, "goal": "remove", "updates": 1}).apply(tiny_sd).companions
 
 
+def test_a_key_acts_beside_what_else_is_attached(tiny_sd, key, tmp_path):
+    """As from a command, which can only name the files: as if the products were in the weights."""
+    save_keys(tmp_path / "key.safetensors", [key])
+    other = tiny_sd.copy()
+    adapter = other.add_adapter("a", targets="cross.k", generator=torch.Generator().manual_seed(0))
+    for up in adapter.up.values():
+        torch.nn.init.constant_(up, 0.5)
+    adapter.save_lora(tmp_path / "lora.safetensors")
+    made = equip(tiny_sd, "any", [tmp_path / "key.safetensors", tmp_path / "lora.safetensors"])
+    assert set(made.adapters) == {"lora.0", "key.star"}
+    expected = attach(other.merged(), [key])
+    drawn = [p.draw("star", 0, sampling_steps=2) for p in (made, expected, attach(tiny_sd, [key]), other)]
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
+    assert all((drawn[0] - x).abs().max() > 1e-3 for x in drawn[2:])
+
+
 def test_records_tell_keys_apart_and_no_weights_stand_for_one(tiny_sd, key, tmp_path):
     made = attach(tiny_sd, [key])
     told = made.describe()["adapters"]["key.star"]

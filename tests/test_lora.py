@@ -157,7 +157,7 @@ def test_a_dynamic_alpha_is_said_beside_each_layer(tiny_sd, tmp_path):
     save_file({**tensors, f"{key}.alpha": torch.tensor(3.0)}, file, metadata=header)
     assert lora.read(file, tiny_sd.anatomy)[1:] == (2, 3.0)
     save_file(tensors, file, metadata=header)
-    with pytest.raises(BadInput, match="'Dynamic' as its ss_network_alpha, and .* has no alpha of its own"):
+    with pytest.raises(BadInput, match=r"'Dynamic' as its ss_network_alpha, and .* has no alpha of its own"):
         lora.read(file, tiny_sd.anatomy)
     save_file(tensors, file, metadata={"ss_network_alpha": "much"})
     with pytest.raises(BadInput, match="is no number"):

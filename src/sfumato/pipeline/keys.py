@@ -207,12 +207,20 @@ def attach(pipe: Text2Image, keys: Sequence[ConceptKey], halves: Halves = "condi
     if not keys:
         raise BadInput("there is no key to attach: give at least one")
     made = pipe.copy()
-    for key in keys:
-        acting = KeyAdapter(made, key, halves)
-        made.adapters[f"key.{key.concept}"] = acting
-        if len(keys) > 1:
-            acting.gate = _named(made, key.concept)
+    add(made, keys, halves)
     return made
+
+
+def add(pipe: Text2Image, keys: Sequence[ConceptKey], halves: Halves = "conditional") -> None:
+    """Attach keys as `attach` does, to ``pipe`` itself, beside the adapters that are there.
+
+    A key's rows are read by the projections of cross-attention as they are, with what adapters add to them.
+    """
+    for key in keys:
+        acting = KeyAdapter(pipe, key, halves)
+        pipe.adapters[f"key.{key.concept}"] = acting
+        if len(keys) > 1:
+            acting.gate = _named(pipe, key.concept)
 
 
 def save_keys(path: str | os.PathLike, keys: Sequence[ConceptKey], overwrite: bool = False) -> None:

@@ -72,7 +72,8 @@ class Strengths:
             raise BadInput(f"{self.path} says several alphas, {told}: which is meant cannot be known")
         if not said and self.vague:
             where, value = next(iter(self.vague.items()))
-            raise BadInput(f"{self.path} says {value!r} as its {where}, and {name} has no alpha of its own: fetch it again")
+            told = f"{self.path} says {value!r} as its {where}, and {name} has no alpha of its own"
+            raise BadInput(f"{told}: fetch it again")
         return next(iter(said.values()), float(rank))
 
     def _configured(self, config: Mapping[str, Any], where: str, part: str, name: str, rank: int) -> float | None:
