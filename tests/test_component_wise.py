@@ -163,6 +163,9 @@ def test_the_doctor_says_what_a_model_takes(tiny_sd, tmp_path, capsys):
     vae = 4 * sum(x.numel() for x in tiny_sd.pipe.vae.parameters())  # which is loaded in float32
     assert half["vae"] == human_bytes(vae) and half["in all"] == human_bytes((weights + vae) / 2)
     assert "uce, by files: weights concerned" in half
+    published = {what: (count, size) for what, count, size in room(Room(model="sd1", dtype="float16"))}
+    for part, width in (("vae", 4), ("unet", 2)):
+        assert published[part][1] == human_bytes(width * int(published[part][0].replace(",", "")))
     assert main(["doctor", "--method", "uce"]) == 2 and "--model" in capsys.readouterr().err
 
 
