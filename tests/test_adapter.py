@@ -95,6 +95,15 @@ def test_merging_makes_a_new_pipeline_and_leaves_this_one(p):
 
 
 @torch.no_grad()
+def test_weights_elsewhere_than_the_factors_are_merged_where_they_are(p):
+    """As where they are offloaded: the meta device stands in for the machine's own memory."""
+    adapter, other = trained(p), p.copy("all")
+    other.network.to("meta")
+    adapter.add_to(other, 1.0)
+    assert all(x.is_meta for x in other.network.parameters())
+
+
+@torch.no_grad()
 def test_a_copy_leaves_adapters_behind(p):
     plain = p.denoiser(*inputs(p))
     adapter = trained(p)

@@ -15,6 +15,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from sfumato.errors import BadInput
 from sfumato.pipeline.clock import FlowClock, TableClock, dynamic_shift
+from sfumato.sample.schedulers import RectifiedFlowScheduler
 
 
 def table() -> TableClock:
@@ -98,6 +99,30 @@ def test_named_solvers_keep_the_pipelines_shift():
         assert dynamic_shift(1234, solver.config) == dynamic_shift(1234, dynamic.config)
         flow().begin(solver, 4, (16, 64, 32))
         assert solver.timesteps[0] == pytest.approx(1000, abs=1.0)
+
+
+def test_a_reflowed_models_ddim_has_the_times_that_it_was_made_for():
+    own = RectifiedFlowScheduler()
+    solver = FlowClock.solvers["ddim"](own.config)
+    clock = FlowClock.of(own)
+    clock.begin(solver, 4, (1, 4, 8, 8))
+    assert [clock.time(t) for t in solver.timesteps] == [1.0, 0.75, 0.5, 0.25]
+    z, pred = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    x0, eps = clock.process.split(pred, z, 0.5, "flow")
+    step = solver.step(pred, solver.timesteps[2], z, return_dict=False)[0]
+    torch.testing.assert_close(step, clock.process.diffuse(x0, 0.25, eps))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_table_begins_at_a_timestep_that_it_has(spacing):
+    scheduler = DDIMScheduler(num_train_timesteps=10, timestep_spacing=spacing, steps_offset=1)
+    clock, shape = TableClock.of(scheduler), (1, 4, 8, 8)
+    clock.begin(scheduler, 9, shape)
+    if spacing == "leading":
+        with pytest.raises(BadInput, match="steps of this pipeline's DDIMScheduler begin at timestep 10, and"):
+            clock.begin(scheduler, 10, shape)
+    else:
+        clock.begin(scheduler, 10, shape)
 
 
 def test_a_scheduler_of_the_other_kind_is_refused():

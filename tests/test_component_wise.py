@@ -108,6 +108,33 @@ def test_half_precision_stays(tiny_sd, tmp_path):
     )
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_no_other_form_of_the_weights_keeps_the_concept(tiny_sd, tmp_path, sharded):
+    folder = saved(tiny_sd, tmp_path / "model", sharded)
+    size = sum(x.numel() * 2 for x in tiny_sd.network.parameters()) // 3 if sharded else "10GB"
+    tiny_sd.copy("all").network.half().save_pretrained(folder / "unet", max_shard_size=size, variant="fp16")
+    torch.save(tiny_sd.network.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
+    others = {
+        "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "unet/nested/diffusion_pytorch_model.safetensors", "text_encoder/model.fp16.safetensors",
+        "text_encoder/flax_model.msgpack", "vae/diffusion_pytorch_model.ckpt",
+    }  # fmt: skip
+    for name in others - {"unet/diffusion_pytorch_model.bin"}:
+        (folder / name).parent.mkdir(exist_ok=True)
+        part = name.split("/")[0]
+        file = max((f for f in (folder / part).glob("*.safetensors") if "fp16" not in f.name), key=lambda f: f.name)
+        (folder / name).write_bytes(file.read_bytes())
+    others |= {f.relative_to(folder).as_posix() for f in folder.rglob("unet/*fp16*")}
+    told = METHODS["uce"].run_in_folder(folder, tmp_path / "out")
+    there = {f.relative_to(folder) for f in folder.rglob("*") if f.is_file()}
+    written = {f.relative_to(tmp_path / "out") for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert {f.as_posix() for f in there - written} == others
+    assert told["component_wise"]["left_out"] == sorted(others)
+    assert json.loads((tmp_path / "out" / "sfumato.json").read_text())["provenance"]["left_out"] == sorted(others)
+    whole = METHODS["uce"].apply(sf.load(folder, "cpu"))
+    same_weights(sf.load(tmp_path / "out", "cpu").pipe, whole.pipe)
+
+
 def test_a_full_disk_leaves_nothing(tiny_sd, tmp_path, monkeypatch):
     folder = saved(tiny_sd, tmp_path / "model", sharded=False)
     copy = module.shutil.copyfile
@@ -133,7 +160,12 @@ def test_the_doctor_says_what_a_model_takes(tiny_sd, tmp_path, capsys):
     assert rows["unet"][0] == f"{sum(x.numel() for x in tiny_sd.network.parameters()):,}"
     assert rows["in all"][1] == human_bytes(weights) and rows["esd-x: optimiser"][1] == human_bytes(8 * trained)
     half = {what: size for what, _, size in room(Room(model=str(folder), method="uce", dtype="float16"))}
-    assert half["in all"] == human_bytes(weights / 2) and "uce, by files: weights concerned" in half
+    vae = 4 * sum(x.numel() for x in tiny_sd.pipe.vae.parameters())  # which is loaded in float32
+    assert half["vae"] == human_bytes(vae) and half["in all"] == human_bytes((weights + vae) / 2)
+    assert "uce, by files: weights concerned" in half
+    published = {what: (count, size) for what, count, size in room(Room(model="sd1", dtype="float16"))}
+    for part, width in (("vae", 4), ("unet", 2)):
+        assert published[part][1] == human_bytes(width * int(published[part][0].replace(",", "")))
     assert main(["doctor", "--method", "uce"]) == 2 and "--model" in capsys.readouterr().err
 
 

@@ -5,16 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.nets import ResidualUViT, UNet, VideoUNet
 from sfumato.noise import Cosine, GaussianProcess, Karras
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
-from sfumato.pipeline import Condition, Conditioning, Frames, ImageModel, Labels, Model, Noised, Seen, VideoModel
+from sfumato.pipeline import (
+    Condition,
+    Conditioning,
+    Frames,
+    ImageModel,
+    Labels,
+    Model,
+    Noised,
+    Seen,
+    VideoModel,
+    as_flow,
+)
 
 KINDS = ["tiny_sd", "tiny_sdxl", "tiny_sd3", "tiny_flux", "tiny_pixart", "classes", "pixels"]
 
@@ -353,6 +366,27 @@ def test_an_inversion_comes_back_to_first_order(request, name, kind):
     assert errors[2] < 0.02 and all(1.6 < a / b < 2.6 for a, b in pairwise(errors)), errors
 
 
+def test_an_inversion_of_a_reflowed_pipeline_comes_back(tiny_sd):
+    model = tiny_sd.copy(own="full")
+    as_flow(model)
+    errors = [roundtrip(model, "flow", n) for n in (20, 40, 80)]
+    assert errors[2] < 0.02 and all(1.6 < a / b < 2.6 for a, b in pairwise(errors)), errors
+
+
+@pytest.mark.parametrize("settings", [{"timestep_spacing": "linspace"}, {"steps_offset": 0}])
+def test_an_inversion_begins_where_a_draw_ends(tiny_sd, settings):
+    """At the least noise of the table, which these schedulers visit and keep.
+
+    With "linspace" diffusers' steps end beside the next timestep, so that the error falls unevenly.
+    """
+    model = tiny_sd.copy()
+    model.pipe.scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config, set_alpha_to_one=False, **settings)
+    errors = [roundtrip(model, "v", n) for n in (20, 40, 80)]
+    assert errors[2] < 0.02 and all(a / b > 1.6 for a, b in pairwise(errors)), errors
+    with pytest.raises(BadInput, match="a draw in 1 step ends where it begins"):
+        model.invert(torch.zeros(1, *model.latent_shape()), model.told("star"), 1)
+
+
 def test_an_inversion_under_another_process(pixels):
     """Where the noise is larger than one, what is found is standard normal all the same."""
     model = replace(pixels, process=GaussianProcess(Karras()), defaults={"clip": False, "scheduler": "ddim"})
@@ -404,6 +438,12 @@ def test_frames_are_told_of_frames():
         ({"asked": "star", "cfg_scale": float("nan")}, "finite"),
         ({"cond": lambda t: Labels(torch.zeros(3, dtype=torch.long)), "seeds": [1, 2]}, "3 conditions for 2 pictures"),
         ({"asked": "star", "start": 2.0}, "none at time|lies at a time"),
+        ({"asked": "star", "seeds": 2**64}, "between 0 and 2"),
+        ({"asked": "star", "seeds": [1.5]}, "seed must be a whole number, got 1.5"),
+        ({"asked": "star", "size": 0}, "size 0 is|one size"),
+        ({"asked": "star", "cfg_interval": (1, 0)}, "lower end to its higher"),
+        ({"asked": "star", "sampling_steps": 2.5}, "sampling_steps must be a whole number, got 2.5"),
+        ({"asked": "star", "batch": 0.5}, "batch must be a whole number"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(request, name, options, message):
@@ -415,6 +455,22 @@ def test_what_cannot_be_drawn_is_refused(request, name, options, message):
         given["start"] = (torch.zeros(1, *model.latent_shape()), given["start"])
     with pytest.raises(BadInput, match=message):
         model.draw(given.pop("asked"), given.pop("seeds"), **given)
+
+
+@pytest.mark.parametrize("name", ["tiny_sd", "classes"])
+def test_numbers_of_numpy_and_torch_are_numbers(request, name):
+    model = request.getfixturevalue(name)
+    expected = model.draw("star", [3, 4], sampling_steps=2)
+    for seeds in (np.array([3, 4]), torch.tensor([3, 4]), [np.int64(3), torch.tensor(4)]):
+        assert torch.equal(model.draw("star", seeds, sampling_steps=np.int64(2)), expected)
+    for seed in (np.int64(3), torch.tensor(3), 3):
+        assert torch.equal(model.draw("star", seed, sampling_steps=2), model.draw("star", [3], sampling_steps=2))
+
+
+def test_eta_is_no_less_than_deterministic(tiny_sd):
+    for eta in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(BadInput, match="eta must be"):
+            tiny_sd.draw("star", 0, sampling_steps=1, eta=eta)
 
 
 def test_less_than_a_step_of_strength_and_defaults_of_another_name_are_refused(classes):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sfumato.data.pictures import to_tensor
+from sfumato.distill.multistep_cm import MultistepCM
 from sfumato.distill.parts.data import FromPictures
 from sfumato.errors import BadInput
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.pipeline import ImageModel
+
+WORLDS = ("sketch", "sketch-scenes")
 
 
 @pytest.fixture
@@ -63,6 +68,32 @@ def test_latents_are_kept_for_the_same_pictures_and_autoencoder_only(tiny_sd, fo
         other.pipe.vae.quant_conv.weight.mul_(1.5)
     assert not torch.equal(fields.open_data(other, tmp_path / "run", seed=0).latents, first)
     assert calls == [3, 3]
+
+
+def test_other_rows_have_latents_of_their_own(tiny_sd, folder, tmp_path):
+    fields = FromPictures(data=str(folder))
+    first, rows = fields.open_data(tiny_sd, tmp_path / "run", seed=0).latents, fields.rows(tiny_sd)
+    assert fields.rows(tiny_sd) == rows
+    (folder / "dog" / "1.txt").write_text("a green circle")
+    assert fields.rows(tiny_sd) != rows
+    for suffix in ("png", "txt"):
+        (folder / "dog" / f"1.{suffix}").rename(folder / "dog" / f"3.{suffix}")
+    again = fields.open_data(tiny_sd, tmp_path / "run", seed=0).latents
+    torch.testing.assert_close(again, first[[0, 2, 1]])
+
+
+def test_a_distillation_goes_on_with_the_same_rows_only(tiny_sd, folder, tmp_path):
+    method = MultistepCM(**{**MultistepCM.EXAMPLE, "teacher": tiny_sd, "data": str(folder), "grid_every": 0})
+    method.run(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run" / "model")
+    (folder / "dog" / "1.txt").write_text("a green circle")
+    with pytest.raises(BadInput, match="training holds a run with rows='3 with SHA-256"):
+        method.run(tmp_path / "run", progress=False)
+
+
+def test_the_sketch_world_is_told_by_what_it_is_drawn_from():
+    told = {FromPictures(data=data, pictures=n).rows(model())["rows"] for data in WORLDS for n in (5, 10**9)}
+    assert len(told) == 4
 
 
 def test_classes(folder, tmp_path):

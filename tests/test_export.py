@@ -15,7 +15,7 @@ from conftest import make_tiny_sd, make_tiny_sdxl
 from sfumato.cli import main
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
-from sfumato.pipeline import wrap
+from sfumato.pipeline import as_flow, wrap
 from sfumato.pipeline.low_rank import as_low_rank, truncated, with_low_rank, write_low_rank
 from sfumato.pipeline.single.write import write
 from single_cases import config_folder, original
@@ -50,6 +50,34 @@ def test_adapters_are_merged_and_other_families_refused(tiny_sd, tiny_pixart, tm
     same_weights(sf.load(tmp_path / "m.safetensors", "cpu").pipe, p.merged().pipe)
     with pytest.raises(BadInput, match=r"PixArt.* no single file"):
         write(tiny_pixart, tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize("make", [make_tiny_sd, make_tiny_sdxl])
+def test_learned_words_are_in_the_file(make, tmp_path, tmp_path_factory):
+    """As diffusers loads them; the second in the alphabet comes first."""
+    pipe = make(tmp_path_factory)
+    for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        if hasattr(pipe, tokenizer):
+            given = {"tokenizer": getattr(pipe, tokenizer), "text_encoder": getattr(pipe, encoder)}
+            width = given["text_encoder"].get_input_embeddings().weight.shape[1]
+            for i, word in enumerate(("<two>", "<one>")):
+                pipe.load_textual_inversion(torch.full((1, width), i + 0.5), token=word, **given)
+    p = wrap(pipe)
+    assert write(p, tmp_path / "m.safetensors") == []
+    again = sf.load(tmp_path / "m.safetensors", "cpu")
+    same_weights(again.pipe, p.pipe)
+    for ours, theirs in zip(again.tokenizers, p.tokenizers, strict=True):
+        assert ours.get_vocab() == theirs.get_vocab()
+    told, known = again.encode("a <one> red <two>"), p.encode("a <one> red <two>")
+    assert torch.equal(told.ids, known.ids) and torch.equal(told.tokens, known.tokens)
+
+
+def test_a_flow_has_no_single_file(tiny_sd, tmp_path):
+    flow = tiny_sd.copy(own="full")
+    as_flow(flow)
+    with pytest.raises(BadInput, match=r"predicts a flow.*write a folder"):
+        write(flow, tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
 
 
 def test_a_full_disk_leaves_nothing(tiny_sd, tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ from sfumato.pipeline.keys import (
     load_keys,
     save_keys,
 )
+from sfumato.pipeline.membrane import save_lora
 from sfumato.train.draw import Share
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -270,13 +271,30 @@ def test_the_file_is_an_adapter_like_any_other(tiny_sd, key, tmp_path):
     assert not KPOP(concepts="star", **{**SHORT, "goal": "remove", "updates": 1}).apply(tiny_sd).companions
 
 
+def test_a_key_acts_beside_what_else_is_attached(tiny_sd, key, tmp_path):
+    """As from a command, which can only name the files: as if the products were in the weights."""
+    save_keys(tmp_path / "key.safetensors", [key])
+    other = tiny_sd.copy()
+    adapter = other.add_adapter("a", targets="cross.k", generator=torch.Generator().manual_seed(0))
+    for up in adapter.up.values():
+        torch.nn.init.constant_(up, 0.5)
+    adapter.save_lora(tmp_path / "lora.safetensors")
+    made = equip(tiny_sd, "any", [tmp_path / "key.safetensors", tmp_path / "lora.safetensors"])
+    assert set(made.adapters) == {"lora.0", "key.star"}
+    expected = attach(other.merged(), [key])
+    drawn = [p.draw("star", 0, sampling_steps=2) for p in (made, expected, attach(tiny_sd, [key]), other)]
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=1e-4, atol=1e-4)
+    assert all((drawn[0] - x).abs().max() > 1e-3 for x in drawn[2:])
+
+
 def test_records_tell_keys_apart_and_no_weights_stand_for_one(tiny_sd, key, tmp_path):
     made = attach(tiny_sd, [key])
     told = made.describe()["adapters"]["key.star"]
     assert told["key"] == "star" and json.loads(json.dumps(told)) == told
     other = attach(tiny_sd, [ConceptKey("star", "inmidout", key.value_rows, key.key_rows)])
     assert other.describe()["adapters"]["key.star"]["sha256"] != told["sha256"]
-    for refused in (lambda: made.save(tmp_path / "a"), made.merged, made.adapters["key.star"].save_lora):
+    alone = lambda: save_lora(tmp_path / "a", made)
+    for refused in (lambda: made.save(tmp_path / "a"), made.merged, made.adapters["key.star"].save_lora, alone):
         with pytest.raises(BadInput, match="remove it first"):
             refused()
     assert not (tmp_path / "a").exists()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -102,6 +103,26 @@ def test_dtype(saved):
     assert p.dtype == torch.bfloat16
     x = p.draw("a red star", 0, sampling_steps=2)
     assert x.dtype == torch.float32 and x.isfinite().all()
+
+
+@torch.no_grad()
+def test_in_float16_the_pipeline_s_own_call_draws_too(p, tmp_path):
+    """Its autoencoder overflows in float16, and computes in float32; diffusers gives it what the network has."""
+    made = load(p.save(tmp_path / "model"), device="cpu", dtype=torch.float16)
+    made.pipe.set_progress_bar_config(disable=True)
+    ask = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 16, "width": 16, "output_type": "pt"}
+    called = made.pipe("a red star", generator=torch.Generator().manual_seed(0), **ask).images
+    assert called.dtype == torch.float32 and called.isfinite().all()
+    assert made.draw("a red star", 0, sampling_steps=1, cfg_scale=1.0).isfinite().all()
+    again = load(made.copy("all").save(tmp_path / "again"), device="cpu", dtype=torch.float16)
+    by_layers = load(tmp_path / "again", device="cpu", dtype=torch.float16)
+    cpu_offload(by_layers.pipe.vae, torch.device("cpu"))
+    z, x = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 16, 16)
+    for vae in (one.pipe.vae for one in (made, made.copy(), made.copy("all"), again, by_layers)):
+        assert vae.dtype == torch.float32 and made.dtype == again.dtype == torch.float16
+        pictures = [vae.decode(half).sample for half in (z.half(), z.half().float())]
+        latents = [vae.encode(half).latent_dist.mean for half in (x.half(), x.half().float())]
+        assert torch.equal(*pictures) and torch.equal(*latents) and pictures[0].dtype == torch.float32
 
 
 def test_an_existing_folder_is_kept_unless_overwritten(tiny_sd, saved):

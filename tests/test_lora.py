@@ -149,6 +149,32 @@ def test_loras_of_other_families_are_refused(tiny_sd, tmp_path):
     refused(p, pair(key, 1024), tmp_path, r"made for Stable Diffusion 2.x")
 
 
+def test_a_dynamic_alpha_is_said_beside_each_layer(tiny_sd, tmp_path):
+    """As kohya's resizing of LoRAs writes it."""
+    key, x = "lora_unet_mid_block_attentions_0_proj_in", tiny_sd.network.mid_block.attentions[0].proj_in.weight
+    tensors = {f"{key}.lora_down.weight": torch.ones(2, *x.shape[1:]), f"{key}.lora_up.weight": torch.ones(len(x), 2)}
+    file, header = tmp_path / "l.safetensors", {"ss_network_alpha": "Dynamic"}
+    save_file({**tensors, f"{key}.alpha": torch.tensor(3.0)}, file, metadata=header)
+    assert lora.read(file, tiny_sd.anatomy)[1:] == (2, 3.0)
+    save_file(tensors, file, metadata=header)
+    with pytest.raises(BadInput, match=r"'Dynamic' as its ss_network_alpha, and .* has no alpha of its own"):
+        lora.read(file, tiny_sd.anatomy)
+    save_file(tensors, file, metadata={"ss_network_alpha": "much"})
+    with pytest.raises(BadInput, match="is no number"):
+        lora.read(file, tiny_sd.anatomy)
+
+
+def test_files_in_half_precision_are_rescaled_in_full(tiny_sd):
+    down, up = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).half()
+    products = {"a": lora.Product(down, up.T, 1.1), "b": lora.Product(down[:2], up.T[:, :2], 1.1)}
+    state, rank, alpha = lora.uniform(products)
+    assert rank == alpha == 3
+    for name, x in products.items():
+        made = state[f"{name}.up"].double() @ state[f"{name}.down"].double()
+        wanted = x.alpha / x.rank * (x.up.double() @ x.down.double())
+        torch.testing.assert_close(made, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_mixed_ranks_of_one_network_keep_the_products(tiny_sd, tmp_path):
     tensors, added = kohya(tiny_sd, {k: v for k, v in names_of(tiny_sd, False).items() if v.startswith("lora_unet")})
     save_file(tensors, tmp_path / "l.safetensors")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import lora
@@ -111,6 +111,25 @@ def test_every_name_of_a_block_is_a_layer(tiny_flux):
     for name in ROWS:
         assert layers_of(name) and all(x in layers for x in layers_of(name)), name
     assert layers_of("double_blocks_0_img_attn_norm") == () and layers_of("blocks_0_attn") == ()
+
+
+def test_kohya_calls_t5_the_third_text_encoder(tiny_flux, tmp_path):
+    layer = "encoder.block.0.layer.0.SelfAttention.k"
+    weight = tiny_flux.pipe.text_encoder_2.get_submodule(layer).weight
+    rng, key = torch.Generator().manual_seed(0), f"lora_te3_{layer.replace('.', '_')}"
+    down, up = torch.randn(2, weight.shape[1], generator=rng), torch.randn(len(weight), 2, generator=rng)
+    tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "l.safetensors")
+    p = tiny_flux.copy()
+    adapter = p.load_adapter("l", tmp_path / "l.safetensors")
+    change = p.merged().pipe.text_encoder_2.get_submodule(layer).weight - weight
+    torch.testing.assert_close(change, up @ down / 2, rtol=1e-4, atol=1e-5)
+    for style in ("webui", "diffusers"):
+        adapter.save_lora(tmp_path / f"{style}.safetensors", style=style)
+        again = tiny_flux.copy().load_adapter("l", tmp_path / f"{style}.safetensors")
+        torch.testing.assert_close(again.delta(f"text_encoder_2.{layer}"), adapter.delta(f"text_encoder_2.{layer}"))
+    assert load_file(tmp_path / "webui.safetensors").keys() == tensors.keys()
+    assert f"text_encoder_2.{layer}.lora_A.weight" in load_file(tmp_path / "diffusers.safetensors")
 
 
 def test_bad_input(tiny_flux, tiny_sd3, tmp_path):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
@@ -279,6 +281,18 @@ def test_a_model_of_latents_knows_its_autoencoder_and_scale(run):
     one, two = model.draw(None, [1], sampling_steps=1), model.draw(None, [1], sampling_steps=2)
     assert one.shape == (1, 3, 16, 16) and not torch.equal(one, two)
     assert open_autoencoder(str(run)).config.latents_std == model.vae.config.latents_std
+
+
+def test_data_that_changed_since_are_refused(tmp_path):
+    """As many as before under the settings' own names, but other rows."""
+    for i in range(3):
+        Image.new("RGB", (16, 16), (80 * i, 10, 10)).save(tmp_path / f"{i}.png")
+    made = recipe(data=str(tmp_path), classes=False, updates=1, grid_every=0)
+    made.run(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "2.png").rename(tmp_path / "02.png")
+    with pytest.raises(BadInput, match="training holds a run with rows='3 with SHA-256"):
+        made.run(tmp_path / "run", progress=False)
 
 
 def test_standardised_latents():

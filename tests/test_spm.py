@@ -476,6 +476,21 @@ def test_lora_of_several_ranks_and_both_spellings(pipe, tmp_path):
         torch.testing.assert_close(predict(loaded, ["star"]), predict(made, ["star"]), rtol=1e-9, atol=1e-9)
 
 
+def test_lora_has_the_strength_of_what_is_attached(pipe, tmp_path):
+    made = pipe.copy()
+    for i, scale in enumerate((0.25, torch.tensor(-2.0))):
+        adapter = made.add_adapter(f"a{i}", rank=i + 1, alpha=3.0, generator=generator(i))
+        adapter.load_state_dict({k: normal(*x.shape, seed=i) / 4 for k, x in adapter.state_dict().items()})
+        adapter.scale = scale
+    loaded = pipe.copy()
+    save_lora(tmp_path / "l.safetensors", made)
+    loaded.load_adapter("lora", tmp_path / "l.safetensors")
+    torch.testing.assert_close(predict(loaded, ["star"]), predict(made, ["star"]), rtol=1e-9, atol=1e-9)
+    adapter.scale = torch.tensor([1.0, 2.0])
+    with pytest.raises(BadInput, match="one scale per picture"):
+        save_lora(tmp_path / "m.safetensors", made)
+
+
 def test_files_that_are_no_membranes(pipe, two, tmp_path):
     with pytest.raises(BadInput, match="no adapter file"):
         load_membranes(tmp_path / "absent.safetensors", pipe)

@@ -228,6 +228,38 @@ def test_latents_of_another_autoencoder_are_made_again(tiny, trained, tmp_path):
     assert not torch.equal(load_file(tmp_path / "run" / "latents.safetensors")["latents"], kept)
 
 
+def test_data_that_changed_since_are_refused(tiny, tmp_path):
+    """A picture more, before the others: it would shift the captions of latents that are kept."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    recipe = replace(tiny, data=str(tmp_path / "data"), updates=1, autoencoder_updates=1)
+    recipe.run(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    shutil.copy(tmp_path / "data" / "a dot.png", tmp_path / "data" / "a bee.png")
+    for stage in ("autoencoder", "diffusion"):
+        with pytest.raises(BadInput, match=f"{stage} holds a run with rows='3 with SHA-256 .*rows='4 with"):
+            recipe.run(tmp_path / "run", progress=False)
+        shutil.rmtree(tmp_path / "run" / stage)
+
+
+def test_latents_of_other_rows_are_made_again(tiny, trained, tmp_path):
+    """As many as before, one of another name: after a kill between the stages nothing else tells."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    recipe = replace(tiny, data=str(tmp_path / "data"), start_from=str(trained), autoencoder_updates=0, updates=1)
+    recipe.run(tmp_path / "run", progress=False)
+    kept = load_file(tmp_path / "run" / "latents.safetensors")["latents"]
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    shutil.rmtree(tmp_path / "run" / "diffusion")
+    (tmp_path / "data" / "a dot.png").rename(tmp_path / "data" / "the dot.png")
+    recipe.run(tmp_path / "run", progress=False)
+    again = load_file(tmp_path / "run" / "latents.safetensors")["latents"]
+    torch.testing.assert_close(again, kept[[1, 2, 0]])
+
+
+def test_both_stages_have_the_loop_s_settings(tiny):
+    first = replace(tiny, batch=8, accumulate=4, workers=5)._first()
+    assert (first.workers, first.accumulate) == (5, tiny.autoencoder_batch)
+
+
 def test_plan_states_memory_and_time():
     plan = TrainT2I(size=16, channels=(16, 16), text_width=16, autoencoder_channels=(8, 8, 8, 8)).plan()
     shown = dict(plan.lines())

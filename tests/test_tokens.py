@@ -94,6 +94,16 @@ def test_the_block_can_be_entered_again_and_blocks_nest(p):
     torch.testing.assert_close(two.embedding.detach()[0], table[ids].mean(dim=0))
 
 
+def test_the_longer_table_is_where_the_table_is(p):
+    """As where it is offloaded, and the rows are on the accelerator."""
+    with p.copy("all").add_token("<new>", "star") as token:
+        for _, encoder in token._p.text_parts():
+            table = getattr(token._p.pipe, encoder).get_input_embeddings()
+            wanted = table.weight.shape
+            table.table.to("meta")
+            assert table.weight.is_meta and table.weight.shape == wanted
+
+
 def test_a_word_of_several_vectors(p):
     with p.add_token("<new>", "star", vectors=3) as token:
         assert token.embedding.shape[0] == 3

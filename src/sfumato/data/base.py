@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -56,6 +58,20 @@ class Pictures(Protocol):
     def condition(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """The picture that goes with picture ``index``, prepared like it; only where ``conditions`` is true."""
         raise BadInput("these pictures come without second pictures to condition on")
+
+    def identity(self) -> str:
+        """What tells these rows from others: how many they are, and a SHA-256 over their names, captions and classes.
+
+        No picture is looked at.
+        """
+        hasher = hashlib.sha256()
+        for i in range(len(self)):
+            try:
+                caption = self.caption(i)
+            except BadInput:  # of a row that will be passed over
+                caption = ""
+            hasher.update(json.dumps([self.name(i), caption, self.label(i)]).encode() + b"\n")
+        return f"{len(self):,} with SHA-256 {hasher.hexdigest()}"
 
 
 class Rows(Pictures):

@@ -54,6 +54,10 @@ class Sound(Pictures):
     def label(self, index: int) -> int:
         return self.pictures.label(self._find(index)[0])
 
+    def identity(self) -> str:
+        """Of all rows, the bad ones among them: to find those every picture would have to be read."""
+        return self.pictures.identity()
+
     def _find(self, index: int, pixels: bool = False) -> tuple[int, np.ndarray | None]:
         """The first readable row from ``index`` on, and its picture if that is wanted."""
         row = range(len(self.state))[index]

@@ -32,6 +32,10 @@ class SketchPictures(Pictures):
     def caption(self, index: int) -> str:
         return sketch.caption(*self._scene(index))
 
+    def identity(self) -> str:
+        """By what the rows are drawn from; nothing is drawn."""
+        return f"{self.count:,} of {type(self).__name__} with seed {self.seed}"
+
     def scene(self, index: int) -> sketch.Scene:
         """What picture ``index`` shows."""
         return self._scene(index)[0]

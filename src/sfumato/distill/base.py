@@ -77,6 +77,10 @@ class Distiller(Tuned, Schedule, ABC):
             progress: show bars while preparing.
         """
 
+    def rows(self, model: Model) -> dict[str, str]:
+        """What tells the data that it learns from, beside the settings; nothing where there are none."""
+        return {}
+
     def prepare(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> None:
         """What comes before `recipe`, on all processes together: stages of training, pairs that the teacher draws.
 
@@ -183,7 +187,7 @@ class Distiller(Tuned, Schedule, ABC):
         torch.manual_seed(self.seed)
         student = teacher.copy(own="full")
         parent = self.parent(teacher)
-        own = {**self.beyond(), "teacher": parent["sha256"]}
+        own = {**self.beyond(), "teacher": parent["sha256"], **self.rows(teacher)}
         goes_on(out / "training", configuration(self.name(), self, own))
         self.prepare(teacher, student, out, progress and process.is_main_process)
         with process.main_process_first():  # the others find what it has prepared

@@ -139,7 +139,7 @@ class InstaFlow(FromPictures, Distiller):
         scale = guidance(teacher, self.cfg_scale) if first else self.flow_cfg_scale if can else 1.0
         where = Path(self.store) if first and self.store else folder / f"pairs-{number}"
         of = {"teacher": teacher.describe()["sha256"], "cfg_scale": scale, "steps": steps, "data": self.data,
-              "caption": self.caption, "prompts": len(data.pictures), "seed": self.seed}  # fmt: skip
+              "caption": self.caption, "prompts": data.pictures.identity(), "seed": self.seed}  # fmt: skip
 
         def ends(noise: Tensor, rows: Tensor) -> Tensor:
             noise, cond = noise.to(teacher.device), data.conditioning(rows, torch.zeros(len(rows), dtype=torch.bool))

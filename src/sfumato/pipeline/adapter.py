@@ -118,6 +118,18 @@ class Adapter:
         down, up = self.down[layer].detach().double(), self.up[layer].detach().double()
         return scale * self.alpha / self.rank * (up @ down.flatten(1)).view(-1, *down.shape[1:])
 
+    def strength(self, key: str) -> float:
+        """The one number by which weights can stand for it: its ``scale``, or 1 where a gate decides.
+
+        Raises:
+            BadInput: there is none; ``key`` is what it is called then.
+        """
+        if self.gate is not None:
+            return 1.0
+        if torch.is_tensor(self.scale) and self.scale.ndim:
+            raise BadInput(f"adapter {key!r} has one scale per picture: set its scale to one number before merging")
+        return float(self.scale)
+
     def merge(self, scale: float = 1.0) -> Organs:
         """A new pipeline, without adapters, with ``scale`` times this one added into weights of its own."""
         made = self._owner.copy({f"{name}.weight" for name in self.layers})
@@ -131,7 +143,8 @@ class Adapter:
             part, layer = lora.split(name, self.anatomy.component)
             module = pipe.network if part == self.anatomy.component else pipe.parts()[part]
             weight = module.get_submodule(layer).weight
-            weight.copy_(weight.double() + self.delta(name, scale))
+            # With weights offloaded the factors are on the device that they come to.
+            weight.copy_(weight.double() + self.delta(name, scale).to(weight.device))
 
     def save_lora(
         self,
@@ -180,9 +193,7 @@ def merged(p: P) -> P:
     """
     made = p.copy({f"{name}.weight" for a in p.adapters.values() for name in a.layers})
     for key, a in p.adapters.items():
-        if a.gate is None and torch.is_tensor(a.scale) and a.scale.ndim:
-            raise BadInput(f"adapter {key!r} has one scale per picture: set its scale to one number before merging")
-        a.add_to(made, 1.0 if a.gate is not None else float(a.scale))
+        a.add_to(made, a.strength(key))
     return made
 
 

@@ -22,7 +22,7 @@ from sfumato.errors import BadInput
 from sfumato.noise import DiscreteSchedule, GaussianProcess, RectifiedFlow
 from sfumato.noise.process import Prediction
 from sfumato.sample.scheduler import PREDICTIONS
-from sfumato.sample.schedulers import ADDIMScheduler
+from sfumato.sample.schedulers import ADDIMScheduler, RectifiedFlowScheduler
 from sfumato.text import counted
 
 Solvers = Mapping[str, Callable[[Mapping[str, Any]], Any]]
@@ -147,13 +147,23 @@ class TableClock(Clock):
     def time(self, timestep: Tensor | float) -> float:
         return (float(timestep) + 1) / self.timesteps
 
+    def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
+        super().begin(solver, steps, shape, device)
+        if (first := float(solver.timesteps.max())) > self.timesteps - 1:
+            raise BadInput(
+                f"{counted(steps, 'step')} of this pipeline's {type(solver).__name__} begin at timestep {first:g}, and "
+                f"the last that the model knows is {self.timesteps - 1}: ask for fewer steps"
+            )
+
 
 def _shift(config: Mapping[str, Any]) -> float:
     """A flow scheduler's shift, under whichever name its class has it."""
     return config.get("shift", config.get("flow_shift", 1.0))
 
 
-def _euler(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
+def _euler(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler | RectifiedFlowScheduler:
+    if "shift" not in config and "flow_shift" not in config:  # times of its own, of which the last step starts at 1 / N
+        return RectifiedFlowScheduler.from_config(config)
     return FlowMatchEulerDiscreteScheduler.from_config(config, shift=_shift(config))
 
 

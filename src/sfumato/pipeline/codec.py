@@ -7,10 +7,30 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from sfumato.errors import BadInput
+
+
+def overflows(vae: Any) -> bool:
+    """Whether an autoencoder says that it cannot compute in float16."""
+    return bool(vae.config.get("force_upcast"))
+
+
+def widen(vae: nn.Module) -> None:
+    """Let an autoencoder compute in float32, whatever it is given: diffusers' own call gives it what its network has.
+
+    The hooks are plain functions without a state, so that copies have them too.
+    """
+    vae.to(torch.float32)
+    there = dict(vae.named_modules())
+    for entry in (there[name] for name in ("encoder.conv_in", "post_quant_conv", "decoder.conv_in") if name in there):
+        entry.register_forward_pre_hook(_as_weights)
+
+
+def _as_weights(layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return args[0].to(layer.weight.dtype), *args[1:]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,9 @@ class Rows:
             asked = [asked]
         elif torch.is_tensor(asked) or isinstance(asked, Condition):
             asked = model.told(asked)
-        seeds = [int(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
+        seeds = seeds_of(seeds)
+        size = None if size is None else whole(size, "size")
+        side = model.size if size is None else size
         single = asked is None or callable(asked)
         given = 1 if single else len(asked)
         n = max(given, len(seeds))
@@ -76,9 +79,10 @@ class Rows:
             asked = asked.repeat(n) if isinstance(asked, Condition) else list(asked) * n
         if isinstance(negative, Condition) and len(negative) not in (1, n):
             raise BadInput(f"{len(negative)} negative conditions for {n} pictures: give one, or one for each")
-        picture = 12 * (size or model.size) ** 2  # three float32; a network has at least so many channels of them
-        require_memory(2 * n * picture + 16 * picture, f"{n:,} pictures of {size or model.size} pixels a side")
-        start = _spread(start, n, model.latent_shape(size), size or model.size)
+        latent = model.latent_shape(size)
+        picture = 12 * side**2  # three float32; a network has at least so many channels of them
+        require_memory(2 * n * picture + 16 * picture, f"{n:,} pictures of {side} pixels a side")
+        start = _spread(start, n, latent, side)
         return cls(asked, seeds * n if len(seeds) < n else seeds, start, negative)
 
     def __len__(self) -> int:
@@ -106,7 +110,7 @@ class Rows:
         Raises:
             BadInput: a batch of less than one.
         """
-        if batch < 1:
+        if (batch := whole(batch, "batch")) < 1:
             raise BadInput(f"batch must be at least 1, got {batch}")
         return [self[slice(i, i + batch)] for i in range(0, len(self), batch)]
 
@@ -121,6 +125,27 @@ class Rows:
     def generators(self) -> list[torch.Generator]:
         """A CPU generator for each picture."""
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+
+def whole(value: Any, what: str) -> int:
+    """``value`` as an int, if it is a whole number of some kind (numpy's and torch's are); else `BadInput`."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise BadInput(f"{what} must be a whole number, got {value!r}") from None
+
+
+def seeds_of(seeds: int | Sequence[int]) -> list[int]:
+    """The seeds, of which there may be one without a list.
+
+    Raises:
+        BadInput: one that is no whole number, or that no generator takes.
+    """
+    several = isinstance(seeds, Iterable) and getattr(seeds, "ndim", 1) > 0
+    found = [whole(seed, "a seed") for seed in (seeds if several else [seeds])]
+    if wrong := [seed for seed in found if not -(2**63) <= seed < 2**64]:
+        raise BadInput(f"a seed must lie between 0 and 2^64 - 1, got {wrong[0]}")
+    return found
 
 
 def right_kind(asked: Any, kind: type[Known], what: str) -> Known | None:
@@ -218,6 +243,12 @@ def check_guidance(cfg_scale: float) -> float:
     if not math.isfinite(cfg_scale):
         raise BadInput(f"guidance must be a finite number, got cfg_scale={cfg_scale}")
     return cfg_scale
+
+
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Raise `BadInput` for what is no interval (low, high)."""
+    if interval and not (len(interval) == 2 and interval[0] <= interval[1]):
+        raise BadInput(f"cfg_interval goes from its lower end to its higher, got {tuple(interval)}")
 
 
 def first_step(strength: float, steps: int) -> int:

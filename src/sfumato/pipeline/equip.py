@@ -30,7 +30,7 @@ def equip(pipe: Text2Image, model: object, files: Sequence[File]) -> Text2Image:
             hold one, and LoRA files.
 
     Raises:
-        BadInput: as `customization.load`, `membrane.load_membranes`, `membrane.attach`, `keys.attach` and
+        BadInput: as `customization.load`, `membrane.load_membranes`, `membrane.attach`, `keys.add` and
             `Text2Image.load_adapter`; a strength for what has none; ``model`` is a folder with membranes merged in.
     """
     if not files:
@@ -53,8 +53,7 @@ def equip(pipe: Text2Image, model: object, files: Sequence[File]) -> Text2Image:
     made = membrane.attach(made, membranes) if membranes else made.copy()
     for i, (path, strength) in enumerate((path, strength) for path, strength, k in asked if k == "lora"):
         made.load_adapter(f"lora.{i}", (membrane.lora_in(path) if path.is_dir() else None) or path).scale = strength
-    loaded = [key for path in of("keys") for key in keys.load_keys(path)]
-    made = keys.attach(made, loaded) if loaded else made
+    keys.add(made, [key for path in of("keys") for key in keys.load_keys(path)])
     for i, (one, _, strength) in enumerate(learned):
         customization.add_products(made, f"custom.{i}", one.products, strength)
     return made

@@ -36,7 +36,17 @@ from sfumato.sample.times import uniform
 from .conditioning import Labels
 from .contract import Condition, Gradient, Guide, Model, Noised, Start, Told
 from .denoise import NetworkDenoiser
-from .drawing import Rows, ToldDenoiser, check_guidance, finished, first_step, noise, right_kind
+from .drawing import (
+    Rows,
+    ToldDenoiser,
+    check_guidance,
+    check_interval,
+    finished,
+    first_step,
+    noise,
+    right_kind,
+    whole,
+)
 from .saving import RECORD, weights_sha256
 
 if TYPE_CHECKING:
@@ -242,7 +252,7 @@ class ImageModel(Model):
         """
         rows = Rows.make(self, asked, seeds, cond, start, negative, size)
         solver = self.solver(scheduler)
-        steps = self.sampling_steps if sampling_steps is None else sampling_steps
+        steps = self.sampling_steps if sampling_steps is None else whole(sampling_steps, "sampling_steps")
         check_steps(steps, self.distilled_steps)
         times = self.walk(steps)
         parts = []
@@ -304,6 +314,7 @@ class ImageModel(Model):
         """The denoiser that `draw` uses for ``n`` pictures: told, guided and clipped as asked for, else by default."""
         scale = check_guidance(self.defaults["cfg_scale"] if cfg_scale is None else cfg_scale)
         interval = self.defaults["cfg_interval"] if cfg_interval is None else cfg_interval
+        check_interval(interval)
         empty = self.unconditional(n) if negative is None else self.told(negative)
         denoiser = ToldDenoiser(
             self.denoiser, cond, empty, scale, tuple(interval) if interval else None, "logsnr", guide,
@@ -315,7 +326,7 @@ class ImageModel(Model):
         self, z: Float[Tensor, "n *shape"], cond: Labels | None, sampling_steps: int
     ) -> Float[Tensor, "n *shape"]:
         """See `Model.invert`; nothing is clipped on the way, so what clipping changed comes back less exactly."""
-        check_steps(sampling_steps, self.distilled_steps)
+        check_steps(whole(sampling_steps, "sampling_steps"), self.distilled_steps)
         first, process = self.defaults["start_time"], self.process
         z = inverted(self.denoiser, z, uniform(sampling_steps, 0.0, first), cond)
         return process.from_basis(process.to_basis(z) / process.alpha_sigma(first, z)[1])

@@ -160,14 +160,20 @@ class KeyAdapter(Adapter):
         self._quiet = lambda: None
         super().remove()
 
+    def strength(self, key: str) -> float:
+        raise self._no_weights()
+
     def add_to(self, network: nn.Module, scale: float) -> None:
-        raise BadInput(
+        raise self._no_weights()
+
+    def save_lora(self, *args: Any, **kwargs: Any) -> None:
+        raise self._no_weights()
+
+    def _no_weights(self) -> BadInput:
+        return BadInput(
             f"the key of {self.key.concept!r} is no part of any weights: remove it first, and attach it again to what "
             "was made"
         )
-
-    def save_lora(self, *args: Any, **kwargs: Any) -> None:
-        self.add_to(self.anatomy.network, 1.0)
 
     def _extend(self, site: Site, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if not self._active:
@@ -201,12 +207,20 @@ def attach(pipe: Text2Image, keys: Sequence[ConceptKey], halves: Halves = "condi
     if not keys:
         raise BadInput("there is no key to attach: give at least one")
     made = pipe.copy()
-    for key in keys:
-        acting = KeyAdapter(made, key, halves)
-        made.adapters[f"key.{key.concept}"] = acting
-        if len(keys) > 1:
-            acting.gate = _named(made, key.concept)
+    add(made, keys, halves)
     return made
+
+
+def add(pipe: Text2Image, keys: Sequence[ConceptKey], halves: Halves = "conditional") -> None:
+    """Attach keys as `attach` does, to ``pipe`` itself, beside the adapters that are there.
+
+    A key's rows are read by the projections of cross-attention as they are, with what adapters add to them.
+    """
+    for key in keys:
+        acting = KeyAdapter(pipe, key, halves)
+        pipe.adapters[f"key.{key.concept}"] = acting
+        if len(keys) > 1:
+            acting.gate = _named(pipe, key.concept)
 
 
 def save_keys(path: str | os.PathLike, keys: Sequence[ConceptKey], overwrite: bool = False) -> None:

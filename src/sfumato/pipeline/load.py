@@ -17,6 +17,7 @@ from sfumato.settings import EMBEDDED
 
 from . import marking
 from .base import Text2Image
+from .codec import overflows, widen
 from .compression import CompressionModel
 from .flux import Flux
 from .flux2 import Flux2Klein
@@ -148,8 +149,8 @@ def inspected(model: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def _adapted(pipe: Any, model: str | Path, device: torch.device, dtype: torch.dtype | None) -> Text2Image:
     """The adapter for a pipeline just loaded."""
-    if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
-        pipe.vae.to(torch.float32)  # such autoencoders overflow in float16
+    if dtype == torch.float16 and overflows(pipe.vae):
+        widen(pipe.vae)
     pipe = pipe.to(device)
     check_finite(pipe.components, str(model))
     with reading(model, f"a {type(pipe).__name__}"):

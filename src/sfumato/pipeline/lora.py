@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 STYLES = ("diffusers", "webui")
 _ENCODERS = {"text_encoder": ("te", "te1"), "text_encoder_2": ("te2",), "text_encoder_3": ("te3",)}
-"""What web UIs call the text encoders; the first one "te" where it is alone."""
+"""What web UIs call the text encoders; the first one "te" where it is alone, Flux's T5 "te3"."""
+_T5 = "encoder.block."
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,17 @@ def keyed(
     original = _original(network) if network is not None else {}
     for name, product in products.items():
         part, layer = split(name, component)
+        clip = part != component and not layer.startswith((_T5, "text_projection"))
         down, up = (x.detach().cpu() for x in (product.down, product.up))
         up = up.view(*up.shape, *[1] * (down.ndim - 2))
-        if part != component and not layer.startswith(("text_model.", "text_projection")) and style == "webui":
-            layer = f"text_model.{layer}"
+        if clip:
+            layer = f"text_model.{layer.removeprefix('text_model.')}"
         if style == "diffusers":
-            if part != component and not layer.startswith("text_projection"):
-                layer = f"text_model.{layer.removeprefix('text_model.')}"
             up = up * (scale * product.alpha / product.rank)
             tensors |= {f"{part}.{layer}.lora_{ab}.weight": x for ab, x in (("A", down), ("B", up))}
         else:
-            word = component if part == component else _ENCODERS[part][-1 if two else 0]
+            encoder = "text_encoder_3" if part == "text_encoder_2" and layer.startswith(_T5) else part
+            word = component if part == component else _ENCODERS[encoder][-1 if two else 0]
             key = f"lora_{word}_" + original.get(layer, layer).replace(".", "_")
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up * scale}
             tensors[f"{key}.alpha"] = torch.tensor(float(product.alpha))
@@ -121,15 +122,17 @@ def read(path: str | Path, anatomy: Anatomy) -> tuple[dict[str, Tensor], int, fl
 def uniform(products: Mapping[str, Product]) -> tuple[dict[str, Tensor], int, float]:
     """Products as the state dict of an adapter with one rank and one alpha.
 
-    Where they have several, those of lower rank get rows of zeros, and what each is scaled by goes into its up factor.
+    Where they have several, those of lower rank get rows of zeros, and what each is scaled by goes into its up factor,
+    in float32 at least: in the half precision of most files that would be rounded.
     """
     ranks, alphas = ({f(x) for x in products.values()} for f in (lambda x: x.rank, lambda x: x.alpha))
     rank, state = max(ranks), {}
     one = len(ranks) == len(alphas) == 1
     for name, x in products.items():
         spare = rank - x.rank
-        up = x.up if one else x.up * (x.alpha / x.rank)
-        state[f"{name}.down"] = torch.cat([x.down, x.down.new_zeros(spare, *x.down.shape[1:])]) if spare else x.down
+        down, up = (y if one else y.to(torch.promote_types(y.dtype, torch.float32)) for y in (x.down, x.up))
+        up = up if one else up * (x.alpha / x.rank)
+        state[f"{name}.down"] = torch.cat([down, down.new_zeros(spare, *down.shape[1:])]) if spare else down
         state[f"{name}.up"] = torch.cat([up, up.new_zeros(len(up), spare)], dim=1) if spare else up
     return state, rank, alphas.pop() if one else float(rank)
 
@@ -234,7 +237,7 @@ def _layer(
     key: str, component: str, parts: Mapping[str, nn.Module], layers: Mapping[str, Any], spelled: Mapping[str, str]
 ) -> tuple[str, str]:
     """An adapter's name of a key's layer, and the factor ("down", "up" or "alpha"); ("", "") where it is none."""
-    part, rest = _part(key, component)
+    part, rest = _part(key, component, parts)
     place, factor = _place(rest)
     if part == component and place in layers:
         return place, factor
@@ -247,20 +250,22 @@ def _fused(
     path: Path, key: str, x: Tensor, component: str, parts: Mapping[str, nn.Module], layers: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     """What a key in Flux's original names says of diffusers' layers; nothing for other networks."""
-    part, rest = _part(key, component)
+    part, rest = _part(key, component, parts)
     if part != component or type(parts[component]).__name__ != "FluxTransformer2DModel":
         return {}
     place, factor = _place(rest)
     return lora_flux.factors(path, key, place, factor, x, layers)
 
 
-def _part(key: str, component: str) -> tuple[str, str]:
+def _part(key: str, component: str, parts: Mapping[str, nn.Module]) -> tuple[str, str]:
     """The component that a key is for, and the key without what says so."""
     rest = re.sub(r"^base_model\.model\.", "", key)
     if match := re.match(r"(text_encoder(?:_\d)?)\.(?:base_model\.model\.)?(.+)", rest):
         return match[1], match[2]
     if match := re.match(r"(?:lora_)?te(\d?)[_.](.+)", rest):
-        return f"text_encoder_{match[1]}" if match[1] in ("2", "3") else "text_encoder", match[2]
+        # kohya calls T5 the third, also in Flux, where it is the second.
+        number = "2" if match[1] == "3" and type(parts[component]).__name__ == "FluxTransformer2DModel" else match[1]
+        return f"text_encoder_{number}" if number in ("2", "3") else "text_encoder", match[2]
     if re.match(r"text_model\.|encoder\.layers\.", rest):
         return "text_encoder", rest
     rest = re.sub(rf"^(?:{component}\.|base_model\.model\.|diffusion_model\.)*", "", rest)
@@ -303,7 +308,7 @@ def _refuse_key(
     path: Path, key: str, component: str, parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> None:
     if _TEXT.search(key):
-        part, _ = _part(key, component)
+        part, _ = _part(key, component, parts)
         if not any(name.startswith("text_encoder") for name in parts):
             told = "a part for the text encoder"
             raise BadInput(f"{path} holds {told} ({shortened(key, 100)}), which cannot be attached: take another")

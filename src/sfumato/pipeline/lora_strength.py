@@ -28,8 +28,13 @@ class Strengths:
         self.single: dict[str, float] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
+        self.vague: dict[str, str] = {}
         for name in ("ss_network_alpha", "network_alpha", "lora_alpha", "alpha"):
-            if header.get(name, "None") not in ("None", ""):
+            if header.get(name, "None") in ("None", ""):
+                continue
+            if name == "ss_network_alpha" and header[name] == "Dynamic":  # of kohya's resizing: each layer has its own
+                self.vague[name] = header[name]
+            else:
                 self.single[f"its header's {name}"] = self._number(header[name], name)
         for name in ("network_alphas", "lora_adapter_metadata"):
             if name in header:
@@ -65,6 +70,10 @@ class Strengths:
         if len(set(said.values())) > 1:
             told = ", ".join(f"{value:g} in {where}" for where, value in said.items())
             raise BadInput(f"{self.path} says several alphas, {told}: which is meant cannot be known")
+        if not said and self.vague:
+            where, value = next(iter(self.vague.items()))
+            told = f"{self.path} says {value!r} as its {where}, and {name} has no alpha of its own"
+            raise BadInput(f"{told}: fetch it again")
         return next(iter(said.values()), float(rank))
 
     def _configured(self, config: Mapping[str, Any], where: str, part: str, name: str, rank: int) -> float | None:

@@ -220,20 +220,25 @@ def holds_membranes(model: object) -> bool:
 def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", overwrite: bool = False) -> None:
     """Write all adapters attached to ``pipe`` as one LoRA file of fixed strength, without transport.
 
-    The products stand side by side: rank and strengths add up to exactly what is attached, at strength 1.
+    The products stand side by side: rank and strengths add up to exactly what is attached, each at its ``scale``, and
+    one with a gate at strength 1.
 
     Args:
         style: "diffusers" or "webui"; see `sfumato.pipeline.lora.save`.
+
+    Raises:
+        BadInput: a scale differs from row to row; a key is attached; the file exists.
     """
     adapters = list(pipe.adapters.values())
+    strengths = [a.strength(key) for key, a in pipe.adapters.items()]
     rank = sum(a.rank for a in adapters)
     layers = sorted({name for a in adapters for name in a.layers})
     joined = pipe.copy().add_adapter("lora", rank=rank, alpha=rank, targets=layers)
     state = {}
     for name in layers:
-        here = [a for a in adapters if name in a.layers]
-        down = torch.cat([a.down[name].detach() for a in here])
-        up = torch.cat([a.up[name].detach() * (a.alpha / a.rank) for a in here], dim=1)
+        here = [(a, strength) for a, strength in zip(adapters, strengths, strict=True) if name in a.layers]
+        down = torch.cat([a.down[name].detach() for a, _ in here])
+        up = torch.cat([a.up[name].detach() * (strength * a.alpha / a.rank) for a, strength in here], dim=1)
         spare = rank - len(down)  # a file has one rank: where an adapter is not, its rows are zero
         state[f"{name}.down"] = torch.cat([down, down.new_zeros(spare, *down.shape[1:])])
         state[f"{name}.up"] = torch.cat([up, up.new_zeros(len(up), spare)], dim=1)

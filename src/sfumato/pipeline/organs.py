@@ -240,7 +240,7 @@ class Organs(Prompts, Model):
         Raises:
             BadInput: the side is not a multiple of what this model needs.
         """
-        return self.codec.latent_shape(size or self.size)
+        return self.codec.latent_shape(self.size if size is None else size)
 
     def encode_image(
         self, x: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None

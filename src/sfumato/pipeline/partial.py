@@ -30,9 +30,10 @@ from sfumato.foreign import reading
 
 from .anatomy import Projection
 from .base import Text2Image
+from .codec import overflows
 from .load import inspected, read_record, wrap
 from .saving import describe, quiet, write_card
-from .sound import plain_files
+from .sound import PICKLES, plain_files
 
 _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -204,6 +205,7 @@ def _empty(kind: Any, folder: Path, store: Store, asked: torch.dtype | None) -> 
     with init_empty_weights(include_buffers=False):
         if issubclass(kind, ModelMixin):
             module = kind.from_config(kind.load_config(folder, local_files_only=True))
+            asked = torch.float32 if asked == torch.float16 and overflows(module) else asked
         else:
             module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     wide = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
@@ -262,15 +264,17 @@ def write_edited(
     out: str | Path,
     overwrite: bool = False,
     provenance: Mapping[str, Any] | None = None,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Write the folder with other values for some of the network's parameters.
 
     The files that hold them are copied and the new values written in their place, so their layout stays; the other
     files of weights become hard links to the original's where the disk allows it (writing *into* one of them would
-    change both: tools replace them), and copies elsewhere.
+    change both: tools replace them), and copies elsewhere. Of the networks only the weights that `Store` has are
+    carried over: in a pickle or a variant beside them the original would live on, for any tool that prefers it.
 
     Returns:
-        ``written_bytes`` of weights, and the number of files ``copied_files`` and ``linked_files``.
+        ``written_bytes`` of weights, the number of files ``copied_files`` and ``linked_files``, and where there are any
+        ``left_out``, those that are not carried over, by their paths in the folder.
 
     Raises:
         BadInput: the output exists or lies in the model's folder, or the disk is full; nothing is left behind.
@@ -283,12 +287,15 @@ def write_edited(
     out, folder = Path(out), partial.folder
     if out.resolve().is_relative_to(folder.resolve()):
         raise BadInput(f"{out} lies in the folder of the model itself: choose another place")
-    told = {"written_bytes": 0, "copied_files": 0, "linked_files": 0}
+    told: dict[str, Any] = {"written_bytes": 0, "copied_files": 0, "linked_files": 0}
     parts = [name for name, part in partial.pipe.pipe.components.items() if part is not None]
     parts += [name for name in ("safety_checker",) if (folder / name).is_dir()]
+    files = sorted(f for part in parts for f in (folder / part).rglob("*") if f.is_file())
+    left_out = {f for name, part in partial.stores.items() for f in _not_read(folder / name, part, files)}
+    told |= {"left_out": [f.relative_to(folder).as_posix() for f in sorted(left_out)]} if left_out else {}
     with atomic_folder(out, overwrite=overwrite) as temporary:
         shutil.copyfile(folder / "model_index.json", temporary / "model_index.json")
-        for file in sorted(f for part in parts for f in (folder / part).rglob("*") if f.is_file()):
+        for file in (f for f in files if f not in left_out):
             target = temporary / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             if file in edits:
@@ -299,8 +306,29 @@ def write_edited(
                 told["linked_files"] += 1
             else:
                 shutil.copyfile(file, target)
-        write_card(temporary, partial.pipe, describe(partial.pipe, weights=False), dict(provenance or {}), out.name)
+        record = {**(provenance or {}), **({"left_out": told["left_out"]} if left_out else {})}
+        write_card(temporary, partial.pipe, describe(partial.pipe, weights=False), record, out.name)
     return told
+
+
+_WEIGHTS = (".safetensors", ".msgpack", ".h5", ".onnx", ".gguf", ".ot", *PICKLES)
+"""How files of weights end, in whichever library's form."""
+
+
+def _not_read(part: Path, store: Store, files: Iterable[Path]) -> list[Path]:
+    """Files in a part's folder with weights that ``store`` has not from there, and the indices that name any such."""
+    read = set(store.files.values())
+    names = {file.name for file in read}
+    found = []
+    for file in (f for f in files if f.is_relative_to(part)):
+        if ".index." in file.name and file.suffix == ".json":
+            with reading(file):
+                table = json.loads(file.read_text(encoding="utf-8")).get("weight_map") or {}
+            if file.parent != part or not names.issuperset(table.values()):
+                found.append(file)
+        elif file.suffix.lower() in _WEIGHTS and file not in read:
+            found.append(file)
+    return found
 
 
 def _linked(file: Path, target: Path) -> bool:

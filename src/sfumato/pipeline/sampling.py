@@ -19,12 +19,13 @@ from sfumato.errors import BadInput
 from sfumato.progress import bar
 from sfumato.sample.inversion import invert as inverted
 from sfumato.sample.schedulers import check_steps
+from sfumato.text import counted
 
 from . import offload, watermark
 from .adapter import Adapter
 from .conditioning import Conditioning
 from .contract import Condition, Gradient, Guide, Noised, Start, Told
-from .drawing import Rows, ToldDenoiser, check_guidance, finished, first_step, noise
+from .drawing import Rows, ToldDenoiser, check_guidance, check_interval, finished, first_step, noise, whole
 from .organs import Organs
 from .steering import following, of
 
@@ -138,6 +139,7 @@ def trajectory(
     Raises:
         BadInput: as `draw`; ``stop_after`` outside [0, sampling_steps].
     """
+    sampling_steps, stop_after = whole(sampling_steps, "sampling_steps"), whole(stop_after, "stop_after")
     if not 0 <= stop_after <= sampling_steps:
         raise BadInput(f"stop_after must lie between 0 and sampling_steps = {sampling_steps}, got {stop_after}")
     passed = _states(p, asked, seeds, sampling_steps=sampling_steps, **settings)
@@ -163,11 +165,16 @@ def invert(
 ) -> Float[Tensor, "n channel h w"]:
     """See `Model.invert`: back along the times of the pipeline's deterministic scheduler, "ddim"."""
     solver = make_scheduler(p, "ddim")
-    _check(p, sampling_steps)
+    sampling_steps = _check(p, sampling_steps)
     p.clock.begin(solver, sampling_steps, tuple(z.shape))
     # Where the last step of a draw ends: some tables keep their least noise.
     end = 0.0 if solver.config.get("set_alpha_to_one", True) else p.cleanest
-    times = torch.tensor([end, *(p.clock.time(t) for t in solver.timesteps.flip(0))], dtype=torch.float64)
+    visited = [p.clock.time(t) for t in solver.timesteps.flip(0)]
+    if end >= visited[0]:  # a draw's last step begins there already, and changes nothing
+        end, *visited = visited
+    if not visited:
+        raise BadInput(f"a draw in {counted(sampling_steps, 'step')} ends where it begins: invert in more steps")
+    times = torch.tensor([end, *visited], dtype=torch.float64)
     cond = cond.repeat(len(z)) if len(cond) == 1 else cond
     with gated(p, cond):
         return inverted(p.denoiser, z, times, cond)
@@ -195,11 +202,12 @@ def _last(states: Iterator) -> tuple[Tensor, float]:
     return deque(states, maxlen=1).pop()
 
 
-def _check(p: Organs, steps: int) -> None:
-    T = p.clock.timesteps
+def _check(p: Organs, steps: int) -> int:
+    steps, T = whole(steps, "sampling_steps"), p.clock.timesteps
     if not 1 <= steps <= T:
         raise BadInput(f"sampling_steps must lie between 1 and {T}, this model's timesteps: got {steps}")
     check_steps(steps, p.distilled_steps)
+    return steps
 
 
 @dataclass
@@ -217,8 +225,10 @@ class _Walk:
     grad: Gradient = False
 
     def __post_init__(self) -> None:
-        self.steps = self.p.sampling_steps if self.sampling_steps is None else self.sampling_steps
-        _check(self.p, self.steps)
+        self.steps = _check(self.p, self.p.sampling_steps if self.sampling_steps is None else self.sampling_steps)
+        check_interval(self.cfg_interval)
+        if not 0 <= self.eta < float("inf"):
+            raise BadInput(f"eta must be 0 (deterministic) or more, got {self.eta}")
         self.scale = check_guidance(self.p.defaults["cfg_scale"] if self.cfg_scale is None else self.cfg_scale)
         if self.grad == "checkpoint" and of(self.p.network) is not None:
             raise BadInput("patches cannot follow a step that is computed again in the backward pass: use grad=True")

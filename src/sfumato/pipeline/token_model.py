@@ -24,7 +24,7 @@ from sfumato.sample.tokens import CLEANEST
 from sfumato.sample.tokens import uniform as uniforms
 
 from .conditioning import Labels
-from .drawing import Rows, finished
+from .drawing import Rows, finished, seeds_of, whole
 from .image import ImageModel
 
 
@@ -122,7 +122,8 @@ class TokenModel(ImageModel):
         drawn = self.tokens(asked, seeds, **options)
         with torch.no_grad():
             parts = [self.decode_latents(some.to(self.device)) for some in drawn.split(64)]
-        return finished(torch.cat(parts), False, [seeds] * len(drawn) if isinstance(seeds, int) else list(seeds))
+        given = seeds_of(seeds)
+        return finished(torch.cat(parts), False, given * len(drawn) if len(given) == 1 else given)
 
     @torch.no_grad()
     def tokens(
@@ -153,7 +154,7 @@ class TokenModel(ImageModel):
         if cfg_scale not in (None, 1.0):
             raise BadInput("models of tokens draw without guidance: leave cfg_scale at 1")
         rows = Rows.make(self, asked, seeds, cond, None, None, size)
-        steps = self.sampling_steps if sampling_steps is None else sampling_steps
+        steps = self.sampling_steps if sampling_steps is None else whole(sampling_steps, "sampling_steps")
         check_steps(steps, None)
         kind = scheduler or (schedule.kind if schedule else self.defaults["scheduler"])
         if kind not in SAMPLERS or (schedule and schedule.kind != kind):

@@ -219,7 +219,8 @@ class _Extended(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "words width"]:
-        return torch.cat([self.table.weight[: self.first], self.rows.to(self.table.weight.dtype)])
+        old = self.table.weight  # which may be offloaded
+        return torch.cat([old[: self.first], self.rows.to(old.device, old.dtype)])
 
     def forward(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
         first = self.first

@@ -21,7 +21,7 @@ from sfumato.sample.rolling import Schedule
 
 from .conditioning import Frames
 from .contract import Condition, Gradient, Guide
-from .drawing import right_kind
+from .drawing import right_kind, seeds_of
 from .image import ImageModel
 
 # Not those of pictures: a pass ends with frames that are still noise, so its last step draws noise like all others.
@@ -96,7 +96,7 @@ class VideoModel(ImageModel):
         Raises:
             BadInput: no or too little context, frames of another shape, an unknown scheduler or schedule.
         """
-        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+        seeds = seeds_of(seeds)
         context = self._context(context, len(seeds))
         chosen = self.defaults["scheduler"] if scheduler is None else scheduler
         if not callable(chosen) and chosen not in SAMPLERS:
@@ -138,7 +138,7 @@ class VideoModel(ImageModel):
         """
         if start is not None or callable(cond):
             raise BadInput("frames begin as noise, each at a time of its own: give the frames to go on from instead")
-        given, n = self.told(cond if asked is None else asked), 1 if isinstance(seeds, int) else len(seeds)
+        given, n = self.told(cond if asked is None else asked), len(seeds_of(seeds))
         if given is not None and len(given) == 1:
             given = given.repeat(n)
         frames = self.rollout(seeds, None if given is None else given.frames, grad=grad, **options)

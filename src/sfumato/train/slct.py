@@ -210,16 +210,18 @@ class SLCT(PixelRecipe):
         return loss_scale(levels, dimensions, self.first_levels, self.c0, adaptive, self.c_slope, self.c_offset)
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
+        rows = pictures.identity()
+        own = {**self.beyond(), "rows": rows}
+        goes_on(out / "training", configuration(self.name(), self, own))
         torch.manual_seed(self.seed)
         model = self.model(self.labels_of(pictures))
-        of = [self.data, self.seed, len(pictures), self.size, weights_sha256({"vae": model.vae})]
+        of = [self.data, self.seed, rows, self.size, weights_sha256({"vae": model.vae})]
         cache, precision = out / "latents.safetensors", resolved_precision(self.precision)
         latents = encode_all(model.vae, pictures, cache, json.dumps(of), precision, progress)
         latents = standardised(model.vae, latents)
         labels = torch.tensor([pictures.label(i) for i in range(len(pictures))]) if model.labels else None
-        run = Run(SLCTTraining(self, model, latents, labels), self, out / "training", self.beyond())
+        run = Run(SLCTTraining(self, model, latents, labels), self, out / "training", own)
         run.fit(progress)
         model.network.requires_grad_(False).eval()
         run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))

@@ -194,9 +194,12 @@ class TrainT2I(Tuned, Schedule):
         parent = open_parent(self.start_from) if self.start_from else None
         autoencoder, given = self._given(parent) if parent else (None, None)
         second = replace(self.schedule(), seed=self.seed + 1)
-        keys = self._second_keys(parent, bool(given))
+        pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
+        rows = {"rows": pictures.identity()}
+        keys = {**self._second_keys(parent, bool(given)), **rows}
         if self.autoencoder_updates:
-            goes_on(out / "autoencoder", configuration(AutoencoderRecipe.name, self._first(), self._first_keys()))
+            first = {**self._first_keys(), **rows}
+            goes_on(out / "autoencoder", configuration(AutoencoderRecipe.name, self._first(), first))
         elif (out / "autoencoder").exists():
             raise BadInput(
                 f"{out} holds a run that trained its autoencoder: give its --autoencoder-updates to go on, or another "
@@ -205,11 +208,10 @@ class TrainT2I(Tuned, Schedule):
         goes_on(out / "diffusion", configuration(DiffusionRecipe.name, second, keys))
         torch.manual_seed(self.seed)
         autoencoder = autoencoder or self.autoencoder()
-        pictures = open_pictures(self.data, self.size, self.caption, self.seed, self.pictures)
         if progress and alone() and pictures.origin:
             say(f"captions of {self.data}: {pictures.origin}")
         captions = [pictures.caption(i) for i in range(len(pictures))]
-        latents = self._first_stage(autoencoder, pictures, out, progress)
+        latents = self._first_stage(autoencoder, pictures, rows, out, progress)
 
         # Whether the first stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)
@@ -309,12 +311,14 @@ class TrainT2I(Tuned, Schedule):
 
     def _first(self) -> Schedule:
         """The first stage's schedule."""
+        names = ("precision", "seed", "checkpoint_every", "compile", "track", "workers")
         return Schedule(
             updates=self.autoencoder_updates,
             batch=self.autoencoder_batch,
             lr=self.autoencoder_lr,
             ema=0.995,
-            **{name: getattr(self, name) for name in ("precision", "seed", "checkpoint_every", "compile", "track")},
+            accumulate=min(self.accumulate, self.autoencoder_batch),
+            **{name: getattr(self, name) for name in names},
         )
 
     def _first_keys(self) -> dict[str, Any]:
@@ -322,13 +326,15 @@ class TrainT2I(Tuned, Schedule):
         names = ("autoencoder_channels", "latent_channels", "start_from")
         return {**self._shared(), **{name: getattr(self, name) for name in names}}
 
-    def _first_stage(self, autoencoder: AutoencoderKL, pictures: Pictures, out: Path, progress: bool) -> Tensor:
+    def _first_stage(
+        self, autoencoder: AutoencoderKL, pictures: Pictures, rows: dict[str, str], out: Path, progress: bool
+    ) -> Tensor:
         """Train the autoencoder, or leave it as it is; the latents of all pictures, unscaled."""
         if self.autoencoder_updates:
             recipe = AutoencoderRecipe(autoencoder, pictures)
-            Run(recipe, self._first(), out / "autoencoder", self._first_keys()).fit(progress)
+            Run(recipe, self._first(), out / "autoencoder", {**self._first_keys(), **rows}).fit(progress)
         autoencoder.eval().requires_grad_(False)
-        of = {**self._shared(), "seed": self.seed, "autoencoder": weights_sha256({"vae": autoencoder})}
+        of = {**self._shared(), **rows, "seed": self.seed, "autoencoder": weights_sha256({"vae": autoencoder})}
         cache = out / "latents.safetensors"
         latents = encode_all(autoencoder, pictures, cache, json.dumps(of), resolved_precision(self.precision), progress)
         if self.autoencoder_updates:

@@ -33,6 +33,15 @@ class FromPictures(Tuned):
     unconditional: Share = 0.0
     """Share of pictures shown without caption or class, for a student that is to draw without them too."""
 
+    def rows(self, model: Model) -> dict[str, str]:
+        """What a run that goes on must find again beside its settings: the same rows of data.
+
+        Raises:
+            BadInput: as `open_data`.
+        """
+        seed = getattr(self, "seed", 0)
+        return {"rows": open_pictures(self.data, model.size, self.caption, seed, self.pictures).identity()}
+
     def open_data(self, model: Model, folder: Path, seed: int, progress: bool = False) -> CleanData:
         """The data for ``model``; latents are encoded once and kept in ``folder``.
 
@@ -45,7 +54,7 @@ class FromPictures(Tuned):
             say(f"captions of {self.data}: {found.origin}")
         if (autoencoder := model.autoencoder) is None:
             return CleanData(model, found, None, self.unconditional)
-        key = [self.data, seed, len(found), model.size, weights_sha256({"vae": autoencoder})]
+        key = [self.data, seed, found.identity(), model.size, weights_sha256({"vae": autoencoder})]
         folder.mkdir(parents=True, exist_ok=True)
         latents = encode_all(autoencoder, found, folder / "latents.safetensors", json.dumps(key), progress=progress)
         return CleanData(model, found, model.scale_latents(latents), self.unconditional)

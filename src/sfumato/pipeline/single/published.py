@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..base import Text2Image
+from ..codec import overflows, widen
 from ..load import wrap
 from . import infer
 from .names import SD1, SDXL, Layout
@@ -46,6 +47,8 @@ def published(name: str, dtype: torch.dtype = torch.float32) -> Text2Image:
     """A pipeline of these shapes on the meta device, which can neither encode nor draw."""
     layout, configs = SHAPES[name]
     parts = {part: _empty(part, config).to("meta", dtype).eval() for part, config in configs.items()}
+    if dtype == torch.float16 and overflows(parts["vae"]):
+        widen(parts["vae"])
     pads = {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}
     tokenizers = {f"tokenizer{k.removeprefix('text_encoder')}": read_tokenizer(pads[k]) for k in pads if k in parts}
     return wrap(_assembled(layout, parts, tokenizers, _DDIM))

@@ -240,10 +240,18 @@ def _tokenizer(path: Path, part: str, config: Mapping[str, Any], parts: Mapping[
     return read_tokenizer(**config)
 
 
-def read_tokenizer(pad_token: str, model_max_length: int = 77, vocab: Any = None, merges: Any = None) -> Any:
-    """CLIP's tokenizer with this padding: its end token in OpenAI's CLIP, "!" in OpenCLIP; or one of other words."""
+def read_tokenizer(
+    pad_token: str, model_max_length: int = 77, vocab: Any = None, merges: Any = None, added: list[str] | None = None
+) -> Any:
+    """CLIP's tokenizer with this padding: its end token in OpenAI's CLIP, "!" in OpenCLIP; or one of other words.
+
+    Args:
+        added: words beside the vocabulary, whose numbers come after its own.
+    """
     merges = merges or gzip.decompress(MERGES.read_bytes()).decode("utf-8").splitlines()
-    return clip_tokenizer(merges, vocab, pad_token, model_max_length)
+    made = clip_tokenizer(merges, vocab, pad_token, model_max_length)
+    made.add_tokens(list(added or ()))
+    return made
 
 
 def clip_tokenizer(merges: list[str], vocab: Mapping[str, int] | None, pad: str, length: int) -> Any:

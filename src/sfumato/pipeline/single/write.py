@@ -66,7 +66,7 @@ def layout_for(p: Organs) -> Layout:
     """The layout in which a pipeline can be written.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or none that can say what it predicts.
     """
     here = [
         layout
@@ -75,6 +75,8 @@ def layout_for(p: Organs) -> Layout:
     ]
     if not here:
         raise BadInput(f"a {p.title} has no single file of an original layout here, as {KNOWN} have: write a folder")
+    if p.prediction == "flow":  # none of these layouts can say that: they would be read as one of eps
+        raise BadInput(f"this {p.title} predicts a flow, which a single file of its layout cannot say: write a folder")
     if len(here) > 1:  # the text encoder tells 1.x and 2.x apart
         return SD2 if p.pipe.text_encoder.config.hidden_act == "gelu" else SD1
     return here[0]
@@ -147,4 +149,7 @@ def _words(tokenizer: Any) -> dict[str, Any]:
         tokenizer.save_pretrained(folder)
         write_bpe(folder, tokenizer)
         merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-        return {**told, "vocab": json.loads((folder / "vocab.json").read_text(encoding="utf-8")), "merges": merges}
+        told |= {"vocab": json.loads((folder / "vocab.json").read_text(encoding="utf-8")), "merges": merges}
+    # Words that were learned stand beside that vocabulary.
+    ids = {word: i for word, i in tokenizer.get_added_vocab().items() if word not in told["vocab"]}
+    return {**told, "added": sorted(ids, key=ids.__getitem__)} if ids else told
