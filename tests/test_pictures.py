@@ -192,6 +192,14 @@ def test_shards(tmp_path, cache, monkeypatch):
     assert open_pictures(source, 8).caption(1) == "number 1"
 
 
+def test_shards_are_told_apart_without_reading_their_captions(tmp_path, cache, monkeypatch):
+    sample = lambda name: [(f"{name}.png", png((1, 0, 0))), (f"{name}.txt", b"a")]
+    one, two = (tar(tmp_path / f"{k}.tar", [*sample("x"), *sample(k)]) for k in ("y", "z"))
+    first, other = open_pictures(one, 8), open_pictures(two, 8)
+    monkeypatch.setattr(type(first), "caption", lambda *_: pytest.fail("read"))
+    assert first.identity() == open_pictures(one, 8).identity() != other.identity()
+
+
 def test_a_changed_shard_is_looked_through_again(tmp_path):
     one = [("a.png", png((1, 0, 0)))]
     source = tar(tmp_path / "a.tar", one)

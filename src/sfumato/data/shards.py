@@ -59,6 +59,13 @@ class TarPictures(Pictures):
     def __len__(self) -> int:
         return len(self.keys)
 
+    def identity(self) -> str:
+        """By the samples' names and where their members lie: to read all captions of large shards would take long."""
+        hasher = hashlib.sha256(json.dumps([self.keys, self.template, self.label_names]).encode())
+        for name in sorted(self.index):
+            hasher.update(np.ascontiguousarray(self.index[name]).tobytes())
+        return f"{len(self):,} with SHA-256 {hasher.hexdigest()}"
+
     def row(self, index: int) -> str:
         """What row ``index`` is called in complaints."""
         return f"{self.keys[index]} in {self.shards[self.index['shard'][index]]}"
