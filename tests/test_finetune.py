@@ -88,10 +88,12 @@ def test_killed_it_goes_on_to_the_same_bits(name, tiny_sd, tmp_path, monkeypatch
 
 @every_learner
 def test_micro_batches_change_nothing_but_rounding(name, tiny_sd):
-    method = LEARNERS[name]
+    # Adam divides small gradients by their size, so that rounding grows, on some processors more than on others: less
+    # where its constant is larger, and where steps do not throw the losses about.
+    method = replace(LEARNERS[name], eps=1e-5)
+    method = replace(method, lr=1e-3) if name == "spm" else method
     (one, told), (cut, also) = learn(method, tiny_sd), learn(replace(method, accumulate=2), tiny_sd)
     assert told == pytest.approx(also, rel=1e-3, abs=1e-6)
-    # Adam divides small gradients by their size, so that rounding shows in what has hardly any.
     moved = sum(float((one[k] - cut[k]).abs().sum()) for k in one) / sum(float(x.abs().sum()) for x in one.values())
     assert moved < 1e-3 * max(1, method.lr / 1e-3)
 

@@ -202,7 +202,7 @@ class Transformer(nn.Module):
 class Convolutions(nn.Module):
     """A stack of `ResBlock`s with the call of `Transformer`."""
 
-    def __init__(self, channels: int, depth: int, embedding: int | None, dropout: float = 0.0):
+    def __init__(self, channels: int, depth: int, embedding: int | None, dropout: float | None = None):
         super().__init__()
         self.blocks = nn.ModuleList(ResBlock(channels, embedding, dropout) for _ in range(depth))
 
