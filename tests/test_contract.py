@@ -357,8 +357,8 @@ def roundtrip(model: Model, kind: str, steps: int) -> float:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("tiny_sd", "v"), ("tiny_sd_eps", "eps"), ("tiny_sd3", "flow"), ("tiny_flux", "flow"),
-     ("classes", "v"), ("classes", "x0"), ("pixels", "eps")],
+    [("tiny_sd", "v"), ("tiny_sd_eps", "eps"), ("tiny_sd3", "flow"), ("classes", "v"), ("classes", "x0"),
+     ("pixels", "eps"), pytest.param("tiny_flux", "flow", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_an_inversion_comes_back_to_first_order(request, name, kind):
     model = request.getfixturevalue(name).frozen_copy()
