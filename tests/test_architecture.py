@@ -20,7 +20,7 @@ LEVELS = (
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 VERBS = LEVELS[3]
 COMMON = {
-    "catalog", "cells", "errors", "fields", "files", "finite", "foreign", "hub", "memory", "plan", "progress",
+    "catalog", "cells", "errors", "fields", "files", "finite", "foreign", "hub", "locks", "memory", "plan", "progress",
     "settings", "text", "versions", "sfumato",
     "__main__",
 }  # fmt: skip

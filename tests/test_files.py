@@ -198,7 +198,7 @@ def test_what_killed_runs_left_inside_a_run_is_gone_at_its_next_start(tmp_path):
 
 
 def test_a_run_that_sweeps_between_making_and_locking_does_no_harm(tmp_path, monkeypatch):
-    lock, swept = files._lock, []
+    lock, swept = files.lock_folder, []
 
     def sweeping(folder):
         if not swept:  # another run of the same output finds the folder before it is locked
@@ -206,10 +206,10 @@ def test_a_run_that_sweeps_between_making_and_locking_does_no_harm(tmp_path, mon
             files._sweep(tmp_path / "out", "out")
         return lock(folder)
 
-    monkeypatch.setattr(files, "_lock", sweeping)
+    monkeypatch.setattr(files, "lock_folder", sweeping)
     with files.atomic_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
-        assert swept and files._lock(folder) is None, "locked all the same"
+        assert swept and files.lock_folder(folder) is None, "locked all the same"
     assert (tmp_path / "out" / "a").read_text() == "1"
 
 

@@ -142,10 +142,10 @@ def _check(name: str, hint: Any, value: Any) -> None:
             raise BadInput(f"{name} takes {len(kinds)} values, got {len(value)}")
         for kind, x in zip(kinds, value, strict=True):
             _check(name, kind, x)
-    elif origin is tuple and parts[1:] == (...,) and (isinstance(value, str) or not isinstance(value, Iterable)):
-        _check(name, parts[0], value)  # one alone, of which some classes make a tuple
     elif origin is tuple and (isinstance(value, str) or not isinstance(value, Iterable)):
-        raise BadInput(f"{name} takes {len(parts)} values, got {value!r}")
+        if parts[1:] != (...,):
+            raise BadInput(f"{name} takes {len(parts)} values, got {value!r}")
+        _check(name, parts[0], value)  # one alone, of which some classes make a tuple
     elif hint is types.NoneType:
         if value is not None:
             raise BadInput(f"{name} cannot be {value!r}")

@@ -21,18 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import BadInput
+from sfumato.locks import NO_LOCKS, lock_folder, unlock
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock
-    fcntl = None
-
-_NO_LOCKS = -1
-"""In place of a lock where the system or its file system has none; there only what this process id wrote is removed."""
 
 _LEFT = re.compile(r"\.(.+)\.(tmp|old)-(\d+)")
 """What a killed run leaves beside an output."""
@@ -106,7 +99,7 @@ def held(path: str | os.PathLike) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
-    lock = _lock(folder)
+    lock = lock_folder(folder)
     try:
         if lock is None:
             raise BadInput(f"another run is at work in {path} at this moment: wait for it, or choose another folder")
@@ -118,7 +111,7 @@ def held(path: str | os.PathLike) -> Iterator[Path]:
         for parent in missing:
             with suppress(OSError):  # holds something, or was never made
                 parent.rmdir()
-        _unlock(lock)
+        unlock(lock)
 
 
 def clear_leftovers(path: str | os.PathLike) -> None:
@@ -259,7 +252,7 @@ def _scratch(path: str | os.PathLike, overwrite: bool) -> Iterator[tuple[Path, P
     finally:
         if lock is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-        _unlock(lock)
+        unlock(lock)
         for parent in missing:
             with suppress(OSError):  # holds the output, or was never made
                 parent.rmdir()
@@ -278,37 +271,18 @@ def _absolute(path: str | os.PathLike) -> Path:
 
 
 def _made(temporary: Path, path: str | os.PathLike) -> int | None:
-    """Make the folder and lock it; what `_lock` returns. A run that sweeps between the two takes it away: once more."""
+    """Make the folder and lock it (see `lock_folder`). A run that sweeps between the two takes it away: once more."""
     lock = None
     for _ in range(20):
         try:
             temporary.mkdir(parents=True, exist_ok=True)
-            lock = _lock(temporary)
-            if lock == _NO_LOCKS or (lock is not None and os.path.samestat(os.fstat(lock), os.stat(temporary))):
+            lock = lock_folder(temporary)
+            if lock == NO_LOCKS or (lock is not None and os.path.samestat(os.fstat(lock), os.stat(temporary))):
                 break
         except OSError as error:
             if not isinstance(error, FileNotFoundError) or not temporary.parent.is_dir():
                 raise BadInput(f"cannot write {path}: {str(error.strerror).lower()}") from error
     return lock
-
-
-def _lock(folder: Path) -> int | None:
-    """An open descriptor that locks ``folder`` while its process lives, None if another holds it, or `_NO_LOCKS`."""
-    if fcntl is None:
-        return _NO_LOCKS
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        return None if isinstance(error, BlockingIOError) else _NO_LOCKS
-    return descriptor
-
-
-def _unlock(lock: int | None) -> None:
-    """Let go of what `_lock` returned."""
-    if lock is not None and lock != _NO_LOCKS:
-        os.close(lock)
 
 
 def _sweep(target: Path, path: str | os.PathLike) -> None:
@@ -329,13 +303,13 @@ def _settled(leftover: Path, known: re.Match[str]) -> bool:
         else:  # killed between the two renames of a swap: the old output is still the valid one
             os.rename(leftover, target)
         return True
-    lock = _lock(leftover)
-    if lock == _NO_LOCKS and known[3] != str(os.getpid()):
+    lock = lock_folder(leftover)
+    if lock == NO_LOCKS and known[3] != str(os.getpid()):  # whether that process lives is not known
         return True
     if lock is None:
         return False
     shutil.rmtree(leftover, ignore_errors=True)
-    _unlock(lock)
+    unlock(lock)
     return True
 
 

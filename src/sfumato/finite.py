@@ -5,6 +5,7 @@ Whatever is computed with them would look like a result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -59,3 +60,21 @@ def require_finite_pictures(x: Float[Tensor, "n *dims"], seeds: Sequence[int] | 
         "again"
     )  # fmt: skip
     raise NotFinite(f"{len(broken)} of {len(x)} pictures are {NONE}, the first of them {which}: {advice}")
+
+
+def require_unit_range(x: Float[Tensor, "*dims"], what: str, beyond: float) -> None:
+    """Refuse pictures of floats with values outside of [0, 1] by more than ``beyond``.
+
+    Args:
+        what: they are, in words.
+
+    Raises:
+        NotFinite: some are NaN or infinite.
+        BadInput: values of another range.
+    """
+    low, high = (float(v) for v in x.aminmax()) if x.numel() else (0.0, 1.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise NotFinite(f"{what}: some numbers are {NONE}: give others")
+    if low < -beyond or high > 1 + beyond:
+        told = f"{what}: values in [0, 1] are wanted, not from {low:.4g} to {high:.4g}"
+        raise BadInput(f"{told}: bring them there, those of 8 bits by 255")

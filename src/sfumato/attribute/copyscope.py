@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, within
-from sfumato.finite import require_finite
+from sfumato.finite import require_unit_range
 from sfumato.metrics.extractors import Extractor
 from sfumato.pipeline import Text2Image
 from sfumato.text import counted
@@ -134,9 +134,7 @@ class CopyScope(Attribution):
         some, alliances = self.chosen(len(workflow.parts), len(workflow.seeds))
         if originals.ndim != 4 or originals.shape[1] != 3 or not len(originals):
             raise BadInput(f"originals come as a tensor (m, 3, height, width) in [0, 1], not {tuple(originals.shape)}")
-        require_finite([("originals", originals)], "what pictures are held against")
-        if originals.min() < -1e-3 or originals.max() > 1 + 1e-3:
-            raise BadInput("originals have values in [0, 1]: divide those of 8 bits by 255")
+        require_unit_range(originals, "originals", 1e-3)
         paired = self.distance in SIMILARITIES
         few = not paired and len(originals) < 2
         held_against = views(originals, VIEWS, self.seed) if few else originals

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sfumato.attack.base import Attack
@@ -102,8 +103,6 @@ class Original:
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
-        from safetensors.torch import save
-
         under = {f"{name}/{concept}": x for name, of in self.attacked.items() for concept, x in of.items()}
         parts = {"pictures": self.pictures, "again": self.again, "reseeded": self.reseeded}
         return save({name: x.contiguous() for name, x in {**parts, **under}.items()})
@@ -111,8 +110,6 @@ class Original:
     @classmethod
     def from_bytes(cls, data: bytes) -> Original:
         """What `to_bytes` wrote."""
-        from safetensors.torch import load
-
         parts = load(data)
         attacked: dict[str, dict[str, Pictures]] = {}
         for key in [key for key in parts if "/" in key]:

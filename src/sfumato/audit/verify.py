@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from sfumato.errors import BadInput
@@ -22,7 +21,7 @@ from sfumato.files import sha256_of
 from sfumato.foreign import read_json, reading
 from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image, load_text2image
-from sfumato.pipeline.load import single_file
+from sfumato.pipeline.load import precision, single_file
 
 from .evidence import FORMAT, MANIFEST, PUBLIC, SIGNATURE, SUMS, require_cryptography
 
@@ -163,13 +162,10 @@ class Verify:
         name = given or told["model"]
         if told.get("adapters"):
             raise BadInput(f"{name} was audited with adapters attached: give the pipeline in Python, or --redraw 0")
-        dtype = told.get("dtype", "float32")
-        if dtype not in ("float32", "float16", "bfloat16"):
-            raise BadInput(f"{name} was audited in {dtype!r}, which is no precision: the evidence is damaged")
         # Only files whose keys leave it open are told what they predict; all others say it themselves.
         told_of = told.get("prediction") if single_file(name) else None
         try:
-            return load_text2image(name, self.device, getattr(torch, dtype), told_of)
+            return load_text2image(name, self.device, precision(told.get("dtype")), told_of)
         except BadInput as error:
             raise BadInput(
                 f"{error}; say where the model is with --{whose}, or check hashes only: --redraw 0"

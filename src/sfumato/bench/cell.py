@@ -16,10 +16,10 @@ from sfumato import catalog
 from sfumato.audit import Audit
 from sfumato.audit.drawing import Original, Setup
 from sfumato.audit.protocol import changed_tensors
-from sfumato.errors import BadInput
 from sfumato.files import atomic_file
 from sfumato.foreign import reading
 from sfumato.pipeline import Text2Image, load_text2image
+from sfumato.pipeline.load import precision
 from sfumato.pipeline.timing import peak_memory
 from sfumato.report import page
 from sfumato.report.audit import AuditReport
@@ -71,7 +71,7 @@ def measure(cell: Cell, folder: Path | None = None) -> dict[str, Any]:
         BadInput: the method does not fit the model, or the settings are none.
     """
     settings = dict(cell.audit)
-    where = settings.get("device"), _dtype(settings), settings.get("prediction")
+    where = settings.get("device"), precision(settings.get("dtype")), settings.get("prediction")
     pipe = load_text2image(settings.pop("before"), *where)
     cls = catalog.get(cell.method, "erase").load()
     eraser = cls(concepts=cell.concepts, seed=cell.seed, **cell.settings)
@@ -162,14 +162,6 @@ def nearest(pipe: Text2Image, concepts: Sequence[str], words: Sequence[str]) -> 
     rows = rows / rows.norm(dim=-1, keepdim=True)
     likeness = (rows[len(concepts) :] @ rows[: len(concepts)].T).amax(1)
     return [words[i] for i in likeness.argsort(descending=True, stable=True)[: (len(words) + 1) // 2].tolist()]
-
-
-def _dtype(settings: Mapping[str, Any]) -> torch.dtype | None:
-    if (name := settings.get("dtype")) is None:
-        return None
-    if name not in ("float32", "float16", "bfloat16"):
-        raise BadInput(f"dtype must be float32, float16 or bfloat16, got {name!r}")
-    return getattr(torch, name)
 
 
 def _plain(log: Mapping[str, Any]) -> Any:

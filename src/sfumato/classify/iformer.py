@@ -127,8 +127,8 @@ class InceptionTransformer(Classifier):
         super().__post_init__()
         if self.small and self.weights is not None:
             raise BadInput("the released weights are for a stem that halves twice: leave small or weights out")
-        if self.size <= (16 if self.small else 32) and self.batch < 2 * self.accumulate:
-            raise BadInput("the last maps have one cell, which is normalised over pictures: give micro-batches of 2")
+        if self.size <= (16 if self.small else 32):
+            self.require_several("the last maps have one cell, which is normalised over pictures")
         blocks_of(self.numbers(), self.ramp)
 
     def numbers(self) -> Plan:

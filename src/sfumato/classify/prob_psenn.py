@@ -155,8 +155,7 @@ class ProbPSENN(ByDistance):
         super().__post_init__()
         if self.size % 8:
             raise BadInput(f"size must be a multiple of 8, got {self.size}: give {max(8, round(self.size / 8) * 8)}")
-        if self.batch < 2 * self.accumulate:
-            raise BadInput("batch normalisation needs several pictures: give micro-batches of at least 2")
+        self.require_several("batch normalisation needs several pictures")
         if self.pretrain_updates > self.updates:
             raise BadInput(
                 f"pretrain_updates ({self.pretrain_updates}) are some of updates ({self.updates}): give fewer"

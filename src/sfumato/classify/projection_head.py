@@ -120,8 +120,8 @@ class ProjectionHead(Classifier):
         super().__post_init__()
         if self.span and self.span < 1:
             raise BadInput(f"span is the ratio of the largest weight to the smallest, at least 1, got {self.span}")
-        if self.objective != "cross-entropy" and self.batch < 2 * self.accumulate:
-            raise BadInput(f"{self.objective} compares different pictures: give micro-batches of at least 2")
+        if self.objective != "cross-entropy":
+            self.require_several(f"{self.objective} compares different pictures")
 
     def network(self, labels: tuple[str, ...]) -> Net:
         """A fresh network.

@@ -21,7 +21,7 @@ from sfumato.pipeline.customization import Customization, add_words
 from sfumato.train.draw import integers, normal
 from sfumato.train.words import check_length, denoising_loss
 
-from .base import SKETCH, Customizer, before_noun, check_words
+from .base import SKETCH, Customizer, before_noun, check_new_words
 from .dreambooth_lora import CLASS, DreamBoothLoRA
 from .parts.anchor import compose, verify
 from .parts.learning import Drawn, Given, Learning
@@ -108,7 +108,7 @@ class AnchoredComposition(Customizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_words(self.words)
+        check_new_words(self.words)
         for origin in self.origins:
             if origin not in ORIGINS:
                 raise unknown("origin", origin, ORIGINS)

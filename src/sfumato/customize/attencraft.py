@@ -22,7 +22,7 @@ from sfumato.pipeline.tokens import LearnedToken
 from sfumato.train.recipe import Loose
 from sfumato.train.words import check_length
 
-from .base import Customizer, check_words
+from .base import Customizer, check_new_words
 from .parts.crafting import Course
 from .parts.learning import Given, Learning
 from .parts.maps import Upsampling
@@ -111,7 +111,7 @@ class AttenCraft(Customizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_words(self.words)
+        check_new_words(self.words)
         for name in ("init_words", "described"):
             given = getattr(self, name)
             if given and len(given) != len(self.words):

@@ -212,7 +212,7 @@ def before_noun(text: str, word: str, noun: str) -> str:
     return re.sub(re.escape(word) + follows, lambda _: f"{word} {noun}", text) if noun else text
 
 
-def check_words(words: Sequence[str]) -> None:
+def check_new_words(words: Sequence[str]) -> None:
     """Refuse new words among which one is given twice, or stands inside another, where texts would find it too.
 
     Raises:

@@ -227,7 +227,12 @@ def _load(name: str) -> Model:
     return load(name)
 
 
+def pure(process: GaussianProcess, eps: Tensor) -> Tensor:
+    """What sampling begins with: noise of deviation 1, ``eps``, in the process's own scale."""
+    return process.diffuse(torch.zeros_like(eps), 1.0, eps)
+
+
 def sampled(model: Model, z: Tensor, steps: int, cond: Any) -> Tensor:
     """What a student in training draws from the noise ``z``, of deviation 1, as pictures in [0, 1]."""
-    z = model.denoiser.process.diffuse(torch.zeros_like(z), 1.0, z)  # noise in the process's own scale
+    z = pure(model.denoiser.process, z)
     return (model.decode_latents(ddim(model.denoiser, z, uniform(steps), cond)) + 1).clamp(0, 2) / 2

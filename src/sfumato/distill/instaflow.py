@@ -21,7 +21,7 @@ from sfumato.sample import dpmpp_2m
 from sfumato.sample.times import uniform
 from sfumato.train.loop import Run
 
-from .base import Distiller, Model, guidance, guided
+from .base import Distiller, Model, guidance, guided, pure
 from .parts.data import CleanData, FromPictures
 from .parts.flow import Reduction, euler, straightness, velocity
 from .parts.pairs import Ends, PairStore
@@ -146,8 +146,7 @@ class InstaFlow(FromPictures, Distiller):
             given = guided(teacher, teacher.denoiser, cond, scale, len(rows))
             if not first:
                 return euler(velocity(given, cond), noise, steps)
-            z = teacher.process.diffuse(torch.zeros_like(noise), 1.0, noise)  # noise in the process's own scale
-            return dpmpp_2m(given, z, uniform(steps), cond)
+            return dpmpp_2m(given, pure(teacher.process, noise), uniform(steps), cond)
 
         return PairStore(where, self.pairs, of, self.shard), ends
 

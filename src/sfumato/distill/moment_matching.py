@@ -20,7 +20,7 @@ from sfumato.train.draw import integers, normal
 from sfumato.train.draw import uniform as uniformly
 from sfumato.train.recipe import Gradients, Recipe, Turn
 
-from .base import Distiller, Model, guidance, guided
+from .base import Distiller, Model, guidance, guided, pure
 from .parts.data import CleanData, FromPictures
 from .parts.instant import Gradient
 from .parts.moments import (
@@ -199,7 +199,7 @@ class MomentTraining(Recipe):
         """(z_t, t): for each row the student's sampler after 0 to ``sampling_steps`` - 1 steps."""
         steps, denoiser = self.method.sampling_steps, self.student.denoiser
         taken = integers(steps, len(noise), rng).to(noise.device)
-        z = denoiser.process.diffuse(torch.zeros_like(noise), 1.0, noise)
+        z = pure(denoiser.process, noise)
         for i in range(steps - 1):
             mean, var = denoiser.process.posterior(z, predict(denoiser, z, 1 - i / steps, cond), 1 - i / steps,
                                                    1 - (i + 1) / steps)  # fmt: skip
@@ -217,7 +217,6 @@ class MomentTraining(Recipe):
         rows = torch.randint(len(self.data.pictures), (n,), generator=rng)
         cond = self.data.conditioning(rows, torch.zeros(n, dtype=torch.bool))
         z = torch.randn(n, *self.student.latent_shape(), generator=rng).to(self.student.device)
-        z = self.student.denoiser.process.diffuse(torch.zeros_like(z), 1.0, z)
-        times = uniform(self.method.sampling_steps)
+        z, times = pure(self.student.denoiser.process, z), uniform(self.method.sampling_steps)
         made = ddpm(self.student.denoiser, z, times, cond, generator=rng, final_noise=False)
         return (self.student.decode_latents(made) + 1).clamp(0, 2) / 2

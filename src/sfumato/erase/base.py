@@ -22,7 +22,7 @@ from sfumato.pipeline.offload import refuse
 from sfumato.settings import Tuned
 
 from .parts.beneath import beneath, put_back
-from .parts.words import check_words
+from .parts.words import check_readable
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -200,7 +200,7 @@ class Eraser(Tuned, ABC):
             refuse(pipe.pipe, "edited")
         require_finite(pipe)
         if isinstance(pipe, Text2Image):
-            check_words(pipe, [*self.concepts, *self.anchors, *(self.preserve or ())])
+            check_readable(pipe, [*self.concepts, *self.anchors, *(self.preserve or ())])
         else:
             pipe.told(list(self.concepts))
 

@@ -17,7 +17,7 @@ from sfumato.pipeline.anatomy import Projection
 
 from .parts.closed_form import gram, ridge_edit
 from .parts.edit import ClosedForm, Edit
-from .parts.words import check_words, encode_words
+from .parts.words import check_readable, encode_words
 
 Tokens = Literal["from-last-word", "last-word"]
 Variant = Literal["replace", "tensor"]
@@ -110,7 +110,7 @@ class UCE(ClosedForm):
         """Embeddings of the concepts, those of their anchors row for row, and the pair each row is from."""
         phrases = ("{}", *TEMPLATES[self.expand_prompts])
         concepts, anchors = self.pairs()
-        check_words(pipe, anchors)
+        check_readable(pipe, anchors)
         concept = as_read(pipe, encode_words(pipe, [p.format(c) for c in concepts for p in phrases]))
         # The first release pairs every phrase with the bare anchor, the later one with the anchor's phrase.
         around = phrases if self.tokens == "last-word" else ["{}"] * len(phrases)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sfumato.errors import BadInput, unknown
-from sfumato.finite import require_finite_pictures
+from sfumato.finite import require_finite_pictures, require_unit_range
 
 HALF_LEVEL = 0.5 / 255
 
@@ -94,6 +94,4 @@ def require_unit(images: Tensor) -> None:
         kind = str(images.dtype).removeprefix("torch.")
         raise BadInput(f"pictures are 8-bit ones (uint8) or floats in [0, 1], not {kind}: convert them")
     require_finite_pictures(images)
-    low, high = (float(x) for x in images.aminmax()) if images.numel() else (0.0, 1.0)
-    if low < -HALF_LEVEL or high > 1 + HALF_LEVEL:
-        raise BadInput(f"pictures of floats have values in [0, 1], not from {low:.4g} to {high:.4g}: bring them there")
+    require_unit_range(images, "pictures of floats", HALF_LEVEL)

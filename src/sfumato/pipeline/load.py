@@ -228,6 +228,13 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def precision(name: str | None) -> torch.dtype | None:
+    """The type of weights of that name in settings and records; None as it is, which means float32."""
+    if name not in (None, "float32", "float16", "bfloat16"):
+        raise BadInput(f"dtype must be float32, float16 or bfloat16, got {name!r}")
+    return None if name is None else getattr(torch, name)
+
+
 def single_file(model: str | Path) -> Path | None:
     """The file that ``model`` names, if it is one."""
     path = Path(model).expanduser()

@@ -160,8 +160,8 @@ class EAGAN(Tuned, Schedule, InFolder):
             raise BadInput("cars compares pairs of objectives: name at least two, or use nsga2")
         if self.opponent == "simple" and self.size < 32:
             raise BadInput(f"the simple discriminator halves pictures five times: size {self.size} is below 32")
-        if self.opponent == "simple" and self.batch < 2 * self.accumulate:
-            raise BadInput("the simple discriminator normalises over pictures: give micro-batches of at least 2")
+        if self.opponent == "simple":
+            self.require_several("the simple discriminator normalises over pictures")
 
     # What it is
 

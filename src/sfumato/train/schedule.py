@@ -78,6 +78,11 @@ class Schedule:
         if self.accumulate > self.batch:
             raise BadInput(f"a batch of {self.batch} cannot be cut into {self.accumulate} micro-batches")
 
+    def require_several(self, why: str) -> None:
+        """Raise `BadInput`, which says ``why``, where a micro-batch may be of one row."""
+        if self.batch < 2 * self.accumulate:
+            raise BadInput(f"{why}: give micro-batches of at least 2")
+
     def schedule(self) -> Schedule:
         """These settings alone, with the precision that "auto" means on this machine."""
         own = {f.name: getattr(self, f.name) for f in fields(Schedule)}

@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato import __version__
 from sfumato.errors import BadInput
 from sfumato.files import GENERATED, atomic_file, refuse_existing, write_json
-from sfumato.finite import require_finite
+from sfumato.finite import require_unit_range
 from sfumato.foreign import reading
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline import watermark as marks
@@ -193,9 +193,7 @@ def begin(
     """
     if anchor.ndim != 3 or anchor.shape[0] != 3 or anchor.shape[1] != anchor.shape[2]:
         raise BadInput(f"an anchor is a square picture (3, side, side) in [0, 1], not {tuple(anchor.shape)}")
-    require_finite([("anchor", anchor)], "what the walk begins with")
-    if anchor.min() < -1e-3 or anchor.max() > 1 + 1e-3:
-        raise BadInput("an anchor has values in [0, 1]: divide one of 8 bits by 255")
+    require_unit_range(anchor, "the anchor", 1e-3)
     noised = Noised(anchor[None], strength)  # checks the strength
     first = first_step(strength, sampling_steps)
     if mode == "noised":

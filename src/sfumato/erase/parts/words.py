@@ -33,7 +33,7 @@ def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
     return cond
 
 
-def check_words(pipe: Text2Image, prompts: Sequence[str]) -> None:
+def check_readable(pipe: Text2Image, prompts: Sequence[str]) -> None:
     """Raise `BadInput` as `encode_words` does; a prompt of nothing but spaces stands for nothing, and may."""
     said = list(dict.fromkeys(p for p in prompts if p.strip()))
     for start in range(0, len(said), BATCH):
