@@ -1,6 +1,6 @@
-"""Put a trained pipeline into the package as the embedded model, in half precision, and refresh the checksums.
+"""Put a trained pipeline into the package as an embedded model, in half precision, and refresh the checksums.
 
-    sfumato train t2i --data sketch --out run/ && python scripts/embed.py run/pipeline
+    sfumato train t2i --data sketch --out run/ && python scripts/embed.py run/pipeline sketch
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from sfumato.pipeline import load
 from sfumato.train.parent import chain
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 20e6
+LIMITS = {"sketch": 20e6, "sketch-dit": 12e6}
+"""Bytes of weights."""
 
 
-def main(source: Path, name: str = "sketch") -> None:
+def main(source: Path, name: str) -> None:
     target = ROOT / "src" / "sfumato" / "assets" / name
     record = json.loads((source / "sfumato.json").read_text())
     made = record.get("provenance") or {"recipe": record["recipe"], "config": record["config"]}
@@ -37,9 +38,9 @@ def main(source: Path, name: str = "sketch") -> None:
     size = sum(f.stat().st_size for f in target.rglob("*.safetensors"))
     subprocess.run(["bash", ROOT / "scripts" / "checksums"], check=True)
     print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB in safetensors")
-    if size > LIMIT:
-        sys.exit(f"more than {LIMIT / 1e6:.0f} MB: train a smaller one")
+    if size > LIMITS[name]:
+        sys.exit(f"more than {LIMITS[name] / 1e6:.0f} MB: train a smaller one")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,6 +1,7 @@
-"""How well the embedded pipeline draws, by the oracles: writes docs/model.md and its picture.
+"""How well an embedded pipeline draws, by the oracles: writes docs/model.md or docs/model-dit.md, and its picture.
 
     python scripts/evaluate_sketch.py --model sketch --n 1024
+    python scripts/evaluate_sketch.py --model sketch-dit --n 2048
 
 Prompts: one object with colour, background and style; two objects in a relation; two objects and no relation; a bare
 object. The oracle (docs/oracle.md) reads pictures of one object, the scene oracle (docs/scenes.md) those of two.
@@ -33,7 +34,9 @@ from sfumato.pipeline import load, read_record
 from sfumato.train.parent import chain
 from sfumato.train.t2i import TrainT2I
 
-BARS = {
+Bars = dict[tuple[str, str], float]
+"""(Kind of prompt, what is read off) -> share that is aimed at."""
+BARS: dict[str, Bars] = {"sketch": {
     ("one object", "object"): 0.988,
     ("one object", "colour"): 0.985,
     ("one object", "background"): 0.99,
@@ -43,8 +46,16 @@ BARS = {
     ("two objects with a relation", "relation"): 0.90,
     ("two objects, no relation", "both objects"): 0.85,
     ("a bare object", "object"): 0.97,
-}
+}, "sketch-dit": {
+    ("one object", "object"): 0.95,
+    ("one object", "colour"): 0.95,
+    ("one object", "background"): 0.95,
+    ("one object", "style"): 0.93,
+}}  # fmt: skip
 """What is aimed at. Colours and relations of two objects are counted where both objects are there."""
+PAGES = {"sketch": "model", "sketch-dit": "model-dit"}
+"""Names of a model's page and picture."""
+TITLES = {"sketch": "# The embedded pipeline", "sketch-dit": "# The embedded transformer"}
 RENAMED = {"steps": "updates", "autoencoder_steps": "autoencoder_updates"}
 """Settings of older records, as they are called now."""
 
@@ -53,11 +64,13 @@ def commands(made: dict[str, Any]) -> list[str]:
     """The command lines that made a pipeline, the first one first, from its record's chain of parents.
 
     Options that the recipe has gained since are left at their defaults. Where a run was not what its command
-    says (stopped early, say), its record's note stands behind it.
+    says (stopped early, say), its record's note stands behind it. Of a model that only gave its autoencoder the name is
+    enough.
     """
     standard = {f.name: f.default for f in fields(TrainT2I)}
-    lines = []
-    for number, step in enumerate(chain(made), start=1):
+    steps, lines = list(chain(made)), []
+    first = max((i for i, step in enumerate(steps) if step["config"].get("start_with") == "autoencoder"), default=0)
+    for number, step in enumerate(steps[first:], start=1):
         if step.get("recipe") == "read captions":
             words = ["python", "scripts/read_captions.py", "--out", f"run{number}/"]
         else:
@@ -152,13 +165,13 @@ def measure(draw: Any, n: int, seed: int, oracle: scenes.SceneOracle) -> tuple[R
     return result, torch.cat([*shown, pictures[:6]])
 
 
-def table(result: Result) -> list[str]:
+def table(result: Result, bars: Bars) -> list[str]:
     """Markdown, with 95 % intervals (Wilson) and what was aimed at."""
     rows = ["| asked for | read off | right [95 %] | of | aim |", "| --- | --- | --- | ---: | --- |"]
     for kind, read in result.items():
         for what, right in read.items():
             low, high = wilson(sum(right), len(right))
-            aim = f"{BARS[kind, what]:.1%}" if (kind, what) in BARS else ""
+            aim = f"{bars[kind, what]:.1%}" if (kind, what) in bars else ""
             share = sum(right) / len(right)
             rows.append(f"| {kind} | {what} | {share:.1%} [{low:.1%}, {high:.1%}] | {len(right)} | {aim} |")
     return rows
@@ -166,14 +179,16 @@ def table(result: Result) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="sketch")
+    parser.add_argument("--model", default="sketch", help="sketch, sketch-dit, or another (not with --docs)")
     parser.add_argument("--n", type=int, default=1024, help="prompts of each kind")
     parser.add_argument("--sampling-steps", "--steps", type=int, default=25)
     parser.add_argument("--cfg-scale", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=Path, help="a folder with another scene oracle than the shipped one")
-    parser.add_argument("--docs", type=Path, help="write model.md and model.png there; without it, only print")
+    parser.add_argument("--docs", type=Path, help="write the model's page and picture there; without it, only print")
     args = parser.parse_args()
+    if args.docs and args.model not in PAGES:
+        parser.error(f"a page is made of {' or '.join(PAGES)}, not of {args.model}")
 
     pipe = load(args.model)
     draw = lambda prompts, seeds: pipe.draw(
@@ -182,17 +197,19 @@ def main() -> None:
     began = time.perf_counter()
     result, pictures = measure(draw, args.n, args.seed, scenes.load(args.scenes))
     seconds = time.perf_counter() - began
-    print("\n".join(table(result)))
+    lines = table(result, BARS.get(args.model, {}))
+    print("\n".join(lines))
     if not args.docs:
         return
     folder = Path(pipe.pipe.config._name_or_path)
     made = read_record(args.model)["provenance"]
     size = sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
     about = pipe.describe()
+    page, other = PAGES[args.model], "" if args.model == "sketch" else f" --model {args.model}"
     text = [
-        "# The embedded pipeline",
+        TITLES[args.model],
         "",
-        f"`sf.load(\"sketch\")`: a `StableDiffusionPipeline` of {size:.1f} MB in safetensors, trained on the "
+        f"`sf.load(\"{args.model}\")`: a `{about['pipeline']}` of {size:.1f} MB in safetensors, trained on the "
         "[sketch world](sketch.md). Every command of its making, the first one first:",
         "",
         "```",
@@ -201,12 +218,12 @@ def main() -> None:
         "",
         f"Read by the [oracle](oracle.md) and the [scene oracle](scenes.md) on {args.n} prompts of each kind, "
         f"{args.sampling_steps} steps, guidance {args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each "
-        f"({seconds:.0f} s; `python scripts/evaluate_sketch.py --n {args.n} --docs docs`). Colours and relations of "
-        "two objects are counted where both objects are there:",
+        f"({seconds:.0f} s; `python scripts/evaluate_sketch.py{other} --n {args.n} --docs docs`). Colours and "
+        "relations of two objects are counted where both objects are there:",
         "",
-        *table(result),
+        *lines,
         "",
-        "![Samples at four times their size](model.png)",
+        f"![Samples at four times their size]({page}.png)",
         "",
         "The first pictures of each kind of prompt, in order, not selected: one object; two in a relation (two rows); "
         "two without one; a bare object.",
@@ -216,11 +233,11 @@ def main() -> None:
         "```",
         "",
     ]
-    (args.docs / "model.md").write_text("\n".join(text))
-    lines = [torch.cat(list(pictures[i : i + 6]), dim=2) for i in range(0, len(pictures), 6)]
-    sheet = (torch.cat(lines, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
+    (args.docs / f"{page}.md").write_text("\n".join(text))
+    rows = [torch.cat(list(pictures[i : i + 6]), dim=2) for i in range(0, len(pictures), 6)]
+    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(sheet).resize((sheet.shape[1] * 4, sheet.shape[0] * 4), Image.Resampling.NEAREST).save(
-        args.docs / "model.png", optimize=True
+        args.docs / f"{page}.png", optimize=True
     )
 
 

@@ -34,6 +34,7 @@ def test_every_method_can_be_asked(method, tiny_sd):
     assert issubclass(cls, Tuned)
     assert cls.settings_for(tiny_sd) == cls.settings_for(None) == {}
     assert cls.settings_for("sketch") == dict(cls.presets.get("sketch", {}))
+    assert cls.settings_for("sketch-dit") == dict(cls.presets.get("sketch-dit", cls.presets.get("sketch", {})))
 
 
 def test_the_embedded_model_knows_its_name_and_what_is_made_from_it_too(sketch, erased, tiny_sd, tmp_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, ClassVar
 
 from sfumato.fields import check
 
-EMBEDDED = ("sketch",)
+EMBEDDED = ("sketch", "sketch-dit")
 """Models inside the package."""
+ALIKE = {"sketch-dit": "sketch"}
+"""Whose presets suit a model that has none of its own: it draws the same pictures at the same size."""
 
 
 def settings_for(cls: type[Any], model: Any) -> dict[str, Any]:
@@ -19,8 +21,14 @@ def settings_for(cls: type[Any], model: Any) -> dict[str, Any]:
         cls: a method's class, with or without ``presets``.
         model: a pipeline, or the name of an embedded model, or None.
     """
+    presets = getattr(cls, "presets", {})
+    return dict(presets.get(preset_for(presets, model), {}))
+
+
+def preset_for(presets: Container[str], model: Any) -> str | None:
+    """The one of ``presets`` that suits ``model``, as for `settings_for`; None where none is meant for it."""
     origin = model if isinstance(model, str) else getattr(model, "origin", None)
-    return dict(getattr(cls, "presets", {}).get(origin, {}))
+    return next((name for name in (origin, ALIKE.get(str(origin))) if name is not None and name in presets), None)
 
 
 class Tuned:
@@ -47,8 +55,8 @@ class Tuned:
     def settings_for(cls, model: Any) -> dict[str, Any]:
         """The settings that suit ``model``: ``RECE(concepts=["star"], **RECE.settings_for(pipe)).apply(pipe)``.
 
-        Those of the preset named like the embedded model that it is or was made from (`Text2Image.origin`); none, so
-        the class's defaults, for all others. The command line chooses by the same rule.
+        Those of the preset named like the embedded model that it is or was made from (`Text2Image.origin`), or like one
+        that is `ALIKE`; none, so the class's defaults, for all others. The command line chooses by the same rule.
 
         Args:
             model: a pipeline, or the name of an embedded model.

@@ -17,7 +17,7 @@ from sfumato.commands.options import parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, unknown
 from sfumato.progress import alone
-from sfumato.settings import EMBEDDED, settings_for
+from sfumato.settings import EMBEDDED, preset_for, settings_for
 from sfumato.versions import versions
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def read(
         raise BadInput(f"{command} has no presets: leave out --preset")
     sources = (cls, options, Preset) if entry.presets else (cls, options)
     if entry.presets:
-        listed = [f"{known} (the default for that model)" if known in EMBEDDED else known for known in entry.presets]
+        suits = {known: [m for m in EMBEDDED if preset_for(entry.presets, m) == known] for known in entry.presets}
+        listed = [f"{known} (the default for {' and '.join(of)})" if of else known for known, of in suits.items()]
         about += f"\n\nPresets: {', '.join(listed)}."
 
     def reading(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
