@@ -101,7 +101,7 @@ class DUO(ByGradient):
     """
 
     GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 2e-4, 4e-4), "beta": (10.0, 20.0, 50.0), "updates": (100, 200),
+        "lr": (1e-4, 2e-4, 4e-4), "beta": (10.0, 20.0, 50.0), "updates": (200, 400),
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
@@ -109,7 +109,7 @@ class DUO(ByGradient):
         "composite": {"beta": 1000.0, "updates": 500, "pairs": 32, "strength": 0.8},
         "sd3": {"lr": 3e-5},
         "sketch": {
-            "beta": 20.0, "updates": 200, "lr": 2e-4, "preserve_weight": 100.0, "pairs": 48, "sampling_steps": 20,
+            "beta": 20.0, "updates": 400, "lr": 2e-4, "preserve_weight": 100.0, "pairs": 48, "sampling_steps": 20,
             "detector": "oracle",
         },
     }  # fmt: skip
