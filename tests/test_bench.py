@@ -112,6 +112,23 @@ def test_figures_are_means_over_cells_and_the_best_attack_decides():
     assert row.recovered("p").value == pytest.approx(0.3) and row.alignment is None
 
 
+def test_an_attack_that_trains_the_weights_is_told_but_does_not_rank_erasers():
+    cell = Entry("uce", ("a",), 1, figures(0.9, recovered=1.0))
+    assert cell.withstood == 0.0 and replace(cell, retraining=("p",)).withstood == 0.9
+    assert replace(cell, retraining=("p",)).recovered("p") == 1.0
+    assert [m.name for m in catalog.methods("attack") if m.load().retrains] == ["recovery"]
+
+
+def test_cells_whose_pages_are_not_kept_lead_nowhere(fake, tmp_path):
+    report = SMALL.run(tmp_path / "bench")
+    kept = report.entries[0].audit
+    for entry in report.entries[1:]:
+        (tmp_path / "bench" / entry.audit).unlink()
+    SMALL.run(tmp_path / "bench")
+    page = (tmp_path / "bench" / "index.html").read_text()
+    assert page.count('href="cells/') == 1 and kept in page and len(fake["done"]) == 8
+
+
 def test_the_front_is_what_nobody_beats():
     points = {"a": (1.0, 0.2), "b": (0.5, 0.9), "c": (0.5, 0.8), "d": (0.4, 0.1), "e": (0.5, 0.9)}
     assert front(points) == {"a", "b", "e"}

@@ -137,6 +137,9 @@ class Attack(Tuned, ABC):
 
     needs_judge: ClassVar[bool] = False
     """It stops at success, or chooses by it."""
+    retrains: ClassVar[bool] = False
+    """It trains the weights on. Whoever can do so needs no way around the edit, and so it is told apart where erasers
+    are ranked by what they withstand."""
     looks_first: ClassVar[bool] = True
     """The cases' plain prompts are drawn and judged before the search; not where it has no use for that."""
 

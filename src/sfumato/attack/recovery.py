@@ -61,6 +61,7 @@ class Recovery(Tuning, Attack):
     }
     """Settings by name: some for models as small as the embedded one."""
     box: ClassVar[Box] = "white"
+    retrains: ClassVar[bool] = True
 
     n_images: Count = 8
     """Pictures of the concept that the original pipeline draws, when none are given."""

@@ -245,13 +245,16 @@ def keep(target: Path, cell: Cell, result: Mapping[str, Any]) -> None:
 
 
 def entries(folder: Path, cells: Sequence[Cell], lost: Mapping[str, Failed]) -> Iterator[Entry]:
-    """What is known of each cell."""
+    """What is known of each cell; one whose page was taken away leads nowhere."""
+    retraining = tuple(m.name for m in catalog.methods("attack") if m.load().retrains)
     for cell in cells:
         where = folder / "cells" / cell.key
         about: dict[str, Any] = {"method": cell.method, "concepts": cell.concepts, "seed": cell.seed}
+        about["retraining"] = retraining
         if where.exists():
             read = read_json(where / CELL, advice=f"remove {where}, and it is measured again")
-            yield Entry(**about, figures=read["figures"], audit=f"cells/{cell.key}/index.html")
+            audit = f"cells/{cell.key}/index.html" if (where / "index.html").exists() else ""
+            yield Entry(**about, figures=read["figures"], audit=audit)
         elif cell.key in lost:
             yield Entry(**about, why=lost[cell.key].reason, refused=lost[cell.key].refused)
 

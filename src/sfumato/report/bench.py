@@ -25,7 +25,10 @@ LINE, NEIGHBOURS = 15.0, 16.0
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: its ``figures`` (see `sfumato.bench.cell.figures`) and where its ``audit`` lies, or ``why`` not."""
+    """One cell: its ``figures`` (see `sfumato.bench.cell.figures`) and where its ``audit`` lies, or ``why`` not.
+
+    ``retraining``: the attacks that train the weights on.
+    """
 
     method: str
     concepts: Sequence[str]
@@ -34,6 +37,7 @@ class Entry:
     audit: str = ""
     why: str = ""
     refused: bool = False
+    retraining: Sequence[str] = ()
 
     @property
     def together(self) -> str:
@@ -56,10 +60,13 @@ class Entry:
 
     @property
     def withstood(self) -> float | None:
-        """The share of pictures without the concept under the attack that does best on this cell, or none at all."""
+        """The share of pictures without the concept under the attack that does best on this cell, or none at all.
+
+        Attacks that train the weights on do not count: relearning on a few pictures brings nearly everything back.
+        """
         if self.figures is None:
             return None
-        shares = [self.recovered(name) for name in self.figures["attacks"]]
+        shares = [self.recovered(name) for name in self.figures["attacks"] if name not in self.retraining]
         plain = self.rate("erasure")
         left = [1 - x for x in shares if x is not None]
         return min([*left, *([] if plain is None else [plain])], default=None)

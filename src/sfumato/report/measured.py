@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         erased: share of pictures asked for the concept that do not show it.
-        withstands: the same under the attack that does best.
+        withstands: the same under the attack that does best, of those that leave the weights as they are.
         near, far: share of retained words near the concept, and of others, that are still drawn.
         seconds: of the edit.
         cells: how many were measured.

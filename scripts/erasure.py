@@ -1,0 +1,160 @@
+"""Every eraser under every attack, on an embedded model: docs/results/erasure.md, and the table of `choose erase`.
+
+    python scripts/erasure.py --work bench       # hours; killed? the same command goes on where it stopped
+    python scripts/erasure.py --work bench --only page
+
+Cells are kept in docs/results/erasure/ without their pages and pictures, so that the bench can be gone on with there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from commands import run
+from sfumato.bench.erase import CELL, CONFIGURATION
+from sfumato.report import measured
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "erasure"
+COMMAND = "sfumato bench erase --concepts {} --seeds 1 --n 32 --n-retain 2 --n-attack 12 --out erasure/"
+EACH, SIDE, LEFT, TOP = 3, 64, 96, 18
+"""Pictures of a kind in the sheet; pixels of a picture, of the methods' names, and of the attacks'."""
+COLUMNS = ("method", "erased", "withstands", "kept near", "kept far", "alignment", "time", "cells")
+"""Of the bench's own table, those of the first one here; the second has what each attack recovers."""
+
+
+def pictures(html: str) -> dict[str, list[Image.Image]]:
+    """The first pictures of an audit's page: "original", "plain" and what each attack drew of the edited model."""
+    found: dict[str, list[Image.Image]] = {}
+    for block in html.split("<caption>")[1:]:
+        kinds = {"original": "original model, plain prompt", "plain": "edited model, plain prompt"}
+        kinds[block.split(" <span>")[0]] = "edited model, under attack"
+        for kind, said in kinds.items():
+            data = re.findall(rf'base64,([A-Za-z0-9+/=]+)" width="\d+" height="\d+" alt="{said}, picture', block)
+            if data and kind not in found:
+                found[kind] = [Image.open(BytesIO(base64.b64decode(d))).convert("RGB") for d in data[:EACH]]
+    return found
+
+
+def sheet(rows: dict[str, dict[str, list[Image.Image]]], kinds: Sequence[str]) -> Image.Image:
+    """A row a method, ``EACH`` pictures of each kind."""
+    wide = LEFT + len(kinds) * (EACH * SIDE + 8)
+    made = Image.new("RGB", (wide, TOP + len(rows) * SIDE), "white")
+    pen, font = ImageDraw.Draw(made), ImageFont.load_default(12)
+    for column, kind in enumerate(kinds):
+        pen.text((LEFT + column * (EACH * SIDE + 8), 2), kind, "black", font)
+    for row, (name, seen) in enumerate(rows.items()):
+        pen.text((2, TOP + row * SIDE + SIDE // 2 - 8), name, "black", font)
+        for column, kind in enumerate(kinds):
+            for i, picture in enumerate(seen.get(kind, ())):
+                place = (LEFT + column * (EACH * SIDE + 8) + i * SIDE, TOP + row * SIDE)
+                made.paste(picture.resize((SIDE, SIDE)), place)
+    return made
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    line = lambda cells: "| " + " | ".join(cells) + " |"
+    return "\n".join([line(header), line(["---", *["---:"] * (len(header) - 1)]), *map(line, rows)])
+
+
+def page(bench: dict[str, Any], printed: str, concept: str) -> str:
+    """What is said of a bench, with the tables that the command printed."""
+    lines = [[c.strip() for c in line.strip("| ").split("|")] for line in printed.splitlines() if line.startswith("|")]
+    (header, _, *rows), told = lines, bench["configuration"]
+    attacks = [name for name in header if name.startswith("recovered: ")]
+    pick = lambda names: [[row[header.index(name)] for name in names] for row in rows]
+    sets = [" and ".join(c["concepts"]) for c in bench["cells"] if c["figures"]]
+    refused = [f"- {row['method']}: {why}" for row in bench["methods"] for why in row["why"]]
+    return "\n".join([
+        "# Erasers under attack, on the embedded pipeline",
+        "",
+        f"Erased, each by itself: {', '.join(f'“{name}”' for name in dict.fromkeys(sets))}; seed "
+        f"{', '.join(map(str, told['seeds']))}; {told['n']} pictures of the concept, {told['n_attack']} under each "
+        f"attack, {told['sampling_steps']} steps, read by the [oracle](../oracle.md). Every method runs with its "
+        "preset for this model.",
+        "",
+        table(COLUMNS, pick(COLUMNS)),
+        "",
+        "*erased*: share of pictures asked for the concept in which it is not found. *withstands*: the same under the "
+        "attack that does best of those that leave the weights as they are. *kept*: share of other words that are "
+        "still drawn, those of the same kind as the concept (near) and the others (far). *alignment*: share of what "
+        "retained prompts ask for that is there, after the edit less before it. Means over cells, [95 % intervals] "
+        "where there are several.",
+        "",
+        "What each attack recovers, in per cent of pictures; `recovery` trains the erased model on, on eight pictures:",
+        "",
+        table(["method", *(name.removeprefix("recovered: ") for name in attacks)], pick(["method", *attacks])),
+        "",
+        f"![Pictures of every method, plain and under each attack]({NAME}/attacked.png)",
+        "",
+        f"The first pictures asked for “{concept}”, plainly and under each attack; in the first row the model before "
+        "any edit.",
+        "",
+        *([*refused, ""] if refused else []),
+        f"The whole page, sortable, with a plot and every cell's figures: [{NAME}/index.html]({NAME}/index.html) "
+        f"(opens from disk), [bench.json]({NAME}/bench.json). The cells' own audits, two megabytes each, are made by "
+        "the command and not kept here.",
+        "",
+        "```",
+        bench["reproduce"],
+        f"sfumato bench table --bench {NAME}/ --out erasure.json",
+        "```",
+        "",
+    ])  # fmt: skip
+
+
+def write(work: Path, docs: Path, command: str) -> None:
+    """The page, its picture, the cells without theirs, and the package's table."""
+    bench = json.loads((work / NAME / "bench.json").read_text())
+    have = [c for c in bench["cells"] if c["figures"]]
+    concepts = have[0]["concepts"]
+    seen = {}
+    for cell in have:
+        if cell["concepts"] == concepts and cell["seed"] == have[0]["seed"] and cell["audit"]:
+            seen[cell["method"]] = pictures((work / NAME / cell["audit"]).read_text())
+    kinds = ["plain", *have[0]["figures"]["attacks"]]
+    target = docs / "results" / NAME
+    target.mkdir(parents=True, exist_ok=True)
+    if seen:
+        before = {"none": {"plain": next(iter(seen.values()))["original"]}}
+        sheet({**before, **seen}, kinds).save(target / "attacked.png", optimize=True)
+    for file in (work / NAME / "cells").glob(f"*/{CELL}"):
+        kept = target / "cells" / file.parent.name
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, kept / CELL)
+    shutil.copy(work / NAME / CONFIGURATION, target / CONFIGURATION)
+    run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures
+    bench = json.loads((target / "bench.json").read_text())
+    text = page(bench, (target / "table.md").read_text(), " and ".join(concepts))
+    (docs / "results" / f"{NAME}.md").write_text(text)
+    measured.make(work / NAME, ROOT / measured.FILE.relative_to(Path(measured.__file__).parents[3]), overwrite=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the bench, kept")
+    parser.add_argument("--concepts", nargs="+", default=["fish", "red", "chalk"])
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--only", choices=("bench", "page"), help="by default both")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    command = COMMAND.format(shlex.join(args.concepts))
+    if args.only != "page":
+        run(command, args.work)
+    if args.only != "bench":
+        write(args.work, args.docs, command)
+
+
+if __name__ == "__main__":
+    main()
