@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sfumato.data.world import strangers
+from sfumato.data.world import WORDS, strangers, vocabulary
 from sfumato.errors import BadInput
 from sfumato.train.grow import grown
-from sfumato.train.tokenizer import learn_tokenizer
+from sfumato.train.tokenizer import learn_pieces, learn_tokenizer
 
 OLD = ["a red star", "a blue fish", "a red fish and a blue star"]
 NEW = [*OLD, "two red stars", "a star under a fish"]
@@ -63,6 +63,15 @@ def test_it_does_not_shrink(small):
         grown(*small, 1, NEW)
 
 
-def test_strangers_are_words_that_a_small_vocabulary_spells(small):
-    assert strangers(small[1], ["a blue boat", "a red star, blue boat and van gogh"]) == ["boat", "van", "gogh"]
-    assert strangers(small[1], ["A red STAR"]) == []
+@pytest.mark.parametrize("learn", [learn_tokenizer, learn_pieces])
+def test_strangers_are_words_that_a_small_vocabulary_spells(learn):
+    tokenizer = learn(OLD, 12)
+    assert strangers(tokenizer, ["a blue boat", "a red star, blue boat and van gogh"]) == ["boat", "van", "gogh"]
+    assert strangers(tokenizer, ["A red STAR"]) == [] and strangers(tokenizer, ["", "<star>"]) == []
+
+
+@pytest.mark.parametrize("learn", [learn_tokenizer, learn_pieces])
+def test_a_tokenizer_of_the_world_knows_each_of_its_words(learn):
+    words = [w for known in WORDS.values() for w in known]
+    assert vocabulary(learn([f"a {w}" for w in words], 12)) == WORDS
+    assert vocabulary(learn([f"a {w}" for w in words[1:]], 12)) == {}

@@ -27,7 +27,7 @@ def vocabulary(tokenizer: Any) -> Mapping[str, tuple[str, ...]]:
     if len(tokenizer) > SMALL:
         return {}
     words = [w for known in WORDS.values() for w in known]
-    return WORDS if all(len(ids) == 3 for ids in tokenizer(words).input_ids) else {}
+    return WORDS if all(len(ids) == 1 for ids in _pieces(tokenizer, words)) else {}
 
 
 def strangers(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
@@ -39,4 +39,9 @@ def strangers(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
         return []
     plain = [re.sub(r"<[^>]*>", " ", prompt.lower()) for prompt in prompts]
     words = dict.fromkeys(w for prompt in plain for w in re.findall(r"[^\W\d_]+", prompt))
-    return [w for w in words if len(tokenizer(w).input_ids) > 3]
+    return [word for word, ids in zip(words, _pieces(tokenizer, list(words)), strict=True) if len(ids) > 1]
+
+
+def _pieces(tokenizer: Any, words: list[str]) -> list[list[int]]:
+    """The tokens of each word, without those that open and close a prompt: CLIP has both of these, T5 the last."""
+    return tokenizer(words, add_special_tokens=False).input_ids if words else []
