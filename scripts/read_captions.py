@@ -2,6 +2,7 @@
 
     python scripts/read_captions.py --model sketch --text-layers 4 --out read/
     sfumato train t2i --data sketch-scenes --start-from read/pipeline --text-layers 4 --out run/ ...
+    python scripts/read_captions.py --model sketch-dit --text-layers 2 --out read-dit/
 
 What stands where, and which colour belongs to which object, is a matter of words alone, and a text encoder learns it
 from words hundreds of times more cheaply than from the noise of a U-Net: a small reader that is thrown away afterwards
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene
@@ -60,9 +61,12 @@ class Reader(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, sum(WORDS.values()))
         )
 
-    def forward(self, states: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n cells words"]:
+    def forward(
+        self, states: Float[Tensor, "n tokens width"], padding: Bool[Tensor, "n tokens"] | None = None
+    ) -> Float[Tensor, "n cells words"]:
         questions = self.questions.expand(len(states), -1, -1)
-        return self.answer(questions + self.attention(questions, states, states, need_weights=False)[0])
+        found, _ = self.attention(questions, states, states, key_padding_mask=padding, need_weights=False)
+        return self.answer(questions + found)
 
 
 class ReaderRecipe(Recipe):
@@ -89,8 +93,12 @@ class ReaderRecipe(Recipe):
         return {"ids": self.ids[rows].long(), "cells": self.cells[rows], "whole": self.whole[rows]}
 
     def loss(self, batch: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        states = self.text(batch["ids"].to(self.text.device)).last_hidden_state
-        objects, colours, backgrounds, styles = self.reader(states).split(list(WORDS.values()), dim=2)
+        ids = batch["ids"].to(self.text.device)
+        # Padding is read by the networks behind CLIP, and hidden from those behind T5.
+        padding = ids == self.text.config.pad_token_id if self.text.config.model_type == "t5" else None
+        told = {} if padding is None else {"attention_mask": (~padding).long()}
+        states = self.text(ids, **told).last_hidden_state
+        objects, colours, backgrounds, styles = self.reader(states, padding).split(list(WORDS.values()), dim=2)
         ask = nn.functional.cross_entropy
         there, whole = batch["cells"].to(states.device), batch["whole"].to(states.device)
         losses = {

@@ -1,8 +1,10 @@
 """A text encoder that is made larger says what it said before."""
 
+import re
+
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from sfumato.data.world import WORDS, strangers, vocabulary
 from sfumato.errors import BadInput
@@ -13,17 +15,31 @@ OLD = ["a red star", "a blue fish", "a red fish and a blue star"]
 NEW = [*OLD, "two red stars", "a star under a fish"]
 
 
-@pytest.fixture(scope="module")
-def small():
+def clip():
     tokenizer = learn_tokenizer(OLD, 12)
     ends = {k: getattr(tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=12, projection_dim=16, **ends,
     )  # fmt: skip
+    return CLIPTextModel(config), tokenizer
+
+
+def t5():
+    tokenizer = learn_pieces(OLD, 12)
+    ends = {k: getattr(tokenizer, k) for k in ("eos_token_id", "pad_token_id")}
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", dropout_rate=0.0, **ends,
+    )  # fmt: skip
+    return T5EncoderModel(config), tokenizer
+
+
+@pytest.fixture(scope="module", params=[clip, t5])
+def small(request):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        text = CLIPTextModel(config)
+        text, tokenizer = request.param()
         for p in text.parameters():  # biases and norms away from where they start
             p.data += 0.1 * torch.randn_like(p)
     return text.eval(), tokenizer
@@ -45,15 +61,17 @@ def test_new_layers_can_learn(small):
     larger, tokenizer = grown(*small, 3, NEW)
     ids = tokenizer(NEW, padding="max_length", max_length=12, return_tensors="pt").input_ids
     larger(ids).last_hidden_state.square().sum().backward()
-    new = {n: p.grad for n, p in larger.named_parameters() if ".layers.2." in n and n.endswith("out_proj.weight")}
+    last = ("out_proj.weight", "SelfAttention.o.weight")
+    of = lambda name: re.search(r"\.(layers|block)\.2\.", name) and name.endswith(last)
+    new = {name: p.grad for name, p in larger.named_parameters() if of(name)}
     assert new and all(g.abs().sum() > 0 for g in new.values())
 
 
 def test_a_new_word_starts_from_the_one_that_it_begins_with(small):
     larger, tokenizer = grown(*small, 2, NEW)
     table = larger.get_input_embeddings().weight
-    row = lambda word: table[tokenizer(word).input_ids[1]]
-    assert len(tokenizer("stars").input_ids) == 3
+    row = lambda word: table[tokenizer(word, add_special_tokens=False).input_ids[0]]
+    assert len(tokenizer("stars", add_special_tokens=False).input_ids) == 1
     assert torch.equal(row("stars"), row("star"))
     assert row("under").abs().max() < 0.2 and not torch.equal(row("under"), row("two"))
 
