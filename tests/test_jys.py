@@ -76,6 +76,13 @@ def test_marginals_are_the_exponentials_of_the_rates(process):
     assert process.marginal(torch.tensor([0.1, 0.2])).shape == (2, process.states, process.states)
 
 
+@pytest.mark.parametrize("states", [9, 32])
+def test_the_narrowest_bell_that_is_taken_has_the_exponentials_of_its_rates(states):
+    process = GaussianTokens(states, 3.0, states / 2 / math.sqrt(72) * 1.001, 1.0, 10.0)
+    generator = base_rate(states, 3.0, process.noise_sigma)
+    assert_close(process.marginal(0.1), torch.matrix_exp(process.integral(0.1) * generator), rtol=0, atol=2e-8)
+
+
 @every
 def test_posteriors_are_bayes_rule(process):
     t, s, n = 0.8, 0.3, process.states
@@ -396,6 +403,8 @@ def test_misuse_is_explained():
         (lambda: JYS().scheduler({}), "models of tokens"),
         (lambda: UniformTokens(4, -1.0), "positive"),
         (lambda: Absorbing(1), "two states"),
+        (lambda: Absorbing(4).posterior(z, z + 1, 0.5, 0.2), "pairs that can"),
+        (lambda: GaussianTokens(32, noise_sigma=1.1), "at least 1.89"),
         (lambda: narrow.convert(torch.rand(1, 1, 8), z[:1, :1], 0.5, "rates", "score"), "how likely"),
     ):
         with pytest.raises(BadInput, match=match):
