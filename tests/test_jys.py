@@ -379,7 +379,12 @@ def test_schedules_are_kept_and_belong_to_their_model(tmp_path):
     with pytest.raises(BadInput, match="none for 8"):
         again.times(8)
     told = json.loads(file.read_text())
-    for change in ({"indices": {"2": [0, 3, 3]}}, {"indices": {"2": [0, 3]}}, {"grid": [1.0]}, {"kind": "heun"}):
+    counts = {"kind": "k_gillespie", "grid": [0, 1, 2, 4, 3]}
+    for change in (
+        {"indices": {"2": [0, 3, 3]}}, {"indices": {"2": [0, 3]}}, {"grid": [1.0]}, {"kind": "heun"}, counts,
+        {"indices": {"2": [0, 2.5, 4]}}, {"indices": {}}, {"grid": [1.0, 0.9, math.nan, 0.2, 0.0]},
+        {"grid": [1.0, 0.7, 0.8, 0.2, 0.0]}, {"grid": [3.0, 0.7, 0.6, 0.2, 0.0]},
+    ):  # fmt: skip
         (tmp_path / "bad.json").write_text(json.dumps({**told, **change}))
         with pytest.raises(BadInput, match="search it again"):
             JumpSchedule.load(tmp_path / "bad.json")
@@ -395,6 +400,7 @@ def test_misuse_is_explained():
         (lambda: k_gillespie(masked, z, torch.tensor([0, 5]), generator=rng()), "at most 4"),
         (lambda: euler(masked, z + 3, times), "generator"),
         (lambda: euler(masked, z, times.flip(0), generator=rng()), "decrease"),
+        (lambda: euler(masked, z, times * torch.tensor([1, math.nan, 1]), generator=rng()), "decrease"),
         (lambda: k_gillespie(masked, z, torch.tensor([0]), generator=rng()), "must increase"),
         (lambda: JYS(kind="tau_leaping").search(masked, z), "does not allow"),
         (lambda: Absorbing(4, eps=1.0), "eps"),
