@@ -134,6 +134,7 @@ def test_an_existing_output_is_refused_before_anything_is_loaded(capsys, tmp_pat
         (SfumatoError("diverged"), 1, "diverged"),
         (RuntimeError("inner"), 1, "RuntimeError: inner (add --debug"),
         (OSError(28, "No space left on device"), 2, "disk is full"),
+        (OSError(36, "File name too long", "a" * 300), 2, "too long for the name of a file"),
         (MemoryError(), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -36,7 +37,7 @@ from sfumato.train.continual import (
 from sfumato.train.course import Course, Plateau, epoch_of
 from sfumato.train.cpdm import CPDM
 from sfumato.train.draw import Share
-from sfumato.train.incremental import PrototypeTraining
+from sfumato.train.incremental import PrototypeTraining, TaskRun
 from sfumato.train.loop import Run
 from sfumato.train.projection import Projector, grown_basis, inputs_of, projected_update
 from sfumato.train.prototypes import first_prototypes, nearest_old, neighbour_error, surest, updated_prototypes
@@ -530,6 +531,18 @@ def test_a_run_writes_its_matrix_its_classifiers_and_its_prototypes(tmp_path):
     judge = make_detector(f"classifier:{tmp_path / 'run' / 'classifiers' / '2'}", ["star"])
     assert judge(model.draw("star", [0]), "star").score.isfinite().all()
     assert (tmp_path / "run" / "replay" / "before-task-2.png").is_file()
+
+
+def test_classes_in_no_task_may_have_one_picture_and_a_name_may_have_a_plus(tmp_path):
+    for name, n in (("a+b", 2), ("c", 2), ("alone", 1)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(n):
+            Image.new("RGB", (8, 8), (90 * i, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
+    method = CPDM(**{**CPDM.EXAMPLE, "data": str(tmp_path / "data"), "tasks": ("a+b", "c"), "grid_every": 0})
+    tasks = TaskRun(method, tmp_path / "run", False)
+    assert tasks.labels == ("a+b", "c") and tasks.tasks == [[0], [1]] and len(tasks.real) == len(tasks.test) == 2
+    with pytest.raises(BadInput, match=r"'alone' of .* has one picture at most"):
+        CPDM(**{**CPDM.EXAMPLE, "data": str(tmp_path / "data"), "tasks": ("c", "alone")}).run(tmp_path / "no", False)
 
 
 @pytest.mark.slow

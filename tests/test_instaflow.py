@@ -191,8 +191,9 @@ def test_pairs_of_another_teacher_are_refused(tmp_path, changed, named):
         PairStore(tmp_path, 8, OF, 3)
 
 
-def test_files_of_something_else_are_not_written_over(tmp_path):
-    save_file({"weight": torch.ones(2)}, tmp_path / "00000000.safetensors")
+@pytest.mark.parametrize("header", [None, {"of": "a model"}, {"of": "[1]"}])
+def test_files_of_something_else_are_not_written_over(tmp_path, header):
+    save_file({"weight": torch.ones(2)}, tmp_path / "00000000.safetensors", header)
     with pytest.raises(BadInput, match="another teacher"):
         filled(tmp_path)
     assert list(load_file(tmp_path / "00000000.safetensors")) == ["weight"]

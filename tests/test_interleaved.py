@@ -50,6 +50,7 @@ def test_a_place_without_its_picture_and_a_picture_without_its_place_are_refused
         (place(1), 0, "a place for picture 1 and came with 0 pictures"), (place(2), 1, "a place for picture 2"),
         ("<|image_0|>", 1, "a place for picture 0"), ("a star", 1, "picture 1 has no place"),
         (place(1), 2, "picture 2 has no place"),
+        (f"<|image_{'9' * 5000}|>", 1, "a place for picture 999999999"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=said):
             tokens_of(text, [1] * count, Letters())

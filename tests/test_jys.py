@@ -76,6 +76,13 @@ def test_marginals_are_the_exponentials_of_the_rates(process):
     assert process.marginal(torch.tensor([0.1, 0.2])).shape == (2, process.states, process.states)
 
 
+@pytest.mark.parametrize("states", [9, 32])
+def test_the_narrowest_bell_that_is_taken_has_the_exponentials_of_its_rates(states):
+    process = GaussianTokens(states, 3.0, states / 2 / math.sqrt(72) * 1.001, 1.0, 10.0)
+    generator = base_rate(states, 3.0, process.noise_sigma)
+    assert_close(process.marginal(0.1), torch.matrix_exp(process.integral(0.1) * generator), rtol=0, atol=2e-8)
+
+
 @every
 def test_posteriors_are_bayes_rule(process):
     t, s, n = 0.8, 0.3, process.states
@@ -372,7 +379,12 @@ def test_schedules_are_kept_and_belong_to_their_model(tmp_path):
     with pytest.raises(BadInput, match="none for 8"):
         again.times(8)
     told = json.loads(file.read_text())
-    for change in ({"indices": {"2": [0, 3, 3]}}, {"indices": {"2": [0, 3]}}, {"grid": [1.0]}, {"kind": "heun"}):
+    counts = {"kind": "k_gillespie", "grid": [0, 1, 2, 4, 3]}
+    for change in (
+        {"indices": {"2": [0, 3, 3]}}, {"indices": {"2": [0, 3]}}, {"grid": [1.0]}, {"kind": "heun"}, counts,
+        {"indices": {"2": [0, 2.5, 4]}}, {"indices": {}}, {"grid": [1.0, 0.9, math.nan, 0.2, 0.0]},
+        {"grid": [1.0, 0.7, 0.8, 0.2, 0.0]}, {"grid": [3.0, 0.7, 0.6, 0.2, 0.0]},
+    ):  # fmt: skip
         (tmp_path / "bad.json").write_text(json.dumps({**told, **change}))
         with pytest.raises(BadInput, match="search it again"):
             JumpSchedule.load(tmp_path / "bad.json")
@@ -388,6 +400,7 @@ def test_misuse_is_explained():
         (lambda: k_gillespie(masked, z, torch.tensor([0, 5]), generator=rng()), "at most 4"),
         (lambda: euler(masked, z + 3, times), "generator"),
         (lambda: euler(masked, z, times.flip(0), generator=rng()), "decrease"),
+        (lambda: euler(masked, z, times * torch.tensor([1, math.nan, 1]), generator=rng()), "decrease"),
         (lambda: k_gillespie(masked, z, torch.tensor([0]), generator=rng()), "must increase"),
         (lambda: JYS(kind="tau_leaping").search(masked, z), "does not allow"),
         (lambda: Absorbing(4, eps=1.0), "eps"),
@@ -396,6 +409,8 @@ def test_misuse_is_explained():
         (lambda: JYS().scheduler({}), "models of tokens"),
         (lambda: UniformTokens(4, -1.0), "positive"),
         (lambda: Absorbing(1), "two states"),
+        (lambda: Absorbing(4).posterior(z, z + 1, 0.5, 0.2), "pairs that can"),
+        (lambda: GaussianTokens(32, noise_sigma=1.1), "at least 1.89"),
         (lambda: narrow.convert(torch.rand(1, 1, 8), z[:1, :1], 0.5, "rates", "score"), "how likely"),
     ):
         with pytest.raises(BadInput, match=match):

@@ -152,6 +152,8 @@ def test_lines_that_are_no_rows_are_refused_by_their_number(album):
             recipe(data=str(written(album.parent, [good, good | change]))).open()
     for line, said in (
         (json.dumps({**good, "edit": "false"}).encode(), "edit in line 1 of .* is true or false, not 'false'"),
+        (json.dumps({**good, "output_image": "a" * 300}).encode(), "names a picture that is not there"),
+        (json.dumps({**good, "instruction": "half \ud83d"}).encode(), "line 1 of .* is no JSON"),
         (b'{"a":' * 100_000, "line 1 of .* is no JSON"), ("caf\u00e9".encode("latin-1"), "is no text in UTF-8"),
     ):  # fmt: skip
         album.write_bytes(line)

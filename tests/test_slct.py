@@ -169,6 +169,10 @@ def test_coupling_is_what_brute_force_finds_and_does_not_see_scale_or_order():
     assert torch.equal(x[mixed][couple(x[mixed], x)], x)
     with pytest.raises(BadInput, match="finite"):
         couple(x * math.nan, z)
+    for other in (z[:5], z[:, :2], torch.cat([z, z])):
+        with pytest.raises(BadInput, match="a noise of its shape"):
+            couple(x, other)
+    assert couple(x[:1], z[:1]).tolist() == [0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 40])
@@ -176,6 +180,10 @@ def test_the_assignment_in_numpy_is_scipys(n):
     pytest.importorskip("scipy")
     cost = np.random.default_rng(n).normal(size=(n, n))
     assert (shortest_paths(cost) == assigned(cost)).all()
+    for tied in (cost.round(), np.repeat(cost[:1], n, 0), 0 * cost):
+        found = shortest_paths(tied)
+        assert sorted(found) == list(range(n))
+        assert_close(tied[range(n), found].sum(), tied[range(n), assigned(tied)].sum())
 
 
 def test_consistency_sampling_of_the_true_consistency_function_keeps_a_gaussian():

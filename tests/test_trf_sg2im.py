@@ -426,6 +426,7 @@ def test_graphs_are_read_from_json(tmp_path):
         ({"objects": ["a", "b"], "relationships": [[1, "on", 1]]}, "itself"),
         ({"objects": ["a"], "boxes": []}, "0 boxes for 1"), ({"objects": ["a"], "boxes": [[0, 0, 1]]}, "four numbers"),
         ({"objects": ["a"], "boxes": [[0.5, 0, 0.2, 1]]}, "in that order"),
+        ({"objects": ["a"], "boxes": [[0, 0, 10**400, 1]]}, "four numbers"),
     ],
 )  # fmt: skip
 def test_graphs_of_another_form_are_refused(data, wrong):

@@ -222,6 +222,14 @@ def test_folders_in_nerfs_layout_are_scenes(tmp_path):
     assert len(open_views(str(tmp_path / "b"), 8)) == 1
 
 
+def test_a_frames_own_lens_goes_before_that_of_all(tmp_path):
+    data = scene(tmp_path / "a", fl_x=16.0, camera_model="PINHOLE")
+    data["frames"][1]["camera_angle_x"] = 0.5
+    (tmp_path / "a" / "transforms.json").write_text(json.dumps(data))
+    found = open_views(str(tmp_path), 8).cameras(0).focal.tolist()
+    assert found == pytest.approx([2.0, 0.5 / math.tan(0.25), 2.0])
+
+
 BREAKS = {
     "there is no such picture": lambda d, f: (f / "r_1.png").unlink(),
     "has no camera in": lambda d, f: Image.new("RGB", (8, 8)).save(f / "extra.png"),
@@ -235,6 +243,9 @@ BREAKS = {
     "says neither": lambda d, f: d.pop("camera_angle_x"),
     "fl_x and fl_y differ": lambda d, f: d.update(fl_x=8, fl_y=9),
     "must be a number": lambda d, f: d.update(fl_x="long"),
+    "it holds a number of 401 digits": lambda d, f: d["frames"][1]["transform_matrix"][0].__setitem__(0, 10**400),
+    "no pinhole's": lambda d, f: d.update(camera_model="OPENCV_FISHEYE"),
+    "but there is no such picture": lambda d, f: d["frames"][1].update(file_path="a" * 300),
     "positive": lambda d, f: d.update(fl_x=-8.0),
     "names no frames": lambda d, f: d.update(frames=[]),
     "finite numbers": lambda d, f: d.update(objects=[[1, 2], [3]]),

@@ -7,6 +7,7 @@ Only what the command needs is imported. Exit status: 0 done, 1 failed, 2 bad in
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -161,6 +162,9 @@ def _guarded(args: list[str], debug: bool) -> int:
             return 1
         if disk_is_full(error):
             _complain("the disk is full: free some space and run it again", debug)
+            return 2
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _complain(f"{str(error.filename)[:60]}... is too long for the name of a file: give the name of one", debug)
             return 2
         _complain(f"{type(error).__name__}: {error} (add --debug for the traceback)", debug)
         return 1

@@ -116,8 +116,15 @@ def read_json(path: str | os.PathLike, shape: Any = dict, advice: str = AGAIN) -
         BadInput: it cannot be read, or is of another shape; the sentence says which part.
     """
     with reading(path, advice=advice):
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_int=_whole)
     return shaped(data, shape, path, advice)
+
+
+def _whole(digits: str) -> int:
+    """A whole number of JSON, small enough for whoever computes with it as a float."""
+    if len(digits) > 300:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def shaped(data: Any, shape: Any, where: str | os.PathLike, advice: str = AGAIN) -> Any:

@@ -9,7 +9,7 @@ A method is a dataclass that inherits `Classifier` and says its `network`, and w
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -128,19 +128,22 @@ class Classifier(Tuned, Schedule, InFolder):
         """The data."""
         return open_pictures(self.data, self.size, seed=self.seed, count=self.pictures)
 
-    def parts(self) -> tuple[Pictures, Pictures, str]:
+    def parts(self, used: Collection[str] | None = None) -> tuple[Pictures, Pictures, str]:
         """Pictures to train on, pictures to measure on, and which these are, in words.
+
+        Args:
+            used: as for `split`.
 
         Raises:
             BadInput: fewer than two classes, a class with one picture; or classes of ``test`` that are others.
         """
         pictures = self.open()
         if self.test is None:
-            return split(pictures, self.held_out, self.seed, self.data)
+            return split(pictures, self.held_out, self.seed, self.data, used)
         other = open_pictures(self.test, self.size, seed=self.seed + 1, count=self.pictures)
         if other.label_names != pictures.label_names:
             raise BadInput(f"{self.test} and {self.data} have other classes: give pictures of the same to measure on")
-        return split(pictures, 0, self.seed, self.data)[0], other, f"the pictures of {self.test}"
+        return split(pictures, 0, self.seed, self.data, used)[0], other, f"the pictures of {self.test}"
 
     # The run
 

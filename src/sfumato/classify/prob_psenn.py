@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -179,13 +179,13 @@ class ProbPSENN(ByDistance):
         family = (self.family, self.components, self.prior_std)
         return Net(encoder, decoder, classes, n, self.latent, *family, self.samples, channels)
 
-    def parts(self) -> tuple[Pictures, Pictures, str]:
+    def parts(self, used: Collection[str] | None = None) -> tuple[Pictures, Pictures, str]:
         """As every classifier's; and where prototypes start from data, a class needs two training pictures."""
-        seen, unseen, told = super().parts()
+        seen, unseen, told = super().parts(used)
         if self.init == "data":
             counts = Counter(seen.label(row) for row in range(len(seen)))
             names = seen.label_names
-            if short := [names[i] for i in range(len(names)) if counts[i] < 2]:
+            if short := [n for i, n in enumerate(names) if counts[i] < 2 and (used is None or n in used)]:
                 raise BadInput(
                     f"the class {short[0]!r} has one picture to train on, which says nothing of how its prototype "
                     'varies: add pictures of it, or start with init="random"'

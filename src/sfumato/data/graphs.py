@@ -80,7 +80,7 @@ def from_json(data: Any, where: str) -> SceneGraph:
         if not fits or not (number(triple[0], int) and number(triple[2], int)):
             raise BadInput(f"a relation in {where} is two places among the objects and a word between them: {_FORM}")
     for box in boxes or ():
-        if not isinstance(box, list) or len(box) != 4 or not all(number(x, int | float) for x in box):
+        if not isinstance(box, list) or len(box) != 4 or not all(number(x, int | float) and 0 <= x <= 1 for x in box):
             raise BadInput(f"a box in {where} is four numbers, [left, top, right, bottom] from 0 to 1: {_FORM}")
     made: Any = None if boxes is None else tuple(tuple(map(float, box)) for box in boxes)
     return SceneGraph(tuple(names), tuple((a, word, b) for a, word, b in triples), made)

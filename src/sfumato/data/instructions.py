@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,7 @@ class InstructionFile(Instructions):
         where = f"line {number} of {self.file}"
         try:
             told = json.loads(line)
+            json.dumps(told, ensure_ascii=False).encode()  # half a character, as \\ud800 alone, is no text
         except (ValueError, RecursionError) as error:
             raise BadInput(f"{where} is no JSON ({error}): write one row a line") from error
         told = told if isinstance(told, dict) else {}
@@ -101,7 +103,7 @@ class InstructionFile(Instructions):
         if not isinstance(text, str) or not isinstance(inputs, list) or not isinstance(output, str):
             raise BadInput(f"{where} needs an instruction, input_images (a list or null) and an output_image")
         for name in (*inputs, output):
-            if not isinstance(name, str) or not (self.file.parent / name).is_file():
+            if not isinstance(name, str) or not os.path.isfile(self.file.parent / name):  # also of too long a name
                 raise BadInput(f"{where} names a picture that is not there: {name!r}, from {self.file.parent}")
         edit = told.get("edit", False)
         if not isinstance(edit, bool):

@@ -26,6 +26,8 @@ from .walk import SUFFIXES, hidden, in_place
 FILE = "transforms.json"
 ORIENTATION = 0x0112
 """EXIF's number of how a picture is to be turned."""
+PERSPECTIVE = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL")
+"""Camera models of nerfstudio that are a pinhole's where they are not distorted."""
 KEPT = 2**28
 """Bytes of drawn pictures that are kept in memory."""
 
@@ -185,7 +187,10 @@ def _scene(folder: Path) -> tuple[list[Path], Cameras, np.ndarray]:
         shaped(frame, {"file_path": str, "transform_matrix": list}, f"frame {i} of {where}")
         files.append(_file(folder, frame["file_path"]))
         poses.append(_matrix(frame["transform_matrix"], (4, 4), f"frame {i} of {where}"))
-        focal.append(_focal({**data, **frame}, files[-1], f"frame {i} of {where}"))
+        # A frame's own lens goes before that of all, in whichever of the two ways either is told.
+        own = not {"fl_x", "camera_angle_x"}.isdisjoint(frame)
+        shared = {k: v for k, v in data.items() if not own or k not in ("fl_x", "fl_y", "camera_angle_x")}
+        focal.append(_focal({**shared, **frame}, files[-1], f"frame {i} of {where}"))
     if len(set(files)) < len(files):
         raise BadInput(f"{where} has several cameras for one picture: give each picture one")
     left = [f for f in sorted({f for named in files for f in named.parent.iterdir()}) if f not in files]
@@ -209,8 +214,8 @@ def _file(folder: Path, named: str) -> Path:
     path = Path(os.path.abspath(folder / named))  # links are not followed: the cache of a hub is made of them
     if not path.is_relative_to(os.path.abspath(folder)):
         raise BadInput(f"{folder / FILE} names the picture {named!r}, which lies outside of its folder: move it there")
-    found = path if path.is_file() else path.with_name(f"{path.name}.png")
-    if not found.is_file():
+    found = path if os.path.isfile(path) else path.with_name(f"{path.name}.png")
+    if not os.path.isfile(found):  # pathlib's raises where a name is too long
         raise BadInput(f"{folder / FILE} has a camera for {named!r}, but there is no such picture")
     return found
 
@@ -239,6 +244,9 @@ def _focal(told: dict[str, Any], file: Path, where: str) -> float:
     numbers: dict[str, Any] = {k: told[k] for k in known if k in told}
     if wrong := [k for k, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float)]:
         raise BadInput(f"{where}: {wrong[0]} must be a number")
+    kind = told.get("camera_model", PERSPECTIVE[0])
+    if str(kind).upper() not in PERSPECTIVE or told.get("is_fisheye"):
+        raise BadInput(f"{where}: the lens is no pinhole's ({kind}): undistort the pictures first")
     if lens := [k for k in ("k1", "k2", "k3", "k4", "p1", "p2") if told.get(k)]:
         raise BadInput(f"{where}: the lens is distorted ({lens[0]} = {told[lens[0]]}): undistort the pictures first")
     w, h = numbers.get("w", width), numbers.get("h", height)

@@ -26,6 +26,8 @@ TINY = 1e-8
 """Probabilities of a kernel below this count as none, as in the published code."""
 STEADY = 1e-6
 """Added to the probability that a ratio is divided by, as there."""
+SPAN = 36.0
+"""Of the logarithms of a stationary law, at most: beyond, products of its roots are wrong in double precision."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,16 @@ class TokenProcess(ABC):
     def posterior(
         self, x: Int[Tensor, "batch *dims"], x0: Int[Tensor, "batch *dims"], t: Time, s: Time
     ) -> Float[Tensor, "batch *dims states"]:
-        """q(x_s = y | x_t, x_0) for s <= t, by Bayes' rule."""
+        """q(x_s = y | x_t, x_0) for s <= t, by Bayes' rule.
+
+        Raises:
+            BadInput: a token that its x_0 cannot have become by t, such as another one without a mask between.
+        """
         joint = _rows(self.marginal(s), x0) * _rows(self.marginal(t, s).mT, x)
-        return joint / joint.sum(-1, keepdim=True)
+        total = joint.sum(-1, keepdim=True)
+        if not (total > 0).all():
+            raise BadInput("some token of x cannot have come from its token of x0 by that time: give pairs that can")
+        return joint / total
 
     def convert(
         self,
@@ -228,6 +237,11 @@ class GaussianTokens(TokenProcess):
         super().__post_init__()
         if min(self.rate_sigma, self.noise_sigma, self.time_base) <= 0 or self.time_exponential <= 1:
             raise BadInput("the widths and time_base must be positive, and time_exponential more than 1")
+        if self.noise_sigma < (least := self.states / 2 / math.sqrt(2 * SPAN)):
+            raise BadInput(
+                f"noise_sigma={self.noise_sigma:g} leaves the outermost of {self.states} values no probability that "
+                f"could be computed with: give at least {least:.3g}"
+            )
 
     def integral(self, t: Time) -> Float[Tensor, "..."]:
         """I(t)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,7 +264,7 @@ class CompressionModel(ImageModel):
         return {**super().describe(), "codec": type(self.codec).__name__, "codec_parameters": parameters}
 
     def _read(self, file: Any) -> UInt8[np.ndarray, "side side 3"]:
-        if not isinstance(file, str | Path) or not Path(file).is_file():
+        if not isinstance(file, str | Path) or not os.path.isfile(file):
             raise BadInput(f"this model is shown pictures: {str(file)[:100]!r} is no file; name one")
         return to_square(Path(file), self.size)
 

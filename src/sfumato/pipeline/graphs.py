@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,7 +172,7 @@ class GraphModel(ImageModel):
             return asked
         if isinstance(asked, Mapping):
             return from_json(dict(asked), "the graph")
-        if not isinstance(asked, str | Path) or not Path(asked).is_file():
+        if not isinstance(asked, str | Path) or not os.path.isfile(asked):
             raise BadInput(f"this model is told scene graphs: {str(asked)[:100]!r} is no JSON file; name one")
         graphs = read_graphs(asked)
         if len(graphs) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,6 @@ class VariationModel(ImageModel):
         return {**super().describe(), **about}
 
     def _read(self, file: Any) -> UInt8[np.ndarray, "side side 3"]:
-        if not isinstance(file, str | Path) or not Path(file).is_file():
+        if not isinstance(file, str | Path) or not os.path.isfile(file):
             raise BadInput(f"this model is shown pictures: {str(file)[:100]!r} is no file; name one, as --image does")
         return to_square(Path(file), self.size)

@@ -38,7 +38,7 @@ def consistency(
         raise BadInput(f"middle must lie between 0 and 1, got {middle}")
     if middle is not None and len(times) == 3:
         times = torch.stack([times[0], torch.full_like(times[1], middle), times[2]])
-    if (times.diff(dim=0) > 0).any():
+    if not (times.diff(dim=0) <= 0).all():
         raise BadInput("consistency sampling runs from noise (1) to clean (0): the times must decrease")
     for step, t, s in _steps(times):
         z = predict(denoiser, z, t, cond)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,13 +158,17 @@ class JumpSchedule:
         shape = {"indices": dict, "grid": list, "kind": str, "gains": dict, "model": str, "settings": dict}
         said = read_json(Path(file), shape, "search the schedule again")
         try:
-            indices = {int(n): [int(i) for i in s] for n, s in said["indices"].items()}
+            indices = {int(n): [index(i) for i in s] for n, s in said["indices"].items()}
             gains = {int(n): [float(g) for g in s] for n, s in said["gains"].items()}
             grid = [float(t) for t in said["grid"]]
         except (TypeError, ValueError) as error:
             raise BadInput(f"{file} holds no schedule that can be read: search it again") from error
         ends = [0, len(grid) - 1]
-        sound = said["kind"] in ("euler", "tau_leaping", "k_gillespie") and all(
+        if said["kind"] == "k_gillespie":
+            ordered = grid == [float(k) for k in range(len(grid))]
+        else:
+            ordered = said["kind"] in ("euler", "tau_leaping") and all(1 >= a > b >= 0 for a, b in pairwise(grid))
+        sound = ordered and bool(indices) and all(
             len(s) == n + 1 and [s[0], s[-1]] == ends and all(a < b for a, b in pairwise(s)) for n, s in indices.items()
         )
         if not sound:

@@ -115,8 +115,10 @@ def couple(x: Float[Tensor, "batch *dims"], noise: Float[Tensor, "batch *dims"])
     (latents of 4 x 32 x 32), not the assignment, which is O(batch^3) at worst, without scipy in numpy's own loop.
 
     Raises:
-        BadInput: numbers that are not finite.
+        BadInput: shapes that differ; numbers that are not finite.
     """
+    if x.shape != noise.shape or not len(x):
+        raise BadInput(f"each of the latents {list(x.shape)} has a noise of its shape, not {list(noise.shape)}")
     dtype = torch.promote_types(torch.promote_types(x.dtype, noise.dtype), torch.float32)
     flat, free = x.flatten(1).to(dtype), noise.flatten(1).to(dtype)
     cost = -(free @ (flat - flat.mean(0)).T).double().cpu().numpy()

@@ -239,7 +239,9 @@ class CPDM(PixelRecipe):
         if not labels:
             raise BadInput(f"{self.data} has no classes: give pictures in folders, one a class, or with labels")
         if self.tasks:
-            return named_tasks(labels, [[name for name in task.split("+") if name] for task in self.tasks])
+            # A class may have a + in its own name, if it is a task of its own.
+            apart = [[task] if task in labels else [n for n in task.split("+") if n] for task in self.tasks]
+            return named_tasks(labels, apart)
         return split_tasks(labels, self.first, self.after, self.seed if self.order == "seeded" else None)
 
     def labels_of(self, pictures: Pictures) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ class TaskRun:
         self.recipe, self.out, self.progress, self.training = recipe, out, progress, out / "training"
         goes_on(self._folder(0, "diffusion"), configuration(recipe.name(), recipe, self._own(0)))
         self.judge = recipe.judge()
-        seen, unseen, self.told = self.judge.parts()
+        seen, unseen, self.told = self.judge.parts(recipe.labels_of(recipe.open()))
         names = tuple(seen.label_names)
         self.labels = recipe.labels_of(seen)
         self.tasks = [[self.labels.index(name) for name in task] for task in recipe.sequence(names)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,8 +30,13 @@ class Labelled(Rows):
         return self.pictures.label(self.rows[index])
 
 
-def split(pictures: Pictures, share: float, seed: int, source: str) -> tuple[Pictures, Pictures, str]:
+def split(
+    pictures: Pictures, share: float, seed: int, source: str, used: Collection[str] | None = None
+) -> tuple[Pictures, Pictures, str]:
     """Pictures to train on, pictures to measure on, and which these are; ``share`` of each class, at least one.
+
+    Args:
+        used: the classes that are looked at afterwards, by default all: of others there may be any number of pictures.
 
     Raises:
         BadInput: fewer than two classes; a class with one picture (with a share) or none.
@@ -43,7 +48,7 @@ def split(pictures: Pictures, share: float, seed: int, source: str) -> tuple[Pic
     labels = [pictures.label(row) for row in range(len(pictures))]
     counts = Counter(labels)
     least = 2 if share else 1
-    if short := [names[i] for i in range(len(names)) if counts[i] < least]:
+    if short := [name for i, name in enumerate(names) if counts[i] < least and (used is None or name in used)]:
         told = "one picture at most" if share else "no picture"
         raise BadInput(f"the class {short[0]!r} of {source} has {told}: add pictures of it, or leave it out")
     if not share:

@@ -116,7 +116,10 @@ def _of(file: Path) -> dict[str, Any] | None:
     """Whose pairs a file holds; None where it is not there or was cut short."""
     if file.exists():
         with suppress(SafetensorError), safe_open(file, "pt") as kept:
-            return json.loads((kept.metadata() or {}).get("of", "{}"))
+            told: Any = None
+            with suppress(ValueError):  # another tool's file may say anything
+                told = json.loads((kept.metadata() or {}).get("of", "{}"))
+            return told if isinstance(told, dict) else {}
     return None
 
 
