@@ -199,17 +199,18 @@ def is_membrane(path: str | os.PathLike) -> bool:
     """Whether a file, or the one that a folder stands for, says what it erases; else it is a LoRA like any other."""
     path = Path(path)
     if path.is_dir():
-        return (path / ADAPTER).is_file() or lora_in(path) is None
+        return (path / ADAPTER).is_file() or not loras_in(path)
     if not path.is_file():
         return True  # which `load_membranes` refuses
     header = read_header(path)
     return _KEY in header or "prompts" in header
 
 
-def lora_in(folder: Path) -> Path | None:
-    """The LoRA in a folder as diffusers and peft write it."""
-    names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def loras_in(folder: Path) -> list[Path]:
+    """The LoRA in a folder as diffusers and peft write it; or peft's in its folders, one for each network."""
+    names = ("pytorch_lora_weights.safetensors", lora.PEFT)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return found[:1] or sorted(folder.glob(f"*/{lora.PEFT}"))
 
 
 def holds_membranes(model: object) -> bool:
