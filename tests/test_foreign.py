@@ -25,6 +25,7 @@ from sfumato.metrics.detectors import make_detector
 from sfumato.metrics.extractors import make_extractor
 from sfumato.pipeline import load, lora
 from sfumato.pipeline.membrane import load_membranes
+from sfumato.pipeline.partial import open_partially
 from sfumato.train import journal
 
 
@@ -401,6 +402,32 @@ def test_what_the_index_does_not_name_is_not_judged(folder):
         (folder / place).parent.mkdir()
         (folder / place).write_bytes(b"\x80\x04.")
     assert load(folder, device="cpu").size
+
+
+def test_what_an_index_may_leave_out(folder, tiny_sd):
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text())
+    written = lambda **parts: file.write_text(json.dumps({k: x for k, x in (index | parts).items() if x != "left out"}))
+    written(safety_checker="left out", feature_extractor="left out", image_encoder="left out", from_the_future=3)
+    assert load(folder, device="cpu").describe()["sha256"] == tiny_sd.describe()["sha256"]
+    assert open_partially(folder).pipe.pipe.safety_checker is None
+    for parts, told in (
+        ({"unet": "left out"}, "names no unet"),
+        ({"tokenizer": [None, None]}, "names no tokenizer"),
+        ({"safety_checker": None}, "is null: write [null, null]"),
+    ):
+        written(**parts)
+        for opened in (lambda: load(folder, device="cpu"), lambda: open_partially(folder)):
+            refused(opened, told, "model_index.json")
+
+
+def test_shards_without_their_index_are_refused(folder, tiny_sd):
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    tiny_sd.copy("all").network.save_pretrained(folder / "unet", max_shard_size=200_000)
+    next((folder / "unet").glob("*.index.json")).unlink()
+    for opened in (lambda: load(folder, device="cpu"), lambda: open_partially(folder)):
+        refused(opened, "the index of its shards is missing", "unet")
 
 
 def test_a_folder_of_one_variant_loads(folder, tiny_sd):
