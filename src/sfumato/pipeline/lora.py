@@ -161,7 +161,7 @@ def products(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise BadInput(f"{path} is not a .safetensors file: other formats are not read")
+        raise BadInput(f"{path} is not a .safetensors file: other formats are not read, take one of these")
     if not path.exists() and not path.is_symlink():
         raise BadInput(f"there is no adapter file {path}")
     tensors, header = read_tensors(path)
@@ -169,12 +169,13 @@ def products(
     if path.name == PEFT and re.fullmatch(r"text_encoder(_\d)?", path.parent.name):
         tensors = {re.sub(r"^(?=base_model\.)", f"{path.parent.name}.", key): x for key, x in tensors.items()}
     said = Strengths(path, header)
+    if not any(_place(key)[1] or _any_of(_MORE, key) for key in tensors):
+        _refuse_no_lora(path, tensors)
     layers, names = _spellings(component, parts)
     found: dict[str, dict[str, Tensor]] = {}
     for key, x in tensors.items():
-        for more, words in _MORE.items():
-            if re.search(more, key):
-                raise BadInput(f"{path} holds {words} ({shortened(key, 100)}), which cannot be attached: take another")
+        if words := _any_of(_MORE, key):
+            raise BadInput(f"{path} holds {words} ({shortened(key, 100)}), which cannot be attached: take another")
         name, factor = _layer(key, component, parts, layers, names)
         fused = {} if name else _fused(path, key, x, component, parts, layers)
         if not name and not fused:
@@ -211,6 +212,12 @@ _MORE = {
     r"\.(diff|diff_b)$|\.lora_B(\.\w+)?\.bias$|\.lora\.up\.bias$|\.lora_up\.bias$": "biases or whole weights",
 }
 """What a file can hold besides the two factors, by how its keys are spelled."""
+_NO_LORA = {
+    r"^(emb_params|string_to_param|clip_[lg]|<.*>)$": "a learned word (textual inversion): take a LoRA",
+    r"^(model\.diffusion_model|cond_stage_model|conditioner|first_stage_model)\.": "a whole model: take a LoRA",
+    r"\.(weight|bias)$": "weights of a network: take a LoRA",
+}
+"""What else is given as an adapter, by a key of it."""
 _TEXT = re.compile(r"^(text_encoder|te\d?\.|lora_te|lora_prior_te|text_model|encoder\.)")
 _FACTORS = {"A": "down", "B": "up", "down": "down", "up": "up"}
 
@@ -309,6 +316,18 @@ def _family(tensors: Mapping[str, Tensor]) -> str:
     told = (who for pattern, who in _FAMILIES.items() if any(re.search(pattern, key) for key in tensors))
     who = next(told, "")
     return f"; it seems to be made for {who}" if who else ""
+
+
+def _any_of(words: Mapping[str, str], key: str) -> str:
+    """The words of the first pattern that is in a key; empty where none is."""
+    return next((told for pattern, told in words.items() if re.search(pattern, key)), "")
+
+
+def _refuse_no_lora(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for key in sorted(tensors):
+        if what := _any_of(_NO_LORA, key):
+            raise BadInput(f"{path} holds no LoRA but {what} ({shortened(key, 80)})")
+    raise BadInput(f"{path} holds no LoRA: fetch it again")
 
 
 def _refuse_key(

@@ -170,6 +170,9 @@ def load_membranes(path: str | os.PathLike, pipe: Text2Image) -> list[Membrane]:
     Raises:
         BadInput: no such file, not a readable safetensors file, not membranes, or keys that fit no layer of ``pipe``.
     """
+    if Path(path).is_dir() and not (Path(path) / ADAPTER).exists():
+        known = f"{ADAPTER}, pytorch_lora_weights.safetensors or {lora.PEFT}"
+        raise BadInput(f"there is no adapter file in {path} ({known}): give the file itself, or another folder")
     path = Path(path) / ADAPTER if Path(path).is_dir() else Path(path)
     if not path.is_file() and not path.is_symlink():
         raise BadInput(f"there is no adapter file {path}")
@@ -202,6 +205,8 @@ def is_membrane(path: str | os.PathLike) -> bool:
         return (path / ADAPTER).is_file() or not loras_in(path)
     if not path.is_file():
         return True  # which `load_membranes` refuses
+    if path.suffix != ".safetensors":
+        return False  # which `lora.products` refuses
     header = read_header(path)
     return _KEY in header or "prompts" in header
 
