@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import sfumato as sf
+from conftest import make_tiny_sd3
 from sfumato.cli import main
 from sfumato.erase.rece import RECE
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.pipeline import partial as module
+from sfumato.pipeline import wrap
 from sfumato.pipeline.partial import float32_bytes, open_partially
 from sfumato.plan import human_bytes
 from test_single import same_weights
@@ -133,6 +135,48 @@ def test_no_other_form_of_the_weights_keeps_the_concept(tiny_sd, tmp_path, shard
     assert json.loads((tmp_path / "out" / "sfumato.json").read_text())["provenance"]["left_out"] == sorted(others)
     whole = METHODS["uce"].apply(sf.load(folder, "cpu"))
     same_weights(sf.load(tmp_path / "out", "cpu").pipe, whole.pipe)
+
+
+def test_it_reads_the_files_that_a_whole_load_reads(tiny_sd, tmp_path):
+    """Of several forms that differ: diffusers reads the shards, transformers the whole file, both the variant."""
+    folder, other = saved(tiny_sd, tmp_path / "model", sharded=False), tiny_sd.copy("all")
+    with torch.no_grad():
+        for module in (other.network, other.pipe.text_encoder):
+            for x in module.parameters():
+                x.mul_(1.1)
+    other.network.save_pretrained(tmp_path / "n", max_shard_size=200_000)
+    other.pipe.text_encoder.save_pretrained(tmp_path / "t", max_shard_size=20_000)
+    for part, source in (("unet", "n"), ("text_encoder", "t")):
+        for file in (tmp_path / source).glob("*"):
+            (folder / part / file.name).write_bytes(file.read_bytes())
+    assert len(list((folder / "text_encoder").glob("*.safetensors"))) > 2
+
+    def same(out):
+        METHODS["uce"].run_in_folder(folder, tmp_path / out)
+        same_weights(sf.load(tmp_path / out, "cpu").pipe, METHODS["uce"].apply(sf.load(folder, "cpu")).pipe)
+
+    same("a")
+    read = sf.load(folder, "cpu").pipe
+    same_weights(read, other.copy().pipe, ("unet",))
+    same_weights(read, tiny_sd.pipe, ("text_encoder",))
+    # the network is there as a variant only, and the text encoder in both
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    other.network.save_pretrained(folder / "unet", variant="fp16")
+    other.pipe.text_encoder.save_pretrained(folder / "text_encoder", variant="fp16")
+    same("b")
+    assert 'from_pretrained("this folder", variant="fp16")' in (tmp_path / "b" / "README.md").read_text()
+    assert "variant" not in (tmp_path / "a" / "README.md").read_text().split("## What it is")[0]
+
+
+def test_without_t5(tmp_path, tmp_path_factory):
+    p = wrap(make_tiny_sd3(tmp_path_factory, t5=False))
+    p.save(tmp_path / "model")
+    assert sf.load(tmp_path / "model", "cpu").describe() == p.describe()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert 'from_pretrained("this folder", text_encoder_3=None, tokenizer_3=None)' in card
+    METHODS["uce"].run_in_folder(tmp_path / "model", tmp_path / "out")
+    same_weights(sf.load(tmp_path / "out", "cpu").pipe, METHODS["uce"].apply(sf.load(tmp_path / "model", "cpu")).pipe)
 
 
 def test_a_full_disk_leaves_nothing(tiny_sd, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from sfumato.cli import main
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.pipeline import as_flow, wrap
+from sfumato.pipeline.equip import equip
 from sfumato.pipeline.low_rank import as_low_rank, truncated, with_low_rank, write_low_rank
 from sfumato.pipeline.single.write import write
 from single_cases import config_folder, original
@@ -230,6 +231,28 @@ def test_peft_reads_its_folder(tiny_sd, erased, tmp_path):
     ours = with_low_rank(tiny_sd, low.factors).network(z, 3, words).sample
     theirs = PeftModel.from_pretrained(network, tmp_path / "l" / "unet")(z, 3, words).sample
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny_sdxl", "tiny_sd3"])
+def test_its_folders_are_read_back(name, request, tmp_path):
+    """Of several networks, each into its own: those of two text encoders have the same names for layers."""
+    base = request.getfixturevalue(name)
+    where = {part: next(n for n, _ in m.named_modules() if n.endswith("1.mlp.fc1"))
+             for part, m in base.parts().items() if part in ("text_encoder", "text_encoder_2")}  # fmt: skip
+    layer = next(iter(base.projections("text.in" if name == "tiny_sd3" else "cross.k"))).name
+    where[base.anatomy.component] = layer
+    edited = base.copy([f"{layer}.weight", *(f"{part}.{n}.weight" for part, n in where.items() if n != layer)])
+    with torch.no_grad():
+        for i, (part, n) in enumerate(where.items()):
+            edited.parts()[part].get_submodule(n).weight += 0.1 * (i + 1)
+    write_low_rank(as_low_rank(base, edited, energy=None), base, tmp_path / "l", "peft", False, {})
+    made = equip(base, "model", [tmp_path / "l"])
+    assert len(made.adapters) == 3 and not base.adapters
+    for part, n in where.items():
+        ours, theirs = (p.parts()[part].get_submodule(n).weight for p in (made.merged(), edited))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    encoder = equip(base, "model", [f"{tmp_path / 'l' / 'text_encoder_2'}:0.5"]).adapters["lora.0"]
+    assert list(encoder.layers) == [f"text_encoder_2.{where['text_encoder_2']}"] and encoder.scale == 0.5
 
 
 def test_what_no_lora_holds_is_named(tiny_sd, tiny_sdxl):

@@ -25,6 +25,7 @@ from sfumato.metrics.detectors import make_detector
 from sfumato.metrics.extractors import make_extractor
 from sfumato.pipeline import load, lora
 from sfumato.pipeline.membrane import load_membranes
+from sfumato.pipeline.partial import open_partially
 from sfumato.train import journal
 
 
@@ -122,11 +123,27 @@ def test_every_spelling_of_a_lora_gives_the_same_factors(style, anatomy, tmp_pat
         ("diffusers", None, {"lora_adapter_metadata": '{"text_encoder.lora_alpha": 6}'}, 2),
         ("diffusers", None, {"network_alphas": '{"unet.a": 6, "unet.b": 6}'}, 6),
         ("diffusers", None, {"ss_network_alpha": "None"}, 2),
+        ("diffusers", None, {"lora_adapter_metadata": '{"unet.r": 3, "unet.lora_alpha": 5, "unet.rank_pattern": '
+                             r'{".*attn2\\.to_.*": 2}, "unet.alpha_pattern": {".*attn2\\.to_.*": 7}}'}, 7),
     ],
 )
 def test_the_strength_of_a_lora_is_read_wherever_it_stands(style, beside, header, alpha, anatomy, tmp_path):
     save_file(spell(style, factors(anatomy), beside), tmp_path / "a.safetensors", metadata=header)
     assert lora.read(tmp_path / "a.safetensors", anatomy)[2] == pytest.approx(alpha)
+
+
+def test_an_alpha_that_was_rounded_with_its_file_is_that_of_the_header(anatomy, tmp_path):
+    """kohya saves alphas in the file's precision, and in the header as they were given."""
+    tensors = {key: x.bfloat16() for key, x in spell("webui", factors(anatomy), 0.1).items()}
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"ss_network_alpha": "0.1"})
+    assert lora.read(tmp_path / "a.safetensors", anatomy)[2] == pytest.approx(0.1, rel=2**-8)
+
+
+def test_other_adapters_of_peft_are_refused_by_name(anatomy, tmp_path):
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.mid.vera_lambda_b": torch.ones(2)}, file)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "VERA", "r": 2}')
+    refused(lambda: lora.read(file, anatomy), "of the kind VERA of peft by adapter_config.json", file.name)
 
 
 def test_the_strength_of_a_peft_folder_is_in_its_configuration(anatomy, tmp_path):
@@ -143,6 +160,7 @@ def test_the_strength_of_a_peft_folder_is_in_its_configuration(anatomy, tmp_path
         ({"lora_adapter_metadata": '{"unet.r": 4}'}, "has rank 2, and"),
         ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"to_k": 4}}'}, "several alphas, 3 in the tensors"),
         ({"lora_adapter_metadata": '{"unet.use_dora": true}'}, "is a DoRA"),
+        ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"*": 3}}'}, "which is no expression for"),
         ({"lora_adapter_metadata": "[1]"}, "a list, not an object"),
         ({"lora_adapter_metadata": "{"}, "not valid JSON"),
         ({"ss_network_alpha": "strong"}, "is no number"),
@@ -164,6 +182,11 @@ def test_strengths_that_contradict_each_other_are_refused(header, told, anatomy,
         ("lora_unet_mid.lokr_w1", "LyCORIS"),
         ("unet.mid.lora_magnitude_vector.weight", "DoRA"),
         ("unet.mid.lora_B.bias", "biases"),
+        ("lora_unet_mid.a1.weight", "LyCORIS"),
+        ("lora_unet_mid.scalar", "LyCORIS"),
+        ("lora_unet_mid.w_norm", "normalisations"),
+        ("bundle_emb.word.clip_l", "learned words"),
+        ("base_model.model.conv_in.weight", "a whole weight"),
         ("unet.nowhere.lora_A.weight", "has no layer for unet.nowhere"),
         ("something", "has no layer for something"),
     ],
@@ -379,6 +402,32 @@ def test_what_the_index_does_not_name_is_not_judged(folder):
         (folder / place).parent.mkdir()
         (folder / place).write_bytes(b"\x80\x04.")
     assert load(folder, device="cpu").size
+
+
+def test_what_an_index_may_leave_out(folder, tiny_sd):
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text())
+    written = lambda **parts: file.write_text(json.dumps({k: x for k, x in (index | parts).items() if x != "left out"}))
+    written(safety_checker="left out", feature_extractor="left out", image_encoder="left out", from_the_future=3)
+    assert load(folder, device="cpu").describe()["sha256"] == tiny_sd.describe()["sha256"]
+    assert open_partially(folder).pipe.pipe.safety_checker is None
+    for parts, told in (
+        ({"unet": "left out"}, "names no unet"),
+        ({"tokenizer": [None, None]}, "names no tokenizer"),
+        ({"safety_checker": None}, "is null: write [null, null]"),
+    ):
+        written(**parts)
+        for opened in (lambda: load(folder, device="cpu"), lambda: open_partially(folder)):
+            refused(opened, told, "model_index.json")
+
+
+def test_shards_without_their_index_are_refused(folder, tiny_sd):
+    for file in (folder / "unet").glob("*.safetensors"):
+        file.unlink()
+    tiny_sd.copy("all").network.save_pretrained(folder / "unet", max_shard_size=200_000)
+    next((folder / "unet").glob("*.index.json")).unlink()
+    for opened in (lambda: load(folder, device="cpu"), lambda: open_partially(folder)):
+        refused(opened, "the index of its shards is missing", "unet")
 
 
 def test_a_folder_of_one_variant_loads(folder, tiny_sd):

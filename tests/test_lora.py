@@ -133,6 +133,19 @@ def test_what_is_no_plain_lora_is_refused_by_name(tiny_sd, tmp_path):
     refused(p, half, tmp_path, "incomplete: it lacks the up factor of mid_block.attentions.0.proj_in")
 
 
+def test_what_is_no_lora_at_all_is_told(tiny_sd, tmp_path):
+    for key, match in (
+        ("emb_params", r"learned word .*\(emb_params\)"), ("<cat>", "learned word"),
+        ("first_stage_model.decoder.conv_in.weight", "a whole model"), ("conv_in.weight", "weights of a network"),
+        ("odd", "holds no LoRA: fetch"),
+    ):  # fmt: skip
+        refused(tiny_sd.copy(), {key: torch.ones(2, 2)}, tmp_path, match)
+    (tmp_path / "l.pt").write_bytes(b"x")
+    for given, match in ((tmp_path / "l.pt", "is not a .safetensors file"), (tmp_path, "no adapter file in ")):
+        with pytest.raises(BadInput, match=match):
+            equip(tiny_sd, "model", [given])
+
+
 def test_loras_of_other_families_are_refused(tiny_sd, tmp_path):
     p = tiny_sd.copy()
     pair = lambda key, width=8: {

@@ -45,8 +45,8 @@ def load(path, **options):
         return sf.load(path, "cpu", **options)
 
 
-def same_weights(one, other):
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+def same_weights(one, other, parts=("unet", "transformer", "vae", "text_encoder", "text_encoder_2")):
+    for part in parts:
         a, b = (getattr(pipe, part, None) for pipe in (one, other))
         if a is not None:
             a, b = ({k.removeprefix("text_model."): x for k, x in m.state_dict().items()} for m in (a, b))
@@ -109,6 +109,16 @@ def facts(tensors, header=None):
     return Facts(
         Path("m.safetensors"), shapes, {k: kinds.get(x.dtype, "I64") for k, x in tensors.items()}, header or {}
     )
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_clips_names_may_lack_their_prefix(kind, tensors, tmp_path):
+    """As converters write them that copy the names of transformers 5."""
+    bare = {key.replace(".text_model.", "."): x for key, x in tensors[kind].items()}
+    assert bare.keys() != tensors[kind].keys()
+    save_file(bare, tmp_path / "bare.safetensors")
+    save_file(tensors[kind], tmp_path / "full.safetensors")
+    same_weights(*(sf.load(tmp_path / f"{name}.safetensors", "cpu").pipe for name in ("bare", "full")))
 
 
 def test_what_is_predicted(tensors, tmp_path):

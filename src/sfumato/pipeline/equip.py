@@ -51,8 +51,10 @@ def equip(pipe: Text2Image, model: object, files: Sequence[File]) -> Text2Image:
     made = customization.add_words(pipe, [one for one, _, _ in learned]) if learned else pipe
     membranes = [one for path in erasing for one in membrane.load_membranes(path, made)]
     made = membrane.attach(made, membranes) if membranes else made.copy()
-    for i, (path, strength) in enumerate((path, strength) for path, strength, k in asked if k == "lora"):
-        made.load_adapter(f"lora.{i}", (membrane.lora_in(path) if path.is_dir() else None) or path).scale = strength
+    loras = [(path, strength) for path, strength, k in asked if k == "lora"]
+    files_of = lambda path: membrane.loras_in(path) if path.is_dir() else [path]
+    for i, (file, strength) in enumerate((file, strength) for path, strength in loras for file in files_of(path)):
+        made.load_adapter(f"lora.{i}", file).scale = strength
     keys.add(made, [key for path in of("keys") for key in keys.load_keys(path)])
     for i, (one, _, strength) in enumerate(learned):
         customization.add_products(made, f"custom.{i}", one.products, strength)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def load(
     if folder is not None:
         check_files(folder, index)
     device = _device(device)
+    lacks = absent(source, index)
     with quiet(), reading(source, f"a {name}"):
         pipe = _FAMILIES[name].pipelines(name).from_pretrained(
             source,
@@ -122,6 +124,7 @@ def load(
             local_files_only=folder is not None,
             trust_remote_code=False,
             variant=None if folder is None else variant_of(folder, index),
+            **{part: None for part in lacks if part in _FAMILIES[name].may_lack},
         )
     check_complete(pipe, folder)
     made = _adapted(pipe, model, device, dtype)
@@ -145,6 +148,26 @@ def inspected(model: str | Path) -> tuple[Path, dict[str, Any]]:
     check_classes(str(folder), index)
     check_files(folder, index)
     return folder, index
+
+
+def absent(source: str | Path, index: Mapping[str, Any]) -> list[str]:
+    """The parts of a pipeline that its index does not name, or names as null, and that it can do without.
+
+    Raises:
+        BadInput: names one that it cannot do without.
+    """
+    family = _FAMILIES[str(index["_class_name"])]
+    kind = family.pipelines(str(index["_class_name"]))
+    wanted = inspect.signature(kind.__init__).parameters.values()
+    named = [x.name for x in wanted if x.default is x.empty and x.kind is x.POSITIONAL_OR_KEYWORD and x.name != "self"]
+    if null := [part for part in named if part in index and index[part] is None]:
+        raise BadInput(f"{null[0]} in model_index.json of {source} is null: write [null, null] there, or leave it out")
+    lacks = [part for part in named if index.get(part, [None, None]) == [None, None]]
+    if missing := [part for part in lacks if part not in (*kind._optional_components, *family.may_lack)]:
+        raise BadInput(
+            f"{source} is incomplete, its model_index.json names no {missing[0]}: fetch or write the folder again"
+        )
+    return lacks
 
 
 def _adapted(pipe: Any, model: str | Path, device: torch.device, dtype: torch.dtype | None) -> Text2Image:

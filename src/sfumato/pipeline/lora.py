@@ -28,6 +28,8 @@ STYLES = ("diffusers", "webui")
 _ENCODERS = {"text_encoder": ("te", "te1"), "text_encoder_2": ("te2",), "text_encoder_3": ("te3",)}
 """What web UIs call the text encoders; the first one "te" where it is alone, Flux's T5 "te3"."""
 _T5 = "encoder.block."
+PEFT = "adapter_model.safetensors"
+"""peft's name for a file of one network, which does not say which."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def products(
     """A LoRA file in any spelling of diffusers, peft, kohya and the web UIs, convolutions and mixed ranks included.
 
     How strong a layer's is may be said beside it, in the file's header or in peft's ``adapter_config.json``; alpha is
-    the rank where nothing is said.
+    the rank where nothing is said. A file of peft in a folder called as a text encoder is of that one.
 
     Args:
         component: what the pipeline calls its network.
@@ -159,17 +161,21 @@ def products(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise BadInput(f"{path} is not a .safetensors file: other formats are not read")
+        raise BadInput(f"{path} is not a .safetensors file: other formats are not read, take one of these")
     if not path.exists() and not path.is_symlink():
         raise BadInput(f"there is no adapter file {path}")
     tensors, header = read_tensors(path)
     tensors = {key: x for key, x in tensors.items() if key not in besides}
+    if path.name == PEFT and re.fullmatch(r"text_encoder(_\d)?", path.parent.name):
+        tensors = {re.sub(r"^(?=base_model\.)", f"{path.parent.name}.", key): x for key, x in tensors.items()}
+    said = Strengths(path, header)
+    if not any(_place(key)[1] or _any_of(_MORE, key) for key in tensors):
+        _refuse_no_lora(path, tensors)
     layers, names = _spellings(component, parts)
     found: dict[str, dict[str, Tensor]] = {}
     for key, x in tensors.items():
-        for more, words in _MORE.items():
-            if re.search(more, key):
-                raise BadInput(f"{path} holds {words} ({shortened(key, 100)}), which cannot be attached: take another")
+        if words := _any_of(_MORE, key):
+            raise BadInput(f"{path} holds {words} ({shortened(key, 100)}), which cannot be attached: take another")
         name, factor = _layer(key, component, parts, layers, names)
         fused = {} if name else _fused(path, key, x, component, parts, layers)
         if not name and not fused:
@@ -184,13 +190,12 @@ def products(
             found.setdefault(each, {})[factor] = part
     made: dict[str, Product] = {}
     mixed = len({float(x["alpha"]) for x in found.values() if "alpha" in x}) > 1
-    said = Strengths(path, header, mixed)
     for name, factors in found.items():
         if missing := {"down", "up"} - factors.keys():
             raise BadInput(f"{path} is incomplete: it lacks the {missing.pop()} factor of {name}: fetch it again")
         down, up = _fitted(path, name, layers[name].weight, factors["down"], factors["up"], tensors)
         beside = float(factors["alpha"]) if "alpha" in factors else None
-        made[name] = Product(down, up, said.alpha(*split(name, component), len(down), beside))
+        made[name] = Product(down, up, said.alpha(*split(name, component), len(down), beside, mixed))
     if not made:
         raise BadInput(f"{path} holds no LoRA: fetch it again")
     return made
@@ -200,10 +205,19 @@ _MORE = {
     r"dora_scale|magnitude_vector": "magnitudes of DoRA",
     r"hada_": "factors of LoHa (LyCORIS)",
     r"lokr_": "factors of LoKr (LyCORIS)",
-    r"lora_mid|\.oft_|\.boft_|\.glora_|\.on_input$|\.ia3_": "factors of LyCORIS that are no plain product",
+    r"lora_mid|\.b?oft_|\.[ab][12]\.weight$|\.on_input$|\.ia3_": "factors of LyCORIS that are no plain product",
+    r"\.scalar$": "factors of LyCORIS with one more number for each",
+    r"\.[wb]_norm$": "weights of normalisations (LyCORIS)",
+    r"^bundle_emb\.": "learned words beside its factors",
     r"\.(diff|diff_b)$|\.lora_B(\.\w+)?\.bias$|\.lora\.up\.bias$|\.lora_up\.bias$": "biases or whole weights",
 }
 """What a file can hold besides the two factors, by how its keys are spelled."""
+_NO_LORA = {
+    r"^(emb_params|string_to_param|clip_[lg]|<.*>)$": "a learned word (textual inversion): take a LoRA",
+    r"^(model\.diffusion_model|cond_stage_model|conditioner|first_stage_model)\.": "a whole model: take a LoRA",
+    r"\.(weight|bias)$": "weights of a network: take a LoRA",
+}
+"""What else is given as an adapter, by a key of it."""
 _TEXT = re.compile(r"^(text_encoder|te\d?\.|lora_te|lora_prior_te|text_model|encoder\.)")
 _FACTORS = {"A": "down", "B": "up", "down": "down", "up": "up"}
 
@@ -304,6 +318,18 @@ def _family(tensors: Mapping[str, Tensor]) -> str:
     return f"; it seems to be made for {who}" if who else ""
 
 
+def _any_of(words: Mapping[str, str], key: str) -> str:
+    """The words of the first pattern that is in a key; empty where none is."""
+    return next((told for pattern, told in words.items() if re.search(pattern, key)), "")
+
+
+def _refuse_no_lora(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for key in sorted(tensors):
+        if what := _any_of(_NO_LORA, key):
+            raise BadInput(f"{path} holds no LoRA but {what} ({shortened(key, 80)})")
+    raise BadInput(f"{path} holds no LoRA: fetch it again")
+
+
 def _refuse_key(
     path: Path, key: str, component: str, parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
 ) -> None:
@@ -317,6 +343,9 @@ def _refuse_key(
                 f"{path} is for a model of another family, with a {part} ({shortened(key, 80)}), which this one lacks:"
                 " attach it to the model that it was made for"
             )
+    part, rest = _part(key, component, parts)
+    if part in parts and rest in dict(parts[part].named_parameters()):  # as peft's modules_to_save
+        raise BadInput(f"{path} holds a whole weight ({shortened(key, 100)}), which cannot be attached: take another")
     whose = _family(tensors)
     raise BadInput(f"{path} does not fit this network, which has no layer for {shortened(key, 100)}{whose}")
 

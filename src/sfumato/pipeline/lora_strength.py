@@ -12,19 +12,19 @@ from typing import Any
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, reading, shaped, shortened
 
+_HALF = 2.0**-8
+"""Trainers that save in half precision round the alphas beside the layers too, to 8 bits in bfloat16."""
+
 
 class Strengths:
     """What is said of alpha elsewhere than beside the layers: in a file's header, or in peft's configuration beside it.
 
-    Args:
-        mixed: whether the layers' own alphas differ, so that one word for all of them can only be a default.
-
     Raises:
-        BadInput: what is told cannot be read.
+        BadInput: what is told cannot be read, or says that the file holds another kind of adapter.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, str], mixed: bool):
-        self.path, self.mixed = path, mixed
+    def __init__(self, path: Path, header: Mapping[str, str]):
+        self.path = path
         self.single: dict[str, float] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
@@ -45,18 +45,24 @@ class Strengths:
         beside = path.parent / "adapter_config.json"
         if path.name == "adapter_model.safetensors" and beside.is_file():
             self.configs[beside.name] = read_json(beside)
+        for where, config in self.configs.items():
+            kinds = (str(x) for k, x in config.items() if re.fullmatch(r"(.*\.)?peft_type", k) and x is not None)
+            if kind := next((kind for kind in kinds if kind != "LORA"), ""):
+                told = f"{shortened(kind, 40)} of peft by {where}, which cannot be attached"
+                raise BadInput(f"{path} holds an adapter of the kind {told}: take a plain LoRA")
 
-    def alpha(self, part: str, name: str, rank: int, beside: float | None) -> float:
+    def alpha(self, part: str, name: str, rank: int, beside: float | None, mixed: bool) -> float:
         """Of one layer of a part ("unet", "text_encoder").
 
         Args:
             beside: what stands beside the layer's factors.
+            mixed: whether the layers' own alphas differ, so that one word for all of them can only be a default.
 
         Raises:
             BadInput: several places say different things; the rank is another than they say.
         """
         said = {} if beside is None else {"the tensors": beside}
-        said |= {} if said and self.mixed else self.single
+        said |= {} if said and mixed else self.single
         for where, table in self.tables.items():
             values = {str(v): v for k, v in table.items() if _flat(k).endswith(_flat(name))}
             values = values or {str(v): v for v in table.values()}
@@ -67,7 +73,7 @@ class Strengths:
         for where, config in self.configs.items():
             found = self._configured(config, where, part, name, rank)
             said |= {} if found is None else {where: found}
-        if len(set(said.values())) > 1:
+        if any(not math.isclose(a, b, rel_tol=_HALF) for a in said.values() for b in said.values()):
             told = ", ".join(f"{value:g} in {where}" for where, value in said.items())
             raise BadInput(f"{self.path} says several alphas, {told}: which is meant cannot be known")
         if not said and self.vague:
@@ -80,7 +86,7 @@ class Strengths:
         own = {k.removeprefix(f"{part}."): x for k, x in config.items() if k.startswith(f"{part}.") or "." not in k}
         if own.get("use_dora"):
             raise BadInput(f"{self.path} is a DoRA by {where}, which cannot be attached: take a plain LoRA")
-        ranks, alphas = (_pattern(own.get(k), name) for k in ("rank_pattern", "alpha_pattern"))
+        ranks, alphas = (self._pattern(own.get(k), name, where) for k in ("rank_pattern", "alpha_pattern"))
         r = own.get("r") if ranks is None else ranks
         if r not in (None, rank):
             raise BadInput(f"{self.path} has rank {rank}, and {where} says {shortened(str(r), 40)}: write it again")
@@ -88,6 +94,17 @@ class Strengths:
         if alpha is None:
             return None
         return self._number(alpha, where) * (rank**0.5 if own.get("use_rslora") else 1)
+
+    def _pattern(self, table: Any, name: str, where: str) -> Any:
+        """peft's value for a layer: of the first key that is its name or the end of it; all keys are expressions."""
+        for key, value in table.items() if isinstance(table, dict) else ():
+            try:
+                if re.match(rf"(.*\.)?({key})$", name):
+                    return value
+            except re.error:
+                told = f"{shortened(key, 60)!r} in {where}, which is no expression for the names of layers"
+                raise BadInput(f"{self.path} has {told}: write it again") from None
+        return None
 
     def _number(self, value: Any, where: str) -> float:
         try:
@@ -101,11 +118,3 @@ class Strengths:
 
 def _flat(name: str) -> str:
     return re.sub(r"\W", "_", name.removesuffix(".alpha"))
-
-
-def _pattern(table: Any, name: str) -> Any:
-    """peft's value for a layer: of the first key that is its name, or the end of it, or such an expression."""
-    for key, value in table.items() if isinstance(table, dict) else ():
-        if re.fullmatch(rf"(.*\.)?({re.escape(key) if not key.startswith('^') else key})", name):
-            return value
-    return None

@@ -16,7 +16,7 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_folder
 
 from .anatomy.base import takes_adapter
-from .lora import Product, save
+from .lora import PEFT, Product, save
 from .organs import Organs
 
 Factors = dict[str, dict[str, tuple[Tensor, Tensor]]]
@@ -197,5 +197,5 @@ def _write_peft(folder: Path, named: Mapping[str, tuple[Tensor, Tensor]], metada
         "inference_mode": True,
     }
     kept = {k: x.contiguous() for k, x in tensors.items()}
-    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt", **metadata})
+    save_file(kept, folder / PEFT, metadata={"format": "pt", **metadata})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

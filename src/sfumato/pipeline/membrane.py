@@ -170,6 +170,9 @@ def load_membranes(path: str | os.PathLike, pipe: Text2Image) -> list[Membrane]:
     Raises:
         BadInput: no such file, not a readable safetensors file, not membranes, or keys that fit no layer of ``pipe``.
     """
+    if Path(path).is_dir() and not (Path(path) / ADAPTER).exists():
+        known = f"{ADAPTER}, pytorch_lora_weights.safetensors or {lora.PEFT}"
+        raise BadInput(f"there is no adapter file in {path} ({known}): give the file itself, or another folder")
     path = Path(path) / ADAPTER if Path(path).is_dir() else Path(path)
     if not path.is_file() and not path.is_symlink():
         raise BadInput(f"there is no adapter file {path}")
@@ -199,17 +202,20 @@ def is_membrane(path: str | os.PathLike) -> bool:
     """Whether a file, or the one that a folder stands for, says what it erases; else it is a LoRA like any other."""
     path = Path(path)
     if path.is_dir():
-        return (path / ADAPTER).is_file() or lora_in(path) is None
+        return (path / ADAPTER).is_file() or not loras_in(path)
     if not path.is_file():
         return True  # which `load_membranes` refuses
+    if path.suffix != ".safetensors":
+        return False  # which `lora.products` refuses
     header = read_header(path)
     return _KEY in header or "prompts" in header
 
 
-def lora_in(folder: Path) -> Path | None:
-    """The LoRA in a folder as diffusers and peft write it."""
-    names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def loras_in(folder: Path) -> list[Path]:
+    """The LoRA in a folder as diffusers and peft write it; or peft's in its folders, one for each network."""
+    names = ("pytorch_lora_weights.safetensors", lora.PEFT)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return found[:1] or sorted(folder.glob(f"*/{lora.PEFT}"))
 
 
 def holds_membranes(model: object) -> bool:

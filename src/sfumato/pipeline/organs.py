@@ -43,6 +43,8 @@ class Organs(Prompts, Model):
     control_class: ClassVar[str] = ""
     """Diffusers' class of this family's pipelines with a ControlNet; empty: there is none."""
     anatomy_type: ClassVar[type[Anatomy]] = UNetAnatomy
+    may_lack: ClassVar[tuple[str, ...]] = ()
+    """Parts that a pipeline of this family can do without, and that diffusers' loader must be told it lacks."""
 
     halves: ClassVar[Literal["together", "apart"]] = "together"
     """Whether the pipeline's own call, where one can see whether it guides, puts both halves of guidance in a batch."""

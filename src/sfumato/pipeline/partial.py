@@ -7,6 +7,7 @@ written into copies of the files that it concerns; all others are linked.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -31,9 +32,9 @@ from sfumato.foreign import reading
 from .anatomy import Projection
 from .base import Text2Image
 from .codec import overflows
-from .load import inspected, read_record, wrap
+from .load import absent, inspected, read_record, wrap
 from .saving import describe, quiet, write_card
-from .sound import PICKLES, plain_files
+from .sound import PICKLES, plain_files, variant_of
 
 _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -58,15 +59,15 @@ class Store:
     largest: int = 0
 
     @classmethod
-    def of(cls, folder: Path) -> Store:
-        """By the headers of the files in a part's folder.
+    def of(cls, folder: Path, variant: str | None = None) -> Store:
+        """By the headers of the files in a part's folder; ``variant`` as in `plain_files`.
 
         Raises:
             BadInput: a file that cannot be read, or weights in a precision that is not known.
         """
         files: dict[str, Path] = {}
         kinds: dict[str, torch.dtype] = {}
-        for file in plain_files(folder):
+        for file in plain_files(folder, variant):
             with reading(file), safe_open(file, "pt") as opened:
                 for key in opened.keys():  # noqa: SIM118
                     kind = str(opened.get_slice(key).get_dtype())
@@ -102,6 +103,7 @@ class Partial:
 
     Attributes:
         folder: where it lies.
+        variant: in which its weights are read.
         pipe: the pipeline. Its text can be encoded, and the weights of the projections that it is asked for are there.
             It cannot draw.
         stores: of its networks, by part.
@@ -109,6 +111,7 @@ class Partial:
     """
 
     folder: Path
+    variant: str | None
     pipe: Text2Image
     stores: dict[str, Store]
     held: int = 0
@@ -139,8 +142,10 @@ class Partial:
 def float32_bytes(folder: Path) -> int:
     """What the weights in a pipeline's folder take in memory as `sfumato.load` has them; 0 where there are none."""
     total = 0
-    for part in (p for p in folder.iterdir() if p.is_dir()):
-        for file in plain_files(part):
+    parts = [p for p in folder.iterdir() if p.is_dir()]
+    variant = variant_of(folder, {p.name: [] for p in parts})
+    for part in parts:
+        for file in plain_files(part, variant):
             with reading(file), safe_open(file, "pt") as opened:
                 total += sum(4 * math.prod(opened.get_slice(k).get_shape()) for k in opened.keys())  # noqa: SIM118
     return total
@@ -156,7 +161,10 @@ def open_partially(model: str | Path, dtype: torch.dtype | None = None) -> Parti
         BadInput: as `sfumato.load` for a folder.
     """
     folder, index = inspected(model)
-    components: dict[str, Any] = {}
+    variant = variant_of(folder, index)
+    kind_of_pipe = getattr(import_module("diffusers"), index["_class_name"])
+    known = inspect.signature(kind_of_pipe.__init__).parameters
+    components: dict[str, Any] = dict.fromkeys(absent(folder, index))
     stores: dict[str, Store] = {}
     with quiet(), reading(folder, f"a {index['_class_name']}"):
         for name, kind in index.items():
@@ -169,15 +177,15 @@ def open_partially(model: str | Path, dtype: torch.dtype | None = None) -> Parti
             if found is None:
                 raise BadInput(f"{name} of {folder} is of {kind[0]}, which only a whole load reads: load the model")
             if issubclass(found, (ModelMixin, PreTrainedModel)):
-                stores[name] = Store.of(folder / name)
+                stores[name] = Store.of(folder / name, variant)
                 components[name] = _empty(found, folder / name, stores[name], dtype)
             else:
                 components[name] = found.from_pretrained(folder / name, local_files_only=True)
-        settings = {k: v for k, v in index.items() if not isinstance(v, list) and not k.startswith("_")}
+        settings = {k: v for k, v in index.items() if not isinstance(v, list) and k in known}
         settings |= {"requires_safety_checker": False} if "requires_safety_checker" in settings else {}
-        pipe = getattr(import_module("diffusers"), index["_class_name"])(**components, **settings)
+        pipe = kind_of_pipe(**components, **settings)
     defaults = read_record(folder).get("defaults")
-    made = Partial(folder, wrap(pipe, defaults if isinstance(defaults, dict) else None), stores)
+    made = Partial(folder, variant, wrap(pipe, defaults if isinstance(defaults, dict) else None), stores)
     # the first weight tells where the network is, and in which precision
     made.hold([next(name for name, _ in made.pipe.network.named_parameters())])
     listed = made.pipe.projections
@@ -307,7 +315,7 @@ def write_edited(
             else:
                 shutil.copyfile(file, target)
         record = {**(provenance or {}), **({"left_out": told["left_out"]} if left_out else {})}
-        write_card(temporary, partial.pipe, describe(partial.pipe, weights=False), record, out.name)
+        write_card(temporary, partial.pipe, describe(partial.pipe, weights=False), record, out.name, partial.variant)
     return told
 
 

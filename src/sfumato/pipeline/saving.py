@@ -41,7 +41,7 @@ tags: [sfumato]
 
 ```python
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("this folder")
+pipe = DiffusionPipeline.from_pretrained({call})
 ```
 
 ## What it is
@@ -99,15 +99,25 @@ def _save(p: Organs, folder: Path, overwrite: bool, provenance: dict[str, Any]) 
     return folder
 
 
-def write_card(folder: Path, p: Organs, description: dict[str, Any], provenance: dict[str, Any], name: str) -> None:
-    """The record of a pipeline's making and its model card, beside its weights."""
+def write_card(
+    folder: Path,
+    p: Organs,
+    description: dict[str, Any],
+    provenance: dict[str, Any],
+    name: str,
+    variant: str | None = None,
+) -> None:
+    """The record of a pipeline's making and its model card, beside its weights, which are of a ``variant``."""
     versions = {m.__name__: m.__version__ for m in (torch, diffusers, transformers)}
     record = {"description": description, "provenance": provenance, "versions": versions}
     write_json(folder / RECORD, {"defaults": p.defaults, **record})
     title = plain(str(provenance.get("title") or name))
     own = type(p.pipe.scheduler).__module__.startswith("sfumato.")
     loads = "Loads with diffusers where sfumato, which has its scheduler, is installed" if own else _LOADS
-    text = _CARD.format(title=title, loads=loads, description=_json(description), provenance=_json(provenance))
+    lacks = [f"{part}=None" for part in p.may_lack if getattr(p.pipe, part) is None]
+    call = ", ".join(['"this folder"', *([f'variant="{variant}"'] if variant else []), *lacks])
+    told = {"description": _json(description), "provenance": _json(provenance)}
+    text = _CARD.format(title=title, loads=loads, call=call, **told)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ class StableDiffusion3(Text2Image):
     title = "Stable Diffusion 3"
     default_cfg_scale = 7.0
     anatomy_type = SD3Anatomy
+    may_lack = ("text_encoder_3", "tokenizer_3")
     text_keys = ("clip_l", "clip_g", "t5")
 
     @classmethod

@@ -30,6 +30,7 @@ _BASES = (
 """What a pipeline's parts may be: not another pipeline, nor a class that looks for its code in the part's folder."""
 _NAMED = re.compile(r"\.(\w+)(?=(?:-\d+-of-\d+)?\.safetensors$)")
 """A variant in the name of a file of weights: "model.fp16.safetensors"."""
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 def check_classes(source: str, index: Mapping[str, Any]) -> None:
@@ -97,6 +98,9 @@ def check_files(folder: Path, parts: Mapping[str, Any]) -> None:
         pickles = sorted(f for f in part.iterdir() if f.suffix in PICKLES)
         if pickles and not safe:
             raise BadInput(f"{pickles[0]} is a pickle, which can run code when it is read: {PICKLE}")
+        shards = [f for f in safe if _SHARD.search(f.name)]
+        if shards and shards == safe and not any(part.glob("*.index*.json")):
+            raise BadInput(f"{part} is incomplete, the index of its shards is missing: fetch or write the folder again")
         for file in safe:
             try:
                 with safe_open(file, "pt") as opened:
@@ -146,11 +150,26 @@ def _inner(name: str) -> str:
     return re.sub(r"^(?:(?:text_model|language_model|model)\.)+", "", name)
 
 
-def plain_files(part: Path) -> list[Path]:
-    """The files of weights in a part's folder that are read: those without a variant, or of the one that is there."""
-    files = sorted(part.glob("*.safetensors"))
-    variant = variant_of(part.parent, {part.name: []})
-    return [f for f in files if ((match := _NAMED.search(f.name)) and match[1]) == variant]
+def plain_files(part: Path, variant: str | None = None) -> list[Path]:
+    """The files of weights in a part's folder that its library reads.
+
+    Args:
+        variant: in which the pipeline is loaded; a part that is not there in it is read without one.
+    """
+    kinds = {f: match[1] if (match := _NAMED.search(f.name)) else None for f in sorted(part.glob("*.safetensors"))}
+    wanted = variant if variant in kinds.values() else None
+    files = [f for f, kind in kinds.items() if kind == wanted]
+    shards = [f for f in files if _SHARD.search(f.name)]
+    whole = [f for f in files if f not in shards]
+    indices = [f for f in part.glob("*.index*.json") if (wanted or "safetensors") in f.name.split(".")]
+    indices = indices if wanted else [f for f in indices if len(f.name.split(".")) == 4]
+    if not shards or not indices:
+        return files
+    # where both are there diffusers follows the index, and transformers does not
+    if whole and not whole[0].name.startswith("diffusion_pytorch_model"):
+        return whole
+    named = set(read_json(indices[0], {"weight_map": dict})["weight_map"].values())
+    return [f for f in shards if f.name in named]
 
 
 def check_finite(parts: Mapping[str, Any], source: str) -> None:

@@ -114,10 +114,12 @@ def _text(words: int, width: int, hidden: int, layers: int, positions: int, **ot
 
 
 def _clip(facts: Facts) -> Config:
-    words, width = facts.shape("text_model.embeddings.token_embedding.weight")
-    hidden = facts.shape("text_model.encoder.layers.0.mlp.fc1.weight")[0]
-    positions = facts.shape("text_model.embeddings.position_embedding.weight")[0]
-    layers = facts.count(r"text_model\.encoder\.layers\.(\d+)\.")
+    inner = facts.under("text_model.")
+    inner = inner if inner.shapes else facts  # see `read._bare`
+    words, width = inner.shape("embeddings.token_embedding.weight")
+    hidden = inner.shape("encoder.layers.0.mlp.fc1.weight")[0]
+    positions = inner.shape("embeddings.position_embedding.weight")[0]
+    layers = inner.count(r"encoder\.layers\.(\d+)\.")
     return _text(words, width, hidden, layers, positions, hidden_act="quick_gelu", projection_dim=width)
 
 

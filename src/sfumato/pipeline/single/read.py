@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -95,7 +96,7 @@ def read(path: Path, dtype: torch.dtype | None, prediction: Said | None) -> Diff
         configs["scheduler"]["prediction_type"] = predicted
     with reading(path, layout.title):
         parts = {part: _empty(part, configs[part]) for part in layout.prefixes}
-        slots = {part: slots_of(layout, part, module) for part, module in parts.items()}
+        slots = {part: _bare(facts, slots_of(layout, part, module)) for part, module in parts.items()}
         _check(facts, slots, parts, dtype is not None)
         with safe_open(path, "pt") as opened:
             for part, module in parts.items():
@@ -150,6 +151,13 @@ def slots_of(layout: Layout, part: str, module: nn.Module) -> dict[str, Slot]:
     levels = len(module.config.block_out_channels) if part == "vae" else 0
     by_plain = layout.slots(part, names, levels)
     return {name: by_plain[name.removeprefix("text_model.")] for name in names}
+
+
+def _bare(facts: Facts, slots: dict[str, Slot]) -> dict[str, Slot]:
+    """The slots as a file has them that leaves "text_model." out of CLIP's names, as some converters do."""
+    bare = {name: replace(slot, key=slot.key.replace(".text_model.", ".")) for name, slot in slots.items()}
+    there, without = (sum(x.key in facts for x in named.values()) for named in (slots, bare))
+    return bare if without > there else slots
 
 
 def _empty(part: str, config: Mapping[str, Any]) -> nn.Module:
