@@ -233,6 +233,14 @@ def test_peft_reads_its_folder(tiny_sd, erased, tmp_path):
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
 
+def test_kohyas_spelling_is_refused_where_nobody_reads_it(tiny_sd3, tmp_path):
+    edited = UCE(concepts=("star",), anchors=("circle",)).apply(tiny_sd3)
+    low = as_low_rank(tiny_sd3, edited, rank=1, energy=None)
+    with pytest.raises(BadInput, match=r"kohya's spelling of sd3.*--format lora or peft"):
+        write_low_rank(low, tiny_sd3, tmp_path / "l.safetensors", "kohya", False, {})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["tiny_sdxl", "tiny_sd3"])
 def test_its_folders_are_read_back(name, request, tmp_path):
     """Of several networks, each into its own: those of two text encoders have the same names for layers."""

@@ -180,7 +180,7 @@ def refused(model, match):
 
 
 def test_names_that_are_no_models(tmp_path):
-    refused("skecth", "there is no model 'skecth': give an embedded one \\(sketch\\)")
+    refused("skecth", "there is no model 'skecth': give an embedded one \\(sketch, sketch-dit\\)")
     refused(tmp_path / "nowhere", "there is no model")
     refused(tmp_path, "no model_index.json")
 

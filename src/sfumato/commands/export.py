@@ -90,9 +90,10 @@ def _provenance(model: str, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lora(options: Export, pipe: Text2Image) -> None:
-    from sfumato.pipeline.low_rank import as_low_rank, write_low_rank
+    from sfumato.pipeline.low_rank import as_low_rank, check_style, write_low_rank
 
     base = load(_base(options), options)
+    check_style(base, options.format)
     edited = pipe.merged() if pipe.adapters else pipe
     energy = options.energy if options.energy is not None or options.rank is not None else 0.99
     low = as_low_rank(base, edited, options.rank, energy)

@@ -19,6 +19,9 @@ from .anatomy.base import takes_adapter
 from .lora import PEFT, Product, save
 from .organs import Organs
 
+KOHYA = ("sd", "sdxl", "flux")
+"""Families whose LoRA other tools read in kohya's spelling."""
+
 Factors = dict[str, dict[str, tuple[Tensor, Tensor]]]
 """(down, up) by component ("unet", "text_encoder") and layer; scale 1."""
 
@@ -149,6 +152,15 @@ def with_low_rank(base: Organs, factors: Factors) -> Organs:
     return made
 
 
+def check_style(base: Organs, style: str) -> None:
+    """Raise `BadInput` for kohya's spelling of a family in which no other tool would read it."""
+    if style == "kohya" and base.family not in KOHYA:
+        raise BadInput(
+            f"no other tool reads kohya's spelling of {base.family}, of which diffusers would attach nothing and say "
+            "so nowhere: choose --format lora or peft"
+        )
+
+
 def write_low_rank(
     low: LowRank, base: Organs, path: str | Path, style: str, overwrite: bool, metadata: Mapping[str, str]
 ) -> None:
@@ -160,8 +172,9 @@ def write_low_rank(
         metadata: for the header of the files.
 
     Raises:
-        BadInput: the output exists, or the disk is full; nothing is left behind.
+        BadInput: as `check_style`; the output exists, or the disk is full; nothing is left behind.
     """
+    check_style(base, style)
     component = base.anatomy.component
     if style == "peft":
         with atomic_folder(path, overwrite) as folder:
