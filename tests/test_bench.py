@@ -18,6 +18,22 @@ from sfumato.cells import Failed
 from sfumato.errors import BadInput
 from sfumato.report.bench import BenchReport, Entry, Row, apart, front, render, spots
 
+
+def tiny_classifier(folder, labels):
+    """A folder with a tiny random image classifier of these labels."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTForImageClassification(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 16}}))
+
+
 SMALL = Bench(concepts=("fish", "star,red"), methods=("uce", "esd-x"), attacks=(), seeds=(1, 2), n=2, n_retain=1)
 LEAST = {"before": "sketch", "n": 2, "n_retain": 1, "n_attack": 1, "sampling_steps": 1, "attacks": []}
 
@@ -328,10 +344,33 @@ def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
     assert read[0]["score"] == pytest.approx(0.75) and read[0]["parts"] == {"gone": 0.75, "kept": 0.75}
     table = rows(trials, {"rece": ("ridge", "epochs"), "esd-x": ("lr", "updates")})
     assert sum(row[0].endswith("*") for row in table) == 2 and "ridge" in table[0][1]
+    assert "[" in table[0][3] and "n = " in table[0][3].replace("\u202f", " ")
+    damaged = next(f for f in (tmp_path / "trials").glob("rece-*.json"))
+    damaged.write_text("{}")
+    with pytest.raises(BadInput, match=rf"{damaged.name}.*measured again"):
+        small.run(tmp_path / "trials")
     with pytest.raises(BadInput, match="nothing to tune"):
         Tune(methods=("uce",)).tried()
     with pytest.raises(BadInput, match="not an eraser"):
         Tune(methods=("sid2",))
+
+
+def test_trials_on_another_model_need_something_to_keep_and_a_detector_that_knows_all(fake, tiny_sd, tmp_path):
+    folder = tmp_path / "classifier"
+    tiny_classifier(folder, ("star", "circle"))
+    model = str(tiny_sd.save(tmp_path / "sd"))
+    told = {"model": model, "methods": ("rece",), "trials": 1, "n": 2, "concept": "star", "detector": str(folder)}
+    keys = [cell.key for _, cell in Tune(**told).tried()]
+    for more, said in (
+        ({}, "name some concepts with retain"), ({"retain": ("square",)}, "unknown label"),
+        ({"retain": ("circle",), "concept": "square"}, "unknown label"), ({"detector": None}, "how to see the concept"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=said):
+            Tune(**told | more).run(tmp_path / "trials")
+    assert not fake["done"] and not (tmp_path / "trials").exists()
+    (trial,) = Tune(**told, retain=("circle",), prompts=("a {concept}",)).run(tmp_path / "trials")
+    assert trial.figures and fake["done"][0].audit["retain"] == ("circle",)
+    assert "retain" not in Tune(**told).tried()[0][1].audit and keys == [c.key for _, c in Tune(**told).tried()]
 
 
 @pytest.mark.parametrize("entry", [m for m in catalog.METHODS if m.load().GRID], ids=lambda m: m.name)
