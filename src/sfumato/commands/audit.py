@@ -115,12 +115,16 @@ def compose(audit: Audit, options: Output) -> None:
         )
         made = replace(made, reproduce=shlex.join(["sfumato", *sys.argv[1:]]))
         made.save(options.out, options.overwrite)
-        shutil.rmtree(state)
+        if whole := options.apart or not made.refused:  # what links have trained serves the same command, mended
+            shutil.rmtree(state)
     show_table(made.header, made.rows())
     for title, why in made.refused.items():
         print(f"{title}: {why}")
     print(made.verdict)
     print(f"report: {options.out / 'index.html'}")
+    if not whole:
+        raise BadInput(f"{next(iter(made.refused))} could not be: the report ends before it; mend the link, and start "
+                       "the same command again with --overwrite")  # fmt: skip
 
 
 def summary(report: AuditRecord) -> None:
