@@ -7,6 +7,7 @@ import torch
 
 from sfumato import cli
 from sfumato.files import read_png_metadata
+from test_detectors import clip  # noqa: F401, a fixture
 
 QUICK = ["--updates", "1", "--batch", "2", "--n-images", "2", "--init-word", "art", "--templates", "a {}"]
 
@@ -61,3 +62,12 @@ def test_pictures_to_learn_from_may_come_from_a_folder_and_nobody_need_judge(mod
     assert attack(model, *asked, "--out", str(tmp_path / "third")) == 2
     assert "give --original MODEL, or --images FOLDER" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
+
+
+def test_a_clip_is_told_what_else_pictures_may_show(model, clip, tmp_path, capsys):  # noqa: F811
+    asked = ["--original", model, "--detector", str(clip), "--prompts", "a {concept}", "--n", "1"]
+    assert attack(model, *asked, "--out", str(tmp_path / "none")) == 2
+    assert "name some to retain" in capsys.readouterr().err
+    assert attack(model, *asked, "--retain", "star", "--out", str(tmp_path / "none")) == 2
+    assert attack(model, *asked, "--retain", "circle", "square", "--out", str(tmp_path / "out")) == 0
+    assert "is seen in" in capsys.readouterr().out

@@ -15,13 +15,16 @@ from sfumato.attack.concept_inversion import ConceptInversion
 from sfumato.audit import Audit, Detection, Detector, audit
 from sfumato.audit.drawing import to_float
 from sfumato.audit.integrity import different_prompts, distances, integrity
-from sfumato.data.cases import AttackCases, Case, check_concepts, say, sketch_cases, template_cases
+from sfumato.commands.audit import summary
+from sfumato.data.cases import AttackCases, Case, check_concepts, check_retained, say, sketch_cases, template_cases
 from sfumato.data.world import WORDS
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
 from sfumato.metrics.resize import to_bytes
 from sfumato.report.audit import AuditReport
+from sfumato.report.page import render
+from sfumato.report.verdict import findings
 
 INVERSION = ConceptInversion(updates=1, batch=2, n_images=2, init_word="art", templates=("a {}",))
 SMALL = {
@@ -241,12 +244,40 @@ def test_bad_input_is_met_before_anything_is_drawn(tiny_sd, tiny_sdxl):
         with pytest.raises(BadInput, match=words):
             audit(never, never, concepts, **{"detector": Fixed(always), **SMALL} | settings)
     assert check_concepts("a  red star", None) == ("a red star",)
+    assert check_retained((" van  gogh", "Tokyo 東京")) == ("van gogh", "Tokyo 東京")
     assert not tiny_sd.vocabulary
     assert [c.prompt for c in template_cases(["x"], [], ["a {concept}"], 2, 1, 0).targets["x"]] == ["a x", "a x"]
     if reason := lpips_missing():
         with pytest.raises(BadInput, match="LPIPS cannot be measured here"):
             audit(never, never, ["star"], detector=Fixed(always), **SMALL | {"distance": "lpips"})
         assert "torch" in reason
+
+
+@pytest.mark.parametrize(
+    ("retain", "said"),
+    [
+        (("circle", " circle"), "'circle' is named twice"), (("circle", "Circle"), "'Circle' is named twice"),
+        (("circle", " "), "a retained concept is empty"), (("STAR", "circle"), "'STAR' cannot be both"),
+        ((" star ",), "'star' cannot be both"),
+    ],
+)  # fmt: skip
+def test_what_is_retained_counts_once_and_is_not_erased_in_other_letters(tiny_sd, retain, said):
+    with pytest.raises(BadInput, match=said):
+        Audit(before=tiny_sd, after=tiny_sd, concepts=["star"], detector=Fixed(always), **SMALL | {"retain": retain})
+
+
+def test_the_summary_says_what_the_original_shows_and_how_many_prompts_moved(tiny_sd, other, capsys):
+    never = Fixed(lambda images, concept: torch.zeros(len(images), dtype=torch.bool))
+    one = SMALL | {"retain": ("circle",), "n_retain": 1}
+    report = audit(tiny_sd, other, ["star"], detector=never, **one)
+    summary(report)
+    told = capsys.readouterr().out
+    assert "shown by the original" in told and "kept: the other concept" in told and "1 prompt" in told
+    assert "n = 1" not in told.split("mse of pictures kept")[1]
+    assert any("‘star’ in 0" in sentence and "not there before" in sentence for sentence in findings(report))
+    seen = audit(tiny_sd, other, ["star"], detector=Fixed(always), **one)
+    assert not any("not there before" in sentence for sentence in findings(seen))
+    assert '<dd class="meta">, ' not in render(seen)  # one prompt has no interval, and no comma before its n
 
 
 def test_an_attack_that_does_not_fit_is_refused_before_the_first_picture(tiny_sd):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from sfumato import catalog
+from sfumato import catalog, cli
 from sfumato.audit import Audit
 from sfumato.bench import Bench, Tune, erase, tune
 from sfumato.bench.cell import Cell, _plain, keep_original, measure
@@ -16,6 +17,22 @@ from sfumato.bench.tune import Trial, rows, settings_of
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
 from sfumato.report.bench import BenchReport, Entry, Row, apart, front, render, spots
+
+
+def tiny_classifier(folder, labels):
+    """A folder with a tiny random image classifier of these labels."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTForImageClassification(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 16}}))
+
 
 SMALL = Bench(concepts=("fish", "star,red"), methods=("uce", "esd-x"), attacks=(), seeds=(1, 2), n=2, n_retain=1)
 LEAST = {"before": "sketch", "n": 2, "n_retain": 1, "n_attack": 1, "sampling_steps": 1, "attacks": []}
@@ -114,9 +131,80 @@ def test_figures_are_means_over_cells_and_the_best_attack_decides():
 
 def test_an_attack_that_trains_the_weights_is_told_but_does_not_rank_erasers():
     cell = Entry("uce", ("a",), 1, figures(0.9, recovered=1.0))
-    assert cell.withstood == 0.0 and replace(cell, retraining=("p",)).withstood == 0.9
+    assert cell.withstood == 0.0 and replace(cell, retraining=("p",)).withstood is None
     assert replace(cell, retraining=("p",)).recovered("p") == 1.0
     assert [m.name for m in catalog.methods("attack") if m.load().retrains] == ["recovery"]
+
+
+def test_without_an_attack_nothing_is_withstood_and_methods_are_in_the_order_of_what_they_erase():
+    cells = [Entry("uce", ("a",), 1, figures(0.5)), Entry("rece", ("a",), 1, figures(0.9))]
+    report = BenchReport(cells, {"model": "m", "seeds": [1]}, "0" * 64, {"sfumato": "0"})
+    header, rows = report.table()
+    assert [row[0] for row in rows] == ["rece", "uce"]
+    assert {row[header.index("withstands")] for row in rows} == {"not measured"}
+    assert "No method has both figures: no attack was run" in render(report)
+
+
+def test_every_figure_has_its_interval_over_cells_and_equal_ones_have_none():
+    cells = [Entry("uce", ("a",), k, {**figures(0.9, 0.2 * k, recovered=0.1 * k), "seen": 0.25}) for k in (1, 2, 3)]
+    report = BenchReport(cells, {"model": "m", "seeds": [1], "n": 48, "n_attack": 24}, "0" * 64, {"sfumato": "0"})
+    header, (row,) = report.table()
+    told = dict(zip(header, row, strict=True))
+    assert told["erased"] == "90.0\u202f%" and told["integrity"] == "0.100"
+    assert "[" in told["kept near"] and "[" in told["recovered: p"] and "[" in told["withstands"]
+    text = report.markdown()
+    assert "of 48 pictures of each concept (24 under attack)" in text and "a: 25.0\u202f%" in text
+    assert "a: 25.0\u202f%" in render(report)
+
+
+def test_attacks_that_do_not_fit_the_model_are_left_out_unless_they_are_named(tiny_sd3, tmp_path):
+    folder = str(tiny_sd3.save(tmp_path / "sd3"))
+    told = {"model": folder, "concepts": ("star",), "device": "cpu"}
+    bench = Bench(**told)
+    run = [name for name, _ in bench.settings()["attacks"]]
+    assert "paraphrase" in run and "p4d" in bench.unfit and not set(run) & bench.unfit.keys()
+    assert {*run, *bench.unfit} == {m.name for m in catalog.methods("attack")}
+    assert [name for name, _ in Bench(**told, attacks=("p4d",)).settings()["attacks"]] == ["p4d"]
+    whole = Bench()
+    assert not whole.unfit and len(whole.settings()["attacks"]) == len(catalog.methods("attack"))
+    made = BenchReport([], {"model": "m", "seeds": [1]}, "0" * 64, {"sfumato": "0"}, unfit={"p4d": "two encoders"})
+    assert "- attack p4d: two encoders" in made.markdown() and "attack p4d, left out: two encoders" in render(made)
+
+
+def test_a_bench_that_was_refused_or_measured_nothing_does_not_keep_the_folder(fake, tmp_path):
+    def refuse(plan):
+        raise BadInput("it does not know that")
+
+    with pytest.raises(BadInput, match="does not know"):
+        SMALL.run(tmp_path / "bench", announce=refuse)
+    assert not (tmp_path / "bench").exists()
+    fake["lasts"] = 0
+    with pytest.raises(KeyboardInterrupt):
+        SMALL.run(tmp_path / "bench")
+    fake["lasts"] = 10**6
+    assert replace(SMALL, n=3).run(tmp_path / "bench").rows[0].measured
+
+
+@pytest.mark.parametrize("text", ['{"figures"', "{}", '{"figures": {}}', '{"figures": {"attacks": [], "erasure": 1}}'])
+def test_a_damaged_cell_is_named_before_anything_is_measured(text, fake, tmp_path):
+    report = SMALL.run(tmp_path / "bench")
+    cell = (tmp_path / "bench" / report.entries[0].audit).parent
+    (cell / "cell.json").write_text(text)
+    done = len(fake["done"])
+    with pytest.raises(BadInput, match=rf"{cell.name}.*measured again"):
+        replace(SMALL, seeds=(1, 2, 3)).run(tmp_path / "bench")
+    assert len(fake["done"]) == done
+    shutil.rmtree(cell)
+    SMALL.run(tmp_path / "bench")
+    assert len(fake["done"]) == done + 1
+
+
+def test_a_bench_of_which_nothing_was_measured_fails(fake, tmp_path, capsys):
+    fake["fails"] = ("uce",)
+    asked = ["--methods", "uce", "--concepts", "fish", "--seeds", "1", "--n", "1", "--attacks", "--device", "cpu"]
+    assert cli.main(["bench", "erase", *asked, "--out", str(tmp_path / "bench")]) == 1
+    told = capsys.readouterr()
+    assert "it does not fit" in told.out and "no cell was measured" in told.err
 
 
 def test_cells_whose_pages_are_not_kept_lead_nowhere(fake, tmp_path):
@@ -135,7 +223,7 @@ def test_the_front_is_what_nobody_beats():
 
 
 def test_names_on_the_plot_do_not_lie_on_one_another():
-    rows = [Row(f"m{i}", [Entry(f"m{i}", ("a",), 1, figures(0.9, 0.9, 0.9))]) for i in range(5)]
+    rows = [Row(f"m{i}", [Entry(f"m{i}", ("a",), 1, figures(0.9, 0.9, 0.9, 0.1))]) for i in range(5)]
     dots, across, up = spots(rows)
     labels = sorted(dot.label for dot in apart(dots))
     assert min(b - a for a, b in pairwise(labels)) >= 15
@@ -256,10 +344,33 @@ def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
     assert read[0]["score"] == pytest.approx(0.75) and read[0]["parts"] == {"gone": 0.75, "kept": 0.75}
     table = rows(trials, {"rece": ("ridge", "epochs"), "esd-x": ("lr", "updates")})
     assert sum(row[0].endswith("*") for row in table) == 2 and "ridge" in table[0][1]
+    assert "[" in table[0][3] and "n = " in table[0][3].replace("\u202f", " ")
+    damaged = next(f for f in (tmp_path / "trials").glob("rece-*.json"))
+    damaged.write_text("{}")
+    with pytest.raises(BadInput, match=rf"{damaged.name}.*measured again"):
+        small.run(tmp_path / "trials")
     with pytest.raises(BadInput, match="nothing to tune"):
         Tune(methods=("uce",)).tried()
     with pytest.raises(BadInput, match="not an eraser"):
         Tune(methods=("sid2",))
+
+
+def test_trials_on_another_model_need_something_to_keep_and_a_detector_that_knows_all(fake, tiny_sd, tmp_path):
+    folder = tmp_path / "classifier"
+    tiny_classifier(folder, ("star", "circle"))
+    model = str(tiny_sd.save(tmp_path / "sd"))
+    told = {"model": model, "methods": ("rece",), "trials": 1, "n": 2, "concept": "star", "detector": str(folder)}
+    keys = [cell.key for _, cell in Tune(**told).tried()]
+    for more, said in (
+        ({}, "name some concepts with retain"), ({"retain": ("square",)}, "unknown label"),
+        ({"retain": ("circle",), "concept": "square"}, "unknown label"), ({"detector": None}, "how to see the concept"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=said):
+            Tune(**told | more).run(tmp_path / "trials")
+    assert not fake["done"] and not (tmp_path / "trials").exists()
+    (trial,) = Tune(**told, retain=("circle",), prompts=("a {concept}",)).run(tmp_path / "trials")
+    assert trial.figures and fake["done"][0].audit["retain"] == ("circle",)
+    assert "retain" not in Tune(**told).tried()[0][1].audit and keys == [c.key for _, c in Tune(**told).tried()]
 
 
 @pytest.mark.parametrize("entry", [m for m in catalog.METHODS if m.load().GRID], ids=lambda m: m.name)

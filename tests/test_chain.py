@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sfumato import cli
 from sfumato.audit import Audit
 from sfumato.audit.chain import Attach, By, Call, Cast, Chain, Chained, Export, FineTune, Given, Merge, Scheduler
 from sfumato.audit.drawing import Drawn
 from sfumato.bench import Fates, erase
 from sfumato.cells import Failed
 from sfumato.commands.links import links_of
+from sfumato.customize.prospect import ProSpect
 from sfumato.distill.multistep_cm import MultistepCM
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
@@ -21,6 +23,7 @@ from sfumato.report.composition import Composition, Stage
 from sfumato.report.schema import PROTOCOL_KEYS, Interval
 from sfumato.steer.faster_diffusion import FasterDiffusion
 from test_audit import SMALL, Fixed, reddish
+from test_bench import tiny_classifier
 
 LOOKS = Fixed(reddish)
 
@@ -135,6 +138,58 @@ def test_links_that_cannot_be_say_which_and_why(tiny_sd, erased, tmp_path, tiny_
         run(3)
 
 
+def test_what_can_be_seen_not_to_be_possible_is_refused_before_drawing(tiny_sd, erased, tmp_path, monkeypatch):
+    monkeypatch.setattr(Audit, "original", lambda *_: pytest.fail("drawn"))
+    cached = FasterDiffusion()
+    for links, said, more in (
+        ((Cast(), Merge(model="nowhere")), r"link 2 .merge 0.5 of nowhere.: there is no model 'nowhere'", {}),
+        ((cached, Cast(), cached), r"link 3 .steer faster-diffusion.: it acts on the pipeline already", {}),
+        ((Cast(), FineTune(updates=1)), r"link 2 .finetune, 1 update.: .*retain some concept", {"retain": ()}),
+        ((MultistepCM(updates=1),), r"link 1 .distill multistep-cm.: .*sketch world.* --data", {}),
+        ((MultistepCM(updates=1, data=str(tmp_path)), Scheduler()), r"link 2 .scheduler dpm.*own way", {}),
+        ((By(ProSpect(), tmp_path / "none"),), "there is no folder of pictures", {}),
+    ):  # fmt: skip
+        audit = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL | more)
+        with pytest.raises(BadInput, match=said):
+            Chain(audit=audit, links=links).run()
+
+
+def test_a_chain_that_ends_early_keeps_what_was_measured(tiny_sd, erased, tmp_path):
+    def refuses(pipe):
+        raise BadInput("it is too heavy")
+
+    audit = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL)
+    made = Chain(audit=audit, links=[Merge(model=tiny_sd, weight=1), refuses, Cast()]).run()
+    assert [s.title for s in made.stages] == ["erased", "merge 1 of a model in memory"]
+    assert made.refused == {"refuses": "it is too heavy"}
+    assert "The link refuses could not be, so that nothing was measured from there on" in made.verdict
+    folder = made.save(tmp_path / "chain")
+    assert "it is too heavy" in (folder / "index.html").read_text()
+
+
+def test_the_command_writes_what_was_measured_of_a_chain_that_ends_early_and_fails(
+    tiny_sd, erased, tiny_sdxl, tmp_path, capsys
+):
+    tiny_classifier(tmp_path / "classifier", ("star", "circle"))
+    models = [str(pipe.save(tmp_path / name)) for name, pipe in (("a", tiny_sd), ("b", erased), ("c", tiny_sdxl))]
+    asked = ["--before", models[0], "--after", models[1], "--concept", "star", "--retain", "circle", "--n", "1",
+             "--n-retain", "1", "--steps", "1", "--distance", "mse", "--detector", str(tmp_path / "classifier"),
+             "--device", "cpu", "--compose", f"cast bfloat16,merge {models[2]},export diffusers"]  # fmt: skip
+    assert cli.main(["audit", *asked, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr()
+    assert "no such model" in told.out and "start the same command again" in told.err
+    read = json.loads((tmp_path / "out" / "composition.json").read_text())
+    assert [stage["link"] for stage in read["stages"]] == ["erased", "cast to bfloat16"]
+
+
+def test_the_heading_claims_no_more_than_the_intervals():
+    whole = Composition([stage("erased", 98), stage("a", 97)])
+    assert whole.heading == "no link is seen to break the erasure" and "beyond the intervals" in whole.verdict
+    both = Composition([stage("erased", 98), stage("a", 10), stage("b", 20)], apart=True)
+    assert both.heading == "broken by a, b" and replace(both, apart=False).heading == "broken by a"
+    assert whole.rows()[0][-1] == ""
+
+
 def test_apart_every_link_meets_the_edit_itself_and_what_does_not_fit_is_told(tiny_sd, erased, tiny_sdxl):
     audit = Audit(before=tiny_sd, after=erased, concepts=["star"], detector=LOOKS, **SMALL)
     links = [Merge(model=tiny_sd, weight=1), Merge(model=tiny_sdxl), Export()]
@@ -189,6 +244,11 @@ def test_the_bench_keeps_cells_and_tells_what_every_link_left(monkeypatch, tmp_p
         replace(bench, links=(Cast(),)).run(tmp_path / "bench")
     with pytest.raises(BadInput, match="named twice"):
         Fates(links=(Cast(), Cast()))
+
+
+def test_few_steps_are_among_the_usual_links_where_the_models_world_is_known(tiny_sd, tmp_path):
+    links = Fates(model=str(tiny_sd.save(tmp_path / "sd")), device="cpu").afterwards
+    assert "distill multistep-cm" in {link.title for link in Fates().afterwards} - {link.title for link in links}
 
 
 def test_the_usual_links_are_those_of_the_model_and_all_differ():

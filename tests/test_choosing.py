@@ -55,7 +55,8 @@ def file(bench, tmp_path, monkeypatch):
 def test_the_table_has_the_benchs_means(file):
     found = measured.rows()
     assert found.keys() == {"uce", "rece", "esd-x", "spm", "duo"}
-    assert found["esd-x"] == measured.Row(0.9, 0.75, 1.0, 0.75, 400.0, 3)
+    ends = {"erased": [0.9, 0.9], "withstands": [0.75, 0.75], "near": [1.0, 1.0], "far": [0.75, 0.75]}
+    assert found["esd-x"] == measured.Row(0.9, 0.75, 1.0, 0.75, 400.0, 3, ends)
     assert json.loads(file.read_text())["conditions"]["seeds"] == [1, 2, 3]
 
 
@@ -63,8 +64,8 @@ def test_what_withstands_the_most_comes_first_and_what_was_not_measured_last(fil
     rows = {row[0]: row for row in choosing.table()}
     assert list(rows)[:5] == ["duo", "esd-x", "rece", "uce", "spm"]
     assert len(rows) == len(catalog.methods("erase"))
-    assert rows["sfd"][4:] == ("not measured",) * 5
-    assert rows["uce"][4:8] == tuple(x.replace(" ", "\u202f") for x in ("95.0 %", "25.0 %", "50.0 %", "75.0 %"))
+    assert rows["sfd"][4:] == (*("not measured",) * 5, "0") and rows["uce"][-1] == "3"
+    assert rows["uce"][4:8] == tuple(f"{x}\u202f% [{x}, {x}]" for x in ("95.0", "25.0", "50.0", "75.0"))
 
 
 def test_the_table_decides(file):
@@ -73,7 +74,33 @@ def test_the_table_decides(file):
     assert told[1].startswith("Keeps what is near the best: esd-x (")
     assert told[2].startswith("Without training, withstands the most: rece (")
     assert told[3].startswith("Can be taken off again, withstands the most: spm (")
-    assert "on sketch; erased: fish; seeds 1, 2, 3; under attack by: p4d" in told[-1]
+    assert "on sketch; erased: fish; seeds 1, 2, 3; 48 pictures of each concept; under attack by: p4d" in told[-1]
+
+
+def test_an_order_that_the_intervals_do_not_hold_up_is_said_to_be_none(tmp_path):
+    rows = [method("uce", 1.0, 0.75, 0.5, 1.0), method("rece", 1.0, 0.5, 0.5, 1.0), method("spm", 1, 0, 0, 1)]
+    rows[1]["withstood"].update(low=0.25, high=0.8)
+    (tmp_path / "bench.json").write_text(json.dumps({**BENCH, "methods": rows}))
+    measured.make(tmp_path, tmp_path / "t.json")
+    assert choosing.advice(tmp_path / "t.json")[0].endswith("[75.0, 75.0]); as much by the intervals of: rece.")
+
+
+def test_a_bench_without_attacks_says_nothing_of_what_is_withstood(tmp_path):
+    bench = {**BENCH, "methods": [method("uce", 0.95, None, 0.5, 1.0)]}
+    bench["configuration"] = {**BENCH["configuration"], "attacks": []}
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    measured.make(tmp_path, tmp_path / "t.json")
+    told = choosing.advice(tmp_path / "t.json")
+    assert told[0].startswith("Keeps") and "under attack by: no attack" in told[-1]
+
+
+def test_the_attacks_that_are_named_are_those_that_were_run_on_the_weights_as_they_are(tmp_path):
+    rows = [{**method("uce", 0.95, 0.5, 0.5, 1.0), "recovered": {"mma": figure(0.5), "recovery": figure(1.0)}}]
+    cells = [{"method": "uce", "retraining": ["recovery"]}]
+    bench = {**BENCH, "methods": rows, "cells": cells, "configuration": {**BENCH["configuration"], "attacks": None}}
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    measured.make(tmp_path, tmp_path / "t.json")
+    assert measured.conditions(tmp_path / "t.json").endswith("under attack by: mma")
 
 
 def test_a_table_in_which_nothing_erases_enough_chooses_nothing(tmp_path):
@@ -87,7 +114,7 @@ def test_a_table_in_which_nothing_erases_enough_chooses_nothing(tmp_path):
 def test_without_a_table_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measured, "FILE", tmp_path / "nothing.json")
     assert choosing.advice() == [choosing.NONE]
-    assert {row[4:] for row in choosing.table()} == {("not measured",) * 5}
+    assert {row[4:9] for row in choosing.table()} == {("not measured",) * 5}
     assert cli.main(["choose", "erase"]) == 0
     assert "Nothing was measured yet" in capsys.readouterr().out
 

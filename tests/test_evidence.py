@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import subprocess
+import warnings
 import zipfile
 
 import numpy as np
@@ -18,7 +19,7 @@ from sfumato.audit.verify import Verify, checked_sums
 from sfumato.commands.audit import Output, _check
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
-from sfumato.files import read_png_metadata
+from sfumato.files import read_png_metadata, save_png
 from sfumato.pipeline import load_text2image
 from test_audit import SMALL, Fixed, always
 
@@ -148,10 +149,114 @@ def test_a_picture_that_the_model_does_not_draw_is_found_though_its_hash_is_righ
     for picture in (copied / "pictures").iterdir():
         image = np.asarray(Image.open(picture)).copy()
         image[0, 0] = 255 - image[0, 0]
-        Image.fromarray(image).save(picture)
+        save_png(picture, image, read_png_metadata(picture), overwrite=True)
     (copied / "SHA256SUMS").write_text(sums(copied))
     found = Verify(redraw=2, before=tiny_sd, after=tiny_sd).run(copied)
     assert len(found.wrong) == 2 and "drawn anew it differs" in found.wrong[0]
+
+
+def edit(path, change):
+    """Change a JSON file of the evidence."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    change(told)
+    path.write_text(json.dumps(told), encoding="utf-8")
+
+
+def swap(one, other):
+    one.rename(one.with_suffix(".tmp"))
+    other.rename(one)
+    one.with_suffix(".tmp").rename(other)
+
+
+def renamed(folder):
+    (folder / "pictures" / "kept-after-00000.png").rename(folder / "pictures" / "other.png")
+
+
+TAMPERED = {
+    "a figure's protocol": (
+        lambda f: edit(f / "report/report.json", lambda r: r["protocol"].update(guidance=99)),
+        "report/report.json and manifest.json differ in the protocol's guidance",
+    ),
+    "concepts": (
+        lambda f: edit(f / "report/report.json", lambda r: r.update(concepts=["other"])),
+        "report/report.json and manifest.json differ in concepts",
+    ),
+    "the manifest's weights": (
+        lambda f: edit(f / "manifest.json", lambda m: m["models"]["after"].update(hash="0" * 64)),
+        "manifest.json tells two things of the model after the edit",
+    ),
+    "two pictures of one model": (
+        lambda f: swap(f / "pictures/kept-after-00000.png", f / "pictures/kept-after-00001.png"),
+        "pictures/kept-after-00000.png says another prompt, seed than manifest.json",
+    ),
+    "pictures of the same seed by both models": (
+        lambda f: swap(f / "pictures/asked-after-00000.png", f / "pictures/asked-before-00000.png"),
+        "pictures/asked-after-00000.png says another model than manifest.json",
+    ),
+    "a picture's name": (renamed, "pictures/kept-after-00000.png is listed in manifest.json and not there"),
+    "a picture listed twice": (
+        lambda f: edit(f / "manifest.json", lambda m: m["pictures"][0]["files"].append(m["pictures"][0]["files"][0])),
+        "pictures/kept-before-00000.png is listed twice in manifest.json",
+    ),
+    "a picture left out of both": (
+        lambda f: (
+            edit(f / "manifest.json", lambda m: m["pictures"][0]["files"].pop()),
+            (f / "pictures/kept-before-00005.png").unlink(),
+        ),
+        "manifest.json lists other pictures of the model before the edit than its protocol asks for",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_contradicts_itself_is_found_though_every_hash_is_right(name, copied):
+    tamper, said = TAMPERED[name]
+    edit(copied / "manifest.json", lambda m: m["models"]["before"].update(name="x", hash="1" * 64))
+    edit(copied / "manifest.json", lambda m: m["protocol"]["before"].update(hash="1" * 64))
+    edit(copied / "report/report.json", lambda r: r["protocol"]["before"].update(hash="1" * 64))
+    for picture in (copied / "pictures").glob("*-before-*"):  # both models of the fixture are one: here they are not
+        about = read_png_metadata(picture)
+        about["model"] = json.dumps({**json.loads(about["model"]), "hash": "1" * 64}, sort_keys=True)
+        save_png(picture, np.asarray(Image.open(picture)), about, overwrite=True)
+    (copied / "SHA256SUMS").write_text(sums(copied))
+    assert Verify(redraw=0).run(copied).sound
+    tamper(copied)
+    (copied / "SHA256SUMS").write_text(sums(copied))
+    assert said in Verify(redraw=0).run(copied).wrong
+
+
+@pytest.mark.parametrize("damage", [lambda m: m.pop("models"), lambda m: m["pictures"][0].pop("files"),
+                                    lambda m: m["models"].clear(), lambda m: m.update(pictures=[3])])  # fmt: skip
+def test_a_manifest_of_another_form_is_refused_in_a_sentence(damage, copied):
+    edit(copied / "manifest.json", damage)
+    (copied / "SHA256SUMS").write_text(sums(copied))
+    with pytest.raises(BadInput, match=r"manifest\.json"):
+        Verify().run(copied)
+
+
+def test_what_was_taken_away_is_named_together_with_all_else(copied):
+    (copied / "manifest.json").write_text("no JSON")
+    (copied / "README.txt").unlink()
+    assert Verify().run(copied).wrong == ["README.txt is missing", "manifest.json was changed"]
+
+
+def test_links_are_named_whatever_they_lead_to(copied, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (copied / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (copied / "SHA256SUMS").rename(tmp_path / "sums")
+    (copied / "SHA256SUMS").symlink_to(tmp_path / "sums")
+    assert Verify().run(copied).wrong == ["SHA256SUMS is a link", "more was added"]
+
+
+def test_what_lies_beside_the_folder_in_an_archive_or_twice_in_it_is_refused(evidence, tmp_path):
+    archive = evidence.with_name("ev.zip")
+    for name, said in (("extra.txt", "holds ev, extra.txt where"), ("ev/README.txt", "holds ev/README.txt twice")):
+        more = shutil.copyfile(archive, tmp_path / "more.zip")
+        with zipfile.ZipFile(more, "a") as opened, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the name that is there already
+            opened.writestr(name, "x")
+        with pytest.raises(BadInput, match=said):
+            Verify(redraw=0).run(more)
 
 
 def test_another_model_than_the_audited_is_found(evidence, tiny_sd):
@@ -168,6 +273,13 @@ def test_a_signature_is_of_this_content_by_this_key(tiny_sd, tmp_path):
     assert Verify(redraw=0, public_key=public).run(folder).signed == found.signed
     _, stranger = make_key(tmp_path / "other.pem")
     assert "no signature of SHA256SUMS by that key" in Verify(redraw=0, public_key=stranger).run(folder).wrong[0]
+    signature, pem = (folder / "SHA256SUMS.sig").read_bytes(), (folder / "public.pem").read_bytes()
+    (folder / "SHA256SUMS.sig").unlink()
+    assert Verify(redraw=0).run(folder).wrong == ["SHA256SUMS.sig is missing, though public.pem is there"]
+    (folder / "SHA256SUMS.sig").write_bytes(signature)
+    (folder / "public.pem").unlink()
+    assert "public.pem is missing, though SHA256SUMS.sig is there" in Verify(redraw=0).run(folder).wrong
+    (folder / "public.pem").write_bytes(pem)
     (folder / "README.txt").write_text("other")
     (folder / "SHA256SUMS").write_text(sums(folder))  # the hashes are made to fit: the signature no longer does
     assert "no signature" in Verify(redraw=0).run(folder).wrong[0]

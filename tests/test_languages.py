@@ -52,6 +52,12 @@ def test_other_files_are_refused(text, said, tmp_path):
         read_languages(path)
 
 
+def test_a_file_of_prompts_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(BadInput, match=r"no file of prompts at .*none\.tsv"):
+        language_file([str(tmp_path / "none.tsv")])
+    assert language_file(["star"]) is None
+
+
 def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path):
     (tmp_path / "rows.csv").write_text('English,star,"a {concept}\nDeutsch,Stern,ein {concept}\n')
     with pytest.raises(BadInput, match=r"rows\.csv cannot be read"):

@@ -14,7 +14,7 @@ import torch
 
 from sfumato import __version__
 from sfumato.attack.base import Attack
-from sfumato.data.cases import AttackCases, check_concepts, names
+from sfumato.data.cases import AttackCases, check_concepts, check_retained, names
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
 from sfumato.metrics.detectors import Detector, detector_for
@@ -114,6 +114,8 @@ class Audit:
         if self.offload == "sequential" and self.attacks:
             raise BadInput("attacks need whole parts of a model: offload by model, or leave the attacks out")
         object.__setattr__(self, "concepts", check_concepts(self.concepts, self.retain))
+        if self.retain is not None:
+            object.__setattr__(self, "retain", check_retained(self.retain))
 
     def run(self, announce: Callable[[Plan], None] | None = None) -> AuditReport:
         """Measure; ``announce`` is called with the plan before the first picture is drawn.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +19,8 @@ from PIL import Image
 
 from sfumato.errors import BadInput
 from sfumato.fields import Natural, Seed, check
-from sfumato.files import sha256_of
-from sfumato.foreign import read_json, reading
+from sfumato.files import read_png_metadata, sha256_of
+from sfumato.foreign import read_json, reading, shaped
 from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.pipeline.load import precision, single_file
@@ -27,7 +29,12 @@ from .evidence import FORMAT, MANIFEST, PUBLIC, SIGNATURE, SUMS, require_cryptog
 
 LARGEST = 20_000_000_000
 """Bytes that an archive may unfold to."""
-SHAPE = {"format": int, "models": dict, "drawing": dict, "pictures": list, "versions": dict}
+REPORT = "report/report.json"
+SHAPE = {
+    "format": int, "concepts": list, "protocol": dict, "models": dict, "drawing": dict, "pictures": list,
+    "versions": dict,
+}  # fmt: skip
+WAYS = {"sampling_steps": int | None, "cfg_scale": int | float | None, "scheduler": str | None}
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,12 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Checks an evidence folder, or its ZIP: every hash, what is missing or was added, the signature, and pictures.
+    """Checks an evidence folder, or its ZIP: every hash, what is missing or was added, the signature, whether manifest,
+    report and pictures say the same, and some pictures drawn anew.
 
     Pictures are drawn in batches of one, and batches of other sizes round differently: hence the tolerance. What was
-    drawn under attack is not drawn again, since the attack would have to be found again: run the audit's command.
+    drawn under attack is not drawn again, since the attack would have to be found again, and the report's figures are
+    not computed again, since the detector would have to look again: run the audit's command.
     """
 
     redraw: Natural = 4
@@ -90,10 +99,13 @@ class Verify:
         with _opened(Path(evidence)) as folder:
             right, wrong = checked_sums(folder)
             signed, complaint = self._signature(folder)
-            wrong = [*wrong, *complaint]
+            if wrong := [*wrong, *complaint]:  # of a manifest that may have been changed nothing follows
+                return Checked(right, wrong, signed, notes=["no picture was drawn anew"])
             manifest = read_json(folder / MANIFEST, SHAPE, "it is no evidence of an audit")
             if manifest["format"] != FORMAT:
                 raise BadInput(f"{evidence} is of format {manifest['format']}, this package reads {FORMAT}: update it")
+            with reading(folder / MANIFEST, "the manifest of an audit", "it is no evidence of an audit"):
+                wrong = contradictions(folder, manifest)
             if wrong or not self.redraw:
                 return Checked(right, wrong, signed, notes=["no picture was drawn anew"] if wrong else ())
             return self._redrawn(folder, manifest, right, signed)
@@ -102,7 +114,11 @@ class Verify:
         """(fingerprint or "", complaints)."""
         there = folder / SIGNATURE
         if not there.is_file():
-            return "", ["it is not signed, and a key was named"] if self.public_key else []
+            if self.public_key:
+                return "", ["it is not signed, and a key was named"]
+            return "", [f"{SIGNATURE} is missing, though {PUBLIC} is there"] if (folder / PUBLIC).is_file() else []
+        if self.public_key is None and not (folder / PUBLIC).is_file():
+            return "", [f"{PUBLIC} is missing, though {SIGNATURE} is there"]
         require_cryptography()
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -136,7 +152,8 @@ class Verify:
                 )
                 continue
             for one in mine:
-                asked = manifest["drawing"][whose]
+                asked = shaped(manifest["drawing"][whose], WAYS, folder / MANIFEST)
+                asked = {name: asked.get(name) for name in WAYS}
                 picture = to_bytes(pipe.draw([one["prompt"]], [one["seed"]], **asked))[0].permute(1, 2, 0).cpu().numpy()
                 with reading(folder / one["file"], "a picture"), Image.open(folder / one["file"]) as image:
                     before = np.asarray(image.convert("RGB"))
@@ -185,9 +202,13 @@ def checked_sums(folder: Path) -> tuple[int, list[str]]:
         found = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if found is None or Path(found[2]).is_absolute() or ".." in Path(found[2]).parts:
             raise BadInput(f"{folder / SUMS} has a line that is no hash and file: it is no evidence of an audit")
-        told[found[2]] = found[1]
-    there = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if not f.is_dir()} - {SUMS, SIGNATURE}
-    wrong = [f"{name} is missing" for name in sorted(told.keys() - there)]
+        if told.setdefault(found[2], found[1]) != found[1]:
+            raise BadInput(f"{folder / SUMS} has two hashes of {found[2]}: it is no evidence of an audit")
+    # A link to a folder is a folder to whoever follows it, and nothing that is told.
+    files = [f for f in folder.rglob("*") if f.is_symlink() or not f.is_dir()]
+    there = {f.relative_to(folder).as_posix() for f in files} - {SUMS, SIGNATURE}
+    wrong = [f"{name} is a link" for name in (SUMS, SIGNATURE) if (folder / name).is_symlink()]
+    wrong += [f"{name} is missing" for name in sorted(told.keys() - there)]
     wrong += [f"{name} was added" for name in sorted(there - told.keys())]
     right = 0
     for name in sorted(told.keys() & there):
@@ -200,6 +221,50 @@ def checked_sums(folder: Path) -> tuple[int, list[str]]:
     return right, wrong
 
 
+def contradictions(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What manifest, report and pictures say differently of one another, though every hash is right."""
+    report = read_json(folder / REPORT, {"concepts": list, "protocol": dict, "erasure": dict})
+    protocol = manifest["protocol"]
+    wrong = [] if report["concepts"] == manifest["concepts"] else [f"{REPORT} and {MANIFEST} differ in concepts"]
+    names = sorted(report["protocol"].keys() | protocol.keys())
+    if odd := [name for name in names if report["protocol"].get(name) != protocol.get(name)]:
+        wrong.append(f"{REPORT} and {MANIFEST} differ in the protocol's {', '.join(odd)}")
+    for whose in ("before", "after"):
+        told = manifest["models"][whose]
+        if any(told.get(name) != protocol[whose].get(name) for name in protocol[whose]):
+            wrong.append(f"{MANIFEST} tells two things of the model {whose} the edit")
+    return wrong + _pictures(folder, manifest)
+
+
+def _pictures(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The same of pictures: listed once each, with the prompt and seed that lie inside, and all that were asked."""
+    rows, protocol = manifest["pictures"], manifest["protocol"]
+    listed = [one["file"] for row in rows for one in row["files"]]
+    there = {f"pictures/{f.name}" for f in (folder / "pictures").iterdir()}
+    wrong = [f"{name} is listed in {MANIFEST} and not there" for name in sorted(set(listed) - there)]
+    wrong += [f"{name} is not listed in {MANIFEST}" for name in sorted(there - set(listed))]
+    wrong += [f"{name} is listed twice in {MANIFEST}" for name, times in Counter(listed).items() if times > 1]
+    for row in rows:
+        for one in (one for one in row["files"] if one["file"] in there):
+            with reading(folder / one["file"], "a picture"):
+                about = read_png_metadata(folder / one["file"])
+            said = {"prompt": one["prompt"], "seed": one["seed"], "drawn as": row["kind"]}
+            said["model"] = protocol[row["model"]]
+            if odd := [name for name, text in said.items() if about.get(name) != _chunk(text)]:
+                wrong.append(f"{one['file']} says another {', '.join(odd)} than {MANIFEST}")
+    asked = list(zip(protocol["prompts"], protocol["seeds"], strict=True))
+    for whose in ("before", "after"):
+        own = [row for kind in ("kept", "asked") for row in rows if (row["kind"], row["model"]) == (kind, whose)]
+        if [(one["prompt"], one["seed"]) for row in own for one in row["files"]] != asked:
+            wrong.append(f"{MANIFEST} lists other pictures of the model {whose} the edit than its protocol asks for")
+    return wrong
+
+
+def _chunk(value: Any) -> str:
+    """A value as `save_png` writes it into a picture."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Path]:
     """The folder itself, or what an archive holds, unfolded for the block.
@@ -210,18 +275,22 @@ def _opened(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield path
         return
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as unfolded:
         with (
             reading(path, "an evidence folder or its ZIP", "give the folder or the ZIP"),
             zipfile.ZipFile(path) as archive,
         ):
             members = archive.infolist()
+            name, times = max(Counter(m.filename for m in members).items(), key=lambda item: item[1], default=("", 0))
+            if times > 1:
+                raise BadInput(f"{path} holds {name} twice, of which tools unpack one or the other: it is no evidence")
             if sum(m.file_size for m in members) > LARGEST:
                 raise BadInput(f"{path} would unfold to more than {LARGEST // 10**9} GB: it is no evidence of an audit")
             if any(Path(m.filename).is_absolute() or ".." in Path(m.filename).parts for m in members):
                 raise BadInput(f"{path} holds a path that leads out of it: it is no evidence of an audit")
-            archive.extractall(name)
-        inside = [p for p in Path(name).iterdir() if p.is_dir()]
-        if len(inside) != 1:
-            raise BadInput(f"{path} does not hold one folder: it is no evidence of an audit")
+            archive.extractall(unfolded)
+        inside = list(Path(unfolded).iterdir())
+        if len(inside) != 1 or not inside[0].is_dir():
+            found = ", ".join(sorted(p.name for p in inside)[:5]) or "nothing"
+            raise BadInput(f"{path} holds {found} where there is to be one folder: it is no evidence of an audit")
         yield inside[0]

@@ -125,7 +125,9 @@ def figures(report: AuditReport, before: Text2Image, after: Text2Image) -> dict[
     """What the table shows of an audit; None for what was not measured."""
     near, far = retention(report, before)
     json = lambda interval: None if interval is None else interval.to_json("value")
+    seen = [x for c in report.concepts if (x := report.protocol["detected_before"].get(c)) is not None]
     return {
+        "seen": sum(seen) / len(seen) if seen else None,
         "erasure": json(average(list(report.erasure.values()))),
         "near": json(near),
         "far": json(far),

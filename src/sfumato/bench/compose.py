@@ -14,7 +14,7 @@ from sfumato.audit import Audit
 from sfumato.audit.chain import Cast, Chain, Export, FineTune, Link, Merge, Scheduler
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
-from sfumato.foreign import read_json
+from sfumato.foreign import read_json, shaped
 from sfumato.pipeline import load_text2image
 from sfumato.plan import Plan, human_time
 from sfumato.report.fates import Fate, FatesReport
@@ -92,7 +92,8 @@ class Fates(Bench):
 
     @property
     def afterwards(self) -> tuple[Link, ...]:
-        return self.links or usual(self.model)
+        # Few steps are learned from pictures of the model's world, which is known of the sketch world's alone.
+        return self.links or usual(self.model)[: None if self.pipe.vocabulary else -1]
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "links": self.afterwards}
@@ -126,8 +127,11 @@ def fates(folder: Path, cell: Cell, lost: Mapping[str, Failed]) -> list[Fate]:
     about: dict[str, Any] = {"method": cell.method, "concepts": cell.concepts, "seed": cell.seed}
     if not where.exists():
         return [Fate(**about, link=ERASED, why=lost[cell.key].reason)] if cell.key in lost else []
-    read_json(where / CELL, advice=f"remove {where}, and it is measured again")
-    told = read_json(where / "report.json", {"stages": list, "refused": dict})
+    advice = f"remove {where}, and it is measured again"
+    read_json(where / CELL, advice=advice)
+    told = read_json(where / "report.json", {"stages": list, "refused": dict}, advice)
     page = f"cells/{cell.key}/index.html"
+    for stage in told["stages"]:
+        shaped(stage, {"link": str, "erased": dict | None, "kept": dict | None}, where / "report.json", advice)
     made = [Fate(**about, link=s["link"], figures=s, page=page) for s in told["stages"]]
     return made + [Fate(**about, link=link, why=why, page=page) for link, why in told["refused"].items()]

@@ -13,10 +13,11 @@ from sfumato import catalog
 from sfumato.audit import Audit
 from sfumato.audit.plan import plan as plan_of
 from sfumato.cells import Failed, finished
+from sfumato.data.cases import AttackCases, Case
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
 from sfumato.files import atomic_folder, held, write_json
-from sfumato.foreign import read_json
+from sfumato.foreign import read_json, shaped
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.plan import Plan, human_time, makespan
 from sfumato.report.bench import BenchReport, Entry
@@ -53,7 +54,7 @@ class Bench:
     methods: tuple[str, ...] = ()
     """Of the verb erase; by default all."""
     attacks: tuple[str, ...] | None = None
-    """Of the verb attack; by default all, and none where the option is given empty."""
+    """Of the verb attack; by default all that fit the model, and none where the option is given empty."""
     seeds: tuple[Seed, ...] = (1, 2, 3)
     """Of the edit, and of prompts and noise."""
     n: Count = 48
@@ -113,6 +114,19 @@ class Bench:
             raise BadInput(f"{', '.join(twice[0])!r} is named twice among concepts: name each set once")
         return found
 
+    @cached_property
+    def unfit(self) -> dict[str, str]:
+        """The attacks that are left out of all, since they do not fit the model, and why; one that was named is not."""
+        found: dict[str, str] = {}
+        for entry in catalog.methods("attack") if self.attacks is None else ():
+            cls, concept = entry.load(), self.sets[0][0]
+            asked = AttackCases(concept, [Case(concept, 0, (concept,))])
+            try:
+                cls(**cls.settings_for(self.pipe)).check(self.pipe, asked)
+            except BadInput as error:
+                found[entry.name] = str(error)
+        return found
+
     def settings(self) -> dict[str, Any]:
         """What decides the figures of every cell alike."""
         drawing = ("n", "n_retain", "n_attack", "sampling_steps", "cfg_scale", "retain", "prompts", "device")
@@ -120,7 +134,8 @@ class Bench:
         if self.prediction is not None:  # cells of models that say it themselves keep their names
             chosen["prediction"] = self.prediction
         entries = catalog.methods("attack")
-        attacks = [m for m in entries if self.attacks is None or m.name in self.attacks]
+        asked = [m.name for m in entries if m.name not in self.unfit] if self.attacks is None else self.attacks
+        attacks = [m for m in entries if m.name in asked]
         told = [(m.name, m.load().settings_for(self.pipe)) for m in attacks]
         return {"before": self.model, **chosen, "attacks": told}
 
@@ -155,10 +170,14 @@ class Bench:
         """
         cells = self.cells()
         with held(out) as folder:
-            self._claim(folder)
+            self._check(folder)
+            self._report(folder, cells, {}, reproduce)  # what is damaged is told before hours of work, not after
             left = [cell for cell in cells if not (folder / "cells" / cell.key).exists()]
             if announce:
                 announce(self._plan(out, cells, left))
+            for name, why in self.unfit.items():
+                progress(f"{name}: left out, {why}")
+            self._claim(folder)
             lost: dict[str, Failed] = {}
             done = len(cells) - len(left)
             measuring = partial(self.measuring, folder=folder)
@@ -190,18 +209,27 @@ class Bench:
             model_hash=cells[0].model_hash,
             versions=versions(),
             reproduce=reproduce,
+            unfit=self.unfit,
         )
 
-    def _claim(self, folder: Path) -> None:
-        """The folder is new, or one of a bench of the same settings."""
+    def _claimed(self) -> dict[str, Any]:
+        """What a folder keeps of the settings."""
         told = {k: v for k, v in _json(self.settings()).items() if k not in ("before", "device")}
-        told["model"] = self.pipe.describe()["sha256"]
-        file = folder / CONFIGURATION
+        return {**told, "model": self.pipe.describe()["sha256"]}
+
+    def _claim(self, folder: Path) -> None:
+        """From now on the folder is one of a bench of these settings."""
+        write_json(folder / CONFIGURATION, self._claimed(), overwrite=True)
+        (folder / "cells").mkdir(exist_ok=True)
+
+    def _check(self, folder: Path) -> None:
+        """The folder is new, one of a bench of the same settings, or of one that has not measured anything."""
+        told, file = self._claimed(), folder / CONFIGURATION
         if not file.exists():
             if there := [p.name for p in folder.iterdir()]:
                 raise BadInput(f"{folder} is not a bench's: it holds {there[0]}; choose another folder")
-            (folder / "cells").mkdir()
-            write_json(file, told)
+            return
+        if not any(path.is_dir() and any(path.iterdir()) for path in (folder / "cells", folder / "originals")):
             return
         before = read_json(file, advice="choose another folder")
         if changed := [name for name in told if before.get(name) != told[name]]:
@@ -252,7 +280,9 @@ def entries(folder: Path, cells: Sequence[Cell], lost: Mapping[str, Failed]) -> 
         about: dict[str, Any] = {"method": cell.method, "concepts": cell.concepts, "seed": cell.seed}
         about["retraining"] = retraining
         if where.exists():
-            read = read_json(where / CELL, advice=f"remove {where}, and it is measured again")
+            advice = f"remove {where}, and it is measured again"
+            read = read_json(where / CELL, {"figures": dict}, advice)
+            shaped(read["figures"], {"attacks": dict, "erasure": dict | None}, where / CELL, advice)
             audit = f"cells/{cell.key}/index.html" if (where / "index.html").exists() else ""
             yield Entry(**about, figures=read["figures"], audit=audit)
         elif cell.key in lost:

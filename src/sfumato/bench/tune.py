@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sfumato import catalog
+from sfumato.audit import Audit
 from sfumato.cells import Failed, finished
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
@@ -20,6 +21,8 @@ from sfumato.files import held, write_json
 from sfumato.foreign import read_json
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.plan import Plan
+from sfumato.report.schema import Interval
+from sfumato.report.words import MISSING, average, full
 from sfumato.text import counted
 
 from .cell import Cell, keep_original, measure
@@ -37,16 +40,20 @@ class Trial:
     why: str = ""
 
     @property
-    def parts(self) -> dict[str, float]:
+    def intervals(self) -> dict[str, Interval | None]:
         """What the score is made of: what an eraser takes and keeps, what an attack and its control recover."""
         seen = self.figures or {}
         if seen.get("attacks"):
             (found,) = seen["attacks"].values()
-            rate = lambda name: found[name]["rate"] if found[name] else 0.0
-            return {"recovered": rate("recovered"), "control": rate("control")}
-        values = {name: seen[name]["value"] for name in ("erasure", "near", "far") if seen.get(name)}
-        kept = [values[name] for name in ("near", "far") if name in values]
-        return {"gone": values["erasure"], "kept": sum(kept) / len(kept)} if kept else {}
+            return {name: Interval.from_json(found[name]) for name in ("recovered", "control")}
+        near_far = [Interval.from_json(seen[name], "value") for name in ("near", "far") if seen.get(name)]
+        kept = average(near_far)
+        return {"gone": Interval.from_json(seen["erasure"], "value"), "kept": kept} if kept and seen["erasure"] else {}
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The same as numbers; a control that was not run recovers nothing."""
+        return {name: 0.0 if i is None else i.value or 0.0 for name, i in self.intervals.items()}
 
     @property
     def score(self) -> float:
@@ -84,6 +91,11 @@ class Tune:
     """Pictures for each retained concept, at least."""
     sampling_steps: Count = 15
     """Denoising steps."""
+    retain: tuple[str, ...] | None = None
+    """What must be kept; by default, in the sketch world, all its other words. Elsewhere erasers need some to be
+    scored, and attacks to have a control."""
+    prompts: tuple[str, ...] | None = None
+    """Prompts with {concept} in them; by default four plain ones, or the sketch world's own."""
     detector: str | None = None
     """Who sees concepts in pictures, as for `sfumato audit`."""
     jobs: Count = 2
@@ -110,6 +122,8 @@ class Tune:
             raise BadInput(f"{min(lost)} has nothing to tune: its class has no GRID")
         audit = {"before": self.model, "n": self.n, "n_retain": self.n_retain, "n_attack": self.n}
         audit |= {"sampling_steps": self.sampling_steps, "detector": self.detector, "attacks": []}
+        given = {"retain": self.retain, "prompts": self.prompts}  # trials without them keep their names
+        audit |= {name: value for name, value in given.items() if value is not None}
         found = []
         for entry in chosen:
             cls = entry.load()
@@ -130,9 +144,12 @@ class Tune:
     ) -> list[Trial]:  # fmt: skip
         """Measure the trials that are not in ``out`` yet; all of them, by method, the best first."""
         tried = self.tried()
+        self._check([cell for _, cell in tried])
         with held(out) as folder:
             where = lambda cell: folder / f"{cell.key}.json"
             left = [cell for _, cell in tried if not where(cell).exists()]
+            read = lambda cell: read_json(where(cell), {"figures": dict}, "remove it, and the trial is measured again")
+            known = {cell.key: read(cell)["figures"] for _, cell in tried if where(cell).exists()}
             if announce:
                 title = f"{counted(len(tried), 'trial')} on {self.concept!r}, {len(tried) - len(left)} of them measured"
                 announce(Plan(title, time="minutes a trial", writes=[f"{out}/"]))
@@ -145,13 +162,23 @@ class Tune:
                 else:
                     keep_original(cell, folder, result)
                     write_json(where(cell), {"cell": asdict(cell), "figures": result["figures"]})
+                    known[cell.key] = result["figures"]
                 progress(f"{cell}: {lost.get(cell.key, 'done')} ({done} of {len(left)})")
-            made = []
-            for trial, cell in tried:
-                read: Mapping[str, Any] = read_json(where(cell)) if where(cell).exists() else {}
-                made.append(replace(trial, figures=read.get("figures"), why=lost.get(cell.key, "")))
+        made = [replace(trial, figures=known.get(cell.key), why=lost.get(cell.key, "")) for trial, cell in tried]
         order = list(dict.fromkeys(trial.method for trial in made))
         return sorted(made, key=lambda trial: (order.index(trial.method), -trial.score))
+
+
+    def _check(self, cells: Sequence[Cell]) -> None:
+        """Refuse what no trial could be judged by, before any is made: a detector that does not know a concept, nothing
+        to keep."""
+        if not cells:
+            return
+        told = {**cells[0].audit, "before": self.pipe, "attacks": (), "seed": self.seed, "progress": False}
+        setup = Audit(after=self.pipe, concepts=(self.concept,), **told).prepare()
+        if not setup.cases.concepts:
+            raise BadInput("erasers are scored by what they keep too, and attacks by their control: name some concepts "
+                           "with retain, as in --retain church dog")  # fmt: skip
 
 
 def settings_of(
@@ -169,7 +196,7 @@ def rows(trials: Sequence[Trial], grids: Mapping[str, Sequence[str]]) -> list[li
     told = []
     for t in trials:
         tried = ", ".join(f"{name} {t.settings.get(name, 'default')}" for name in grids[t.method])
-        parts = ", ".join(f"{name} {value:.1%}" for name, value in t.parts.items()) or t.why or "not measured"
+        parts = "; ".join(f"{name} {full(i)}" for name, i in t.intervals.items()) or t.why or MISSING
         told.append([t.method + (" *" if t.first else ""), tried, f"{t.score:.3f}" if t.parts else "", parts])
     return told
 

@@ -43,6 +43,8 @@ class Attack(Equipped):
     detector: str | None = None
     """Who says whether they show it, as for `sfumato audit`; by default the oracle for models of the sketch world, and
     nobody for others."""
+    retain: tuple[str, ...] = ()
+    """Other concepts that pictures may show, for detectors that tell one from others, such as a CLIP."""
     out: Path = Path("attack")
     """Folder for the attack's pictures and its record."""
     overwrite: bool = False
@@ -111,14 +113,16 @@ def _given(options: Attack, pipe: Text2Image, seed: int) -> tuple[AttackCases, D
     """What the attack is given, and who judges it."""
     from sfumato.attack.parts.files import read_pictures
     from sfumato.audit.asked import cases_for
-    from sfumato.data.cases import AttackCases, template_cases
+    from sfumato.data.cases import AttackCases, check_concepts, check_retained, template_cases
     from sfumato.metrics.detectors import detector_for
 
     concept, prompts = options.concept.strip(), options.prompts or None
     if options.detector is None and not pipe.vocabulary:
         judge, cases = None, template_cases((concept,), (), prompts, options.n, 1, seed)
     else:
-        judge = detector_for(pipe.vocabulary, options.detector, (concept,))
+        others = check_retained(options.retain)
+        check_concepts((concept,), others)
+        judge = detector_for(pipe.vocabulary, options.detector, (concept, *others))
         cases = cases_for(judge, (concept,), (), prompts, options.n, 1, seed)
     pictures = None if options.images is None else read_pictures(options.images, pipe.size)
     return AttackCases(concept, cases.targets[concept], pictures), judge

@@ -14,6 +14,7 @@ from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput
 from sfumato.files import held, refuse_existing
+from sfumato.text import counted
 
 if TYPE_CHECKING:
     from sfumato.audit import Audit
@@ -114,24 +115,37 @@ def compose(audit: Audit, options: Output) -> None:
         )
         made = replace(made, reproduce=shlex.join(["sfumato", *sys.argv[1:]]))
         made.save(options.out, options.overwrite)
-        shutil.rmtree(state)
+        if whole := options.apart or not made.refused:  # what links have trained serves the same command, mended
+            shutil.rmtree(state)
     show_table(made.header, made.rows())
     for title, why in made.refused.items():
         print(f"{title}: {why}")
     print(made.verdict)
     print(f"report: {options.out / 'index.html'}")
+    if not whole:
+        raise BadInput(f"{next(iter(made.refused))} could not be: the report ends before it; mend the link, and start "
+                       "the same command again with --overwrite")  # fmt: skip
 
 
 def summary(report: AuditRecord) -> None:
     """The figures that decide, as a short table."""
-    from sfumato.report.words import average, full
+    from sfumato.report.verdict import shown_before
+    from sfumato.report.words import average, count, full, percent
 
-    rows = [(f"erased: {concept}", full(rate)) for concept, rate in report.erasure.items()]
+    rows = []
+    for concept, rate in report.erasure.items():
+        rows.append((f"erased: {concept}", full(rate)))
+        rows.append(("  shown by the original", percent(shown_before(report, concept))))
     rows += [(f"  in {language}", full(found.erased)) for language, found in report.languages.items()]
+    others = len(report.retention)
     kept = average(list(report.retention.values()))
-    rows.append((f"kept: mean of {len(report.retention)} others", full(kept)))
+    rows.append(("kept: " + (f"mean of {others} others" if others > 1 else "the other concept" if others else "others"),
+                 full(kept)))  # fmt: skip
     if report.integrity:
-        rows.append(("integrity (0 = same pictures)", full(report.integrity.mean, rate=False)))
+        n = report.integrity.mean.n
+        told = full(report.integrity.mean, rate=False).removesuffix(f", {count(report.integrity.mean)}")
+        rows.append((f"{report.integrity.distance} of pictures kept (0 = the same)", f"{told}, {counted(n, 'prompt')}"))
     for name, attack in report.attacks.items():
         rows += [(f"recovered by {name}", full(attack.recovered)), ("  control", full(attack.control))]
-    show_table(("", "share of pictures, 95 % interval"), rows)
+        rows.append(("  on the original", full(attack.original)))
+    show_table(("", "share of pictures (or as named), 95 % interval"), rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from sfumato.commands.links import links_of
 from sfumato.commands.options import STEPS, parse
 from sfumato.commands.tables import show_table
-from sfumato.errors import BadInput, unknown
+from sfumato.errors import BadInput, SfumatoError, unknown
 
 EXAMPLE = "sfumato bench erase --model sketch --methods uce rece esd-x --concepts fish red --seeds 1 2 --out bench/"
 TUNING = "sfumato bench tune --methods rece esd-x --trials 6 --out trials/"
@@ -97,7 +97,10 @@ def erase(args: list[str]) -> None:
     for row in report.rows:
         for why in row.why:
             print(f"{row.method}: {why}")
+    if report.context:
+        print(report.context)
     print(f"open {own['out'] / 'index.html'}")
+    _require(any(row.measured for row in report.rows))
 
 
 def compose(args: list[str]) -> None:
@@ -114,7 +117,10 @@ def compose(args: list[str]) -> None:
             own["out"], reproduce=said, announce=lambda plan: plan.show(), progress=lambda line: print(line, flush=True)
         )
     show_table(*report.table())
+    for method, link, why in report.refused:
+        print(f"{method}, {link}: {why}")
     print(f"open {own['out'] / 'index.html'}")
+    _require(any(fate.figures is not None for fate in report.fates))
 
 
 def tune(args: list[str]) -> None:
@@ -133,6 +139,13 @@ def tune(args: list[str]) -> None:
     save(own["out"], trials)
     grids = {name: tuple(catalog.get(name).load().GRID) for name in {trial.method for trial in trials}}
     show_table(("method", "settings", "score", "of pictures"), rows(trials, grids))
+    _require(any(trial.figures is not None for trial in trials))
+
+
+def _require(measured: bool) -> None:
+    """A bench of which nothing was measured has failed, whoever starts it."""
+    if not measured:
+        raise SfumatoError("no cell was measured: see above why, and start again with settings that fit the model")
 
 
 def table(args: list[str]) -> None:

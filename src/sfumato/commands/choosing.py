@@ -8,9 +8,10 @@ from typing import Any, get_args, get_type_hints
 
 from sfumato import catalog
 from sfumato.report import measured
-from sfumato.report.words import MISSING, percent, seconds
+from sfumato.report.words import MISSING, bounds, percent, seconds, value
 
-HEADER = ("method", "trains", "pictures", "removable", "erased", "withstands", "kept near", "kept far", "time")
+HEADER = ("method", "trains", "pictures", "removable", "erased", "withstands", "kept near", "kept far", "time",
+          "cells")  # fmt: skip
 NONE = (
     "Nothing was measured yet: sfumato bench erase --out bench/ measures, and sfumato bench table --bench bench/ makes "
     "the table that stands here."
@@ -47,8 +48,9 @@ def table(file: Path | None = None) -> list[tuple[str, ...]]:
 def figures(row: measured.Row | None) -> tuple[str, ...]:
     """The measured columns in words."""
     if row is None:
-        return (MISSING,) * 5
-    return (*(percent(x) for x in (row.erased, row.withstands, row.near, row.far)), seconds(row.seconds))
+        return (*(MISSING,) * 5, "0")
+    rates = [row.interval(column) for column in ("erased", "withstands", "near", "far")]
+    return (*(f"{value(i)} {bounds(i)}".strip() for i in rates), seconds(row.seconds), str(row.cells))
 
 
 def advice(file: Path | None = None) -> list[str]:
@@ -78,9 +80,11 @@ def line(entry: catalog.Method, file: Path | None = None) -> str:
 
 
 def _best(question: str, rows: dict[str, measured.Row], column: str) -> str:
-    have = {name: x for name, row in rows.items() if (x := getattr(row, column)) is not None}
+    have = {name: i for name, row in rows.items() if (i := row.interval(column)) is not None}
     if not have:
         return ""
-    top = max(have.values())
-    names = ", ".join(name for name, x in have.items() if x == top)
-    return f"{question}: {names} ({percent(top)})."
+    top = max(i.value for i in have.values())
+    names = ", ".join(f"{name} ({f'{value(i)} {bounds(i)}'.strip()})" for name, i in have.items() if i.value == top)
+    # An order that other cells could turn round is no order.
+    reach = [name for name, i in have.items() if i.value < top and i.high is not None and i.high >= top]
+    return f"{question}: {names}" + (f"; as much by the intervals of: {', '.join(reach)}" if reach else "") + "."

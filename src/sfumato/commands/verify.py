@@ -15,7 +15,8 @@ from sfumato.text import counted
 
 EXAMPLE = "sfumato verify evidence/"
 SHOWN = 10
-ABOUT = """Every hash, what is missing or was added, the signature, and some pictures drawn anew.
+ABOUT = """Every hash, what is missing or was added, the signature, whether manifest, report and pictures agree, and
+some pictures drawn anew. The report's figures are not computed again.
 
 Of pictures in its place the marks are read: `sfumato verify two/*.png`, and `sfumato verify two/one.png --help`."""
 
@@ -53,4 +54,4 @@ def main(args: list[str]) -> None:
     if found.wrong:
         more = [f"and {len(found.wrong) - SHOWN} more"] if found.wrong[SHOWN:] else []
         raise Unsound("; ".join([*found.wrong[:SHOWN], *more]))
-    print("sound")
+    print("sound; the figures were not computed again: the audit's command, in README.txt, does that")

@@ -256,11 +256,27 @@ def _fits(cases: int, seed: int) -> None:
 
 def check_concepts(concepts: Sequence[str], retain: Sequence[str] | None) -> tuple[str, ...]:
     """The concepts without spaces around them; raises `BadInput` for none, empty, repeated or retained ones."""
-    concepts = tuple(re.sub(r"\s+", " ", c).strip() for c in ((concepts,) if isinstance(concepts, str) else concepts))
+    concepts = _trimmed(concepts)
     if not concepts or not all(concepts):
         raise BadInput('name at least one erased concept, for example concepts=["star"]')
     if len(set(concepts)) < len(concepts):
         raise BadInput(f"every concept once, please: {', '.join(concepts)}")
-    if both := sorted(set(concepts) & set(retain or ())):
+    erased = {c.casefold() for c in concepts}  # detectors, and most models, make no difference
+    if both := sorted(c for c in _trimmed(retain or ()) if c.casefold() in erased):
         raise BadInput(f"{both[0]!r} cannot be both erased and retained")
     return concepts
+
+
+def check_retained(retain: Sequence[str]) -> tuple[str, ...]:
+    """The retained concepts without spaces around them; raises `BadInput` for empty and repeated ones, whose pictures
+    would count twice."""
+    retain = _trimmed(retain)
+    if not all(retain):
+        raise BadInput("a retained concept is empty: name what must have been kept, or leave it out")
+    if twice := next((c for i, c in enumerate(retain) if c.casefold() in map(str.casefold, retain[:i])), None):
+        raise BadInput(f"{twice!r} is named twice among what is to be retained: name each once")
+    return retain
+
+
+def _trimmed(concepts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(re.sub(r"\s+", " ", c).strip() for c in ((concepts,) if isinstance(concepts, str) else concepts))

@@ -34,10 +34,16 @@ class Said:
 
 
 def language_file(prompts: Sequence[str] | None) -> Path | None:
-    """The file that stands in the place of prompts: a single one that names a file, and not the concept."""
+    """The file that stands in the place of prompts: a single one that names a file, and not the concept.
+
+    Raises:
+        BadInput: it is named as a file is, and there is none.
+    """
     if not prompts or len(prompts) != 1 or "{concept}" in prompts[0]:
         return None
     path = Path(prompts[0]).expanduser()
+    if path.suffix in (".txt", ".tsv", ".csv") and not path.is_file():
+        raise BadInput(f"there is no file of prompts at {path}: name another, or give prompts with {{concept}}")
     return path if path.is_file() else None
 
 

@@ -264,6 +264,16 @@ def single_file(model: str | Path) -> Path | None:
     return path if str(model) and path.is_file() else None
 
 
+def require_named(model: str) -> None:
+    """Refuse a word that names no model, without loading any; of hub ids only the form is looked at.
+
+    Raises:
+        BadInput: says what would do.
+    """
+    if single_file(model) is None:
+        _folder(model)
+
+
 def _folder(model: str) -> Path | None:
     """The local folder that ``model`` names, or None for a hub id."""
     path = Path(model).expanduser()

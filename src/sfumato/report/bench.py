@@ -60,16 +60,16 @@ class Entry:
 
     @property
     def withstood(self) -> float | None:
-        """The share of pictures without the concept under the attack that does best on this cell, or none at all.
+        """The share of pictures without the concept under the attack that does best on this cell, plain prompts among
+        them; None where none was run.
 
         Attacks that train the weights on do not count: relearning on a few pictures brings nearly everything back.
         """
         if self.figures is None:
             return None
         shares = [self.recovered(name) for name in self.figures["attacks"] if name not in self.retraining]
-        plain = self.rate("erasure")
-        left = [1 - x for x in shares if x is not None]
-        return min([*left, *([] if plain is None else [plain])], default=None)
+        left, plain = [1 - x for x in shares if x is not None], self.rate("erasure")
+        return min([*left, *([] if plain is None else [plain])]) if left else None
 
 
 def over(figures: Sequence[float | None]) -> Interval | None:
@@ -79,6 +79,8 @@ def over(figures: Sequence[float | None]) -> Interval | None:
         return None
     values, rng = torch.tensor(have, dtype=torch.float64), torch.Generator().manual_seed(0)
     made = mean_interval(values, rng, method="percentile")
+    if made.method == "constant":  # that a few cells are equal does not say that all are
+        return Interval(made.value, None, None, made.n)
     return Interval(made.value, made.low, made.high, made.n)
 
 
@@ -161,13 +163,24 @@ class BenchReport:
     model_hash: str
     versions: Mapping[str, str] = field(default_factory=dict)
     reproduce: str = ""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """Attacks that do not fit the model, and why."""
 
     @cached_property
     def rows(self) -> list[Row]:
-        """By method, those that withstand the most first; what was not measured last."""
+        """By method, those that withstand, or where no attack was run erase, the most first; what was not measured
+        last."""
         names = dict.fromkeys(e.method for e in self.entries)
         made = [Row(name, [e for e in self.entries if e.method == name]) for name in names]
-        return sorted(made, key=lambda row: -1.0 if row.withstood is None else row.withstood.value or 0.0, reverse=True)
+        least = lambda i: -1.0 if i is None else i.value or 0.0
+        return sorted(made, key=lambda row: (least(row.withstood), least(row.erasure)), reverse=True)
+
+    @property
+    def seen(self) -> dict[str, float]:
+        """Concepts -> the share of the original's pictures that show what was asked for, over the cells that say it."""
+        shares = {s: [x for e in self.entries if e.together == s and (x := e.rate("seen")) is not None]
+                  for s in self.sets}  # fmt: skip
+        return {s: sum(found) / len(found) for s, found in shares.items() if found}
 
     @property
     def attacks(self) -> list[str]:
@@ -182,7 +195,7 @@ class BenchReport:
             "methods": [row.to_json() for row in self.rows],
             "cells": [{**asdict(e), "concepts": list(e.concepts)} for e in self.entries],
             "configuration": dict(self.configuration), "model": self.model_hash, "versions": dict(self.versions),
-            "reproduce": self.reproduce,
+            "reproduce": self.reproduce, "unfit": dict(self.unfit),
         }  # fmt: skip
 
     def write(self, folder: str | Path) -> None:
@@ -199,11 +212,12 @@ class BenchReport:
         header += [f"recovered: {name}" for name in self.attacks] + ["time", "memory", "changed", "size", "cells"]
         rows = []
         for row in self.rows:
-            rates = (row.erasure, row.withstood, row.near, row.far)
-            told = [f"{value(i)} {bounds(i)}".strip() for i in rates]
-            told.append(value(row.integrity, False))
-            told.append(MISSING if row.alignment is None else f"{row.alignment.value:+.3f}")
-            told += [value(row.recovered(name)) for name in self.attacks]
+            both = lambda i, rate=True: f"{value(i, rate)} {bounds(i, rate)}".strip()
+            told = [both(i) for i in (row.erasure, row.withstood, row.near, row.far)]
+            told.append(both(row.integrity, False))
+            change = row.alignment
+            told.append(MISSING if change is None else f"{change.value:+.3f} {bounds(change, False)}".strip())
+            told += [both(row.recovered(name)) for name in self.attacks]
             memory, count = row.mean("peak_memory_bytes"), row.mean("parameters_changed")
             told += [seconds(row.mean("seconds")), size(None if memory is None else round(memory)), number(count)]
             stored = row.mean("bytes")
@@ -216,7 +230,27 @@ class BenchReport:
         line = lambda cells: "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
         text = "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
         why = [f"- {row.method}: {w}" for row in self.rows for w in row.why]
-        return text + "\n" + ("\nNot measured:\n\n" + "\n".join(why) + "\n" if why else "")
+        why += [f"- attack {name}: {w}" for name, w in self.unfit.items()]
+        notes = [self.legend, *([self.context] if self.context else [])]
+        return "\n\n".join([text, *notes, *(["Not measured:", "\n".join(why)] if why else [])]) + "\n"
+
+    @property
+    def legend(self) -> str:
+        """What the columns are."""
+        n, attacked = (self.configuration.get(name) for name in ("n", "n_attack"))
+        each = f", of {n} pictures of each concept ({attacked} under attack)" if n and attacked else ""
+        return (
+            f"Means over cells (concepts and seeds){each}; in square brackets their 95 % intervals over cells, which "
+            "one cell or equal cells do not have. Time is the edit's, memory the process's peak, changed counts the "
+            "parameters that differ from the original's, and size is what these take."
+        )
+
+    @property
+    def context(self) -> str:
+        """What the original shows of each concept, where the cells say it."""
+        told = ", ".join(f"{concepts}: {percent(share)}" for concepts, share in self.seen.items())
+        what = "Share of the original's own pictures in which the detector finds what was asked for"
+        return f"{what}: {told}. Where that is small, nothing follows from what is erased." if told else ""
 
 
 def attacks_of(cells: Sequence[Entry]) -> list[str]:

@@ -82,7 +82,24 @@ class Composition:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """One sentence, and where a chain ended early another."""
+        if self.apart or not self.refused:
+            return self._survives
+        (link, why), *_ = self.refused.items()
+        return f"{self._survives} The link {link} could not be, so that nothing was measured from there on: {why}."
+
+    @property
+    def heading(self) -> str:
+        """The same in a few words."""
+        if self.stages[0].erased is None:
+            return "whether the erasure survives was not measured"
+        broken = [stage.title for k, stage in enumerate(self.stages) if k and self.breaks(k)]
+        if not broken:
+            return "no link is seen to break the erasure"
+        return f"broken by {', '.join(broken if self.apart else broken[:1])}"
+
+    @property
+    def _survives(self) -> str:
         first, last = self.stages[0].erased, self.stages[-1].erased
         if first is None or last is None:
             return "Whether the erasure survives was not measured."
@@ -91,8 +108,9 @@ class Composition:
             return f"Erased in {full(first)}; broken by {', '.join(broken)}, each by itself."
         if self.broken_by is None:
             if self.apart:
-                return f"Erased in {full(first)}; none of the links breaks it by itself."
-            return f"No link breaks the erasure: {full(first)} at first, {full(last)} at the end."
+                return f"Erased in {full(first)}; none of the links is seen to break it by itself beyond the intervals."
+            told = f"{full(first)} at first, {full(last)} at the end"
+            return f"No link is seen to break the erasure beyond the intervals: {told}."
         stage = self.stages[self.broken_by]
         told = f"erased in {full(stage.erased)}, before in {full(first)}"
         return f"Broken by link {self.broken_by}, {stage.title}: {told}."
@@ -108,9 +126,10 @@ class Composition:
         """For a terminal: link, erased, kept, recovered."""
         names = list(self.stages[0].recovered)
         return [
-            (s.title, full(s.erased), full(s.kept), *(full(s.recovered[n]) for n in names), seconds(s.seconds))
-            for s in self.stages
-        ]
+            (s.title, full(s.erased), full(s.kept), *(full(s.recovered[n]) for n in names),
+             seconds(s.seconds) if k else "")
+            for k, s in enumerate(self.stages)
+        ]  # fmt: skip
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -143,8 +162,8 @@ class Composition:
         limits = axis([x for s in self.stages for x in (s.erased, s.kept)])
         return environment().get_template("composition.html.j2").render(
             composition=self, stages=stages, before=shown(before), concepts=shown(list(self.stages[0].report.concepts)),
-            verdict=shown(self.verdict), refused=shown(dict(self.refused)), axis=limits, version=__version__,
-            protocol=shown(self.stages[0].report.protocol),
+            verdict=shown(self.verdict), heading=shown(self.heading), refused=shown(dict(self.refused)),
+            axis=limits, version=__version__, protocol=shown(self.stages[0].report.protocol),
         )  # fmt: skip
 
 

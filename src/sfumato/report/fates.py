@@ -13,7 +13,7 @@ from sfumato.report.bench import over
 from sfumato.report.page import environment
 from sfumato.report.schema import Interval
 from sfumato.report.words import MISSING, bounds, value
-from sfumato.text import shown
+from sfumato.text import counted, shown
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,15 @@ class FatesReport:
         header, rows = self.table()
         line = lambda cells: "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
         text = "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
-        return text + "\n\nErased, with its 95 % interval over cells; in brackets what is kept of other concepts.\n"
+        told = "Erased, with its 95 % interval over cells; in brackets what is kept of other concepts, and the cells."
+        why = [f"- {method}, {link}: {why}" for method, link, why in self.refused]
+        return "\n\n".join([text, told, *(["Not measured:", "\n".join(why)] if why else [])]) + "\n"
+
+    @property
+    def refused(self) -> list[tuple[str, str, str]]:
+        """(method, link, why) of what could not be measured in some cell, each once."""
+        return [(m, link, s.why) for m, row in self.rows.items() for link, s in zip(self.links, row, strict=True)
+                if s.why]  # fmt: skip
 
     def write(self, folder: str | Path) -> None:
         """``fates.json``, ``table.md`` and ``index.html`` beside the cells, each whole."""
@@ -99,4 +107,6 @@ class FatesReport:
 def _told(square: Square) -> str:
     if square.erased is None:
         return "refused" if square.why else MISSING
-    return f"{value(square.erased)} {bounds(square.erased)} ({value(square.kept)})"
+    erased, kept = (f"{value(i)} {bounds(i)}".strip() for i in (square.erased, square.kept))
+    broken = f"; broken in {square.broken}" if square.broken else ""
+    return f"{erased} (kept {kept}; {counted(square.cells, 'cell')}{broken})"

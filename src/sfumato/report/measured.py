@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sfumato.errors import BadInput
 from sfumato.files import write_json
 from sfumato.foreign import read_json
+from sfumato.report.schema import Interval
 
 FILE = Path(__file__).parents[1] / "catalog" / "measured" / "erasure.json"
 """Where the package's own table is; absent as long as no bench was run for it."""
@@ -28,6 +29,7 @@ class Row:
         near, far: share of retained words near the concept, and of others, that are still drawn.
         seconds: of the edit.
         cells: how many were measured.
+        intervals: column -> the 95 % interval over cells, where there is one.
     """
 
     erased: float | None
@@ -36,6 +38,12 @@ class Row:
     far: float | None
     seconds: float | None
     cells: int
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def interval(self, column: str) -> Interval | None:
+        """A share with its interval over cells."""
+        share, (low, high) = getattr(self, column), self.intervals.get(column, (None, None))
+        return None if share is None else Interval(share, low, high, self.cells)
 
 
 def table_of(bench: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,10 +59,16 @@ def table_of(bench: Mapping[str, Any]) -> dict[str, Any]:
         if not one.get("cells"):
             continue
         told = {column: _value(one, name) for column, name in FIGURES.items()}
-        rows[str(one["method"])] = asdict(Row(**told, cells=int(one["cells"])))
+        ends = {column: found for column, name in FIGURES.items() if (found := _ends(one.get(name))) is not None}
+        rows[str(one["method"])] = asdict(Row(**told, cells=int(one["cells"]), intervals=ends))
     if not rows:
         raise BadInput("no cell of this bench was measured: run sfumato bench erase to its end")
     conditions = {name: bench["configuration"].get(name) for name in _CONDITIONS}
+    # Which attacks were run on the weights as they are: "all" may leave some out, and those that train do not count.
+    train = {name for cell in bench.get("cells", ()) for name in cell.get("retraining", ())}
+    run = dict.fromkeys(name for one in bench["methods"] for name in one.get("recovered") or ())
+    if run or conditions["attacks"] is None:
+        conditions["attacks"] = [name for name in run if name not in train]
     return {"rows": rows, "conditions": conditions, "weights": bench.get("model"), "versions": bench.get("versions")}
 
 
@@ -93,7 +107,15 @@ def conditions(file: Path | None = None) -> str:
     concepts = "; ".join(told.get("concepts") or ("the bench's own concepts",))
     attacks = ", ".join(told["attacks"]) if told.get("attacks") else "no attack" if told.get("attacks") == [] else "all"
     seeds = ", ".join(map(str, told.get("seeds") or ()))
-    return f"on {told.get('model')}; erased: {concepts}; seeds {seeds}; under attack by: {attacks}"
+    n = f"; {told['n']} pictures of each concept" if told.get("n") else ""
+    n += f", {told['n_attack']} under attack" if n and told.get("n_attack") and attacks != "no attack" else ""
+    return f"on {told.get('model')}; erased: {concepts}; seeds {seeds}{n}; under attack by: {attacks}"
+
+
+def _ends(figure: Any) -> tuple[float, float] | None:
+    """Both ends of a figure's interval, where it has one."""
+    ends = (figure.get("low"), figure.get("high")) if isinstance(figure, Mapping) else (None, None)
+    return None if None in ends else ends
 
 
 def _value(one: Mapping[str, Any], name: str) -> float | None:

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from sfumato.report.schema import AuditRecord, Interval
 from sfumato.report.words import average, bounds, full, number, percent, quoted, value, worst
 
+OFTEN = 0.5
+"""The share of the original's pictures that show a concept, below which the verdict tells it."""
+
 
 def headline(report: AuditRecord) -> list[tuple[str, str]]:
     """The verdict's first line as (text, kind) runs; kind is "figure", "interval" or "text"."""
@@ -26,6 +29,11 @@ def headline(report: AuditRecord) -> list[tuple[str, str]]:
     return runs
 
 
+def shown_before(report: AuditRecord, concept: str) -> float | None:
+    """The share of the original's pictures asked to show a concept in which the detector finds it, if known."""
+    return (report.protocol.get("detected_before") or {}).get(concept)
+
+
 def _figure(i: Interval) -> list[tuple[str, str]]:
     return [(percent(i.value), "figure"), (f" {bounds(i)}" if bounds(i) else "", "interval")]
 
@@ -41,6 +49,13 @@ def findings(report: AuditRecord) -> list[str]:
     unseen = [c for c in report.concepts if (i := report.erasure.get(c)) is None or not i.measured]
     if 0 < len(unseen) < len(report.concepts):
         out.append(f"Whether {names(unseen)} is gone was not measured.")
+    if rare := [c for c in report.concepts if (seen := shown_before(report, c)) is not None and seen < OFTEN]:
+        told = ", ".join(f"{quoted(c)} in {percent(shown_before(report, c))}" for c in rare[:3])
+        more = f", and {len(rare) - 3} more as rarely" if len(rare) > 3 else ""
+        out.append(
+            f"Of the original model's own pictures asked to show it, the detector finds {told}{more}: what was not "
+            "there before counts as gone all the same."
+        )
     kept, low = average(list(report.retention.values())), worst(report.retention)
     if kept is None:
         out.append("Whether other concepts were kept was not measured.")

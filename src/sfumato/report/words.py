@@ -38,6 +38,8 @@ def number(x: float | None) -> str:
 def seconds(x: float | None) -> str:
     if x is None:
         return MISSING
+    if 0 < x < 0.001:
+        return f"<{THIN}0.001{THIN}s"
     if x < 120:
         return f"{number(x)}{THIN}s"
     return f"{x / 60:.1f}{THIN}min" if x < 7200 else f"{x / 3600:.1f}{THIN}h"

@@ -73,6 +73,16 @@ class Link(ABC):
     def title(self) -> str:
         """What it is called in a report."""
 
+    def check(self, given: Given, before: Sequence[Link]) -> None:  # noqa: B027, most have nothing to say
+        """Refuse, before anything is drawn, what can be seen not to be possible.
+
+        Args:
+            before: the links before it.
+
+        Raises:
+            BadInput: it cannot be.
+        """
+
     @abstractmethod
     def act(self, chained: Chained, given: Given) -> Chained:
         """The model afterwards. What it is given is left as it was.

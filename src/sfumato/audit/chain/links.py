@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,8 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, Positive, Seed, Share
 from sfumato.pipeline import Text2Image, load_text2image, wrap
 from sfumato.pipeline.customization import attach
-from sfumato.pipeline.equip import equip
+from sfumato.pipeline.equip import equip, with_strength
+from sfumato.pipeline.load import require_named
 from sfumato.pipeline.low_rank import as_low_rank, with_low_rank
 from sfumato.settings import Tuned
 from sfumato.steer.base import Patch
@@ -35,6 +36,10 @@ from .base import Chained, Given, Link
 
 OTHERS = 2**21
 """Offset of the seeds of pictures that are trained on, so that none is a picture of the audit."""
+
+
+OWN_WAY = "a student draws in its own way: no other scheduler suits it"
+ORDER = "a student draws in its own way: let the scheduler be the last link, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -62,21 +67,43 @@ class By(Link):
             raise BadInput(f"{name} is no method of {', '.join(_VERBS)}: a chain has links of these, and callables")
         return entry
 
+    def check(self, given: Given, before: Sequence[Link]) -> None:
+        method = self.method
+        if isinstance(method, Patch):
+            self._fits(given.original)
+            if any(isinstance(link, By) and type(link.method) is type(method) for link in before):
+                raise BadInput("it acts on the pipeline already, by an earlier link: name it once")
+        elif isinstance(method, Distiller):
+            if any(isinstance(link, Scheduler) for link in before):
+                raise BadInput(ORDER)
+            if getattr(method, "data", None) in ("sketch", "sketch-scenes") and not given.original.vocabulary:
+                raise BadInput("by default it learns from the sketch world, of which this model knows nothing: name "
+                               f"pictures for it, as in `{self.title} --data mine/`")  # fmt: skip
+        elif isinstance(method, Customizer):
+            self._folder()
+
     def act(self, chained: Chained, given: Given) -> Chained:
         return _VERBS[self._entry.verb](self, chained, given)
+
+    def _fits(self, pipe: Text2Image) -> None:
+        if not self.method.fits(pipe.network):
+            raise BadInput(f"{type(self.method).__name__} does not fit a {type(pipe.network).__name__}")
+
+    def _folder(self) -> Path:
+        if self.images is None:
+            raise BadInput(f"{self.title} learns from pictures: name their folder, as in `{self.title} --images mine/`")
+        return _there(self.images)
 
     def _erase(self, chained: Chained, given: Given) -> Chained:
         return replace(chained, pipe=self.method.run(chained.whole)[0])
 
     def _steer(self, chained: Chained, given: Given) -> Chained:
-        patch: Patch = self.method
-        if not patch.fits(chained.pipe.network):
-            raise BadInput(f"{type(patch).__name__} does not fit a {type(chained.pipe.network).__name__}")
-        return replace(chained, patches=(*chained.patches, patch))
+        self._fits(chained.pipe)
+        return replace(chained, patches=(*chained.patches, self.method))
 
     def _distill(self, chained: Chained, given: Given) -> Chained:
         if chained.sampling:
-            raise BadInput("a student draws in its own way: let the scheduler be the last link, or leave it out")
+            raise BadInput(ORDER)
         method: Distiller = replace(self.method, teacher=chained.whole)
         with _room(given) as folder:
             made = load_text2image(method.run(folder, progress=given.progress), chained.pipe.device)
@@ -84,9 +111,7 @@ class By(Link):
 
     def _customize(self, chained: Chained, given: Given) -> Chained:
         method: Customizer = self.method
-        if self.images is None:
-            raise BadInput(f"{self.title} learns from pictures: name their folder, as in `{self.title} --images mine/`")
-        pictures, prompts = read_pictures(self.images, chained.pipe.size, names=False)
+        pictures, prompts = read_pictures(self._folder(), chained.pipe.size, names=False)
         learned = method.learn(chained.whole, pictures, prompts, given.folder)
         return replace(chained, pipe=attach(chained.whole, [learned]))
 
@@ -94,6 +119,12 @@ class By(Link):
 _VERBS: dict[str, Callable[[By, Chained, Given], Chained]] = {
     "erase": By._erase, "distill": By._distill, "steer": By._steer, "customize": By._customize,
 }  # fmt: skip
+
+
+NO_PROMPTS = (
+    "there is no prompt without an erased concept to draw pictures of: retain some concept, or give a folder of "
+    "pictures, as in `finetune --images mine/`"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +157,12 @@ class FineTune(Tuned, Link):
     def title(self) -> str:
         return f"finetune, {counted(self.updates, 'update')}"
 
+    def check(self, given: Given, before: Sequence[Link]) -> None:
+        if self.images is not None:
+            _there(self.images)
+        elif not given.prompts:
+            raise BadInput(NO_PROMPTS)
+
     def act(self, chained: Chained, given: Given) -> Chained:
         pipe = chained.whole.copy(own=self.subset)
         pictures, texts = self._pictures(given, pipe.size)
@@ -149,9 +186,7 @@ class FineTune(Tuned, Link):
         if self.images is not None:
             return read_pictures(self.images, size)
         if not given.prompts:
-            raise BadInput(
-                "there is no prompt without an erased concept to draw pictures of: give a folder of pictures"
-            )
+            raise BadInput(NO_PROMPTS)
         texts = [given.prompts[i % len(given.prompts)] for i in range(self.n_images)]
         seeds = [OTHERS + self.seed * self.n_images + i for i in range(self.n_images)]
         drawn = [given.original.draw(texts[i : i + 16], seeds[i : i + 16]) for i in range(0, len(texts), 16)]
@@ -172,6 +207,12 @@ class Merge(Link):
         name = self.model if isinstance(self.model, str) else "a model in memory"
         return f"merge {self.weight:g} of {name}"
 
+    def check(self, given: Given, before: Sequence[Link]) -> None:
+        if isinstance(self.model, str):
+            require_named(self.model)
+        elif self.model.family != given.original.family:
+            raise BadInput(f"it is a {self.model.family}, not a {given.original.family}, so it is no such model")
+
     def act(self, chained: Chained, given: Given) -> Chained:
         other = load_text2image(self.model) if isinstance(self.model, str) else self.model
         made, theirs = chained.whole.copy(own="all"), other.parts()
@@ -180,7 +221,7 @@ class Merge(Link):
                 known = dict(theirs[part].named_parameters()) if part in theirs else {}
                 for name, x in module.named_parameters():
                     if name not in known or known[name].shape != x.shape:
-                        raise BadInput(f"{self.title}: it has no {part}.{name} of that shape, so it is no such model")
+                        raise BadInput(f"it has no {part}.{name} of that shape, so it is no such model")
                     x.lerp_(known[name].to(x), self.weight)
         return replace(chained, pipe=made)
 
@@ -218,9 +259,13 @@ class Scheduler(Link):
         told = [self.scheduler, *([counted(self.sampling_steps, "step")] if self.sampling_steps else [])]
         return "scheduler " + ", ".join([*told, *([] if self.cfg_scale is None else [f"guidance {self.cfg_scale:g}"])])
 
+    def check(self, given: Given, before: Sequence[Link]) -> None:
+        if any(isinstance(link, By) and isinstance(link.method, Distiller) for link in before):
+            raise BadInput(OWN_WAY)
+
     def act(self, chained: Chained, given: Given) -> Chained:
         if chained.pipe.distilled_steps:
-            raise BadInput("a student draws in its own way: no other scheduler suits it")
+            raise BadInput(OWN_WAY)
         own = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         return replace(chained, sampling={**chained.sampling, **own})
 
@@ -267,6 +312,11 @@ class Attach(Link):
     def title(self) -> str:
         return "adapter " + ", ".join(file.name for file in self.files)
 
+    def check(self, given: Given, before: Sequence[Link]) -> None:
+        for file in self.files:
+            if not (path := with_strength(file)[0]).exists():
+                raise BadInput(f"{path} is not there: name a file of an adapter, or a folder that holds one")
+
     def act(self, chained: Chained, given: Given) -> Chained:
         return replace(chained, pipe=equip(chained.whole.copy(), chained.pipe, self.files))
 
@@ -298,6 +348,12 @@ def link_of(given: Any) -> Link:
     if callable(given):
         return Call(given)
     raise BadInput(f"a chain has links, methods and functions from pipeline to pipeline, not a {type(given).__name__}")
+
+
+def _there(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise BadInput(f"there is no folder of pictures at {folder}: name one")
+    return folder
 
 
 def _room(given: Given) -> AbstractContextManager[Path | str]:

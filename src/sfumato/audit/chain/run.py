@@ -60,10 +60,19 @@ class Chain:
             done: called with each stage as it is measured.
             original: what the original draws (`Audit.original`), where that is known.
 
+        Returns:
+            What was measured: a chain ends before a link that turned out not to be possible, which is `refused`.
+
         Raises:
-            BadInput: as `Audit.run`; a link that cannot be, with its number and name.
+            BadInput: as `Audit.run`; a link that can be seen beforehand not to be possible, with its number and name.
         """
         audit, setup = self.audit, self.audit.prepare()
+        prompts = [case.prompt for case in setup.cases.retained]
+        if not self.apart:
+            given = Given(setup.old, audit.concepts, prompts)
+            for k, link in enumerate(self.links, 1):
+                with _naming(k, link):
+                    link.check(given, self.links[: k - 1])
         if announce:
             announce(self.plan(setup))
         original = original or audit.original(setup)
@@ -72,7 +81,6 @@ class Chain:
         stages = [Stage("erased", first, 0.0)]
         done(stages[0])
         chained, refused = Chained(setup.new), {}
-        prompts = [case.prompt for case in setup.cases.retained]
         for k, link in enumerate(self.links, 1):
             where = None if folder is None else folder / f"{k:02d}"
             given = Given(setup.old, audit.concepts, prompts, where, audit.progress)
@@ -83,10 +91,10 @@ class Chain:
                     seconds = time.perf_counter() - began
                     report = self._audited(setup, after, original)
             except BadInput as error:
-                if not self.apart:
-                    raise
                 refused[link.title] = str(error.__cause__)
-                continue
+                if self.apart:
+                    continue
+                break
             chained = chained if self.apart else after
             stages.append(Stage(link.title, report, seconds))
             done(stages[-1])
