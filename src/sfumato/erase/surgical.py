@@ -103,12 +103,12 @@ class Surgical(ByGradient):
     """
 
     GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 3e-4, 1e-3), "null_weight": (1.0, 10.0), "updates": (60, 120),
+        "lr": (1e-4, 3e-4, 1e-3), "null_weight": (1.0, 10.0), "updates": (120, 240),
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "sketch": {
-            "updates": 120, "lr": 3e-4, "decay": "cosine", "null_weight": 10.0, "batch": 4, "pool": 16,
+            "updates": 240, "lr": 1e-3, "decay": "cosine", "null_weight": 10.0, "batch": 4, "pool": 16,
             "sampling_steps": 20, "start_guidance": 3.0,
             "templates": ("{concept}", "a {concept}", "a picture of a {concept}"),
         },
