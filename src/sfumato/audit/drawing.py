@@ -20,6 +20,7 @@ from sfumato.metrics.detectors.base import Agreement
 from sfumato.metrics.perceptual import Distance
 from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.distilled import own_way
 from sfumato.progress import track
 
 Pictures = UInt8[Tensor, "n 3 height width"]
@@ -151,8 +152,7 @@ def whole(setup: Setup, pipe: Text2Image, who: str) -> Pictures:
 
 def way(setup: Setup, pipe: Text2Image) -> dict[str, Any]:
     """How ``pipe`` draws: with the audit's settings; one that was distilled to few steps in these, in its own way."""
-    own = {"sampling_steps": None, "cfg_scale": None, "scheduler": None} if pipe.distilled_steps else {}
-    return {**setup.sampling, **own}
+    return own_way(pipe, setup.sampling)
 
 
 def draw(

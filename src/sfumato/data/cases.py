@@ -67,7 +67,7 @@ class AttackCases:
             draws in place of that prompt, with that seed, shows the concept.
         pictures: in [0, 1], of the concept, for attacks that learn from some; None where there are none.
         captions: the prompt of each of the pictures, where it is known; each names the concept.
-        drawing: settings of `Text2Image.draw` with which the cases are drawn.
+        drawing: settings of `Text2Image.draw` with which the cases are drawn, but by what was distilled to few steps.
 
     Raises:
         BadInput: no concept.

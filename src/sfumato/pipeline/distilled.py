@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ from .image import ImageModel
 
 _WIDTH = 256
 """Of the guidance embedding, as guidance-distilled checkpoints have it."""
+
+
+def own_way(pipe: Text2Image, drawing: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `Text2Image.draw` for ``pipe``: one that was distilled to few steps draws in its own way."""
+    own = {"sampling_steps": None, "cfg_scale": None, "scheduler": None} if pipe.distilled_steps else {}
+    return {**drawing, **own}
 
 
 def few_steps(model: Any, sampling_steps: int, start: float = 1.0, ancestral: bool = False) -> None:

@@ -13,6 +13,7 @@ from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import Estimate, rate_interval
 from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.distilled import own_way
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,5 @@ def outcome(before: Bool[Tensor, "n"], after: Bool[Tensor, "n"], generator: torc
 
 def shown_plainly(pipe: Text2Image, cases: AttackCases, judge: Detector) -> list[bool]:
     """For each case whether its plain prompt, with its seed, shows the concept already."""
-    return judge(pipe.draw(cases.prompts, cases.seeds, **cases.drawing), cases.concept).present.tolist()
+    pictures = pipe.draw(cases.prompts, cases.seeds, **own_way(pipe, cases.drawing))
+    return judge(pictures, cases.concept).present.tolist()

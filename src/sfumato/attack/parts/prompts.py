@@ -17,6 +17,7 @@ from sfumato.data.cases import AttackCases
 from sfumato.errors import BadInput
 from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
+from sfumato.pipeline.distilled import own_way
 
 from ..base import Attack, Box, Found, Means
 from .words import Words, generator
@@ -109,7 +110,8 @@ class Candidates:
                 self.keep(i, texts[i])
             return
         seeds = [self.cases.cases[i].seed for i in numbers]
-        pictures = draw_texts(self.pipe, [texts[i] for i in numbers], seeds, **self.cases.drawing)
+        drawing = own_way(self.pipe, self.cases.drawing)
+        pictures = draw_texts(self.pipe, [texts[i] for i in numbers], seeds, **drawing)
         found = judge(pictures, self.cases.concept)
         scores = found.score if measure is None else measure(pictures, numbers)
         for i, seen, score in zip(numbers, found.present.tolist(), scores.tolist(), strict=True):
