@@ -1,44 +1,59 @@
-"""The embedded pipeline: a genuine Stable-Diffusion-shaped one, small, and good enough to be measured on."""
+"""The embedded pipelines: genuine ones of Stable Diffusion's and PixArt's shape, small, good enough to measure on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 import sfumato as sf
 from sfumato.data import oracle, sketch
 from sfumato.data.cases import balanced
 from sfumato.data.world import WORDS
 
-ASSET = Path(sf.__file__).parent / "assets" / "sketch"
+ASSETS = Path(sf.__file__).parent / "assets"
+MODELS = {"sketch": 20e6, "sketch-dit": 12e6}
+"""Bytes of weights, at most."""
+UNET = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer}
+PIXART = {"transformer": PixArtTransformer2DModel, "text_encoder": T5EncoderModel, "tokenizer": T5TokenizerFast}
 
 
-def test_it_is_made_of_the_classes_that_everybody_loads():
-    pipe = sf.load("sketch").pipe
-    assert type(pipe) is StableDiffusionPipeline
-    parts = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
-    assert all(isinstance(getattr(pipe, k), kind) for k, kind in parts.items())
-    assert isinstance(pipe.tokenizer, CLIPTokenizer)
-    assert pipe.vae_scale_factor == 8
-    assert sum(f.stat().st_size for f in ASSET.rglob("*.safetensors")) <= 25e6
-    assert not [f for f in ASSET.rglob("*") if f.suffix in (".bin", ".pt", ".ckpt")]
+@pytest.mark.parametrize(
+    ("model", "kind", "parts"), [("sketch", StableDiffusionPipeline, UNET), ("sketch-dit", PixArtSigmaPipeline, PIXART)]
+)
+def test_it_is_made_of_the_classes_that_everybody_loads(model, kind, parts):
+    loaded, folder = sf.load(model), ASSETS / model
+    assert type(loaded.pipe) is kind and loaded.origin == model
+    assert all(isinstance(getattr(loaded.pipe, name), part) for name, part in parts.items())
+    assert isinstance(loaded.pipe.vae, AutoencoderKL) and loaded.pipe.vae_scale_factor == 8
+    assert sum(f.stat().st_size for f in folder.rglob("*.safetensors")) <= MODELS[model]
+    assert not [f for f in folder.rglob("*") if f.suffix in (".bin", ".pt", ".ckpt")]
 
 
-def test_every_word_of_the_world_is_one_token():
-    tokenizer = sf.load("sketch").pipe.tokenizer
+@pytest.mark.parametrize("model", MODELS)
+def test_every_word_of_the_world_is_one_token(model):
+    loaded = sf.load(model)
     words = [w for group in WORDS.values() for w in group]
-    assert all(len(tokenizer(w).input_ids) == 3 for w in words)
+    ids = loaded.tokenizers[0](words, add_special_tokens=False).input_ids
+    assert all(len(found) == 1 for found in ids) and loaded.vocabulary == WORDS
 
 
-def test_pictures_follow_the_prompt_more_often_than_chance():
+@pytest.mark.parametrize("model", MODELS)
+def test_pictures_follow_the_prompt_more_often_than_chance(model):
     """Sixteen pictures, ten steps: a pipeline that ignored its prompt would name one object in twelve right."""
     rng = torch.Generator().manual_seed(0)
     asked = {a: balanced(words, 16, rng) for a, words in WORDS.items()}
     prompts = [sketch.prompt(**{a: asked[a][i] for a in WORDS}) for i in range(16)]
-    pictures = sf.load("sketch").draw(prompts, range(16), sampling_steps=10)
+    pictures = sf.load(model).draw(prompts, range(16), sampling_steps=10)
     assert pictures.shape == (16, 3, 64, 64)
     read = oracle.load()(pictures)
     for attribute, words in WORDS.items():

@@ -73,8 +73,8 @@ commands:
 
 "sfumato COMMAND --help" explains a command; --debug shows the traceback of an error.
 Tab completion: sfumato --print-completion bash (or zsh) >FILE, and "source FILE" in ~/.bashrc (or ~/.zshrc).
-MODEL is the name of an embedded model ("sketch"), a folder written by save_pretrained, a .safetensors file of Stable
-Diffusion 1.x, 2.x or XL, or a hub id.
+MODEL is the name of an embedded model ("sketch", or "sketch-dit", a transformer), a folder written by save_pretrained,
+a .safetensors file of Stable Diffusion 1.x, 2.x or XL, or a hub id.
 """
 
 

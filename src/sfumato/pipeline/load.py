@@ -77,9 +77,9 @@ def load(
     """Load a text-to-image pipeline, or an `ImageModel` of this project; only safetensors weights are read.
 
     Args:
-        model: "sketch" (the embedded model), a folder written by ``save_pretrained`` or by a training run, a file of SD
-            1.x, 2.x or SDXL in the original layout, or a hub id "owner/name" (the only case that may use the network,
-            and only if no folder of that name exists).
+        model: "sketch" (the embedded model) or "sketch-dit" (the embedded transformer), a folder written by
+            ``save_pretrained`` or by a training run, a file of SD 1.x, 2.x or SDXL in the original layout, or a hub id
+            "owner/name" (the only case that may use the network, and only if no folder of that name exists).
         device: default: the GPU if there is one, else the CPU.
         dtype: of the weights; default float32.
         prediction: what the network in a single file predicts, where the file does not say it; folders say it.
