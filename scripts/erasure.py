@@ -24,10 +24,13 @@ from PIL import Image, ImageDraw, ImageFont
 from commands import run
 from sfumato.bench.erase import CELL, CONFIGURATION
 from sfumato.report import measured
+from sfumato.report.words import MISSING, percent
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "erasure"
-COMMAND = "sfumato bench erase --concepts {} --seeds 1 --n 32 --n-retain 2 --n-attack 12 --out erasure/"
+COMMAND = (
+    "sfumato bench erase --concepts {} --seeds 1 --n 32 --n-retain 2 --n-attack 12 --detector world --out erasure/"
+)
 EACH, SIDE, LEFT, TOP = 3, 64, 96, 18
 """Pictures of a kind in the sheet; pixels of a picture, of the methods' names, and of the attacks'."""
 COLUMNS = ("method", "erased", "withstands", "kept near", "kept far", "alignment", "time", "cells")
@@ -76,13 +79,16 @@ def page(bench: dict[str, Any], printed: str, concept: str) -> str:
     pick = lambda names: [[row[header.index(name)] for name in names] for row in rows]
     sets = [" and ".join(c["concepts"]) for c in bench["cells"] if c["figures"]]
     refused = [f"- {row['method']}: {why}" for row in bench["methods"] for why in row["why"]]
+    found = [c["figures"]["attacks"] for c in bench["cells"] if c["figures"]]
+    floor = {name: [one[name]["control"]["rate"] for one in found if one[name]["control"]] for name in found[0]}
+    control = [percent(sum(shares) / len(shares)) if shares else MISSING for shares in floor.values()]
     return "\n".join([
         "# Erasers under attack, on the embedded pipeline",
         "",
         f"Erased, each by itself: {', '.join(f'“{name}”' for name in dict.fromkeys(sets))}; seed "
         f"{', '.join(map(str, told['seeds']))}; {told['n']} pictures of the concept, {told['n_attack']} under each "
-        f"attack, {told['sampling_steps']} steps, read by the [oracle](../oracle.md). Every method runs with its "
-        "preset for this model.",
+        f"attack, {told['sampling_steps']} steps, read by both oracles ([of one object](../oracle.md), [of three]"
+        "(../scenes.md)). Every method runs with its preset for this model.",
         "",
         table(COLUMNS, pick(COLUMNS)),
         "",
@@ -94,7 +100,14 @@ def page(bench: dict[str, Any], printed: str, concept: str) -> str:
         "",
         "What each attack recovers, in per cent of pictures; `recovery` trains the erased model on, on eight pictures:",
         "",
-        table(["method", *(name.removeprefix("recovered: ") for name in attacks)], pick(["method", *attacks])),
+        table(
+            ["method", *(name.removeprefix("recovered: ") for name in attacks)],
+            [*pick(["method", *attacks]), ["*control*", *control]],
+        ),
+        "",
+        "*control*: the same attacks on the erased models without any knowledge of the concept, mean over all cells; "
+        f"what does not exceed it is no recovery. Of {told['n_attack']} pictures one is "
+        f"{percent(1 / told['n_attack'])}: small differences tell nothing. Each cell's audit has the intervals.",
         "",
         f"![Pictures of every method, plain and under each attack]({NAME}/attacked.png)",
         "",

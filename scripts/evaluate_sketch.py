@@ -144,10 +144,10 @@ def read_double(
     return {k: v for k, v in result.items() if v}
 
 
-def measure(draw: Any, n: int, seed: int, oracle: scenes.SceneOracle) -> tuple[Result, Tensor]:
+def measure(draw: Any, n: int, more: int, seed: int, oracle: scenes.SceneOracle) -> tuple[Result, Tensor]:
     """What is right, by kind of prompt and by what is read off; and some of the pictures.
 
-    ``draw``: prompts and seeds -> pictures in [0, 1].
+    ``draw``: prompts and seeds -> pictures in [0, 1]. ``n`` prompts of one object, and ``more`` of each other kind.
     """
     result, shown = {}, []
     prompts, told = single(n, torch.Generator().manual_seed(seed))
@@ -155,12 +155,12 @@ def measure(draw: Any, n: int, seed: int, oracle: scenes.SceneOracle) -> tuple[R
     result["one object"] = read_single(pictures, told)
     shown.append(pictures[:6])
     for name, related in (("two objects with a relation", True), ("two objects, no relation", False)):
-        prompts, pairs = double(n, related, seed)
-        pictures = draw(prompts, range(n))
+        prompts, pairs = double(more, related, seed)
+        pictures = draw(prompts, range(more))
         result[name] = read_double(pictures, pairs, oracle)
         shown.append(pictures[: 12 if related else 6])
-    bare = balanced(sketch.OBJECTS, n, torch.Generator().manual_seed(seed + 1))
-    pictures = draw([sketch.prompt(o) for o in bare], range(n))
+    bare = balanced(sketch.OBJECTS, more, torch.Generator().manual_seed(seed + 1))
+    pictures = draw([sketch.prompt(o) for o in bare], range(more))
     result["a bare object"] = read_single(pictures, [{"object": o} for o in bare])
     return result, torch.cat([*shown, pictures[:6]])
 
@@ -180,7 +180,8 @@ def table(result: Result, bars: Bars) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sketch", help="sketch, sketch-dit, or another (not with --docs)")
-    parser.add_argument("--n", type=int, default=1024, help="prompts of each kind")
+    parser.add_argument("--n", type=int, default=1024, help="prompts of one object")
+    parser.add_argument("--n-more", type=int, help="prompts of each other kind; by default as many")
     parser.add_argument("--sampling-steps", "--steps", type=int, default=25)
     parser.add_argument("--cfg-scale", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
@@ -195,7 +196,7 @@ def main() -> None:
         prompts, seeds, sampling_steps=args.sampling_steps, cfg_scale=args.cfg_scale, batch=64, progress=True
     )
     began = time.perf_counter()
-    result, pictures = measure(draw, args.n, args.seed, scenes.load(args.scenes))
+    result, pictures = measure(draw, args.n, args.n_more or args.n, args.seed, scenes.load(args.scenes))
     seconds = time.perf_counter() - began
     lines = table(result, BARS.get(args.model, {}))
     print("\n".join(lines))
@@ -206,6 +207,7 @@ def main() -> None:
     size = sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
     about = pipe.describe()
     page, other = PAGES[args.model], "" if args.model == "sketch" else f" --model {args.model}"
+    more = f" --n-more {args.n_more}" if args.n_more else ""
     text = [
         TITLES[args.model],
         "",
@@ -216,9 +218,9 @@ def main() -> None:
         *commands(made),
         "```",
         "",
-        f"Read by the [oracle](oracle.md) and the [scene oracle](scenes.md) on {args.n} prompts of each kind, "
-        f"{args.sampling_steps} steps, guidance {args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each "
-        f"({seconds:.0f} s; `python scripts/evaluate_sketch.py{other} --n {args.n} --docs docs`). Colours and "
+        "Read by the [oracle](oracle.md) and the [scene oracle](scenes.md) on as many prompts of a kind as the table "
+        f"says, {args.sampling_steps} steps, guidance {args.cfg_scale or pipe.defaults['cfg_scale']:g}, one seed each "
+        f"({seconds:.0f} s; `python scripts/evaluate_sketch.py{other} --n {args.n}{more} --docs docs`). Colours and "
         "relations of two objects are counted where both objects are there:",
         "",
         *lines,

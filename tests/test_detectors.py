@@ -228,7 +228,7 @@ def test_a_new_kind_is_one_file_in_the_folder(classifier, tmp_path, monkeypatch)
     kinds.cache_clear()
     try:
         assert set(kinds()) == {
-            "bright", "classifier", "imagenet", "nudenet", "onnx", "oracle", "scenes", "trained", "zero-shot",
+            "bright", "classifier", "imagenet", "nudenet", "onnx", "oracle", "scenes", "trained", "world", "zero-shot",
         }
         assert make_detector("bright", ["star"])(torch.ones(1, 3, 4, 4), "star").present.all()
         # Two kinds that read the same folder: one has to say which is meant.

@@ -12,7 +12,7 @@ from sfumato.data.scenes.recipe import EVALUATION_SEED, loss, matched, measure
 from sfumato.data.sketch import COLOURS, OBJECTS, Item, Scene
 from sfumato.data.sketch.asked import asked
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.metrics.detectors import SceneDetector, make_detector
+from sfumato.metrics.detectors import OracleDetector, SceneDetector, make_detector
 from sfumato.metrics.detectors.scenes import best
 
 FRESH = EVALUATION_SEED + 17
@@ -160,3 +160,23 @@ def test_audits_ask_for_it_by_name(oracle):
 def test_the_detector_names_words_that_it_cannot_look_for(oracle):
     with pytest.raises(BadInput, match="boat"):
         SceneDetector(oracle).check("a red boat left of a fish")
+
+
+def test_both_oracles_together_see_what_either_sees():
+    """Two small fishes are none to the oracle of one object; styles and backgrounds are none of the scene oracle's."""
+    fishes = [(Item("fish", c, 0.28, 0.5, 0.36), Item("fish", c, 0.72, 0.5, 0.36)) for c in COLOURS]
+    two = [Scene(pair, "grass", style) for pair, style in zip(fishes, ("stripes", "flat", "pixel") * 3, strict=False)]
+    x = pictures(*two, *(Scene((Item("star", c, 0.5, 0.5, 0.7),), "white", "chalk") for c in COLOURS))
+    both, single, scene = make_detector("world", []), OracleDetector(), SceneDetector()
+    found = both(x, "fish")
+    assert torch.equal(found.score, torch.maximum(single(x, "fish").score, scene(x, "fish").score))
+    assert found.present.tolist() == [True] * len(two) + [False] * len(COLOURS)
+    assert not single(x, "fish").present.all()
+    assert torch.equal(both(x, "chalk").score, single(x, "chalk").score)
+    phrase = "a red star left of a blue fish"
+    assert torch.equal(both(x, phrase).score, scene(x, phrase).score) and both.attributes(phrase) == {}
+    assert both.attributes("red star") == {"colour": "red", "object": "star"} and both.hash != single.hash
+    with pytest.raises(BadInput, match="teapot"):
+        both.check("teapot")
+    with pytest.raises(BadInput, match="leave 'x' out"):
+        make_detector("world:x", [])

@@ -18,11 +18,12 @@ from .onnx import OnnxDetector
 from .oracle import OracleDetector
 from .scenes import SceneDetector
 from .trained import TrainedDetector
+from .world import WorldDetector
 from .zero_shot import ZeroShotDetector
 
 __all__ = [
     "ClassifierDetector", "Detection", "Detector", "ImageNetDetector", "NudeNetDetector", "OnnxDetector",
-    "OracleDetector", "SceneDetector", "TrainedDetector", "ZeroShotDetector",
+    "OracleDetector", "SceneDetector", "TrainedDetector", "WorldDetector", "ZeroShotDetector",
     "detector_for", "kinds", "make_detector",
 ]  # fmt: skip
 
@@ -39,10 +40,10 @@ def make_detector(spec: str | os.PathLike | Detector, concepts: Sequence[str]) -
     """A detector from what a command line can say.
 
     Args:
-        spec: KEY or KEY:MODEL of a kind ("oracle", "imagenet", "classifier:FOLDER", "zero-shot:FOLDER"); or a folder,
-            file or hub id alone, for the kind that can read it: CLIP-style models are a `ZeroShotDetector`, image
-            classifiers a `ClassifierDetector`, in ONNX an `OnnxDetector`, of `sfumato classify` a `TrainedDetector`.
-            A detector is returned as it is.
+        spec: KEY or KEY:MODEL of a kind ("oracle", "world", "imagenet", "classifier:FOLDER", "zero-shot:FOLDER"); or a
+            folder, file or hub id alone, for the kind that can read it: CLIP-style models are a `ZeroShotDetector`,
+            image classifiers a `ClassifierDetector`, in ONNX an `OnnxDetector`, of `sfumato classify` a
+            `TrainedDetector`. A detector is returned as it is.
         concepts: all that pictures may show, for detectors that tell them from each other.
 
     Raises:
