@@ -77,7 +77,8 @@ def commands(made: dict[str, Any]) -> list[str]:
             words = ["sfumato", "train", "t2i", "--data", step["config"]["data"], "--out", f"run{number}/"]
         for name, value in step["config"].items():
             name, value = RENAMED.get(name, name), tuple(value) if isinstance(value, list) else value
-            if name == "data" or value == standard.get(name, value):
+            own = words[0] == "python" and name == "text_layers"  # of which that script has another default
+            if name == "data" or (value == standard.get(name, value) and not own):
                 continue
             if name == "start_from" and number > 1:
                 name = "model" if words[0] == "python" else name
