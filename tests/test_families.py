@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from inspect import signature
 
@@ -513,3 +514,16 @@ def test_text_encoders_whose_names_differ_from_one_version_to_another_are_comple
     save_file(tensors, file, metadata={"format": "pt"})
     again = sf.load(tmp_path, device="cpu")
     assert torch.equal(again.encode(PROMPTS).tokens, tiny_qwen.encode(PROMPTS).tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_network_computes_in_is_what_diffusers_says(any_family, dtype):
+    network = copy.deepcopy(any_family.network).to(dtype)
+    anatomy = type(any_family.anatomy)(network)
+    assert anatomy.dtype == network.dtype == dtype
+
+
+def test_weights_that_are_only_stored_in_one_byte_are_not_what_is_computed_in(tiny_sd):
+    network = copy.deepcopy(tiny_sd.network)
+    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert type(tiny_sd.anatomy)(network).dtype == network.dtype == torch.bfloat16

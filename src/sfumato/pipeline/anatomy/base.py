@@ -188,6 +188,18 @@ class Anatomy(ABC):
         return type(self.network).__name__
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in, by its first weight; diffusers' own property walks all modules each time."""
+        kept = getattr(self.network, "_keep_in_fp32_modules", None) or ()
+        for name, x in self.network.named_parameters():
+            # Weights of one byte are only stored so: the hooks that cast them know what is computed in.
+            if x.is_floating_point() and x.itemsize > 1 and not any(word in name for word in kept):
+                return x.dtype
+            if x.itemsize == 1:
+                break
+        return self.network.dtype
+
+    @property
     def context(self) -> Context:
         """What is known of the call in progress; one for a network, however many look at it."""
         return _contexts.setdefault(self.network, Context())
@@ -208,7 +220,7 @@ class Anatomy(ABC):
             guidance: what a network is told that guidance was distilled into, instead of what ``cond`` says of it;
                 others take none.
         """
-        args, kwargs = self.arguments(z.to(self.network.dtype), time, self.inputs(z, cond, guidance))
+        args, kwargs = self.arguments(z.to(self.dtype), time, self.inputs(z, cond, guidance))
         facts = {"rows": cond.conditional, "step": None, "text": self.text_length(kwargs), "cond": cond}
         with self.context.during(own=True, **facts):
             out = self.network(*args, **kwargs, return_dict=False)[0]

@@ -70,7 +70,7 @@ class PixArtAnatomy(Transformer):
 
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
         return {
-            "encoder_hidden_states": cond.tokens.to(self.network.dtype),
+            "encoder_hidden_states": cond.tokens.to(self.dtype),
             "encoder_attention_mask": cond.mask,
             "added_cond_kwargs": self._size(z),
         }
@@ -81,13 +81,13 @@ class PixArtAnatomy(Transformer):
 
     def text_rows(self, tokens: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length width"]:
         read = self.network.caption_projection
-        return tokens if read is None else read(tokens.to(self.network.dtype))
+        return tokens if read is None else read(tokens.to(self.dtype))
 
     def _size(self, z: Tensor) -> dict[str, Tensor | None]:
         if not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (_PIXELS * side for side in z.shape[-2:])
-        size = torch.tensor([[height, width]], device=z.device, dtype=self.network.dtype)
+        size = torch.tensor([[height, width]], device=z.device, dtype=self.dtype)
         return {"resolution": size.repeat(len(z), 1), "aspect_ratio": (size[:, :1] / size[:, 1:]).repeat(len(z), 1)}
 
     def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
@@ -100,12 +100,12 @@ class SanaAnatomy(PixArtAnatomy):
     default_guidance = 4.5
 
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
-        given = {"encoder_hidden_states": cond.tokens.to(self.network.dtype), "encoder_attention_mask": cond.mask}
+        given = {"encoder_hidden_states": cond.tokens.to(self.dtype), "encoder_attention_mask": cond.mask}
         config = self.network.config
         if not config.get("guidance_embeds", False):
             return given
         scale = self.guidance(z, cond, guidance) * config.guidance_embeds_scale
-        return {**given, "guidance": scale.to(self.network.dtype)}
+        return {**given, "guidance": scale.to(self.dtype)}
 
     @property
     def text_layers(self) -> tuple[str, ...]:

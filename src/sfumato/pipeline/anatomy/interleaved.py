@@ -92,7 +92,7 @@ class OmniGenAnatomy(Transformer):
         spans, latents = getattr(cond, "spans", ()) or ((),) * n, getattr(cond, "latents", ()) or ((),) * n
         lengths = torch.full((n,), length) if cond.mask.is_meta else cond.mask.sum(dim=1).cpu()
         attention = attention_of(lengths, spans, torch.full((n,), outputs), self.bidirectional, length)
-        dtype = self.network.dtype
+        dtype = self.dtype
         # Padding that all rows have counts for nothing: which factors turn far places goes by the last one.
         places = (torch.arange(length + 1 + outputs) - int(length - lengths.max())).clamp(min=0)
         inputs = {
@@ -141,7 +141,7 @@ class OmniGenAnatomy(Transformer):
         return Interleaved(tokens, ids, mask, latents=latents, spans=spans)
 
     def retold(self, inputs: dict[str, Any], cond: Conditioning) -> dict[str, Any]:
-        return {**inputs, "input_ids": cond.tokens.to(self.network.dtype)}
+        return {**inputs, "input_ids": cond.tokens.to(self.dtype)}
 
     def text_length(self, inputs: dict[str, Any]) -> int:
         return 1 + (0 if inputs["input_ids"] is None else inputs["input_ids"].shape[1])

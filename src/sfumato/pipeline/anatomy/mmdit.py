@@ -65,7 +65,7 @@ class SD3Anatomy(Transformer):
         return JointAttention(site, listeners, original)
 
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
-        dtype = self.network.dtype
+        dtype = self.dtype
         return {"encoder_hidden_states": cond.tokens.to(dtype), "pooled_projections": cond.pooled.to(dtype)}
 
     def conditioning(self, inputs: dict[str, Any]) -> Conditioning:
@@ -107,7 +107,7 @@ class FluxAnatomy(SD3Anatomy):
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
         given = super().inputs(z, cond)
         height, width = (side // 2 for side in z.shape[-2:])
-        kind = {"device": z.device, "dtype": self.network.dtype}
+        kind = {"device": z.device, "dtype": self.dtype}
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         given["img_ids"] = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).to(**kind)
         given["txt_ids"] = torch.zeros(cond.tokens.shape[1], 3, **kind)
@@ -157,7 +157,7 @@ class QwenAnatomy(FluxAnatomy):
         length = cond.mask.shape[1] if cond.mask.is_meta else max(1, int(cond.mask.sum(dim=1).max()))
         mask = cond.mask[:, :length]
         return {
-            "encoder_hidden_states": cond.tokens[:, :length].to(self.network.dtype),
+            "encoder_hidden_states": cond.tokens[:, :length].to(self.dtype),
             "encoder_hidden_states_mask": None if mask.is_meta or bool(mask.all()) else mask,
             "img_shapes": [[(1, z.shape[-2] // 2, z.shape[-1] // 2)]] * len(z),
         }
@@ -197,7 +197,7 @@ class Flux2Anatomy(FluxAnatomy):
         return (FusedAttention if fused else JointAttention)(site, listeners, original)
 
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
-        tokens = cond.tokens.to(self.network.dtype)
+        tokens = cond.tokens.to(self.dtype)
         ranges = [torch.arange(n, device=z.device) for n in (1, *z.shape[-2:], 1)]
         words = torch.zeros(tokens.shape[1], 4, dtype=torch.long, device=z.device)
         words[:, 3] = torch.arange(len(words), device=z.device)

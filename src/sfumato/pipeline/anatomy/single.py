@@ -85,7 +85,7 @@ class ZImageAnatomy(Transformer):
         return SingleStreamAttention(site, listeners, original)
 
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
-        tokens = cond.tokens.to(self.network.dtype)
+        tokens = cond.tokens.to(self.dtype)
         whole = cond.mask.is_meta
         return {"cap_feats": [x if whole else x[m] for x, m in zip(tokens, cond.mask, strict=True)]}
 

@@ -72,7 +72,7 @@ class UNetAnatomy(Anatomy):
         return [p for site in self.sites() for p in site_projections(site)]
 
     def inputs(self, z: Tensor, cond: Conditioning, guidance: float | None = None) -> dict[str, Any]:
-        dtype = self.network.dtype
+        dtype = self.dtype
         given: dict[str, Any] = {"encoder_hidden_states": cond.tokens.to(dtype)}
         if self.network.config.get("addition_embed_type") == "text_time":
             added = {"text_embeds": cond.pooled.to(dtype), "time_ids": cond.size_ids.to(dtype)}
