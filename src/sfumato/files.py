@@ -167,6 +167,11 @@ def write_json(path: str | os.PathLike, value: Any, overwrite: bool = False) -> 
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def as_chunk(value: Any) -> str:
+    """A value as the text of a picture's chunk: a string as it is, all else in JSON."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=_plain)
+
+
 def save_png(
     path: str | os.PathLike,
     array: np.ndarray,
@@ -193,7 +198,7 @@ def save_png(
         array = np.rint(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
     chunks = PngImagePlugin.PngInfo()
     for key, value in {"Software": f"sfumato {__version__}", "Source": GENERATED, **(metadata or {})}.items():
-        chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=_plain))
+        chunks.add_itxt(key, as_chunk(value))
     with atomic_file(path, overwrite) as temporary:
         Image.fromarray(array).save(temporary, format="PNG", pnginfo=chunks)
 

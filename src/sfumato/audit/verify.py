@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import zipfile
@@ -19,7 +18,7 @@ from PIL import Image
 
 from sfumato.errors import BadInput
 from sfumato.fields import Natural, Seed, check
-from sfumato.files import read_png_metadata, sha256_of
+from sfumato.files import as_chunk, read_png_metadata, sha256_of
 from sfumato.foreign import read_json, reading, shaped
 from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image, load_text2image
@@ -250,7 +249,7 @@ def _pictures(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
                 about = read_png_metadata(folder / one["file"])
             said = {"prompt": one["prompt"], "seed": one["seed"], "drawn as": row["kind"]}
             said["model"] = protocol[row["model"]]
-            if odd := [name for name, text in said.items() if about.get(name) != _chunk(text)]:
+            if odd := [name for name, text in said.items() if about.get(name) != as_chunk(text)]:
                 wrong.append(f"{one['file']} says another {', '.join(odd)} than {MANIFEST}")
     asked = list(zip(protocol["prompts"], protocol["seeds"], strict=True))
     for whose in ("before", "after"):
@@ -258,11 +257,6 @@ def _pictures(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         if [(one["prompt"], one["seed"]) for row in own for one in row["files"]] != asked:
             wrong.append(f"{MANIFEST} lists other pictures of the model {whose} the edit than its protocol asks for")
     return wrong
-
-
-def _chunk(value: Any) -> str:
-    """A value as `save_png` writes it into a picture."""
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from sfumato.foreign import read_tensors, shortened
 
 from . import lora_flux
 from .anatomy.base import takes_adapter
-from .lora_strength import Strengths
+from .lora_strength import PEFT, Strengths
 from .single.names import unet_keys
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ STYLES = ("diffusers", "webui")
 _ENCODERS = {"text_encoder": ("te", "te1"), "text_encoder_2": ("te2",), "text_encoder_3": ("te3",)}
 """What web UIs call the text encoders; the first one "te" where it is alone, Flux's T5 "te3"."""
 _T5 = "encoder.block."
-PEFT = "adapter_model.safetensors"
-"""peft's name for a file of one network, which does not say which."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, reading, shaped, shortened
 
+PEFT = "adapter_model.safetensors"
+"""peft's name for a file of one network, which does not say which."""
 _HALF = 2.0**-8
 """Trainers that save in half precision round the alphas beside the layers too, to 8 bits in bfloat16."""
 
@@ -43,7 +45,7 @@ class Strengths:
                     told = shaped(told, dict, f"{path}: {where}")
                     (self.tables if name == "network_alphas" else self.configs)[where] = told
         beside = path.parent / "adapter_config.json"
-        if path.name == "adapter_model.safetensors" and beside.is_file():
+        if path.name == PEFT and beside.is_file():
             self.configs[beside.name] = read_json(beside)
         for where, config in self.configs.items():
             kinds = (str(x) for k, x in config.items() if re.fullmatch(r"(.*\.)?peft_type", k) and x is not None)

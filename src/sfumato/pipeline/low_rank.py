@@ -16,7 +16,8 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_folder
 
 from .anatomy.base import takes_adapter
-from .lora import PEFT, Product, save
+from .lora import Product, save
+from .lora_strength import PEFT
 from .organs import Organs
 
 KOHYA = ("sd", "sdxl", "flux")

@@ -25,6 +25,7 @@ from . import lora
 from .adapter import Adapter, refuse_adapters
 from .base import Text2Image
 from .conditioning import Conditioning
+from .lora_strength import PEFT
 
 Transport = Literal["facilitated", "embedding", "tokens", "none"]
 Composition = Literal["paper", "official"]
@@ -171,7 +172,7 @@ def load_membranes(path: str | os.PathLike, pipe: Text2Image) -> list[Membrane]:
         BadInput: no such file, not a readable safetensors file, not membranes, or keys that fit no layer of ``pipe``.
     """
     if Path(path).is_dir() and not (Path(path) / ADAPTER).exists():
-        known = f"{ADAPTER}, pytorch_lora_weights.safetensors or {lora.PEFT}"
+        known = f"{ADAPTER}, pytorch_lora_weights.safetensors or {PEFT}"
         raise BadInput(f"there is no adapter file in {path} ({known}): give the file itself, or another folder")
     path = Path(path) / ADAPTER if Path(path).is_dir() else Path(path)
     if not path.is_file() and not path.is_symlink():
@@ -213,9 +214,9 @@ def is_membrane(path: str | os.PathLike) -> bool:
 
 def loras_in(folder: Path) -> list[Path]:
     """The LoRA in a folder as diffusers and peft write it; or peft's in its folders, one for each network."""
-    names = ("pytorch_lora_weights.safetensors", lora.PEFT)
+    names = ("pytorch_lora_weights.safetensors", PEFT)
     found = [folder / name for name in names if (folder / name).is_file()]
-    return found[:1] or sorted(folder.glob(f"*/{lora.PEFT}"))
+    return found[:1] or sorted(folder.glob(f"*/{PEFT}"))
 
 
 def holds_membranes(model: object) -> bool:

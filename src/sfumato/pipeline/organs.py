@@ -152,7 +152,7 @@ class Organs(Prompts, Model):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.dtype
+        return self.anatomy.dtype
 
     def parts(self) -> dict[str, nn.Module]:
         """The pipeline's neural networks by component name: unet, vae, text_encoder, ..."""

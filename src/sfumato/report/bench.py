@@ -63,7 +63,7 @@ class Entry:
         """The share of pictures without the concept under the attack that does best on this cell, plain prompts among
         them; None where none was run.
 
-        Attacks that train the weights on do not count: relearning on a few pictures brings nearly everything back.
+        Attacks that train the weights on do not count: whoever can do so needs no way around the edit.
         """
         if self.figures is None:
             return None

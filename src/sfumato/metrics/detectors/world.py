@@ -65,8 +65,7 @@ class WorldDetector(Detector):
         return self.oracle.attributes(concept) if self.oracle in self.readers(concept) else {}
 
     def __call__(self, images: Float[Tensor, "n 3 height width"], concept: str) -> Detection:
-        scores = [one(images, concept).score.double() for one in self.readers(concept)]
-        score = torch.stack(scores).amax(dim=0).float()
+        score = torch.stack([one(images, concept).score for one in self.readers(concept)]).amax(dim=0)
         return Detection(score >= self.threshold, score)
 
     def agreement(self) -> tuple[str, Agreement] | None:
