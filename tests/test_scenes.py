@@ -12,7 +12,7 @@ from sfumato.data.scenes.recipe import EVALUATION_SEED, loss, matched, measure
 from sfumato.data.sketch import COLOURS, OBJECTS, Item, Scene
 from sfumato.data.sketch.asked import asked
 from sfumato.errors import BadInput, SfumatoError
-from sfumato.metrics.detectors import OracleDetector, SceneDetector, make_detector
+from sfumato.metrics.detectors import OracleDetector, SceneDetector, detector_for, make_detector
 from sfumato.metrics.detectors.scenes import best
 
 FRESH = EVALUATION_SEED + 17
@@ -176,6 +176,8 @@ def test_both_oracles_together_see_what_either_sees():
     phrase = "a red star left of a blue fish"
     assert torch.equal(both(x, phrase).score, scene(x, phrase).score) and both.attributes(phrase) == {}
     assert both.attributes("red star") == {"colour": "red", "object": "star"} and both.hash != single.hash
+    default = detector_for({"object": ["fish"]}, None, ["fish"])
+    assert default.hash == both.hash and default(x, "fish").present.equal(found.present)
     with pytest.raises(BadInput, match="teapot"):
         both.check("teapot")
     with pytest.raises(BadInput, match="leave 'x' out"):

@@ -79,9 +79,10 @@ class Audit:
     scheduler: str | None = None
     """ddim or dpm++; by default the pipeline's."""
     detector: str | Detector | None = None
-    """"oracle" (sketch world); "imagenet" (a thousand classes) or "nudenet", if installed; or a folder or hub id of a
-    transformers image classifier or CLIP, or a classifier's file in ONNX; KIND:MODEL, as in "classifier:FOLDER" or
-    "zero-shot:FOLDER", where several kinds of detector could look with the same model."""
+    """"world" (both oracles of the sketch world; its default); "imagenet" (a thousand classes) or "nudenet", if
+    installed; or a folder or hub id of a transformers image classifier or CLIP, or a classifier's file in ONNX;
+    KIND:MODEL, as in "classifier:FOLDER" or "zero-shot:FOLDER", where several kinds of detector could look with the
+    same model."""
     attacks: Sequence[str | Attack] = ("concept-inversion",)
     """Names of attacks; empty for none."""
     distance: str | Distance | None = None

@@ -41,8 +41,8 @@ class Attack(Equipped):
     n: Count = 8
     """Pictures to bring back: the prompts in turn, another seed each."""
     detector: str | None = None
-    """Who says whether they show it, as for `sfumato audit`; by default the oracle for models of the sketch world, and
-    nobody for others."""
+    """Who says whether they show it, as for `sfumato audit`; by default the oracles for models of the sketch world,
+    and nobody for others."""
     retain: tuple[str, ...] = ()
     """Other concepts that pictures may show, for detectors that tell one from others, such as a CLIP."""
     out: Path = Path("attack")

@@ -132,7 +132,7 @@ class Integrity(ByGradient):
     stop_at: Annotated[float, below(0, 1)] | None = None
     """Stop as soon as no concept is seen in more than this share of its pictures: integrity falls with every update."""
     detector: str | None = None
-    """Who sees them, as for `sfumato audit`; by default the oracle for models of the sketch world."""
+    """Who sees them, as for `sfumato audit`; by default the oracles for models of the sketch world."""
     check_every: Count = 25
     """Updates between looks."""
     check_pictures: Count = 32

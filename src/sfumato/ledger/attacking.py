@@ -10,7 +10,7 @@ from sfumato.attack.base import Attack
 from sfumato.data.cases import AttackCases, sketch_cases
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import UCE, ESDu
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 from sfumato.pipeline import Text2Image
 
 from .core import Claim, Found
@@ -23,7 +23,7 @@ def claim(attack: str, control: str) -> Claim:
         "The attack brings an erased concept back more often than the same effort without knowledge of it.",
         attack,
         control,
-        "Share of pictures in which the oracle finds the concept, of cases whose plain prompts do not show it.",
+        "Share of pictures in which one of the oracles finds the concept, of cases whose plain prompts do not show it.",
     )
 
 
@@ -56,7 +56,7 @@ def beside_control(
 
 def attacked(attack: Attack, on: tuple[Text2Image, Text2Image, str], seed: int, n: int, pictures: int = 0) -> Found:
     """`beside_control` on what `erased_from_sketch` gives."""
-    (pipe, erased, concept), detector = on, OracleDetector()
+    (pipe, erased, concept), detector = on, WorldDetector()
     other = next(o for o in OBJECTS if o != concept)
 
     def given(word: str) -> AttackCases:

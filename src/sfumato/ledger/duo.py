@@ -9,7 +9,7 @@ import numpy as np
 from sfumato.attack import ConceptInversion
 from sfumato.data.cases import AttackCases, sketch_cases
 from sfumato.erase import DUO, ESDx
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 
 from .core import Claim, Experiment, Figures, Found
 from .erasure import STEPS, concepts_of, sketch, survey
@@ -25,7 +25,7 @@ def measure(seed: int, arm: str) -> Figures:
     erased = kinds[arm](concepts=(concept,), seed=seed, **kinds[arm].settings_for(pipe)).apply(pipe)
     found: dict[str, Any] = dict(survey({"it": erased}, (concept,), seed=seed, n=N, n_retain=4)["it"])
 
-    detector, attack = OracleDetector(), ConceptInversion(**ConceptInversion.settings_for(pipe))
+    detector, attack = WorldDetector(), ConceptInversion(**ConceptInversion.settings_for(pipe))
     cases = sketch_cases({concept: detector.attributes(concept)}, None, N, 1, seed).targets[concept]
     learned = [c.prompt for c in cases[: attack.n_images]]
     images = pipe.draw(learned, [10_000 * seed + i for i in range(len(learned))], sampling_steps=STEPS)
@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
             "Concept inversion recovers an erased concept less often after DUO than after ESD.",
             "DUO",
             "ESD-x",
-            "Share of pictures drawn with the learned word in which the oracle finds the concept.",
+            "Share of pictures drawn with the learned word in which one of the oracles finds the concept.",
             better="lower",
         ),
     },

@@ -10,7 +10,7 @@ from sfumato.attack import ConceptInversion
 from sfumato.data.cases import AttackCases, sketch_cases
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import RECE, UCE, ESDx
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 
 from .core import Claim, Experiment, Found
 from .erasure import STEPS, concepts_of, sketch
@@ -30,7 +30,7 @@ def measure(seed: int) -> Found:
     ESDx(concepts=(concept,), seed=seed, updates=10).apply(pipe)
     ten_updates = time.perf_counter() - began
 
-    detector, attack = OracleDetector(), ConceptInversion(**ConceptInversion.settings_for(pipe))
+    detector, attack = WorldDetector(), ConceptInversion(**ConceptInversion.settings_for(pipe))
     cases = sketch_cases({concept: detector.attributes(concept)}, None, 48, 1, seed).targets[concept]
     learned = [c.prompt for c in cases[: attack.n_images]]
     images = pipe.draw(learned, [10_000 * seed + i for i in range(len(learned))], sampling_steps=STEPS)
@@ -50,7 +50,7 @@ EXPERIMENT = Experiment(
             "Concept inversion recovers an erased concept less often after RECE than after UCE.",
             "RECE, all other words preserved",
             "UCE, all other words preserved",
-            "Share of pictures drawn with the learned word in which the oracle finds the concept.",
+            "Share of pictures drawn with the learned word in which one of the oracles finds the concept.",
             better="lower",
         ),
         "time": Claim(

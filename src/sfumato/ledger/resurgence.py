@@ -6,7 +6,7 @@ from typing import Any
 
 from sfumato.audit.chain import Chained, FineTune, Given
 from sfumato.data.cases import sketch_cases
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 
 from .attacking import erased_from_sketch
 from .core import Claim, Experiment, Found
@@ -18,7 +18,7 @@ def measure(seed: int) -> Found:
     found: dict[str, Any] = {}
     for eraser in ("uce", "esd-u"):
         pipe, erased, concept = erased_from_sketch(seed, eraser)
-        asked = {concept: OracleDetector().attributes(concept)}
+        asked = {concept: WorldDetector().attributes(concept)}
         prompts = [case.prompt for case in sketch_cases(asked, None, 1, 4, 1000 + seed).retained]
         link = FineTune(**{**FineTune.settings_for(pipe), "seed": seed})
         tuned = link.act(Chained(erased), Given(pipe, (concept,), prompts)).pipe
@@ -33,7 +33,7 @@ def claim(eraser: str) -> Claim:
         "An erased concept comes back when the model is fine-tuned on pictures of other things.",
         f"{eraser}, then fine-tuned",
         f"{eraser}",
-        "Share of pictures asked for the object in which the oracle finds it.",
+        "Share of pictures asked for the object in which one of the oracles finds it.",
     )
 
 

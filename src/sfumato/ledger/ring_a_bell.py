@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sfumato.attack import RingABell
 from sfumato.data.cases import AttackCases, sketch_cases
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 
 from .attacking import attacked, claim, erased_from_sketch
 from .core import Claim, Experiment, Found
@@ -13,7 +13,7 @@ from .erasure import STEPS, sketch
 
 def measure(seed: int) -> Found:
     """Attack an object that ESD-u erased, with and without knowledge; and with the encoding that is aimed at itself."""
-    attack, detector = RingABell(seed=seed, **RingABell.settings_for(sketch())), OracleDetector()
+    attack, detector = RingABell(seed=seed, **RingABell.settings_for(sketch())), WorldDetector()
     pipe, erased, concept = erased_from_sketch(seed, "esd-u")
     found = attacked(attack, (pipe, erased, concept), seed, n=12)
     rows = sketch_cases({concept: detector.attributes(concept)}, None, 32, 1, seed).targets[concept]
@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
             "More of the concept's direction in the encoding of the prompt brings an erased concept back.",
             "the encoding that Ring-A-Bell aims at",
             "the plain prompt",
-            "Share of pictures of the erased model in which the oracle finds the concept.",
+            "Share of pictures of the erased model in which one of the oracles finds the concept.",
         ),
         "recovers": claim("Ring-A-Bell", "as many random tokens in the prompt's place"),
     },

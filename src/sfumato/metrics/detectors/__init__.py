@@ -78,9 +78,9 @@ def detector_for(
     if spec is None and not vocabulary:
         raise BadInput(
             "say how to see the concept: detector=... (a transformers image classifier or a CLIP, folder or hub id); "
-            "only the sketch world has an oracle"
+            "only the sketch world has oracles"
         )
-    detector = make_detector("oracle" if spec is None else spec, concepts)
+    detector = make_detector("world" if spec is None else spec, concepts)
     for concept in concepts:
         detector.check(concept)
     return detector
