@@ -180,6 +180,19 @@ def test_a_shard_cut_short_is_drawn_anew(tmp_path):
     assert file.read_bytes() == bits and whole.count == 7
 
 
+@pytest.mark.parametrize("at", [-1, -40, -90])
+def test_a_shard_of_which_a_bit_has_flipped_is_drawn_anew(tmp_path, at):
+    filled(tmp_path)
+    file = tmp_path / "00000003.safetensors"
+    bits = file.read_bytes()
+    flipped = bytearray(bits)
+    flipped[at] ^= 4
+    file.write_bytes(flipped)
+    calls = []
+    filled(tmp_path, draw=lambda n, rows: calls.append(rows.tolist()) or ends(n, rows))
+    assert calls == [[3, 0], [1]] and file.read_bytes() == bits
+
+
 @pytest.mark.parametrize(
     ("changed", "named"), [({"teacher": "other"}, "teacher"), ({"cfg_scale": 6.0}, "cfg_scale"), ({"seed": 4}, "seed")]
 )

@@ -7,8 +7,9 @@ killed goes on to the same bits.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +45,7 @@ class PairStore:
         self.folder, self.count, self.shard = Path(folder), count, shard
         self.of = json.loads(json.dumps({**of, "count": count, "shard": shard}))
         for file in sorted(self.folder.glob("*.safetensors")):
-            if (theirs := _of(file)) is not None and theirs != self.of:
+            if (theirs := _of(file)) is not None and theirs | self.of != theirs:
                 raise BadInput(f"{self.folder} holds pairs of another {_other(theirs, self.of)}: choose another folder")
 
     @cached_property
@@ -57,7 +58,7 @@ class PairStore:
 
     @torch.no_grad()
     def fill(self, ends: Ends, shape: tuple[int, ...], prompts: int, batch: int, progress: bool = False) -> None:
-        """Draw the pairs that are not there yet; several processes share the work.
+        """Draw the pairs that are not there yet, or whose bytes have changed; several processes share the work.
 
         Args:
             ends: clean ends of noise, for rows below ``prompts``: pair i has row i modulo their number.
@@ -69,7 +70,7 @@ class PairStore:
         mine = range(process.process_index, len(self.files), process.num_processes)
         for i in track(mine, "drawing pairs", progress):
             clear_leftovers(self.files[i])
-            if _of(self.files[i]) is not None:
+            if _sound(self.files[i]):
                 continue
             rows = self.rows(i)
             noise = torch.stack([self.noise(row, shape) for row in rows])
@@ -78,7 +79,8 @@ class PairStore:
             clean = torch.cat([ends(noise[part], which[part]).float().cpu() for part in cut])
             with atomic_file(self.files[i], overwrite=True) as temporary:
                 tensors = {"noise": noise, "clean": clean.contiguous()}
-                save_file(tensors, temporary, metadata={"of": json.dumps(self.of, sort_keys=True)})
+                told = {**self.of, "sha256": _sha256(tensors)}
+                save_file(tensors, temporary, metadata={"of": json.dumps(told, sort_keys=True)})
         process.wait_for_everyone()
 
     def noise(self, i: int, shape: tuple[int, ...]) -> Float[Tensor, "*shape"]:
@@ -113,7 +115,7 @@ class PairStore:
 
 
 def _of(file: Path) -> dict[str, Any] | None:
-    """Whose pairs a file holds; None where it is not there or was cut short."""
+    """Whose pairs a file holds, and their hash; None where it is not there or was cut short."""
     if file.exists():
         with suppress(SafetensorError), safe_open(file, "pt") as kept:
             told: Any = None
@@ -121,6 +123,21 @@ def _of(file: Path) -> dict[str, Any] | None:
                 told = json.loads((kept.metadata() or {}).get("of", "{}"))
             return told if isinstance(told, dict) else {}
     return None
+
+
+def _sound(file: Path) -> bool:
+    """Whether a file holds what was written: it was not cut short, and no byte of its pairs has changed."""
+    if told := _of(file):
+        with safe_open(file, "pt") as kept:
+            return told.get("sha256") == _sha256({name: kept.get_tensor(name) for name in ("clean", "noise")})
+    return False
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        hashed.update(tensors[name].numpy())
+    return hashed.hexdigest()
 
 
 def _other(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
