@@ -76,13 +76,13 @@ def test_what_is_around_is_entered_once_and_left(tiny_sd):
 
 def test_measured_on_the_sketch_world(tiny_sd, student, tmp_path):
     """Random networks draw noise: far from real pictures, and the truth is read off no better than by chance."""
-    report = measure(ways(tiny_sd, {"s": student}, (1, 2), ("ddim",)), n=6, n_real=20, batch=4)
+    report = measure(ways(tiny_sd, {"s": student}, (1, 2), ("ddim",)), data="sketch", n=6, n_real=20, batch=4)
     assert [p.nfe for p in report.points] == [2, 4, 3]
     for p in report.points:
         assert 0 <= p.accuracy.low <= p.accuracy.value <= p.accuracy.high < 1 and p.accuracy.n == 6
         assert p.distance.value > 1 and p.distance.n == 6
     assert report.protocol["real pictures"] == 20 and len(report.protocol["models"]) == 2
-    again = measure(ways(tiny_sd, {}, (1,), ("ddim",)), n=6, n_real=20, batch=3)
+    again = measure(ways(tiny_sd, {}, (1,), ("ddim",)), data="sketch", n=6, n_real=20, batch=3)
     assert again.points[0].accuracy == report.points[0].accuracy
     report.save(tmp_path / "cost")
     page = (tmp_path / "cost" / "index.html").read_text()
@@ -113,10 +113,10 @@ def test_real_pictures_are_good(monkeypatch, pixels):
         return (images + 1) / 2, 1.0, 0.1
 
     monkeypatch.setattr("sfumato.audit.cost.draw", drawn)
-    (point,) = measure([Way("world", "itself", Perfect())], n=40, n_real=300).points
+    (point,) = measure([Way("world", "itself", Perfect())], data="sketch", n=40, n_real=300).points
     assert point.accuracy.value > 0.97
     with pytest.raises(BadInput, match="from text"):
-        measure([Way("world", "itself", Perfect()), Way("other", "", pixels)])
+        measure([Way("world", "itself", Perfect()), Way("other", "", pixels)], data="sketch")
 
 
 def test_models_without_text_have_no_accuracy_elsewhere(pixels, tmp_path):
@@ -128,7 +128,10 @@ def test_models_without_text_have_no_accuracy_elsewhere(pixels, tmp_path):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     report = measure(ways(pixels, {}, (2,), ("ddim",)), data=str(tmp_path), n=4, n_real=8, extractor="pixels")
     assert report.points[0].accuracy is None and len(plots(report)) == 2
-    assert measure(ways(pixels, {}, (2,), ("ddim",)), n=4, n_real=8, extractor="pixels").points[0].accuracy is None
+    small = {"n": 4, "n_real": 8, "extractor": "pixels"}
+    assert measure(ways(pixels, {}, (2,), ("ddim",)), data="sketch", **small).points[0].accuracy is None
+    with pytest.raises(BadInput, match="data=FOLDER"):
+        measure(ways(pixels, {}, (2,), ("ddim",)), **small)
     with pytest.raises(BadInput, match="too few"):
         measure(ways(pixels, {}, (2,), ("ddim",)), data=str(tmp_path), n=11, extractor="pixels")
 
@@ -158,6 +161,8 @@ def test_command(tiny_sd, student, tmp_path, capsys, monkeypatch):
     out = tmp_path / "cost"
     args = ["compare", "--teacher", str(tmp_path / "teacher"), "--students", str(tmp_path / "student")]
     args += ["--steps", "1", "2", "--samplers", "ddim", "--n", "4", "--n-real", "8", "--out", str(out)]
+    assert main(args) == 2 and "data=FOLDER" in capsys.readouterr().err  # no model of the sketch world
+    args += ["--data", "sketch"]
     assert main(args) == 0
     assert (out / "index.html").is_file() and "Fréchet" in capsys.readouterr().out
     assert main(args) == 2 and main(["compare", "--out", str(tmp_path / "x")]) == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sfumato as sf
 from sfumato.data.pictures import to_tensor
 from sfumato.distill.multistep_cm import MultistepCM
 from sfumato.distill.parts.data import FromPictures
@@ -92,8 +93,19 @@ def test_a_distillation_goes_on_with_the_same_rows_only(tiny_sd, folder, tmp_pat
 
 
 def test_the_sketch_world_is_told_by_what_it_is_drawn_from():
-    told = {FromPictures(data=data, pictures=n).rows(model())["rows"] for data in WORLDS for n in (5, 10**9)}
+    told = {FromPictures(data=data, pictures=n).rows(model(()))["rows"] for data in WORLDS for n in (5, 10**9)}
     assert len(told) == 4
+
+
+def test_only_models_of_the_sketch_world_learn_from_it_unasked(tiny_sd, tmp_path):
+    for other in (model(), model(()), tiny_sd):
+        with pytest.raises(BadInput, match="data=FOLDER"):
+            FromPictures(pictures=5).rows(other)
+        with pytest.raises(BadInput, match="data=FOLDER"):
+            FromPictures(pictures=5).open_data(other, tmp_path, seed=0)
+    named = FromPictures(data="sketch", pictures=5)
+    assert FromPictures(pictures=5).rows(sf.load("sketch")) == named.rows(sf.load("sketch"))
+    assert named.rows(tiny_sd)["rows"]
 
 
 def test_classes(folder, tmp_path):

@@ -101,7 +101,7 @@ def ways(
 def measure(
     ways: Sequence[Way],
     *,
-    data: str = "sketch",
+    data: str = "",
     n: int = 256,
     n_real: int = 2048,
     seed: int = 0,
@@ -119,10 +119,15 @@ def measure(
 
     ``announce`` is called with the seconds that drawing will take, before it begins.
 
+    ``data`` are by default the sketch world's, for models of it.
+
     Raises:
-        BadInput: too little data; classes that are not the models'; models with and without text together.
+        BadInput: no data named for models of another world; too little data; classes that are not the models'; models
+            with and without text together.
     """
-    size = ways[0].model.size
+    if not data and not getattr(ways[0].model, "vocabulary", None):
+        raise BadInput("say where prompts and real pictures come from: data=FOLDER of what the models were trained on")
+    data, size = data or "sketch", ways[0].model.size
     pictures = open_pictures(data, size, seed=50_000 + seed, count=4 * (n + n_real))
     rows = [i for i in range(len(pictures)) if data != "sketch" or _one_object(pictures.caption(i))][: n + n_real]
     if len(rows) < n + 2:

@@ -43,8 +43,8 @@ class Compare(Where):
     """The teacher's numbers of steps."""
     samplers: tuple[str, ...] = ("ddim", "addim", "dpm++")
     """The teacher's samplers."""
-    data: str = "sketch"
-    """Where prompts and real pictures come from."""
+    data: str = ""
+    """Where prompts and real pictures come from; by default, for models of the sketch world, from there."""
     n: Annotated[int, at_least(2)] = 256
     """Pictures drawn in each way."""
     n_real: Annotated[int, at_least(2)] = 2048

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share
 from sfumato.files import write_json
@@ -128,9 +127,7 @@ class InstaFlow(FromPictures, Distiller):
 
     def asked(self, model: Model) -> CleanData:
         """What the data say, for ``model`` to be told; the pictures are not looked at."""
-        found = open_pictures(self.data, model.size, self.caption, self.seed, self.pictures)
-        model.asked_for(found, [])  # refuses classes that the model does not know
-        return CleanData(model, found, None, self.unconditional)
+        return CleanData(model, self.found_for(model, self.seed), None, self.unconditional)
 
     def pairs_of(self, number: int, folder: Path, teacher: Model, data: CleanData) -> tuple[PairStore, Ends]:
         """The store of the teacher's pairs (number 1) or of a straightened flow's, and what draws them."""

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.data.pictures import Pictures, open_pictures, to_tensor
+from sfumato.errors import BadInput
 from sfumato.fields import Count, Share
 from sfumato.pipeline import Condition, Model
 from sfumato.pipeline.saving import weights_sha256
@@ -24,8 +25,9 @@ from sfumato.train.draw import integers, uniform
 class FromPictures(Tuned):
     """The fields of a method that needs clean pictures; inherit it beside `Distiller`."""
 
-    data: str = "sketch"
-    """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME."""
+    data: str = ""
+    """"sketch", "digits", a folder of pictures, Parquet files, WebDataset shards, or hub:OWNER/NAME; by default, for
+    teachers of the sketch world, "sketch"."""
     caption: str = "{caption}"
     """How a Parquet row becomes a caption, e.g. "{caption}, {style} style"."""
     pictures: Count = 40_000
@@ -37,19 +39,30 @@ class FromPictures(Tuned):
         """What a run that goes on must find again beside its settings: the same rows of data.
 
         Raises:
-            BadInput: as `open_data`.
+            BadInput: as `found_for`.
         """
-        seed = getattr(self, "seed", 0)
-        return {"rows": open_pictures(self.data, model.size, self.caption, seed, self.pictures).identity()}
+        return {"rows": self.found_for(model, getattr(self, "seed", 0)).identity()}
+
+    def found_for(self, model: Model, seed: int) -> Pictures:
+        """The pictures, at the size that ``model`` draws; none of them is looked at.
+
+        Raises:
+            BadInput: none were named and the model is of another world than the sketch world, whose pictures would
+                take it there; nothing is found; classes that are not the model's.
+        """
+        if not self.data and not getattr(model, "vocabulary", None):
+            raise BadInput("say what the student is to learn from: data=FOLDER of pictures such as the teacher draws")
+        found = open_pictures(self.data or "sketch", model.size, self.caption, seed, self.pictures)
+        model.asked_for(found, [])  # refuses classes that the model does not know
+        return found
 
     def open_data(self, model: Model, folder: Path, seed: int, progress: bool = False) -> CleanData:
         """The data for ``model``; latents are encoded once and kept in ``folder``.
 
         Raises:
-            BadInput: nothing is found there; classes that are not the model's.
+            BadInput: as `found_for`.
         """
-        found = open_pictures(self.data, model.size, self.caption, seed, self.pictures)
-        model.asked_for(found, [])  # refuses classes that the model does not know
+        found = self.found_for(model, seed)
         if progress and found.origin and hasattr(model, "tokenizers"):
             say(f"captions of {self.data}: {found.origin}")
         if (autoencoder := model.autoencoder) is None:
