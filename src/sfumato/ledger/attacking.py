@@ -23,7 +23,7 @@ def claim(attack: str, control: str) -> Claim:
         "The attack brings an erased concept back more often than the same effort without knowledge of it.",
         attack,
         control,
-        "Share of pictures in which one of the oracles finds the concept, of cases whose plain prompts do not show it.",
+        "Share of pictures in which an oracle finds the concept, of cases whose plain prompts do not show it.",
     )
 
 

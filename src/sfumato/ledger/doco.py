@@ -8,7 +8,7 @@ from sfumato.data.cases import Case
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, STYLES
 from sfumato.data.sketch.captions import FULL, article, compose, prompt
 from sfumato.erase import DoCo, ESDx
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 
 from .core import Claim, Experiment, Figures, Found
 from .erasure import STEPS, concepts_of, sketch, survey
@@ -53,7 +53,7 @@ def measure(seed: int, arm: str) -> Figures:
         pipe = ESDx(concepts=concepts, seed=seed, **ESDx.settings_for(pipe)).apply(pipe)
     cases = unseen_cases(concepts[0], seed)
     pictures = pipe.draw([c.prompt for c in cases], [c.seed for c in cases], sampling_steps=STEPS, batch=64)
-    present = OracleDetector()(pictures, concepts[0]).present.float()
+    present = WorldDetector()(pictures, concepts[0]).present.float()
     found = survey({"it": pipe}, concepts, seed=seed, n=8, n_retain=6)["it"]
     return {"unseen": (1 - present).tolist(), "kept": found["kept"]}
 
@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
             "DoCo keeps other concepts better than ESD-x.",
             "DoCo",
             "ESD-x",
-            "Share of the attributes asked for that the oracle finds, in pictures of other concepts.",
+            "Share of the attributes asked for that an oracle finds, in pictures of other concepts.",
         ),
     },
     seeds=(1, 2, 3),

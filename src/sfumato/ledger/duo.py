@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
             "Concept inversion recovers an erased concept less often after DUO than after ESD.",
             "DUO",
             "ESD-x",
-            "Share of pictures drawn with the learned word in which one of the oracles finds the concept.",
+            "Share of pictures drawn with the learned word in which an oracle finds the concept.",
             better="lower",
         ),
     },

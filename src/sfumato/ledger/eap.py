@@ -7,7 +7,7 @@ from typing import Any
 
 from sfumato.data.cases import sketch_cases
 from sfumato.erase import EAP, ESDx
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 from sfumato.pipeline import Text2Image
 
 from .core import Claim, Experiment, Figures, Found
@@ -31,9 +31,9 @@ def measure(seed: int, arm: str) -> Figures:
 
 
 def look(pipe: Text2Image, concept: str, seed: int, n: int = 32, n_retain: int = 12) -> Figures:
-    """``gone``: whether the oracle misses the concept, for each picture asked for it; ``kept``: by word, whether it
+    """``gone``: whether both oracles miss the concept, for each picture asked for it; ``kept``: by word, whether it
     finds the word, for each picture asked for that and not for the concept. Prompts and seeds depend on ``seed``."""
-    detector = OracleDetector()
+    detector = WorldDetector()
     cases = sketch_cases({concept: detector.attributes(concept)}, None, n, n_retain, seed)
     draw = lambda some: pipe.draw([c.prompt for c in some], [c.seed for c in some], sampling_steps=STEPS, batch=64)
     found = detector(draw(cases.targets[concept]), concept).present
@@ -64,14 +64,14 @@ EXPERIMENT = Experiment(
             "EAP keeps the words most sensitive to the edit better than ESD-x that preserves the empty prompt.",
             "EAP",
             "ESD-x, the empty prompt preserved",
-            "Whether the oracle finds the word, in pictures asked for one of the five words of which plain ESD-x loses "
+            "Whether an oracle finds the word, in pictures asked for one of the five words of which plain ESD-x loses "
             "most.",
         ),
         "erasure": Claim(
             "The concept is gone from the pictures that ask for it.",
             "EAP",
             "the original model",
-            "Share of pictures asked for the concept in which the oracle does not find it.",
+            "Share of pictures asked for the concept in which neither oracle finds it.",
         ),
     },
     seeds=(1, 2, 3),

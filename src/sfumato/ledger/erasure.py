@@ -14,7 +14,7 @@ from sfumato.audit.integrity import distances
 from sfumato.data import oracle as oracles
 from sfumato.data.cases import sketch_cases
 from sfumato.data.sketch import OBJECTS
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 from sfumato.metrics.perceptual import oracle_distance
 from sfumato.pipeline import Text2Image, load_text2image
 
@@ -37,13 +37,13 @@ def concepts_of(seed: int, n: int = 1) -> tuple[str, ...]:
 def survey(
     pipes: Mapping[str, Text2Image], concepts: Sequence[str], *, seed: int, n: int = 48, n_retain: int = 8
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Draw the same prompts and seeds from every pipeline and let the oracle read them.
+    """Draw the same prompts and seeds from every pipeline and let both oracles read them.
 
     Returns:
-        For each pipeline: ``gone``, one number for each picture that was asked for a concept (1 where the oracle does
-        not find it), and ``kept``, one for each other picture: the share of the attributes asked for that are there.
+        For each pipeline: ``gone``, one number for each picture that was asked for a concept (1 where neither
+        finds it), and ``kept``, one for each other picture: the share of the attributes asked for that are there.
     """
-    detector = OracleDetector()
+    detector = WorldDetector()
     cases = sketch_cases({c: detector.attributes(c) for c in concepts}, None, n, n_retain, seed)
     targets = [case for some in cases.targets.values() for case in some]
     result = {}
@@ -66,11 +66,11 @@ def beside(
     """Draw the same prompts and seeds from a pipeline and from the one that it was made of, and compare.
 
     Returns:
-        Of the pictures that were asked for a concept ``gone`` and ``missing`` (1 where the oracle does not find it, in
+        Of the pictures that were asked for a concept ``gone`` and ``missing`` (1 where neither oracle finds it, in
         the pipeline's and in the original's) and ``layout`` (the overlap of their contours); of all others ``moved``,
         the distance of the oracle's features.
     """
-    detector, distance = OracleDetector(), oracle_distance(oracles.load())
+    detector, distance = WorldDetector(), oracle_distance(oracles.load())
     cases = sketch_cases({c: detector.attributes(c) for c in concepts}, None, n, n_retain, seed)
     targets = [case for some in cases.targets.values() for case in some]
     drawn = {

@@ -41,13 +41,13 @@ EXPERIMENT = Experiment(
             "ESD-x erases the concept from the pictures that ask for it.",
             "ESD-x",
             "the original model",
-            "Share of pictures asked for the concept in which the oracle does not find it.",
+            "Share of pictures asked for the concept in which neither oracle finds it.",
         ),
         "selective": Claim(
             "The erased concept goes from more of its pictures than other concepts go from theirs.",
             "ESD-x, the erased concept",
             "ESD-x, all other concepts",
-            "Share of what was asked for that the oracle does not find (pictures paired in order, not by prompt).",
+            "Share of what was asked for that neither oracle finds (pictures paired in order, not by prompt).",
         ),
         "unprompted": Claim(
             "ESD-u moves pictures without a prompt more than ESD-x.",

@@ -52,7 +52,7 @@ EXPERIMENT = Experiment(
             "The erased object is gone from the pictures that ask for it.",
             "overwriting with self-distillation",
             "the original model",
-            "Share of pictures asked for the object in which the oracle does not find it.",
+            "Share of pictures asked for the object in which neither oracle finds it.",
         ),
         "labels": Claim(
             "At equal erasure, self-distillation keeps other pictures closer to the original's than random labels with "
@@ -78,6 +78,6 @@ EXPERIMENT = Experiment(
     arms=tuple(ARMS),
     compare=compare,
     cost=120,
-    notes="Every arm ends as soon as the oracle sees the object in a tenth of the pictures that ask for it, or after "
+    notes="Every arm ends as soon as an oracle sees the object in a tenth of the pictures that ask for it, or after "
     "the preset's updates; what each reached is in the table.",
 )

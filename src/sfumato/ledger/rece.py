@@ -50,7 +50,7 @@ EXPERIMENT = Experiment(
             "Concept inversion recovers an erased concept less often after RECE than after UCE.",
             "RECE, all other words preserved",
             "UCE, all other words preserved",
-            "Share of pictures drawn with the learned word in which one of the oracles finds the concept.",
+            "Share of pictures drawn with the learned word in which an oracle finds the concept.",
             better="lower",
         ),
         "time": Claim(

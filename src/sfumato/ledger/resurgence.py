@@ -33,7 +33,7 @@ def claim(eraser: str) -> Claim:
         "An erased concept comes back when the model is fine-tuned on pictures of other things.",
         f"{eraser}, then fine-tuned",
         f"{eraser}",
-        "Share of pictures asked for the object in which one of the oracles finds it.",
+        "Share of pictures asked for the object in which an oracle finds it.",
     )
 
 

@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
             "More of the concept's direction in the encoding of the prompt brings an erased concept back.",
             "the encoding that Ring-A-Bell aims at",
             "the plain prompt",
-            "Share of pictures of the erased model in which one of the oracles finds the concept.",
+            "Share of pictures of the erased model in which an oracle finds the concept.",
         ),
         "recovers": claim("Ring-A-Bell", "as many random tokens in the prompt's place"),
     },

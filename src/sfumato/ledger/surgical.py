@@ -47,7 +47,7 @@ EXPERIMENT = Experiment(
             "The erased colour is gone from the pictures that ask for it.",
             "surgical, another colour in its place",
             "the original model",
-            "Share of pictures asked for the colour in which the oracle does not find it.",
+            "Share of pictures asked for the colour in which neither oracle finds it.",
         ),
         "layout": Claim(
             "Pictures that ask for the erased colour keep the layout of the original's better than with ESD-x.",

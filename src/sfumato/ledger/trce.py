@@ -11,7 +11,7 @@ import torch
 from sfumato.data.cases import sketch_cases
 from sfumato.data.sketch import BACKGROUNDS, COLOURS, OBJECTS, STYLES
 from sfumato.erase import TRCE, UCE
-from sfumato.metrics.detectors import OracleDetector
+from sfumato.metrics.detectors import WorldDetector
 from sfumato.pipeline import Conditioning, Text2Image
 
 from .core import Claim, Experiment, Found
@@ -20,7 +20,7 @@ from .erasure import STEPS, concepts_of, sketch
 
 def measure(seed: int) -> Found:
     """Turn one object into another in several ways; draw from sentences that named it, without the name's own rows."""
-    (concept, anchor), pipe, detector = concepts_of(seed, 2), sketch(), OracleDetector()
+    (concept, anchor), pipe, detector = concepts_of(seed, 2), sketch(), WorldDetector()
     words = tuple(w for w in (*OBJECTS, *COLOURS, *BACKGROUNDS, *STYLES) if w != concept)
     trce: dict[str, Any] = {"concepts": concept, "anchors": anchor, "seed": seed, **TRCE.settings_for(pipe)}
     first = lambda **more: TRCE(**{**trce, "stages": "textual", **more}).apply(pipe)
@@ -56,7 +56,7 @@ def implied(pipe: Text2Image, prompts: Sequence[str], concept: str) -> Condition
 
 
 _SEEN = (
-    "Share of pictures in which the oracle finds the concept, drawn from sentences whose rows for its name are those "
+    "Share of pictures in which an oracle finds the concept, drawn from sentences whose rows for its name are those "
     "of the same sentence about a shape: only what follows still implies it."
 )
 

@@ -1,7 +1,7 @@
 """Erasers by what happens to models afterwards, on an embedded model: docs/results/composition.md.
 
-    python scripts/composition.py --work bench       # hours; killed? the same command goes on where it stopped
-    python scripts/composition.py --work bench --only page
+    python scripts/compositions.py --work bench       # hours; killed? the same command goes on where it stopped
+    python scripts/compositions.py --work bench --only page
 
 Cells are kept in docs/results/composition/ without their pages, so that the bench can be gone on with there.
 """
