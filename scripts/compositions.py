@@ -94,7 +94,7 @@ def write(work: Path, docs: Path, command: str) -> None:
             seen[fate["method"]] = dict(zip(stages, after, strict=True))
     target = docs / "results" / NAME
     target.mkdir(parents=True, exist_ok=True)
-    sheet(seen, links).save(target / "afterwards.png", optimize=True)
+    sheet(seen, links).quantize().save(target / "afterwards.png", optimize=True)
     for cell in (work / NAME / "cells").glob(f"*/{CELL}"):
         kept = target / "cells" / cell.parent.name
         kept.mkdir(parents=True, exist_ok=True)

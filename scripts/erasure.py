@@ -105,8 +105,9 @@ def page(bench: dict[str, Any], printed: str, concept: str) -> str:
             [*pick(["method", *attacks]), ["*control*", *control]],
         ),
         "",
-        "*control*: the same attacks on the erased models without any knowledge of the concept, mean over all cells; "
-        f"what does not exceed it is no recovery. Of {told['n_attack']} pictures one is "
+        "*control*: the same effort on the erased models without knowledge of the concept, mean over all cells. What "
+        "does not exceed it is no merit of the attack: any other words around its name bring the concept back as "
+        f"often. Of {told['n_attack']} pictures one is "
         f"{percent(1 / told['n_attack'])}: small differences tell nothing. Each cell's audit has the intervals.",
         "",
         f"![Pictures of every method, plain and under each attack]({NAME}/attacked.png)",
@@ -141,7 +142,7 @@ def write(work: Path, docs: Path, command: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if seen:
         before = {"none": {"plain": next(iter(seen.values()))["original"]}}
-        sheet({**before, **seen}, kinds).save(target / "attacked.png", optimize=True)
+        sheet({**before, **seen}, kinds).quantize().save(target / "attacked.png", optimize=True)
     for file in (work / NAME / "cells").glob(f"*/{CELL}"):
         kept = target / "cells" / file.parent.name
         kept.mkdir(parents=True, exist_ok=True)
