@@ -109,8 +109,8 @@ class DUO(ByGradient):
         "composite": {"beta": 1000.0, "updates": 500, "pairs": 32, "strength": 0.8},
         "sd3": {"lr": 3e-5},
         "sketch": {
-            "beta": 20.0, "updates": 400, "lr": 2e-4, "preserve_weight": 100.0, "pairs": 48, "sampling_steps": 20,
-            "detector": "oracle",
+            "beta": 20.0, "updates": 400, "lr": 2e-4, "preserve_weight": 100.0, "t_min": 0.4, "pairs": 48,
+            "sampling_steps": 20, "detector": "world",
         },
     }  # fmt: skip
     """Settings by name: the published ones for one concept (which are the defaults), with stronger forgetting, for each
@@ -139,7 +139,8 @@ class DUO(ByGradient):
     weight_decay: NotNegative = 1e-2
     clip_norm: NotNegative = 1.0
     t_min: Share = 0.0
-    """Least time at which pictures are compared."""
+    """Least time at which pictures are compared. At times below, where a network can be made wrong without drawing
+    anything else, the preference may be won for nothing: networks as small as the embedded one do so."""
     t_max: Share = 0.75
     """Greatest such time. Beyond the strength of the edit a pair cannot be told apart."""
     shared_timestep: bool = False
