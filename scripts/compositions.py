@@ -95,11 +95,11 @@ def write(work: Path, docs: Path, command: str) -> None:
     target = docs / "results" / NAME
     target.mkdir(parents=True, exist_ok=True)
     sheet(seen, links).quantize().save(target / "afterwards.png", optimize=True)
-    for cell in (work / NAME / "cells").glob(f"*/{CELL}"):
-        kept = target / "cells" / cell.parent.name
-        kept.mkdir(parents=True, exist_ok=True)
-        for file in (cell, cell.parent / "report.json"):
-            shutil.copy(file, kept / file.name)
+    shutil.rmtree(target / "cells", ignore_errors=True)  # those of other settings
+    for cell in {Path(fate["page"]).parent for fate in report["fates"] if fate["page"]}:
+        (target / cell).mkdir(parents=True)
+        for name in (CELL, "report.json"):
+            shutil.copy(work / NAME / cell / name, target / cell / name)
     shutil.copy(work / NAME / CONFIGURATION, target / CONFIGURATION)
     run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures
     made = json.loads((target / "fates.json").read_text())

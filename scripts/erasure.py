@@ -143,10 +143,10 @@ def write(work: Path, docs: Path, command: str) -> None:
     if seen:
         before = {"none": {"plain": next(iter(seen.values()))["original"]}}
         sheet({**before, **seen}, kinds).quantize().save(target / "attacked.png", optimize=True)
-    for file in (work / NAME / "cells").glob(f"*/{CELL}"):
-        kept = target / "cells" / file.parent.name
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, kept / CELL)
+    shutil.rmtree(target / "cells", ignore_errors=True)  # those of other settings
+    for audit in [Path(c["audit"]) for c in have if c["audit"]]:
+        (target / audit.parent).mkdir(parents=True)
+        shutil.copy(work / NAME / audit.parent / CELL, target / audit.parent / CELL)
     shutil.copy(work / NAME / CONFIGURATION, target / CONFIGURATION)
     run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures
     bench = json.loads((target / "bench.json").read_text())
