@@ -88,7 +88,8 @@ def page(bench: dict[str, Any], printed: str, concept: str) -> str:
         f"Erased, each by itself: {', '.join(f'“{name}”' for name in dict.fromkeys(sets))}; seed "
         f"{', '.join(map(str, told['seeds']))}; {told['n']} pictures of the concept, {told['n_attack']} under each "
         f"attack, {told['sampling_steps']} steps, read by both oracles ([of one object](../oracle.md), [of three]"
-        "(../scenes.md)). Every method runs with its preset for this model.",
+        "(../scenes.md)). Every method runs with its preset for this model, which some trials on “star” made, not "
+        "equally many for all: what hardly erases here may want other settings before it says anything of a method.",
         "",
         table(COLUMNS, pick(COLUMNS)),
         "",
