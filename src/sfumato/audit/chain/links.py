@@ -76,7 +76,7 @@ class By(Link):
         elif isinstance(method, Distiller):
             if any(isinstance(link, Scheduler) for link in before):
                 raise BadInput(ORDER)
-            if getattr(method, "data", None) in ("sketch", "sketch-scenes") and not given.original.vocabulary:
+            if getattr(method, "data", None) == "" and not given.original.vocabulary:
                 raise BadInput("by default it learns from the sketch world, of which this model knows nothing: name "
                                f"pictures for it, as in `{self.title} --data mine/`")  # fmt: skip
         elif isinstance(method, Customizer):
