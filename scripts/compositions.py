@@ -9,19 +9,16 @@ Cells are kept in docs/results/composition/ without their pages, so that the ben
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import re
 import shlex
-import shutil
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 from commands import run
-from erasure import EACH, ROOT, sheet, table
-from sfumato.bench.erase import CELL, CONFIGURATION
+from erasure import EACH, ROOT, cells_of, decoded, keep_cells, sheet, table
+from sfumato.bench.erase import CELL
 
 NAME = "composition"
 COMMAND = "sfumato bench compose --methods {} --concepts {} --seeds 1 --n 32 --n-retain 2 --out composition/"
@@ -33,14 +30,12 @@ def pictures(html: str, stages: int) -> list[list[Image.Image]]:
     """The first pictures of an audit's page, of the original and of each stage."""
     data = re.findall(r'<img[^>]*base64,([A-Za-z0-9+/=]+)"', html)
     shown = len(data) // (1 + stages)
-    read = lambda text: Image.open(BytesIO(base64.b64decode(text))).convert("RGB")
-    return [[read(d) for d in data[i * shown : i * shown + EACH]] for i in range(1 + stages)]
+    return [[decoded(d) for d in data[i * shown : i * shown + EACH]] for i in range(1 + stages)]
 
 
 def squares(printed: str) -> tuple[list[str], list[list[str]], list[list[str]]]:
     """(header, rows of what is erased, rows of what is kept) of the table that the command writes."""
-    lines = [[c.strip() for c in line.strip("| ").split(" | ")] for line in printed.splitlines() if line[:1] == "|"]
-    header, _, *rows = lines
+    header, *rows = cells_of(printed)
     gone = lambda m: f"**{m['erased']}**" if m["broken"] else m["erased"]
     each = lambda cells, say: [say(m) if (m := SQUARE.fullmatch(cell)) else cell for cell in cells]
     kept = [[method, *each(cells, lambda m: m["kept"])] for method, *cells in rows]
@@ -95,12 +90,8 @@ def write(work: Path, docs: Path, command: str) -> None:
     target = docs / "results" / NAME
     target.mkdir(parents=True, exist_ok=True)
     sheet(seen, links).quantize().save(target / "afterwards.png", optimize=True)
-    shutil.rmtree(target / "cells", ignore_errors=True)  # those of other settings
-    for cell in {Path(fate["page"]).parent for fate in report["fates"] if fate["page"]}:
-        (target / cell).mkdir(parents=True)
-        for name in (CELL, "report.json"):
-            shutil.copy(work / NAME / cell / name, target / cell / name)
-    shutil.copy(work / NAME / CONFIGURATION, target / CONFIGURATION)
+    cells = {Path(fate["page"]).parent for fate in report["fates"] if fate["page"]}
+    keep_cells(work / NAME, target, cells, [CELL, "report.json"])
     run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures
     made = json.loads((target / "fates.json").read_text())
     sets = [" and ".join(f["concepts"]) for f in made["fates"]]

@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,27 @@ COLUMNS = ("method", "erased", "withstands", "kept near", "kept far", "alignment
 """Of the bench's own table, those of the first one here; the second has what each attack recovers."""
 
 
+def decoded(data: str) -> Image.Image:
+    """A picture of a page, from its base64."""
+    return Image.open(BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def cells_of(printed: str) -> list[list[str]]:
+    """Header and rows of a table in Markdown."""
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    return [[c.strip() for c in line.strip("| ").split("|")] for i, line in enumerate(lines) if i != 1]
+
+
+def keep_cells(source: Path, target: Path, cells: Iterable[Path], names: Sequence[str]) -> None:
+    """Copy the configuration and these cells' files of a bench, in the place of what is in ``target`` of others."""
+    shutil.rmtree(target / "cells", ignore_errors=True)
+    for cell in cells:
+        (target / cell).mkdir(parents=True)
+        for name in names:
+            shutil.copy(source / cell / name, target / cell / name)
+    shutil.copy(source / CONFIGURATION, target / CONFIGURATION)
+
+
 def pictures(html: str) -> dict[str, list[Image.Image]]:
     """The first pictures of an audit's page: "original", "plain" and what each attack drew of the edited model."""
     found: dict[str, list[Image.Image]] = {}
@@ -46,7 +67,7 @@ def pictures(html: str) -> dict[str, list[Image.Image]]:
         for kind, said in kinds.items():
             data = re.findall(rf'base64,([A-Za-z0-9+/=]+)" width="\d+" height="\d+" alt="{said}, picture', block)
             if data and kind not in found:
-                found[kind] = [Image.open(BytesIO(base64.b64decode(d))).convert("RGB") for d in data[:EACH]]
+                found[kind] = [decoded(d) for d in data[:EACH]]
     return found
 
 
@@ -73,8 +94,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def page(bench: dict[str, Any], printed: str, concept: str) -> str:
     """What is said of a bench, with the tables that the command printed."""
-    lines = [[c.strip() for c in line.strip("| ").split("|")] for line in printed.splitlines() if line.startswith("|")]
-    (header, _, *rows), told = lines, bench["configuration"]
+    (header, *rows), told = cells_of(printed), bench["configuration"]
     attacks = [name for name in header if name.startswith("recovered: ")]
     pick = lambda names: [[row[header.index(name)] for name in names] for row in rows]
     sets = [" and ".join(c["concepts"]) for c in bench["cells"] if c["figures"]]
@@ -88,8 +108,9 @@ def page(bench: dict[str, Any], printed: str, concept: str) -> str:
         f"Erased, each by itself: {', '.join(f'“{name}”' for name in dict.fromkeys(sets))}; seed "
         f"{', '.join(map(str, told['seeds']))}; {told['n']} pictures of the concept, {told['n_attack']} under each "
         f"attack, {told['sampling_steps']} steps, read by both oracles ([of one object](../oracle.md), [of three]"
-        "(../scenes.md)). Every method runs with its preset for this model, which some trials on “star” made, not "
-        "equally many for all: what hardly erases here may want other settings before it says anything of a method.",
+        "(../scenes.md)). Every method runs with its preset for this model, which some trials made, not equally "
+        "many for all: what hardly erases here may want other settings before it says anything of a method. DUO's was "
+        "chosen by “fish” and “red” too, at other seeds.",
         "",
         table(COLUMNS, pick(COLUMNS)),
         "",
@@ -144,11 +165,7 @@ def write(work: Path, docs: Path, command: str) -> None:
     if seen:
         before = {"none": {"plain": next(iter(seen.values()))["original"]}}
         sheet({**before, **seen}, kinds).quantize().save(target / "attacked.png", optimize=True)
-    shutil.rmtree(target / "cells", ignore_errors=True)  # those of other settings
-    for audit in [Path(c["audit"]) for c in have if c["audit"]]:
-        (target / audit.parent).mkdir(parents=True)
-        shutil.copy(work / NAME / audit.parent / CELL, target / audit.parent / CELL)
-    shutil.copy(work / NAME / CONFIGURATION, target / CONFIGURATION)
+    keep_cells(work / NAME, target, [Path(c["audit"]).parent for c in have if c["audit"]], [CELL])
     run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures
     bench = json.loads((target / "bench.json").read_text())
     text = page(bench, (target / "table.md").read_text(), " and ".join(concepts))

@@ -19,7 +19,7 @@ from sfumato import __version__, catalog
 from sfumato.data import oracle as oracles
 from sfumato.data import sketch
 from sfumato.data.base import Rows
-from sfumato.data.pictures import open_pictures
+from sfumato.data.pictures import open_pictures, source_for
 from sfumato.errors import BadInput, unknown
 from sfumato.metrics.alignment import oracle_alignment
 from sfumato.metrics.bootstrap import mean_interval
@@ -125,9 +125,7 @@ def measure(
         BadInput: no data named for models of another world; too little data; classes that are not the models'; models
             with and without text together.
     """
-    if not data and not getattr(ways[0].model, "vocabulary", None):
-        raise BadInput("say where prompts and real pictures come from: data=FOLDER of what the models were trained on")
-    data, size = data or "sketch", ways[0].model.size
+    data, size = source_for(data, ways[0].model), ways[0].model.size
     pictures = open_pictures(data, size, seed=50_000 + seed, count=4 * (n + n_real))
     rows = [i for i in range(len(pictures)) if data != "sketch" or _one_object(pictures.caption(i))][: n + n_real]
     if len(rows) < n + 2:

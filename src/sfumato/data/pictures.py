@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,18 @@ __all__ = ["Pictures", "open_pictures", "read_pictures", "squares", "to_square",
 
 BAD_SHARE = 0.01
 """Share of the pictures that may be unreadable before `open_pictures` gives up, unless told otherwise."""
+
+
+def source_for(source: str, model: Any) -> str:
+    """Where a model's pictures come from: ``source``, or by default, for models of the sketch world, "sketch".
+
+    Raises:
+        BadInput: nothing is named, and the model is of another world, which the sketch world's pictures say nothing of.
+    """
+    if not source and not getattr(model, "vocabulary", None):
+        raise BadInput("only models of the sketch world have pictures by default: name some such as this model draws, "
+                       "with data=FOLDER or --data FOLDER")  # fmt: skip
+    return source or "sketch"
 
 
 def open_pictures(

@@ -139,8 +139,7 @@ class DUO(ByGradient):
     weight_decay: NotNegative = 1e-2
     clip_norm: NotNegative = 1.0
     t_min: Share = 0.0
-    """Least time at which pictures are compared. At times below, where a network can be made wrong without drawing
-    anything else, the preference may be won for nothing: networks as small as the embedded one do so."""
+    """Least time at which pictures are compared. Above 0 for the embedded model, whose erasing hung on the seed."""
     t_max: Share = 0.75
     """Greatest such time. Beyond the strength of the edit a pair cannot be told apart."""
     shared_timestep: bool = False

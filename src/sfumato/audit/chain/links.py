@@ -19,8 +19,9 @@ from sfumato import catalog
 from sfumato.attack.recovery import Recovery, Relearned
 from sfumato.customize.base import Customizer
 from sfumato.data.cases import AttackCases
-from sfumato.data.pictures import read_pictures
+from sfumato.data.pictures import read_pictures, source_for
 from sfumato.distill.base import Distiller
+from sfumato.distill.parts.data import FromPictures
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, Positive, Seed, Share
 from sfumato.pipeline import Text2Image, load_text2image, wrap
@@ -76,9 +77,8 @@ class By(Link):
         elif isinstance(method, Distiller):
             if any(isinstance(link, Scheduler) for link in before):
                 raise BadInput(ORDER)
-            if getattr(method, "data", None) == "" and not given.original.vocabulary:
-                raise BadInput("by default it learns from the sketch world, of which this model knows nothing: name "
-                               f"pictures for it, as in `{self.title} --data mine/`")  # fmt: skip
+            if isinstance(method, FromPictures):
+                source_for(method.data, given.original)
         elif isinstance(method, Customizer):
             self._folder()
 

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.data.pictures import Pictures, open_pictures, to_tensor
-from sfumato.errors import BadInput
+from sfumato.data.pictures import Pictures, open_pictures, source_for, to_tensor
 from sfumato.fields import Count, Share
 from sfumato.pipeline import Condition, Model
 from sfumato.pipeline.saving import weights_sha256
@@ -47,12 +46,9 @@ class FromPictures(Tuned):
         """The pictures, at the size that ``model`` draws; none of them is looked at.
 
         Raises:
-            BadInput: none were named and the model is of another world than the sketch world, whose pictures would
-                take it there; nothing is found; classes that are not the model's.
+            BadInput: as `source_for`; nothing is found; classes that are not the model's.
         """
-        if not self.data and not getattr(model, "vocabulary", None):
-            raise BadInput("say what the student is to learn from: data=FOLDER of pictures such as the teacher draws")
-        found = open_pictures(self.data or "sketch", model.size, self.caption, seed, self.pictures)
+        found = open_pictures(source_for(self.data, model), model.size, self.caption, seed, self.pictures)
         model.asked_for(found, [])  # refuses classes that the model does not know
         return found
 
