@@ -13,15 +13,14 @@ from torch import nn
 from sfumato.attack.base import Attack, Box, Found
 from sfumato.attack.concept_inversion import ConceptInversion
 from sfumato.audit import Audit, Detection, Detector, audit
-from sfumato.audit.drawing import to_float
-from sfumato.audit.integrity import different_prompts, distances, integrity
+from sfumato.audit.integrity import BATCH, different_prompts, distances, integrity
 from sfumato.commands.audit import summary
 from sfumato.data.cases import AttackCases, Case, check_concepts, check_retained, say, sketch_cases, template_cases
 from sfumato.data.world import WORDS
 from sfumato.erase.spm import SPM
 from sfumato.errors import BadInput
 from sfumato.metrics.perceptual import MSE, FeatureDistance, OneMinusSSIM, lpips_missing, ssim
-from sfumato.metrics.resize import to_bytes
+from sfumato.metrics.resize import to_bytes, to_float
 from sfumato.report.audit import AuditReport
 from sfumato.report.page import render
 from sfumato.report.verdict import findings
@@ -86,6 +85,17 @@ def test_a_perfect_detector_on_an_unedited_model(tiny_sd):
     assert report.integrity.ceiling_seeds > 0 and report.integrity.ceiling_prompts > 0
     assert report.cost.parameters_changed == 0
     assert report.protocol["before"]["hash"] == report.protocol["after"]["hash"]
+
+
+def test_pictures_are_judged_a_batch_at_a_time(tiny_sd):
+    sizes = []
+
+    def looks(x, concept):
+        sizes.append(len(x))
+        return reddish(x, concept)
+
+    audit(tiny_sd, tiny_sd, ["star"], detector=Fixed(looks), **SMALL | {"n": BATCH + 2, "sampling_steps": 1})
+    assert max(sizes) == BATCH and sum(sizes) == 2 * (BATCH + 2) + 2 * 2 * SMALL["n_retain"] + 2 * SMALL["n_retain"]
 
 
 def test_rates_are_those_counted_by_hand(tiny_sd, other):

@@ -9,6 +9,7 @@ import torch
 from sfumato import cli
 from sfumato.audit import Audit
 from sfumato.audit.chain import Attach, By, Call, Cast, Chain, Chained, Export, FineTune, Given, Merge, Scheduler
+from sfumato.audit.chain.base import titles
 from sfumato.audit.drawing import Drawn
 from sfumato.bench import Fates, erase
 from sfumato.cells import Failed
@@ -143,7 +144,7 @@ def test_what_can_be_seen_not_to_be_possible_is_refused_before_drawing(tiny_sd, 
     cached = FasterDiffusion()
     for links, said, more in (
         ((Cast(), Merge(model="nowhere")), r"link 2 .merge 0.5 of nowhere.: there is no model 'nowhere'", {}),
-        ((cached, Cast(), cached), r"link 3 .steer faster-diffusion.: it acts on the pipeline already", {}),
+        ((cached, Cast(), cached), r"link 3 .steer faster-diffusion .2..: it acts on the pipeline already", {}),
         ((Cast(), FineTune(updates=1)), r"link 2 .finetune, 1 update.: .*retain some concept", {"retain": ()}),
         ((MultistepCM(updates=1),), r"link 1 .distill multistep-cm.: .*sketch world.* --data", {}),
         ((MultistepCM(updates=1, data=str(tmp_path)), Scheduler()), r"link 2 .scheduler dpm.*own way", {}),
@@ -244,6 +245,19 @@ def test_the_bench_keeps_cells_and_tells_what_every_link_left(monkeypatch, tmp_p
         replace(bench, links=(Cast(),)).run(tmp_path / "bench")
     with pytest.raises(BadInput, match="named twice"):
         Fates(links=(Cast(), Cast()))
+
+
+def test_links_of_one_method_are_told_apart_by_the_settings_in_which_they_differ():
+    steps = [By(MultistepCM(teacher="sketch", sampling_steps=k, updates=10)) for k in (1, 2)]
+    name = "distill multistep-cm"
+    assert titles(steps) == [f"{name}, sampling_steps 1", f"{name}, sampling_steps 2"]
+    assert titles([steps[0], Merge(model="sketch")]) == [name, "merge 0.5 of sketch"]
+    assert titles([FineTune(updates=3), FineTune(updates=3, seed=1), FineTune(updates=4)]) == [
+        "finetune, 3 updates, seed 0", "finetune, 3 updates, seed 1", "finetune, 4 updates",
+    ]
+    # A chain may do the same twice, one after the other.
+    assert titles([Cast(), Cast(), Cast()]) == ["cast to float16", "cast to float16 (2)", "cast to float16 (3)"]
+    Fates(concepts=("fish",), links=tuple(steps))
 
 
 def test_few_steps_are_among_the_usual_links_where_the_models_world_is_known(tiny_sd, tmp_path):

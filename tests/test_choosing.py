@@ -85,6 +85,14 @@ def test_an_order_that_the_intervals_do_not_hold_up_is_said_to_be_none(tmp_path)
     assert choosing.advice(tmp_path / "t.json")[0].endswith("[75.0, 75.0]); as much by the intervals of: rece.")
 
 
+def test_what_is_removable_as_a_lora_alone_was_measured_as_something_else(tmp_path):
+    rows = [method("surgical", 1.0, 0.75, 0.5, 1.0), method("spm", 1.0, 0.5, 0.5, 1.0)]
+    (tmp_path / "bench.json").write_text(json.dumps({**BENCH, "methods": rows}))
+    measured.make(tmp_path, tmp_path / "t.json")
+    told = [line for line in choosing.advice(tmp_path / "t.json") if line.startswith("Can be taken off again")]
+    assert len(told) == 1 and "surgical" not in told[0] and "spm" in told[0]
+
+
 def test_a_bench_without_attacks_says_nothing_of_what_is_withstood(tmp_path):
     bench = {**BENCH, "methods": [method("uce", 0.95, None, 0.5, 1.0)]}
     bench["configuration"] = {**BENCH["configuration"], "attacks": []}

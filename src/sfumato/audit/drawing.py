@@ -192,10 +192,5 @@ def sound_bytes(pictures: Float[Tensor, "n 3 height width"], who: str) -> Pictur
     return to_bytes(pictures)
 
 
-def to_float(pictures: Pictures) -> Float[Tensor, "n 3 height width"]:
-    """8-bit pictures as float32 in [0, 1]."""
-    return pictures.float() / 255
-
-
 def _asked(cases: Sequence[Case], offset: int = 0) -> tuple[list[str], list[int]]:
     return [c.prompt for c in cases], [c.seed + offset for c in cases]

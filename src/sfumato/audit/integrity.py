@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import RESAMPLES, Estimate, mean_interval
 from sfumato.metrics.perceptual import Distance
+from sfumato.metrics.resize import to_float
 
 BATCH = 64
+Floats = Float[Tensor, "n 3 height width"]
+Bytes = UInt8[Tensor, "n 3 height width"]
 
 
-def distances(
-    distance: Distance, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
-) -> Float[Tensor, "n"]:
-    """The distance of every pair, in batches, in float64.
+def distances(distance: Distance, a: Bytes | Floats, b: Bytes | Floats) -> Float[Tensor, "n"]:
+    """The distance of every pair, in batches, in float64; of bytes only a batch at a time is brought to [0, 1].
 
     Raises:
         BadInput: pictures of different size, or a distance that is not finite.
@@ -32,7 +33,7 @@ def distances(
         raise BadInput(f"the two models draw pictures of different size: {tuple(a.shape)} and {tuple(b.shape)}")
     pairs = zip(a.split(BATCH), b.split(BATCH), strict=True)
     with torch.no_grad():
-        parts = [distance(x, y).double().cpu() for x, y in pairs]
+        parts = [distance(to_float(x), to_float(y)).double().cpu() for x, y in pairs]
     moved = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
     if not moved.isfinite().all():
         raise BadInput(f"the distance {distance.name} is not finite (NaN or infinity) for some pictures")
@@ -69,9 +70,7 @@ def integrity(
     return mean_interval(values, generator, resamples=resamples), means
 
 
-def different_prompts(
-    distance: Distance, prompts: Sequence[str], images: Float[Tensor, "n 3 height width"]
-) -> float | None:
+def different_prompts(distance: Distance, prompts: Sequence[str], images: Bytes | Floats) -> float | None:
     """Mean distance of pictures of different prompts: each with the one half the set further on."""
     n = len(prompts)
     other = [(i + n // 2) % n for i in range(n)]

@@ -17,11 +17,12 @@ from sfumato.metrics.bootstrap import Estimate, mean_interval, rate_interval
 from sfumato.metrics.detectors import Detector
 from sfumato.metrics.detectors.base import Agreement
 from sfumato.metrics.perceptual import LPIPS, MSE, Distance, OneMinusSSIM, lpips_missing, oracle_distance
+from sfumato.metrics.resize import to_float
 from sfumato.report import schema
 from sfumato.report.schema import Interval, PromptDistance
 
-from .drawing import Drawn, Setup, to_float
-from .integrity import different_prompts, distances, integrity
+from .drawing import Drawn, Pictures, Setup
+from .integrity import BATCH, different_prompts, distances, integrity
 from .under_attack import Attacked
 
 Attacks = Mapping[str, Mapping[str, Attacked]]
@@ -54,8 +55,8 @@ def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
     rng = torch.Generator().manual_seed(seed)
     erasure, seen = erasure_of(setup, drawn, rng)
     retention, seen_kept = retention_of(setup, drawn, rng)
-    kept = to_float(drawn.kept.before)
-    moved = distances(setup.distance, kept, to_float(drawn.kept.after))
+    kept = drawn.kept.before
+    moved = distances(setup.distance, kept, drawn.kept.after)
     return Judged(
         erasure,
         retention,
@@ -63,7 +64,7 @@ def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
         alignment_of(setup, drawn, rng) if len(kept) and setup.alignment else None,
         attacks_of(setup, drawn, attacked, rng),
         {**seen, **seen_kept},
-        {concept: share(setup.detector(kept, concept).present) for concept in setup.cases.targets},
+        {concept: share(present(setup.detector, kept, concept)) for concept in setup.cases.targets},
         moved,
         languages_of(setup, drawn, torch.Generator().manual_seed(seed)),
     )
@@ -72,6 +73,11 @@ def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
 def interval(estimate: Estimate) -> Interval:
     """The report's form of an estimate."""
     return Interval(estimate.value, estimate.low, estimate.high, estimate.n)
+
+
+def present(detector: Detector, pictures: Pictures, concept: str) -> Bool[Tensor, "n"]:
+    """Whether the detector finds the concept in each, a batch at a time: all as floats take four times the room."""
+    return torch.cat([detector(to_float(part), concept).present for part in pictures.split(BATCH)])
 
 
 def share(hits: Bool[Tensor, "n"]) -> float | None:
@@ -85,7 +91,7 @@ def erasure_of(
     rates, seen, start = {}, {}, 0
     for concept, rows in setup.cases.targets.items():
         own = drawn.asked[start : start + len(rows)]
-        there = [setup.detector(to_float(x), concept).present for x in (own.before, own.after)]
+        there = [present(setup.detector, x, concept) for x in (own.before, own.after)]
         rates[concept] = interval(rate_interval(~there[1], rng))
         seen[concept] = share(there[0])
         start += len(rows)
@@ -98,7 +104,7 @@ def languages_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> dict[str, 
     for language in setup.cases.languages:
         own = drawn.asked[[i for i, case in enumerate(setup.targets) if case.language == language]]
         (concept,) = setup.cases.targets
-        before, after = (setup.detector(to_float(x), concept).present for x in (own.before, own.after))
+        before, after = (present(setup.detector, x, concept) for x in (own.before, own.after))
         found[language] = schema.Language(interval(rate_interval(~after, rng)), share(before))
     return found
 
@@ -114,7 +120,7 @@ def retention_of(
     rates, seen = {}, {}
     for concept in setup.cases.concepts:
         own = drawn.kept[[i for i, case in enumerate(setup.cases.retained) if concept in case.names]]
-        old, new = (setup.detector(to_float(x), concept).present for x in (own.before, own.after))
+        old, new = (present(setup.detector, x, concept) for x in (own.before, own.after))
         rates[concept] = interval(rate_interval(new[old], rng))
         seen[concept] = share(old)
     return rates, seen
@@ -123,8 +129,8 @@ def retention_of(
 def integrity_of(setup: Setup, drawn: Drawn, moved: Float[Tensor, "n"], rng: torch.Generator) -> schema.Integrity:
     prompts = [c.prompt for c in setup.cases.retained]
     estimate, means = integrity(prompts, moved, rng)
-    before = to_float(drawn.kept.before)
-    apart = lambda other: float(distances(setup.distance, before[: len(other)], to_float(other)).mean())
+    before = drawn.kept.before
+    apart = lambda other: float(distances(setup.distance, before[: len(other)], other).mean())
     return schema.Integrity(
         interval(estimate),
         setup.distance.name,
@@ -138,7 +144,9 @@ def integrity_of(setup: Setup, drawn: Drawn, moved: Float[Tensor, "n"], rng: tor
 def alignment_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> schema.Alignment:
     name, measure = setup.alignment
     prompts = [c.prompt for c in setup.cases.retained]
-    sides = [measure(to_float(x), prompts).double() for x in (drawn.kept.before, drawn.kept.after)]
+    parts = [slice(i, i + BATCH) for i in range(0, len(prompts), BATCH)]
+    matched = lambda x: torch.cat([measure(to_float(x[part]), prompts[part]) for part in parts]).double()
+    sides = [matched(x) for x in (drawn.kept.before, drawn.kept.after)]
     before, after = (interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides)
     return schema.Alignment(before, after, name)
 
@@ -166,7 +174,7 @@ def _before(setup: Setup, drawn: Drawn) -> Bool[Tensor, "n"]:
     parts, start = [], 0
     for concept, rows in setup.cases.targets.items():
         plain = drawn.asked.after[start : start + min(len(rows), setup.n_attack)]
-        parts.append(setup.detector(to_float(plain), concept).present.cpu())
+        parts.append(present(setup.detector, plain, concept).cpu())
         start += len(rows)
     return torch.cat(parts)
 
@@ -176,7 +184,7 @@ def _present(detector: Detector, pictures: Mapping[str, Attacked], part: str) ->
     parts = {concept: getattr(x, part) for concept, x in pictures.items()}
     if any(x is None for x in parts.values()):
         return None
-    return torch.cat([detector(to_float(x), concept).present for concept, x in parts.items()])
+    return torch.cat([present(detector, x, concept) for concept, x in parts.items()])
 
 
 def make_distance(distance: str | Distance | None) -> Distance:

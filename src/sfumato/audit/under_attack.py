@@ -10,9 +10,10 @@ from sfumato import catalog
 from sfumato.attack.base import Attack, Found
 from sfumato.attack.parts.spending import Spending
 from sfumato.data.cases import AttackCases, Case, say
+from sfumato.metrics.resize import to_float
 from sfumato.pipeline import Text2Image
 
-from .drawing import Pictures, Setup, draw, sound_bytes, to_float, way
+from .drawing import Pictures, Setup, draw, sound_bytes, way
 
 LEARNING = 90_000
 """Offset of the seeds of the pictures that attacks learn from, so that none is a picture of the audit."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from sfumato import catalog
 from sfumato.audit import Audit
-from sfumato.audit.chain import Cast, Chain, Export, FineTune, Link, Merge, Scheduler
+from sfumato.audit.chain import Cast, Chain, Export, FineTune, Link, Merge, Scheduler, titles
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, shaped
@@ -86,8 +86,7 @@ class Fates(Bench):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        titles = [link.title for link in self.links]
-        if twice := [t for i, t in enumerate(titles) if t in titles[:i]]:
+        if twice := [link.title for i, link in enumerate(self.links) if link in self.links[:i]]:
             raise BadInput(f"{twice[0]!r} is named twice among the links: name each once")
 
     @property
@@ -104,7 +103,7 @@ class Fates(Bench):
     def _report(self, folder: Path, cells: Sequence[Cell], lost: Mapping[str, Failed], reproduce: str) -> FatesReport:
         return FatesReport(
             [fate for cell in cells for fate in fates(folder, cell, lost)],
-            links=[ERASED, *(link.title for link in self.afterwards)],
+            links=[ERASED, *titles(self.afterwards)],
             configuration={k: str(v) if k == "links" else v for k, v in asdict(self).items()},
             model_hash=cells[0].model_hash,
             versions=versions(),

@@ -63,7 +63,8 @@ def advice(file: Path | None = None) -> list[str]:
     if not gone:
         return [f"No method erased in {percent(ENOUGH)} of the pictures. Measured {measured.conditions(file)}."]
     free = {n: r for n, r in gone.items() if known[n]["trains"] == "no"}
-    off = {n: r for n, r in gone.items() if known[n]["removable"] != "no"}
+    # What is removable as a LoRA alone was measured as something else.
+    off = {n: r for n, r in gone.items() if known[n]["removable"] == "yes"}
     told = [
         _best("Withstands the most", gone, "withstands"),
         _best("Keeps what is near the best", gone, "near"),

@@ -21,7 +21,7 @@ from sfumato.finite import NotFinite
 from .bootstrap import Estimate, mean_interval
 from .gather import gather_rows
 from .record import Score, scored
-from .resize import to_bytes
+from .resize import to_bytes, to_float
 
 
 class PairMetric:
@@ -69,8 +69,8 @@ class PairMetric:
         if isinstance(against, Tensor):
             if images.shape != against.shape:
                 raise BadInput(f"{self.name} compares pictures of one size: {_size(images)} is not {_size(against)}")
-            against = to_bytes(against).float() / 255
-        values = self.measure(to_bytes(images).float() / 255, against).detach().to("cpu", torch.float64)
+            against = to_float(to_bytes(against))
+        values = self.measure(to_float(to_bytes(images)), against).detach().to("cpu", torch.float64)
         if bool(values.isnan().any()):
             row = int(values.isnan().nonzero()[0])
             raise NotFinite(f"{self.name} of picture {row} is no number (NaN): its network or its pictures are broken")

@@ -83,6 +83,11 @@ def to_bytes(images: Tensor) -> UInt8[Tensor, "n 3 height width"]:
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def to_float(images: Tensor) -> Float[Tensor, "n 3 height width"]:
+    """8-bit pictures as float32 in [0, 1]; floats are left as they are."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
 def require_unit(images: Tensor) -> None:
     """Refuse pictures that are not floats in [0, 1]; half a level beyond, which rounds to an end, is none.
 

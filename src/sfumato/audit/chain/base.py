@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from sfumato.pipeline import Text2Image
 from sfumato.steer.base import Patch
+
+SAID = (str, int, float, Path)
+"""Settings that fit into a title."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Link(ABC):
     def title(self) -> str:
         """What it is called in a report."""
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What tells it from others of its title."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} if is_dataclass(self) else {}
+
     def check(self, given: Given, before: Sequence[Link]) -> None:  # noqa: B027, most have nothing to say
         """Refuse, before anything is drawn, what can be seen not to be possible.
 
@@ -90,3 +99,16 @@ class Link(ABC):
         Raises:
             BadInput: it cannot be done to this model.
         """
+
+
+def titles(links: Sequence[Link]) -> list[str]:
+    """What the links of a chain are called, no two alike: those that share a title are told apart by the settings in
+    which they differ, and where they differ in none by their turn."""
+    plain, found = [link.title for link in links], list[str]()
+    for link, title in zip(links, plain, strict=True):
+        twins = [other.settings for other, theirs in zip(links, plain, strict=True) if theirs == title]
+        apart = {name: value for name, value in link.settings.items() if any(t.get(name) != value for t in twins)}
+        told = ", ".join([title, *(f"{name} {value}" for name, value in apart.items() if isinstance(value, SAID))])
+        turn = sum(other == told or other.startswith(f"{told} (") for other in found)
+        found.append(f"{told} ({turn + 1})" if turn else told)
+    return found

@@ -61,6 +61,11 @@ class By(Link):
         return f"{entry.verb} {entry.name}"
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        own = {f.name: getattr(self.method, f.name) for f in dataclasses.fields(self.method)}
+        return {**own, "images": self.images}
+
+    @property
     def _entry(self) -> catalog.Method:
         name = type(self.method).__name__
         entry = next((m for m in catalog.methods() if m.class_name == name and m.verb in _VERBS), None)

@@ -17,7 +17,7 @@ from sfumato.plan import Plan
 from sfumato.report.audit import AuditReport
 from sfumato.report.composition import Composition, Stage
 
-from .base import Chained, Given, Link
+from .base import Chained, Given, titles
 from .links import link_of
 
 
@@ -45,6 +45,11 @@ class Chain:
         if not self.links:
             raise BadInput("a chain needs links: what happens to the erased model afterwards?")
 
+    @property
+    def titles(self) -> list[str]:
+        """What the links are called, no two alike."""
+        return titles(self.links)
+
     def run(
         self,
         folder: Path | None = None,
@@ -70,8 +75,8 @@ class Chain:
         prompts = [case.prompt for case in setup.cases.retained]
         if not self.apart:
             given = Given(setup.old, audit.concepts, prompts)
-            for k, link in enumerate(self.links, 1):
-                with _naming(k, link):
+            for k, (link, title) in enumerate(zip(self.links, self.titles, strict=True), 1):
+                with _naming(k, title):
                     link.check(given, self.links[: k - 1])
         if announce:
             announce(self.plan(setup))
@@ -81,22 +86,22 @@ class Chain:
         stages = [Stage("erased", first, 0.0)]
         done(stages[0])
         chained, refused = Chained(setup.new), {}
-        for k, link in enumerate(self.links, 1):
+        for k, (link, title) in enumerate(zip(self.links, self.titles, strict=True), 1):
             where = None if folder is None else folder / f"{k:02d}"
             given = Given(setup.old, audit.concepts, prompts, where, audit.progress)
             began = time.perf_counter()
             try:
-                with _naming(k, link):
+                with _naming(k, title):
                     after = link.act(chained, given)
                     seconds = time.perf_counter() - began
                     report = self._audited(setup, after, original)
             except BadInput as error:
-                refused[link.title] = str(error.__cause__)
+                refused[title] = str(error.__cause__)
                 if self.apart:
                     continue
                 break
             chained = chained if self.apart else after
-            stages.append(Stage(link.title, report, seconds))
+            stages.append(Stage(title, report, seconds))
             done(stages[-1])
         return Composition(stages, refused=refused, apart=self.apart)
 
@@ -117,14 +122,14 @@ class Chain:
         one, other = plan_of(setup), plan_of(setup, original=False)
         known = one.seconds is not None and other.seconds is not None
         seconds = one.seconds + other.seconds * len(self.links) if known else None
-        title = f"{one.title}; then {', '.join(link.title for link in self.links)}"
+        title = f"{one.title}; then {', '.join(self.titles)}"
         return replace(one, title=title, seconds=seconds)
 
 
 @contextmanager
-def _naming(k: int, link: Link) -> Iterator[None]:
+def _naming(k: int, title: str) -> Iterator[None]:
     """Says in a refusal which link it was."""
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"link {k} ({link.title}): {error}") from error
+        raise BadInput(f"link {k} ({title}): {error}") from error
