@@ -57,6 +57,8 @@ def test_all_ways(tiny_sd, student):
         ("teacher, ddim", "2 steps"), ("teacher, ddim", "4 steps"), ("teacher, dpm++", "2 steps"),
         ("teacher, dpm++", "4 steps"), ("students", "three/, 3 steps"),
     ]  # fmt: skip
+    (known, unknown) = ways(tiny_sd, {"a": student, "b": student}, (), (), methods={"a": "slct", "b": ""})
+    assert (known.group, unknown.group) == ("students, slct", "students")
     with pytest.raises(BadInput, match="steer"):
         ways(tiny_sd, {}, patches=("nothing",))
 
@@ -157,14 +159,14 @@ def test_plots_place_what_is_better_higher_and_what_costs_more_further_right():
 def test_command(tiny_sd, student, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # a narrow table breaks its heads
     tiny_sd.save(tmp_path / "teacher")
-    student.save(tmp_path / "student")
+    student.save(tmp_path / "student", provenance={"recipe": "distill multistep-cm"})
     out = tmp_path / "cost"
     args = ["compare", "--teacher", str(tmp_path / "teacher"), "--students", str(tmp_path / "student")]
     args += ["--steps", "1", "2", "--samplers", "ddim", "--n", "4", "--n-real", "8", "--out", str(out)]
     assert main(args) == 2 and "data=FOLDER" in capsys.readouterr().err  # no model of the sketch world
     args += ["--data", "sketch"]
     assert main(args) == 0
-    assert (out / "index.html").is_file() and "Fréchet" in capsys.readouterr().out
+    assert "students, multistep-cm" in (out / "index.html").read_text() and "Fréchet" in capsys.readouterr().out
     assert main(args) == 2 and main(["compare", "--out", str(tmp_path / "x")]) == 2
     assert main([*args[:3], str(tmp_path), "--out", str(tmp_path / "x")]) == 2
 

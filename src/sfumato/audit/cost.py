@@ -39,6 +39,8 @@ from .measures import interval
 
 SAMPLERS = ("ddim", "addim", "dpm++")
 STEPS = (2, 4, 8, 16, 25, 50)
+STUDENTS = "students"
+"""Their group, with the method where that is known."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def ways(
     sampling_steps: Sequence[int] = STEPS,
     samplers: Sequence[str] = SAMPLERS,
     patches: Sequence[str] = (),
+    methods: Mapping[str, str] | None = None,
 ) -> list[Way]:
     """The teacher with several samplers at several numbers of steps, students at their own, and patches.
 
@@ -73,6 +76,7 @@ def ways(
         students: name -> model.
         patches: of the catalogue, each as "name" or "name:preset", on the teacher with DDIM at the largest of
             ``sampling_steps``.
+        methods: student's name -> what distilled it, where that is known: its students have a colour of their own.
 
     Raises:
         BadInput: an unknown patch or preset.
@@ -85,7 +89,8 @@ def ways(
         for n in sampling_steps
     ]
     for name, student in students.items():
-        found.append(Way("students", f"{name}, {_steps(student.sampling_steps)}", student))
+        group = f"{STUDENTS}, {by}" if (by := (methods or {}).get(name)) else STUDENTS
+        found.append(Way(group, f"{name}, {_steps(student.sampling_steps)}", student))
     for name in patches:
         method, _, preset = name.partition(":")
         entry, n = catalog.get(method, "steer"), max(sampling_steps)
@@ -144,7 +149,7 @@ def measure(
         quality = _quality(images, words, real, made, data, seed)
         first = list(arrays(to_bytes(images[:SHOWN]).cpu()))
         points.append(Point(way.group, way.label, nfe, seconds, *quality, first))
-    models = {id(w.model): (w.label if w.group == "students" else "teacher", w.model) for w in ways}
+    models = {id(w.model): (w.label if w.group.startswith(STUDENTS) else "teacher", w.model) for w in ways}
     protocol = {
         "data": data, "pictures": n, "real pictures": len(others), "seed": seed, "batch": batch, "size": size,
         "shown": list(words[:SHOWN]) if words else [""] * min(n, SHOWN),

@@ -98,7 +98,8 @@ def cost(options: Compare) -> None:
     for count in (options.n, options.n_real):
         require_memory(12 * teacher.size**2 * count, f"{count:,} pictures")
     students = {name: load_any(name, options) for name in options.students}
-    chosen = ways(teacher, students, options.sampling_steps, options.samplers, options.patches)
+    methods = {name: distilled_by(name) for name in students}
+    chosen = ways(teacher, students, options.sampling_steps, options.samplers, options.patches, methods)
     writes = [f"{options.out}/ (index.html, cost.json)"]
 
     def announce(seconds: float) -> None:
@@ -114,3 +115,12 @@ def cost(options: Compare) -> None:
         for p in report.points
     ]
     show_table(("way", "evaluations", "seconds", "asked for and there", "Fréchet distance"), rows)
+
+
+def distilled_by(student: str) -> str:
+    """The method that made a student, as its record says; empty where it says none."""
+    from sfumato.pipeline import read_record
+
+    made = read_record(student).get("provenance")
+    recipe = made.get("recipe") if isinstance(made, dict) else None
+    return recipe.removeprefix("distill ") if isinstance(recipe, str) else ""
