@@ -2,6 +2,7 @@
 
     python scripts/erasure.py --work bench       # hours; killed? the same command goes on where it stopped
     python scripts/erasure.py --work bench --only page
+    python scripts/erasure.py --work bench --model sketch-dit --concepts fish        # docs/results/erasure-dit.md
 
 Cells are kept in docs/results/erasure/ without their pages and pictures, so that the bench can be gone on with there.
 """
@@ -27,10 +28,15 @@ from sfumato.report import measured
 from sfumato.report.words import MISSING, percent
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = "erasure"
-COMMAND = (
-    "sfumato bench erase --concepts {} --seeds 1 --n 32 --n-retain 2 --n-attack 12 --detector world --out erasure/"
-)
+COMMAND = "sfumato bench erase{} --concepts {} --seeds 1 --n 32 --n-retain 2 --n-attack 12 --detector world --out {}/"
+MODELS = {"sketch": "the embedded pipeline", "sketch-dit": "the embedded transformer"}
+PRESETS = {
+    "sketch": "Every method runs with its preset for this model, which some trials made, not equally many for all: "
+    "what hardly erases here may want other settings before it says anything of a method. DUO's was chosen by “fish” "
+    "and “red” too, at other seeds.",
+    "sketch-dit": "Presets are those of the embedded U-Net: nothing was tuned on this model, and what hardly erases "
+    "here may want other settings before it says anything of a method.",
+}
 EACH, SIDE, LEFT, TOP = 3, 64, 96, 18
 """Pictures of a kind in the sheet; pixels of a picture, of the methods' names, and of the attacks'."""
 COLUMNS = ("method", "erased", "withstands", "kept near", "kept far", "alignment", "time", "cells")
@@ -92,7 +98,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(["---", *["---:"] * (len(header) - 1)]), *map(line, rows)])
 
 
-def page(bench: dict[str, Any], printed: str, concept: str) -> str:
+def page(bench: dict[str, Any], printed: str, concept: str, name: str) -> str:
     """What is said of a bench, with the tables that the command printed."""
     (header, *rows), told = cells_of(printed), bench["configuration"]
     attacks = [name for name in header if name.startswith("recovered: ")]
@@ -103,14 +109,12 @@ def page(bench: dict[str, Any], printed: str, concept: str) -> str:
     floor = {name: [one[name]["control"]["rate"] for one in found if one[name]["control"]] for name in found[0]}
     control = [percent(sum(shares) / len(shares)) if shares else MISSING for shares in floor.values()]
     return "\n".join([
-        "# Erasers under attack, on the embedded pipeline",
+        f"# Erasers under attack, on {MODELS[told['model']]}",
         "",
-        f"Erased, each by itself: {', '.join(f'“{name}”' for name in dict.fromkeys(sets))}; seed "
+        f"Erased, each by itself: {', '.join(f'“{one}”' for one in dict.fromkeys(sets))}; seed "
         f"{', '.join(map(str, told['seeds']))}; {told['n']} pictures of the concept, {told['n_attack']} under each "
         f"attack, {told['sampling_steps']} steps, read by both oracles ([of one object](../oracle.md), [of three]"
-        "(../scenes.md)). Every method runs with its preset for this model, which some trials made, not equally "
-        "many for all: what hardly erases here may want other settings before it says anything of a method. DUO's was "
-        "chosen by “fish” and “red” too, at other seeds.",
+        f"(../scenes.md)). {PRESETS[told['model']]}",
         "",
         table(COLUMNS, pick(COLUMNS)),
         "",
@@ -132,60 +136,64 @@ def page(bench: dict[str, Any], printed: str, concept: str) -> str:
         f"often. Of {told['n_attack']} pictures one is "
         f"{percent(1 / told['n_attack'])}: small differences tell nothing. Each cell's audit has the intervals.",
         "",
-        f"![Pictures of every method, plain and under each attack]({NAME}/attacked.png)",
+        f"![Pictures of every method, plain and under each attack]({name}/attacked.png)",
         "",
         f"The first pictures asked for “{concept}”, plainly and under each attack; in the first row the model before "
         "any edit.",
         "",
         *([*refused, ""] if refused else []),
-        f"The whole page, sortable, with a plot and every cell's figures: [{NAME}/index.html]({NAME}/index.html) "
-        f"(opens from disk), [bench.json]({NAME}/bench.json). The cells' own audits, two megabytes each, are made by "
+        f"The whole page, sortable, with a plot and every cell's figures: [{name}/index.html]({name}/index.html) "
+        f"(opens from disk), [bench.json]({name}/bench.json). The cells' own audits, two megabytes each, are made by "
         "the command and not kept here.",
         "",
         "```",
         bench["reproduce"],
-        f"sfumato bench table --bench {NAME}/ --out erasure.json",
+        f"sfumato bench table --bench {name}/ --out erasure.json",
         "```",
         "",
     ])  # fmt: skip
 
 
-def write(work: Path, docs: Path, command: str) -> None:
+def write(work: Path, docs: Path, command: str, name: str) -> None:
     """The page, its picture, the cells without theirs, and the package's table."""
-    bench = json.loads((work / NAME / "bench.json").read_text())
+    bench = json.loads((work / name / "bench.json").read_text())
     have = [c for c in bench["cells"] if c["figures"]]
     concepts = have[0]["concepts"]
     seen = {}
     for cell in have:
         if cell["concepts"] == concepts and cell["seed"] == have[0]["seed"] and cell["audit"]:
-            seen[cell["method"]] = pictures((work / NAME / cell["audit"]).read_text())
+            seen[cell["method"]] = pictures((work / name / cell["audit"]).read_text())
     kinds = ["plain", *have[0]["figures"]["attacks"]]
-    target = docs / "results" / NAME
+    target = docs / "results" / name
     target.mkdir(parents=True, exist_ok=True)
     if seen:
         before = {"none": {"plain": next(iter(seen.values()))["original"]}}
         sheet({**before, **seen}, kinds).quantize().save(target / "attacked.png", optimize=True)
-    keep_cells(work / NAME, target, [Path(c["audit"]).parent for c in have if c["audit"]], [CELL])
+    keep_cells(work / name, target, [Path(c["audit"]).parent for c in have if c["audit"]], [CELL])
     run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures
     bench = json.loads((target / "bench.json").read_text())
-    text = page(bench, (target / "table.md").read_text(), " and ".join(concepts))
-    (docs / "results" / f"{NAME}.md").write_text(text)
-    measured.make(work / NAME, ROOT / measured.FILE.relative_to(Path(measured.__file__).parents[3]), overwrite=True)
+    text = page(bench, (target / "table.md").read_text(), " and ".join(concepts), name)
+    (docs / "results" / f"{name}.md").write_text(text)
+    if bench["configuration"]["model"] == "sketch":
+        measured.make(work / name, ROOT / measured.FILE.relative_to(Path(measured.__file__).parents[3]), overwrite=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the bench, kept")
+    parser.add_argument("--model", choices=sorted(MODELS), default="sketch")
     parser.add_argument("--concepts", nargs="+", default=["fish", "red", "chalk"])
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--only", choices=("bench", "page"), help="by default both")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    command = COMMAND.format(shlex.join(args.concepts))
+    # The default has no name here: by their settings its cells are known.
+    model, name = ("", "erasure") if args.model == "sketch" else (f" --model {args.model}", f"erasure-{args.model[7:]}")
+    command = COMMAND.format(model, shlex.join(args.concepts), name)
     if args.only != "page":
         run(command, args.work)
     if args.only != "bench":
-        write(args.work, args.docs, command)
+        write(args.work, args.docs, command, name)
 
 
 if __name__ == "__main__":
