@@ -16,7 +16,7 @@ from sfumato.errors import BadInput
 from sfumato.files import atomic_file
 from sfumato.foreign import read_tensors, shortened
 
-from . import lora_flux
+from . import lora_original
 from .anatomy.base import takes_adapter
 from .lora_strength import PEFT, Strengths
 from .single.names import unet_keys
@@ -261,12 +261,11 @@ def _layer(
 def _fused(
     path: Path, key: str, x: Tensor, component: str, parts: Mapping[str, nn.Module], layers: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    """What a key in Flux's original names says of diffusers' layers; nothing for other networks."""
+    """What a key in the names of a network's original code says of diffusers' layers."""
     part, rest = _part(key, component, parts)
-    if part != component or type(parts[component]).__name__ != "FluxTransformer2DModel":
-        return {}
     place, factor = _place(rest)
-    return lora_flux.factors(path, key, place, factor, x, layers)
+    network = parts[component]
+    return lora_original.factors(path, key, place, factor, x, layers, network) if part == component else {}
 
 
 def _part(key: str, component: str, parts: Mapping[str, nn.Module]) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""LoRA files in the names of Flux's original code: what they add is what diffusers' own converter makes of them."""
+"""LoRA files in the names of Flux's and SD3's original code: what they add is what diffusers makes of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfumato.errors import BadInput
-from sfumato.pipeline import lora
-from sfumato.pipeline.lora_flux import factors, layers_of
+from sfumato.pipeline import lora, wrap
+from sfumato.pipeline.lora_original import factors, layers_of, of_flux
 
 HIDDEN, MLP = 16, 64
 ROWS = {
@@ -65,9 +65,10 @@ def test_the_single_blocks_fused_layer_at_the_published_widths_is_diffusers():
     key, sizes = "lora_unet_single_blocks_3_linear1", (3072, 3072, 3072, 12288)
     rng = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, 3072, generator=rng), torch.randn(sum(sizes), 2, generator=rng)
-    layers = {n: SimpleNamespace(weight=range(size)) for n, size in zip(layers_of(key[10:]), sizes, strict=True)}
+    layers = {n: SimpleNamespace(weight=range(size)) for n, size in zip(of_flux(key[10:]), sizes, strict=True)}
+    network = type("FluxTransformer2DModel", (), {"get_submodule": lambda self, name: None})()
     theirs = _convert_kohya_flux_lora_to_diffusers({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up})
-    ours = factors(Path("l"), key, key[10:], "up", up, layers)
+    ours = factors(Path("l"), key, key[10:], "up", up, layers, network)
     assert {f"transformer.{name}.lora_B.weight" for name in ours} < theirs.keys()
     for name, x in ours.items():
         assert torch.equal(x, theirs[f"transformer.{name}.lora_B.weight"])
@@ -109,8 +110,9 @@ def test_the_output_layers_halves_change_places(tiny_flux, tmp_path):
 def test_every_name_of_a_block_is_a_layer(tiny_flux):
     layers = dict(tiny_flux.network.named_modules())
     for name in ROWS:
-        assert layers_of(name) and all(x in layers for x in layers_of(name)), name
-    assert layers_of("double_blocks_0_img_attn_norm") == () and layers_of("blocks_0_attn") == ()
+        found = layers_of(name, tiny_flux.network)
+        assert found and all(x in layers for x in found), name
+    assert layers_of("double_blocks_0_img_attn_norm", tiny_flux.network) == () == of_flux("blocks_0_attn")
 
 
 def test_kohya_calls_t5_the_third_text_encoder(tiny_flux, tmp_path):
@@ -132,6 +134,61 @@ def test_kohya_calls_t5_the_third_text_encoder(tiny_flux, tmp_path):
     assert f"text_encoder_2.{layer}.lora_A.weight" in load_file(tmp_path / "diffusers.safetensors")
 
 
+def sd3_checkpoint(width: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random weights of `tiny_sd35`'s transformer in the names of SD3's original code."""
+    linear = lambda name, out, by=width: {
+        f"{name}.weight": torch.randn(out, by, generator=rng), f"{name}.bias": torch.randn(out, generator=rng)
+    }  # fmt: skip
+    made = {"pos_embed": torch.zeros(1, 64, width), **linear("context_embedder", width, 48)}
+    made |= {f"x_embedder.proj.{kind}": torch.randn(width, *shape, generator=rng)
+             for kind, shape in (("weight", (16, 2, 2)), ("bias", ()))}  # fmt: skip
+    made |= linear("t_embedder.mlp.0", width, 256) | linear("t_embedder.mlp.2", width)
+    made |= linear("y_embedder.mlp.0", width, 40) | linear("y_embedder.mlp.2", width)
+    for i in range(3):
+        for side in ("x_block", "context_block"):
+            block, last = f"joint_blocks.{i}.{side}", side == "context_block" and i == 2
+            made |= linear(f"{block}.attn.qkv", 3 * width)
+            made |= {f"{block}.attn.ln_{x}.weight": torch.ones(8) for x in "qk"}
+            chunks = 2 if last else 9 if side == "x_block" and i == 0 else 6
+            made |= linear(f"{block}.adaLN_modulation.1", chunks * width)
+            if side == "x_block" and i == 0:
+                made |= linear(f"{block}.attn2.qkv", 3 * width) | linear(f"{block}.attn2.proj", width)
+                made |= {f"{block}.attn2.ln_{x}.weight": torch.ones(8) for x in "qk"}
+            if not last:
+                made |= linear(f"{block}.attn.proj", width) | linear(f"{block}.mlp.fc1", 4 * width)
+                made |= linear(f"{block}.mlp.fc2", width, 4 * width)
+    return made | linear("final_layer.linear", 64) | linear("final_layer.adaLN_modulation.1", 2 * width)
+
+
+@pytest.mark.parametrize("style", ["kohya", "comfy"])
+def test_an_sd3_file_adds_what_diffusers_makes_of_the_changed_weights(tmp_path_factory, tmp_path, style):
+    """Every layer of the original with its product added to the weight, brought to diffusers by its own converter."""
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers as convert
+
+    from conftest import make_tiny_sd3
+
+    rng = torch.Generator().manual_seed(0)
+    plain = sd3_checkpoint(HIDDEN, rng)
+    changed, tensors = dict(plain), {}
+    for key in (key for key, x in plain.items() if x.ndim > 1 and key.endswith(".weight")):
+        name, x = key.removesuffix(".weight"), plain[key]
+        down, up = torch.randn(2, *x.shape[1:], generator=rng), torch.randn(len(x), 2, generator=rng)
+        changed[key] = x + torch.tensordot(up, down, 1)
+        spelled = f"lora_unet_{name.replace('.', '_')}" if style == "kohya" else f"diffusion_model.{name}"
+        a, b = ("lora_down", "lora_up") if style == "kohya" else ("lora_A", "lora_B")
+        tensors |= {f"{spelled}.{a}.weight": down, f"{spelled}.{b}.weight": up.view(*up.shape, *[1] * (x.ndim - 2))}
+    save_file(tensors, tmp_path / "l.safetensors")
+    p = wrap(make_tiny_sd3(tmp_path_factory, dual=(0,)))
+    made = lora.products(tmp_path / "l.safetensors", "transformer", {"transformer": p.network})
+    before, after = convert(dict(plain)), convert(changed)
+    moved = {key.removesuffix(".weight") for key in after if not torch.equal(before[key], after[key])}
+    assert made.keys() == moved and len(moved) > 50
+    for name, x in made.items():
+        change = after[f"{name}.weight"] - before[f"{name}.weight"]
+        torch.testing.assert_close(torch.tensordot(x.up, x.down, 1) * x.alpha / x.rank, change, rtol=1e-4, atol=1e-4)
+    p.load_adapter("l", tmp_path / "l.safetensors").remove()
+
+
 def test_bad_input(tiny_flux, tiny_sd3, tmp_path):
     file = tmp_path / "l.safetensors"
     tensors, key = written(), "lora_unet_double_blocks_0_img_attn_qkv"
@@ -146,4 +203,8 @@ def test_bad_input(tiny_flux, tiny_sd3, tmp_path):
         added(file, tiny_flux)
     save_file(tensors, file)
     with pytest.raises(BadInput, match="seems to be made for Flux"):
+        added(file, tiny_sd3)
+    key = "lora_unet_joint_blocks_0_x_block_attn2_qkv"  # 3.5 medium's alone
+    save_file({f"{key}.lora_down.weight": torch.ones(2, HIDDEN), f"{key}.lora_up.weight": torch.ones(48, 2)}, file)
+    with pytest.raises(BadInput, match=f"no layer for {key}.*seems to be made for SD3"):
         added(file, tiny_sd3)
