@@ -19,6 +19,7 @@ from sfumato.distill.multistep_cm import MultistepCM
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import wilson
+from sfumato.pipeline import load_text2image, read_record
 from sfumato.report.audit import AuditReport
 from sfumato.report.composition import Composition, Stage
 from sfumato.report.schema import PROTOCOL_KEYS, Interval
@@ -181,6 +182,23 @@ def test_the_command_writes_what_was_measured_of_a_chain_that_ends_early_and_fai
     assert "no such model" in told.out and "start the same command again" in told.err
     read = json.loads((tmp_path / "out" / "composition.json").read_text())
     assert [stage["link"] for stage in read["stages"]] == ["erased", "cast to bfloat16"]
+
+
+def test_the_command_keeps_the_last_links_model_with_what_was_done_to_it(tiny_sd, erased, tmp_path):
+    tiny_classifier(tmp_path / "classifier", ("star", "circle"))
+    tiny_sd.save(tmp_path / "a"), erased.save(tmp_path / "b", provenance={"method": "uce"})
+    asked = ["audit", "--before", str(tmp_path / "a"), "--after", str(tmp_path / "b"), "--concept", "star", "--retain",
+             "circle", "--n", "1", "--n-retain", "1", "--steps", "1", "--distance", "mse", "--detector",
+             str(tmp_path / "classifier"), "--device", "cpu", "--out", str(tmp_path / "out")]  # fmt: skip
+    kept = ["--save-model", str(tmp_path / "last")]
+    assert cli.main([*asked, *kept]) == 2  # there is no chain
+    links = ["--compose", f"merge {tmp_path / 'a'} --weight 0.5,cast bfloat16"]
+    assert cli.main([*asked, *links, *kept]) == 0
+    merged = after(Merge(model=tiny_sd), erased, tiny_sd).pipe
+    assert not changed(load_text2image(tmp_path / "last", "cpu"), after(Cast(dtype="bfloat16"), merged, tiny_sd).pipe)
+    made = read_record(tmp_path / "last")["provenance"]
+    assert made["method"] == "uce" and made["afterwards"][1] == "cast to bfloat16"
+    assert cli.main([*asked, *links, *kept, "--overwrite"]) == 0
 
 
 def test_the_heading_claims_no_more_than_the_intervals():

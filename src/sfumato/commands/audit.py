@@ -37,6 +37,9 @@ class Output:
     where --attack asks for some."""
     apart: bool = False
     """With --compose: each link happens to the edited model itself, not to what the links before it left."""
+    save_model: Path | None = None
+    """With --compose: folder for the model that the last link leaves, with adapters added to its weights. How it was
+    drawn from (another scheduler, methods of steer) is no part of it."""
     evidence: Path | None = None
     """Folder for all that a reviewer needs to check the audit without us: the report, every picture, seeds, hashes,
     versions; and a ZIP of it. `sfumato verify` reads both."""
@@ -85,12 +88,18 @@ def _check(options: Output) -> None:
     """Refuse before the work what could not be written after it."""
     from sfumato.audit.evidence import private_key, require_cryptography
 
+    if options.save_model is not None:
+        if not options.compose or options.apart:
+            raise BadInput("--save-model writes what a chain of links leaves: give the links with --compose, not apart")
+        refuse_existing(options.save_model, options.overwrite)
     if options.evidence is None:
         if options.key is not None:
             raise BadInput("--key signs evidence: say where it goes with --evidence")
         return
     if options.compose:
-        raise BadInput("evidence is of one audit: leave --compose out, and audit the last model of the chain by itself")
+        raise BadInput(
+            "evidence is of one audit: write the chain's last model with --save-model, and audit that with --evidence"
+        )
     out, evidence = options.out.resolve(), options.evidence.resolve()
     if out == evidence or out in evidence.parents or evidence in out.parents:
         raise BadInput("--evidence and --out are folders of their own, of which neither lies in the other")
@@ -104,15 +113,22 @@ def _check(options: Output) -> None:
 def compose(audit: Audit, options: Output) -> None:
     """Audit a chain; what its links train is kept in ``OUT.training`` until the report is whole."""
     from sfumato.audit.chain import Chain
+    from sfumato.audit.protocol import edit_record
     from sfumato.pipeline.saving import quiet
 
     links = links_of(options.compose, str(audit.before))
     writes = [f"{options.out}/ (index.html, composition.json, and an audit for each link)"]
+    if options.save_model:
+        writes.append(f"{options.save_model}/ (the last link's model)")
+    chain = Chain(audit=audit, links=links, apart=options.apart)
     state = options.out.parent / f"{options.out.name}.training"
+    told = {**edit_record(audit.after, None), "afterwards": chain.titles}
+    save = options.save_model and (lambda pipe: pipe.save(options.save_model, options.overwrite, provenance=told))
     with held(state), quiet():
-        made = Chain(audit=audit, links=links, apart=options.apart).run(
-            state, lambda plan: replace(plan, writes=writes).show(), lambda stage: print(f"{stage.title}: audited")
-        )
+        made = chain.run(
+            state, lambda plan: replace(plan, writes=writes).show(), lambda stage: print(f"{stage.title}: audited"),
+            last=save or None,
+        )  # fmt: skip
         made = replace(made, reproduce=shlex.join(["sfumato", *sys.argv[1:]]))
         made.save(options.out, options.overwrite)
         if whole := options.apart or not made.refused:  # what links have trained serves the same command, mended

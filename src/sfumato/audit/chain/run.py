@@ -13,6 +13,7 @@ from sfumato.audit.drawing import Original, Setup
 from sfumato.audit.plan import plan as plan_of
 from sfumato.audit.run import Audit
 from sfumato.errors import BadInput
+from sfumato.pipeline import Text2Image
 from sfumato.plan import Plan
 from sfumato.report.audit import AuditReport
 from sfumato.report.composition import Composition, Stage
@@ -56,6 +57,7 @@ class Chain:
         announce: Callable[[Plan], None] | None = None,
         done: Callable[[Stage], None] = lambda stage: None,
         original: Original | None = None,
+        last: Callable[[Text2Image], None] | None = None,
     ) -> Composition:
         """Measure the whole chain.
 
@@ -64,6 +66,8 @@ class Chain:
             announce: called with the plan before the first picture is drawn.
             done: called with each stage as it is measured.
             original: what the original draws (`Audit.original`), where that is known.
+            last: called with what the last link leaves, its adapters added to the weights; not where a link was
+                refused, nor where each happens by itself.
 
         Returns:
             What was measured: a chain ends before a link that turned out not to be possible, which is `refused`.
@@ -103,6 +107,8 @@ class Chain:
             chained = chained if self.apart else after
             stages.append(Stage(title, report, seconds))
             done(stages[-1])
+        if last is not None and not refused and not self.apart:
+            last(chained.whole)
         return Composition(stages, refused=refused, apart=self.apart)
 
     def _audited(self, setup: Setup, after: Chained, original: Original) -> AuditReport:
