@@ -273,6 +273,8 @@ def test_links_of_one_method_are_told_apart_by_the_settings_in_which_they_differ
     assert titles([FineTune(updates=3), FineTune(updates=3, seed=1), FineTune(updates=4)]) == [
         "finetune, 3 updates, seed 0", "finetune, 3 updates, seed 1", "finetune, 4 updates",
     ]
+    erasers = [By(UCE(concepts=concepts)) for concepts in (("fish",), ("star", "tree"))]
+    assert titles(erasers) == ["erase uce, concepts fish", "erase uce, concepts star tree"]
     # A chain may do the same twice, one after the other.
     assert titles([Cast(), Cast(), Cast()]) == ["cast to float16", "cast to float16 (2)", "cast to float16 (3)"]
     Fates(concepts=("fish",), links=tuple(steps))

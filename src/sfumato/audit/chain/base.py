@@ -13,7 +13,7 @@ from typing import Any
 from sfumato.pipeline import Text2Image
 from sfumato.steer.base import Patch
 
-SAID = (str, int, float, Path)
+SAID = (str, int, float, Path, tuple)
 """Settings that fit into a title."""
 
 
@@ -108,7 +108,9 @@ def titles(links: Sequence[Link]) -> list[str]:
     for link, title in zip(links, plain, strict=True):
         twins = [other.settings for other, theirs in zip(links, plain, strict=True) if theirs == title]
         apart = {name: value for name, value in link.settings.items() if any(t.get(name) != value for t in twins)}
-        told = ", ".join([title, *(f"{name} {value}" for name, value in apart.items() if isinstance(value, SAID))])
+        said = lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else value
+        more = [f"{name} {said(value)}" for name, value in apart.items() if isinstance(value, SAID)]
+        told = ", ".join([title, *more])
         turn = sum(other == told or other.startswith(f"{told} (") for other in found)
         found.append(f"{told} ({turn + 1})" if turn else told)
     return found
