@@ -1,4 +1,4 @@
-"""LoRA files in the names of Flux's and SD3's original code: what they add is what diffusers makes of them."""
+"""LoRA files in the names of networks' original code: what they add is what diffusers makes of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sfumato.errors import BadInput
 from sfumato.pipeline import lora, wrap
-from sfumato.pipeline.lora_original import factors, layers_of, of_flux
+from sfumato.pipeline.lora_original import FLUX, factors, layers_of
 
 HIDDEN, MLP = 16, 64
 ROWS = {
@@ -65,7 +65,7 @@ def test_the_single_blocks_fused_layer_at_the_published_widths_is_diffusers():
     key, sizes = "lora_unet_single_blocks_3_linear1", (3072, 3072, 3072, 12288)
     rng = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, 3072, generator=rng), torch.randn(sum(sizes), 2, generator=rng)
-    layers = {n: SimpleNamespace(weight=range(size)) for n, size in zip(of_flux(key[10:]), sizes, strict=True)}
+    layers = {n: SimpleNamespace(weight=range(size)) for n, size in zip(FLUX.layers(key[10:]), sizes, strict=True)}
     network = type("FluxTransformer2DModel", (), {"get_submodule": lambda self, name: None})()
     theirs = _convert_kohya_flux_lora_to_diffusers({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up})
     ours = factors(Path("l"), key, key[10:], "up", up, layers, network)
@@ -112,7 +112,7 @@ def test_every_name_of_a_block_is_a_layer(tiny_flux):
     for name in ROWS:
         found = layers_of(name, tiny_flux.network)
         assert found and all(x in layers for x in found), name
-    assert layers_of("double_blocks_0_img_attn_norm", tiny_flux.network) == () == of_flux("blocks_0_attn")
+    assert layers_of("double_blocks_0_img_attn_norm", tiny_flux.network) == () == FLUX.layers("blocks_0_attn")
 
 
 def test_kohya_calls_t5_the_third_text_encoder(tiny_flux, tmp_path):
@@ -134,41 +134,85 @@ def test_kohya_calls_t5_the_third_text_encoder(tiny_flux, tmp_path):
     assert f"text_encoder_2.{layer}.lora_A.weight" in load_file(tmp_path / "diffusers.safetensors")
 
 
-def sd3_checkpoint(width: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
-    """Random weights of `tiny_sd35`'s transformer in the names of SD3's original code."""
-    linear = lambda name, out, by=width: {
-        f"{name}.weight": torch.randn(out, by, generator=rng), f"{name}.bias": torch.randn(out, generator=rng)
+def sd3_checkpoint(rng: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random weights of a tiny SD3.5 in the names of the original code."""
+    width = HIDDEN
+    both = lambda name, out, by=width: {
+        **linear(name, out, rng, by), f"{name}.bias": torch.randn(out, generator=rng)
     }  # fmt: skip
-    made = {"pos_embed": torch.zeros(1, 64, width), **linear("context_embedder", width, 48)}
+    made = {"pos_embed": torch.zeros(1, 64, width), **both("context_embedder", width, 48)}
     made |= {f"x_embedder.proj.{kind}": torch.randn(width, *shape, generator=rng)
              for kind, shape in (("weight", (16, 2, 2)), ("bias", ()))}  # fmt: skip
-    made |= linear("t_embedder.mlp.0", width, 256) | linear("t_embedder.mlp.2", width)
-    made |= linear("y_embedder.mlp.0", width, 40) | linear("y_embedder.mlp.2", width)
+    made |= both("t_embedder.mlp.0", width, 256) | both("t_embedder.mlp.2", width)
+    made |= both("y_embedder.mlp.0", width, 40) | both("y_embedder.mlp.2", width)
     for i in range(3):
         for side in ("x_block", "context_block"):
             block, last = f"joint_blocks.{i}.{side}", side == "context_block" and i == 2
-            made |= linear(f"{block}.attn.qkv", 3 * width)
+            made |= both(f"{block}.attn.qkv", 3 * width)
             made |= {f"{block}.attn.ln_{x}.weight": torch.ones(8) for x in "qk"}
             chunks = 2 if last else 9 if side == "x_block" and i == 0 else 6
-            made |= linear(f"{block}.adaLN_modulation.1", chunks * width)
+            made |= both(f"{block}.adaLN_modulation.1", chunks * width)
             if side == "x_block" and i == 0:
-                made |= linear(f"{block}.attn2.qkv", 3 * width) | linear(f"{block}.attn2.proj", width)
+                made |= both(f"{block}.attn2.qkv", 3 * width) | both(f"{block}.attn2.proj", width)
                 made |= {f"{block}.attn2.ln_{x}.weight": torch.ones(8) for x in "qk"}
             if not last:
-                made |= linear(f"{block}.attn.proj", width) | linear(f"{block}.mlp.fc1", 4 * width)
-                made |= linear(f"{block}.mlp.fc2", width, 4 * width)
-    return made | linear("final_layer.linear", 64) | linear("final_layer.adaLN_modulation.1", 2 * width)
+                made |= both(f"{block}.attn.proj", width) | both(f"{block}.mlp.fc1", 4 * width)
+                made |= both(f"{block}.mlp.fc2", width, 4 * width)
+    return made | both("final_layer.linear", 64) | both("final_layer.adaLN_modulation.1", 2 * width)
+
+
+def linear(name: str, out: int, rng: torch.Generator, by: int = HIDDEN) -> dict[str, torch.Tensor]:
+    return {f"{name}.weight": torch.randn(out, by, generator=rng)}
+
+
+def flux2_checkpoint(rng: torch.Generator) -> dict[str, torch.Tensor]:
+    """Those of `tiny_flux2`'s weights that a file of factors can change, in the names of Flux.2's original code."""
+    made = {}
+    for side in ("img", "txt"):
+        block = f"double_blocks.0.{side}"
+        made |= linear(f"{block}_attn.qkv", 3 * HIDDEN, rng) | linear(f"{block}_attn.proj", HIDDEN, rng)
+        made |= linear(f"{block}_mlp.0", 6 * HIDDEN, rng) | linear(f"{block}_mlp.2", HIDDEN, rng, 3 * HIDDEN)
+        made |= linear(f"double_stream_modulation_{side}.lin", 6 * HIDDEN, rng)
+    for i in range(2):
+        made |= linear(f"single_blocks.{i}.linear1", 9 * HIDDEN, rng)
+        made |= linear(f"single_blocks.{i}.linear2", HIDDEN, rng, 4 * HIDDEN)
+    made |= linear("single_stream_modulation.lin", 3 * HIDDEN, rng)
+    made |= linear("img_in", HIDDEN, rng) | linear("txt_in", HIDDEN, rng, 48)
+    made |= linear("time_in.in_layer", HIDDEN, rng) | linear("time_in.out_layer", HIDDEN, rng)
+    return made | linear("final_layer.linear", 16, rng) | linear("final_layer.adaLN_modulation.1", 2 * HIDDEN, rng)
+
+
+def zimage_checkpoint(rng: torch.Generator) -> dict[str, torch.Tensor]:
+    """The same of `tiny_zimage`, in the names of Z-Image's."""
+    made = {}
+    for block in ("noise_refiner.0", "context_refiner.0", "layers.0", "layers.1"):
+        made |= linear(f"{block}.attention.qkv", 3 * HIDDEN, rng) | linear(f"{block}.attention.out", HIDDEN, rng)
+        made |= linear(f"{block}.feed_forward.w1", 42, rng) | linear(f"{block}.feed_forward.w2", HIDDEN, rng, 42)
+        if not block.startswith("context"):
+            made |= linear(f"{block}.adaLN_modulation.0", 4 * HIDDEN, rng)
+    made |= linear("x_embedder", HIDDEN, rng) | linear("cap_embedder.1", HIDDEN, rng)
+    return made | linear("final_layer.linear", 16, rng) | linear("final_layer.adaLN_modulation.1", HIDDEN, rng)
+
+
+def sd35(tmp_path_factory):
+    from conftest import make_tiny_sd3
+
+    return wrap(make_tiny_sd3(tmp_path_factory, dual=(0,)))
 
 
 @pytest.mark.parametrize("style", ["kohya", "comfy"])
-def test_an_sd3_file_adds_what_diffusers_makes_of_the_changed_weights(tmp_path_factory, tmp_path, style):
+@pytest.mark.parametrize(("family", "checkpoint", "converter"), [
+    ("sd35", sd3_checkpoint, "sd3"), ("tiny_flux2", flux2_checkpoint, "flux2"),
+    ("tiny_zimage", zimage_checkpoint, "z_image"),
+])  # fmt: skip
+def test_a_file_adds_what_diffusers_makes_of_the_changed_weights(
+    request, tmp_path_factory, tmp_path, style, family, checkpoint, converter
+):
     """Every layer of the original with its product added to the weight, brought to diffusers by its own converter."""
-    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers as convert
-
-    from conftest import make_tiny_sd3
+    from diffusers.loaders import single_file_utils
 
     rng = torch.Generator().manual_seed(0)
-    plain = sd3_checkpoint(HIDDEN, rng)
+    plain = checkpoint(rng)
     changed, tensors = dict(plain), {}
     for key in (key for key, x in plain.items() if x.ndim > 1 and key.endswith(".weight")):
         name, x = key.removesuffix(".weight"), plain[key]
@@ -178,11 +222,12 @@ def test_an_sd3_file_adds_what_diffusers_makes_of_the_changed_weights(tmp_path_f
         a, b = ("lora_down", "lora_up") if style == "kohya" else ("lora_A", "lora_B")
         tensors |= {f"{spelled}.{a}.weight": down, f"{spelled}.{b}.weight": up.view(*up.shape, *[1] * (x.ndim - 2))}
     save_file(tensors, tmp_path / "l.safetensors")
-    p = wrap(make_tiny_sd3(tmp_path_factory, dual=(0,)))
+    p = (sd35(tmp_path_factory) if family == "sd35" else request.getfixturevalue(family)).copy()
     made = lora.products(tmp_path / "l.safetensors", "transformer", {"transformer": p.network})
+    convert = getattr(single_file_utils, f"convert_{converter}_transformer_checkpoint_to_diffusers")
     before, after = convert(dict(plain)), convert(changed)
     moved = {key.removesuffix(".weight") for key in after if not torch.equal(before[key], after[key])}
-    assert made.keys() == moved and len(moved) > 50
+    assert made.keys() == moved and len(moved) > 20
     for name, x in made.items():
         change = after[f"{name}.weight"] - before[f"{name}.weight"]
         torch.testing.assert_close(torch.tensordot(x.up, x.down, 1) * x.alpha / x.rank, change, rtol=1e-4, atol=1e-4)
@@ -203,6 +248,9 @@ def test_bad_input(tiny_flux, tiny_sd3, tmp_path):
         added(file, tiny_flux)
     save_file(tensors, file)
     with pytest.raises(BadInput, match="seems to be made for Flux"):
+        added(file, tiny_sd3)
+    save_file({"diffusion_model.layers.0.attention.qkv.lora_A.weight": torch.ones(2, HIDDEN)}, file)
+    with pytest.raises(BadInput, match="seems to be made for Z-Image"):
         added(file, tiny_sd3)
     key = "lora_unet_joint_blocks_0_x_block_attn2_qkv"  # 3.5 medium's alone
     save_file({f"{key}.lora_down.weight": torch.ones(2, HIDDEN), f"{key}.lora_up.weight": torch.ones(48, 2)}, file)

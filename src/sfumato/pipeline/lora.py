@@ -298,6 +298,7 @@ def _place(rest: str) -> tuple[str, str]:
 _FAMILIES = {
     r"double_blocks|single_blocks|single_transformer_blocks": "Flux",
     r"joint_blocks|[._]add_[qkv]_proj": "SD3 or Flux",
+    r"(noise|context)_refiner|layers[._]\d+[._]attention[._]": "Z-Image",
     r"text_encoder_2\.|lora_te2_|input_blocks_[78]_1|_transformer_blocks_9_": "SDXL",
     r"lora_te_|(down|up)_blocks[._]\d[._]attentions": "Stable Diffusion",
 }
