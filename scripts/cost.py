@@ -32,6 +32,7 @@ class World:
     """What is compared.
 
     Attributes:
+        title: what the page calls it.
         about: what the page says of the teacher and its students.
         students: the commands that make them, and what comes before.
         compare: the command that draws and measures.
@@ -63,8 +64,8 @@ WORLDS = {
     "sketch": World(
         "the embedded pipeline",
         "The students are trained for 500 updates of 32 from the teacher's weights, InstaFlow's twice for so many on "
-        "2,000 pairs: from a quarter to a third of what the presets say. \"Asked for and there\" is the share of the "
-        "named attributes that the [oracle](../oracle.md) reads off the pictures; distances are in its features.",
+        "2,000 pairs: from a quarter to a third of what the presets say. What was asked for and is there: the share of "
+        "the named attributes that the [oracle](../oracle.md) reads off the pictures; distances are in its features.",
         [of_sketch(name, settings) for name, settings in SKETCH.items()],
         f"sfumato compare --teacher sketch --students {' '.join(f'students/{name}' for name in SKETCH)} --patches "
         "faster-diffusion faster-diffusion:uniform --sampling-steps 2 4 8 16 25 --out sketch-cost",
@@ -133,11 +134,12 @@ def curves(points: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 def page(world: World, name: str, points: Sequence[Mapping[str, Any]]) -> str:
     """What is said of a comparison, with all figures."""
+    told = {key: label for key, label in FIGURES.items() if all(p[key] for p in points)}
     rows = []
     for p in points:
-        accuracy, distance = read(p["accuracy"]), read(p["distance"])
         cost = f"{number(p['nfe'])} | {number(p['seconds'])}"
-        rows.append(f"| {p['group']} | {p['label']} | {cost} | {said(accuracy)} | {said(distance, rate=False)} |")
+        figures = " | ".join(said(read(p[key]), rate=key == "accuracy") for key in told)
+        rows.append(f"| {p['group']} | {p['label']} | {cost} | {figures} |")
     return "\n".join([
         f"# Quality against cost, on {world.title}",
         "",
@@ -149,8 +151,8 @@ def page(world: World, name: str, points: Sequence[Mapping[str, Any]]) -> str:
         f"disk); all figures: [cost.json]({name}/cost.json). {points[0]['distance']['n']} pictures in each way, with "
         "95 % intervals; guidance counts as two evaluations; seconds are of one thread.",
         "",
-        "| way | | evaluations | seconds | asked for and there | Fréchet distance |",
-        "| --- | --- | ---: | ---: | --- | --- |",
+        f"| way | | evaluations | seconds | {' | '.join(told.values())} |",
+        f"| --- | --- | ---: | ---: |{' --- |' * len(told)}",
         *rows,
         "",
         "```",

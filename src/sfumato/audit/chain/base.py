@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, is_dataclass
@@ -104,13 +105,13 @@ class Link(ABC):
 def titles(links: Sequence[Link]) -> list[str]:
     """What the links of a chain are called, no two alike: those that share a title are told apart by the settings in
     which they differ, and where they differ in none by their turn."""
-    plain, found = [link.title for link in links], list[str]()
+    plain, turns, found = [link.title for link in links], Counter[str](), []
     for link, title in zip(links, plain, strict=True):
         twins = [other.settings for other, theirs in zip(links, plain, strict=True) if theirs == title]
         apart = {name: value for name, value in link.settings.items() if any(t.get(name) != value for t in twins)}
         said = lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else value
         more = [f"{name} {said(value)}" for name, value in apart.items() if isinstance(value, SAID)]
         told = ", ".join([title, *more])
-        turn = sum(other == told or other.startswith(f"{told} (") for other in found)
-        found.append(f"{told} ({turn + 1})" if turn else told)
+        turns[told] += 1
+        found.append(f"{told} ({turns[told]})" if turns[told] > 1 else told)
     return found
