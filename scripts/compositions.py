@@ -53,8 +53,8 @@ def page(printed: str, reproduce: str, told: dict, concepts: str) -> str:
         "(../oracle.md), [of three](../scenes.md)). Every method runs with its preset for this model. Each thing "
         "happens to the erased model by itself, as `sfumato audit --compose` does it.",
         "",
-        "Share of pictures asked for the concept in which it is not found; bold where that broke the erasure, which is "
-        "where the intervals before and after are apart:",
+        "Share of pictures asked for the concept in which it is not found [95 % interval]; bold where that broke the "
+        "erasure, which is where the intervals before and after are apart:",
         "",
         table(header, erased),
         "",
@@ -65,6 +65,10 @@ def page(printed: str, reproduce: str, told: dict, concepts: str) -> str:
         f"![The first pictures of every method after each link]({NAME}/afterwards.png)",
         "",
         "The first pictures asked for the concept; in the first row the model before any edit.",
+        "",
+        "What a LoRA of a given rank cannot hold is lost with it, and what it holds best is the largest change, not "
+        "the one that erases: without a rank, `sfumato export --format lora` takes what `--energy` asks for, and "
+        "`sfumato audit ... --compose \"export lora --rank 16\"` tries one.",
         "",
         f"The whole page: [{NAME}/index.html]({NAME}/index.html) (opens from disk), "
         f"[fates.json]({NAME}/fates.json). The cells' own pages are made by the command and not kept here.",

@@ -1,6 +1,7 @@
 """Chains: what links do to a tiny model, what is drawn once, and which link is said to break the erasure."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -256,13 +257,19 @@ def test_the_bench_keeps_cells_and_tells_what_every_link_left(monkeypatch, tmp_p
     assert plain.erased.value == pytest.approx(0.98) and cast.erased.value == pytest.approx(0.4) and cast.broken == 2
     assert report.rows["esd-x"][0].why == "it does not fit"
     page = (tmp_path / "bench" / "index.html").read_text()
-    assert "broken in 2 of 2" in page and "refused" in page
+    assert "broken in 2 of 2" in page and "refused" in page and len(re.findall('href="cells/uce-', page)) == 2
     replace(bench, methods=("uce",), seeds=(1, 2, 3)).run(tmp_path / "bench")
     assert len(done) == 5  # the new seed's cell alone
     with pytest.raises(BadInput, match="other settings"):
         replace(bench, links=(Cast(),)).run(tmp_path / "bench")
     with pytest.raises(BadInput, match="named twice"):
         Fates(links=(Cast(), Cast()))
+    one = replace(bench, methods=("uce",), seeds=(1,)).run(tmp_path / "one")
+    assert one.rows["uce"][1].erased == Interval(0.4, *wilson(40, 100), 100), "of a single cell over its pictures"
+    (gone,) = (tmp_path / "one" / "cells").glob("uce-*/index.html")
+    gone.unlink()
+    replace(bench, methods=("uce",), seeds=(1,)).run(tmp_path / "one")
+    assert "href=\"cells" not in (tmp_path / "one" / "index.html").read_text()
 
 
 def test_links_of_one_method_are_told_apart_by_the_settings_in_which_they_differ():

@@ -130,7 +130,7 @@ def fates(folder: Path, cell: Cell, lost: Mapping[str, Failed]) -> list[Fate]:
     advice = f"remove {where}, and it is measured again"
     read_json(where / CELL, advice=advice)
     told = read_json(where / "report.json", {"stages": list, "refused": dict}, advice)
-    page = f"cells/{cell.key}/index.html"
+    page = f"cells/{cell.key}/index.html" if (where / "index.html").exists() else ""
     for stage in told["stages"]:
         shaped(stage, {"link": str, "erased": dict | None, "kept": dict | None}, where / "report.json", advice)
     made = [Fate(**about, link=s["link"], figures=s, page=page) for s in told["stages"]]

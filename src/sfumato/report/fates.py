@@ -28,14 +28,14 @@ class Fate:
     page: str = ""
     why: str = ""
 
-    def rate(self, name: str) -> float | None:
-        told = (self.figures or {}).get(name)
-        return None if told is None else told["value"]
+    def interval(self, name: str) -> Interval | None:
+        """A figure of this link alone, over pictures."""
+        return Interval.from_json((self.figures or {}).get(name), "value")
 
 
 @dataclass(frozen=True)
 class Square:
-    """A method under a link, over cells."""
+    """A method under a link, over cells; the intervals of a single cell are those over its pictures."""
 
     erased: Interval | None
     kept: Interval | None
@@ -65,9 +65,10 @@ class FatesReport:
     def _square(self, method: str, link: str) -> Square:
         mine = [f for f in self.fates if f.method == method and f.link == link]
         have = [f for f in mine if f.figures is not None]
-        mean = lambda name: over([f.rate(name) for f in have])
+        mean = lambda found: found[0] if len(found) == 1 else over([i and i.value for i in found])
+        erased, kept = (mean([f.interval(name) for f in have]) for name in ("erased", "kept"))
         broken = sum(bool((f.figures or {}).get("breaks")) for f in have)
-        return Square(mean("erased"), mean("kept"), broken, len(have), next((f.why for f in mine if f.why), ""))
+        return Square(erased, kept, broken, len(have), next((f.why for f in mine if f.why), ""))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -84,7 +85,10 @@ class FatesReport:
         header, rows = self.table()
         line = lambda cells: "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
         text = "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
-        told = "Erased, with its 95 % interval over cells; in brackets what is kept of other concepts, and the cells."
+        told = (
+            "Erased, with its 95 % interval over cells (of one cell over its pictures); in brackets what is kept of "
+            "other concepts, and the cells."
+        )
         why = [f"- {method}, {link}: {why}" for method, link, why in self.refused]
         return "\n\n".join([text, told, *(["Not measured:", "\n".join(why)] if why else [])]) + "\n"
 
