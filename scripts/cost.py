@@ -52,7 +52,6 @@ def of_sketch(name: str, settings: str) -> str:
 SKETCH = {
     "multistep-cm-1": "--steps 1 --eta 0 --updates 500 --anneal 250",
     "multistep-cm-4": "--steps 4 --updates 500 --anneal 250",
-    "multistep-cm-8": "--steps 8 --updates 500 --anneal 250",
     "moment-matching-8": "--steps 8 --updates 500",
     "instaflow-1": "--pairs 2000 --reflow-updates 500 --updates 500 --perceptual-updates 150",
 }
