@@ -109,7 +109,7 @@ def curves(points: Sequence[Mapping[str, Any]], file: Path) -> None:
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     told = {key: label for key, label in FIGURES.items() if all(p[key] for p in points)}
-    figure, axes = pyplot.subplots(1, len(told), figsize=(6 * len(told), 4), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(1, len(told), figsize=(5 * len(told) + 2, 4), layout="constrained", squeeze=False)
     for axis, (key, label) in zip(axes[0], told.items(), strict=True):
         for group in dict.fromkeys(p["group"] for p in points):
             of = sorted((p for p in points if p["group"] == group), key=lambda p: p["nfe"])
@@ -122,10 +122,10 @@ def curves(points: Sequence[Mapping[str, Any]], file: Path) -> None:
         axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.xaxis.set_minor_locator(NullLocator())
     axes[0, -1].set_yscale("log")
-    axes[0, -1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0, -1].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
     axes[0, -1].yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes[0, -1].yaxis.set_minor_locator(NullLocator())
-    axes[0, 0].legend(fontsize="small")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
