@@ -14,6 +14,7 @@ from sfumato.metrics.bootstrap import (
     paired_difference,
     rate_interval,
     resampled_means,
+    share_interval,
     wilson,
 )
 
@@ -91,6 +92,15 @@ def test_rates_of_zero_and_one_are_not_certain():
         assert share in (e.low, e.high)
     e = rate_interval(torch.tensor([True, False, True, True]), seeded())
     assert e.method == "percentile" and e.value == 0.75
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_shares_that_are_all_nothing_or_all_are_no_certainty(share):
+    e = share_interval(torch.full((9,), share), seeded(), method="bca")
+    assert (e.value, e.method) == (share, "wilson") and (e.low, e.high) == wilson(9 * int(share), 9)
+    assert share_interval(torch.full((9,), 0.5), seeded()).method == "constant"
+    some = torch.tensor([0.5, 1.0, 1.0])
+    assert share_interval(some, seeded()) == mean_interval(some, seeded(), method="percentile")
 
 
 def test_a_pairing_removes_what_is_common():

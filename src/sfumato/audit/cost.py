@@ -22,7 +22,7 @@ from sfumato.data.base import Rows
 from sfumato.data.pictures import open_pictures, source_for
 from sfumato.errors import BadInput, unknown
 from sfumato.metrics.alignment import oracle_alignment
-from sfumato.metrics.bootstrap import mean_interval
+from sfumato.metrics.bootstrap import share_interval
 from sfumato.metrics.extractors import Extractor, make_extractor
 from sfumato.metrics.features import Features, extract
 from sfumato.metrics.resize import to_bytes
@@ -214,7 +214,7 @@ def _quality(
     read = {a: torch.cat([x[a] for x in logits]) for a in oracles.WORDS}
     shares = oracle_alignment(read, oracles.WORDS, words)
     rng = torch.Generator().manual_seed(seed)
-    return interval(mean_interval(shares[shares.isfinite()], rng, method="percentile")), distance
+    return interval(share_interval(shares[shares.isfinite()], rng)), distance
 
 
 def _about(extractor: Extractor) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sfumato.attack.parts.outcome import outcome
 from sfumato.data import oracle as oracles
 from sfumato.errors import unknown
 from sfumato.metrics.alignment import ClipScore
-from sfumato.metrics.bootstrap import Estimate, mean_interval, rate_interval
+from sfumato.metrics.bootstrap import Estimate, rate_interval, share_interval
 from sfumato.metrics.detectors import Detector
 from sfumato.metrics.detectors.base import Agreement
 from sfumato.metrics.perceptual import LPIPS, MSE, Distance, OneMinusSSIM, lpips_missing, oracle_distance
@@ -147,7 +147,8 @@ def alignment_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> schema.Ali
     parts = [slice(i, i + BATCH) for i in range(0, len(prompts), BATCH)]
     matched = lambda x: torch.cat([measure(to_float(x[part]), prompts[part]) for part in parts]).double()
     sides = [matched(x) for x in (drawn.kept.before, drawn.kept.after)]
-    before, after = (interval(mean_interval(x[torch.isfinite(x)], rng)) for x in sides)
+    # A CLIP score is no share, but none of them is 0 or 1 in all pictures either.
+    before, after = (interval(share_interval(x[torch.isfinite(x)], rng, method="bca")) for x in sides)
     return schema.Alignment(before, after, name)
 
 

@@ -81,15 +81,32 @@ def rate_interval(
 ) -> Estimate:
     """The share of ``hits`` and its percentile bootstrap interval.
 
-    At a share of exactly 0 or 1 every resample is the same and the bootstrap would claim certainty; there the
-    interval is Wilson's score interval (`wilson`), and ``method`` says so.
+    At a share of exactly 0 or 1 it is Wilson's, as of `share_interval`.
     """
     if hits.dtype != torch.bool:
         raise BadInput(f"a rate is taken over True and False, not over {hits.dtype}")
-    n, k = len(hits), int(hits.sum())
-    if n and k in (0, n):
-        return Estimate(k / n, *wilson(k, n, level), n, "wilson")
-    return mean_interval(hits.double(), generator, level=level, resamples=resamples, method="percentile")
+    return share_interval(hits.double(), generator, level=level, resamples=resamples)
+
+
+def share_interval(
+    values: Float[Tensor, "n"],
+    generator: torch.Generator,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    method: Method = "percentile",
+) -> Estimate:
+    """The mean of shares in [0, 1], and its interval as of `mean_interval`.
+
+    Where all of them are 0, or all are 1, every resample is the same and the bootstrap would claim certainty; there the
+    interval is Wilson's score interval (`wilson`), and ``method`` says so. It is that of shares which are 0 or 1, the
+    widest there can be.
+    """
+    n = len(values)
+    if n and bool((values == values[0]).all()) and float(values[0]) in (0.0, 1.0):
+        share = int(values[0])
+        return Estimate(float(share), *wilson(share * n, n, level), n, "wilson")
+    return mean_interval(values, generator, level=level, resamples=resamples, method=method)
 
 
 def paired_difference(
