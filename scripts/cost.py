@@ -147,7 +147,8 @@ def page(world: World, name: str, points: Sequence[Mapping[str, Any]]) -> str:
         "",
         f"The whole page, with pictures of every way to draw: [{name}/index.html]({name}/index.html) (opens from "
         f"disk); all figures: [cost.json]({name}/cost.json). {points[0]['distance']['n']} pictures in each way, with "
-        "95 % intervals; guidance counts as two evaluations; seconds are of one thread.",
+        "95 % intervals; guidance counts as two evaluations. Seconds are of one thread of a machine that may have had "
+        "other work: evaluations tell more.",
         "",
         f"| way | | evaluations | seconds | {' | '.join(told.values())} |",
         f"| --- | --- | ---: | ---: |{' --- |' * len(told)}",
