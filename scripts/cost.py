@@ -62,7 +62,7 @@ WORLDS = {
     "sketch": World(
         "the embedded pipeline",
         "The students are trained for 500 updates of 32 from the teacher's weights, InstaFlow's twice for so many on "
-        "2,000 pairs: from a quarter to a third of what the presets say. What was asked for and is there: the share of "
+        "2,000 pairs: from a quarter to a half of what the presets say. What was asked for and is there: the share of "
         "the named attributes that the [oracle](../oracle.md) reads off the pictures; distances are in its features.",
         [of_sketch(name, settings) for name, settings in SKETCH.items()],
         f"sfumato compare --teacher sketch --students {' '.join(f'students/{name}' for name in SKETCH)} --patches "
@@ -88,11 +88,14 @@ WORLDS = {
 }  # fmt: skip
 
 
-def read(figure: Mapping[str, Any] | None) -> Interval | None:
-    """A figure of ``cost.json``."""
-    if figure is None:
-        return None
-    return Interval(figure.get("value", figure.get("mean")), figure["low"], figure["high"], figure["n"])
+def read(point: Mapping[str, Any], key: str) -> Interval | None:
+    """A figure of a point of ``cost.json``."""
+    return Interval.from_json(point[key], "mean" if key == "accuracy" else "value")
+
+
+def measured(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Those of `FIGURES` that all points have."""
+    return {key: label for key, label in FIGURES.items() if all(p[key] for p in points)}
 
 
 def said(figure: Interval | None, rate: bool = True) -> str:
@@ -108,12 +111,12 @@ def curves(points: Sequence[Mapping[str, Any]], file: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-    told = {key: label for key, label in FIGURES.items() if all(p[key] for p in points)}
+    told = measured(points)
     figure, axes = pyplot.subplots(1, len(told), figsize=(5 * len(told) + 2, 4), layout="constrained", squeeze=False)
     for axis, (key, label) in zip(axes[0], told.items(), strict=True):
         for group in dict.fromkeys(p["group"] for p in points):
             of = sorted((p for p in points if p["group"] == group), key=lambda p: p["nfe"])
-            found = [read(p[key]) for p in of]
+            found = [read(p, key) for p in of]
             ends = [[i.value - i.low for i in found], [i.high - i.value for i in found]]
             style = "o-" if group in JOINED else "o"
             axis.errorbar([p["nfe"] for p in of], [i.value for i in found], ends, fmt=style, label=group)
@@ -132,11 +135,11 @@ def curves(points: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 def page(world: World, name: str, points: Sequence[Mapping[str, Any]]) -> str:
     """What is said of a comparison, with all figures."""
-    told = {key: label for key, label in FIGURES.items() if all(p[key] for p in points)}
+    told = measured(points)
     rows = []
     for p in points:
         cost = f"{number(p['nfe'])} | {number(p['seconds'])}"
-        figures = " | ".join(said(read(p[key]), rate=key == "accuracy") for key in told)
+        figures = " | ".join(said(read(p, key), rate=key == "accuracy") for key in told)
         rows.append(f"| {p['group']} | {p['label']} | {cost} | {figures} |")
     return "\n".join([
         f"# Quality against cost, on {world.title}",
