@@ -325,11 +325,15 @@ def test_every_method_has_as_many_trials_and_its_present_settings_are_one():
 
 
 def test_scores_are_what_is_gone_and_kept_and_what_is_recovered_beyond_the_control():
-    eraser = Trial("uce", {}, True, figures(0.8, 0.5, 0.9))
+    eraser = Trial("uce", {}, True, {"star": figures(0.8, 0.5, 0.9)})
     assert eraser.parts == {"gone": 0.8, "kept": 0.7} and eraser.score == pytest.approx(0.75)
+    both = replace(eraser, figures={**eraser.figures, "blue": figures(0.2, 0.9, 0.9)})
+    assert both.parts == pytest.approx({"gone": 0.5, "kept": 0.8}) and both.score == pytest.approx(0.65)
+    unread = replace(eraser, figures={**eraser.figures, "blue": figures(0.2, None, None)})
+    assert unread.parts == {} and unread.score == -1
     attacked = figures(recovered=0.6)
     attacked["attacks"]["p"]["control"] = {"rate": 0.25, "low": 0, "high": 1, "n": 4}
-    assert Trial("mma", {}, True, attacked).score == pytest.approx(0.35)
+    assert Trial("mma", {}, True, {"star": attacked}).score == pytest.approx(0.35)
     assert Trial("mma", {}, True, why="lost").score == -1
 
 
@@ -339,6 +343,7 @@ def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
     assert [t.method for t in trials] == ["rece"] * 3 + ["esd-x"] * 3 and len(fake["done"]) == 6
     assert sum(t.first for t in trials) == 2
     assert replace(small, trials=4).run(tmp_path / "trials") and len(fake["done"]) == 8
+    assert replace(small, concepts=("star", "blue")).run(tmp_path / "trials") and len(fake["done"]) == 14
     tune.save(tmp_path / "trials", trials)
     read = json.loads((tmp_path / "trials" / "trials.json").read_text())
     assert read[0]["score"] == pytest.approx(0.75) and read[0]["parts"] == {"gone": 0.75, "kept": 0.75}
@@ -359,18 +364,20 @@ def test_trials_on_another_model_need_something_to_keep_and_a_detector_that_know
     folder = tmp_path / "classifier"
     tiny_classifier(folder, ("star", "circle"))
     model = str(tiny_sd.save(tmp_path / "sd"))
-    told = {"model": model, "methods": ("rece",), "trials": 1, "n": 2, "concept": "star", "detector": str(folder)}
-    keys = [cell.key for _, cell in Tune(**told).tried()]
+    told = {"model": model, "methods": ("rece",), "trials": 1, "n": 2, "concepts": ("star",), "detector": str(folder)}
+    keys_of = lambda tuned: [each["star"].key for _, each in tuned.tried()]
+    keys = keys_of(Tune(**told))
     for more, said in (
         ({}, "name some concepts with retain"), ({"retain": ("square",)}, "unknown label"),
-        ({"retain": ("circle",), "concept": "square"}, "unknown label"), ({"detector": None}, "how to see the concept"),
+        ({"retain": ("circle",), "concepts": ("star", "square")}, "unknown label"),
+        ({"detector": None}, "how to see the concept"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=said):
             Tune(**told | more).run(tmp_path / "trials")
     assert not fake["done"] and not (tmp_path / "trials").exists()
     (trial,) = Tune(**told, retain=("circle",), prompts=("a {concept}",)).run(tmp_path / "trials")
     assert trial.figures and fake["done"][0].audit["retain"] == ("circle",)
-    assert "retain" not in Tune(**told).tried()[0][1].audit and keys == [c.key for _, c in Tune(**told).tried()]
+    assert "retain" not in Tune(**told).tried()[0][1]["star"].audit and keys == keys_of(Tune(**told))
 
 
 @pytest.mark.parametrize("entry", [m for m in catalog.METHODS if m.load().GRID], ids=lambda m: m.name)

@@ -1,4 +1,4 @@
-"""Settings for a model: as many trials for every method, on a concept and a seed that no bench and no ledger counts."""
+"""Settings for a model: as many trials for every method, on concepts and a seed that no bench and no ledger counts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from sfumato import catalog
 from sfumato.audit import Audit
 from sfumato.cells import Failed, finished
+from sfumato.data.cases import check_concepts
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
 from sfumato.files import held, write_json
@@ -30,25 +31,23 @@ from .cell import Cell, keep_original, measure
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of a method, and what came of it: ``figures`` of the cell, or ``why`` there are none."""
+    """One setting of a method, and what came of it: ``figures`` of a cell by concept, or ``why`` there are none."""
 
     method: str
     settings: Mapping[str, Any]
     first: bool
     """These are the settings that the model has now."""
-    figures: Mapping[str, Any] | None = None
+    figures: Mapping[str, Mapping[str, Any]] | None = None
     why: str = ""
 
     @property
     def intervals(self) -> dict[str, Interval | None]:
-        """What the score is made of: what an eraser takes and keeps, what an attack and its control recover."""
-        seen = self.figures or {}
-        if seen.get("attacks"):
-            (found,) = seen["attacks"].values()
-            return {name: Interval.from_json(found[name]) for name in ("recovered", "control")}
-        near_far = [Interval.from_json(seen[name], "value") for name in ("near", "far") if seen.get(name)]
-        kept = average(near_far)
-        return {"gone": Interval.from_json(seen["erasure"], "value"), "kept": kept} if kept and seen["erasure"] else {}
+        """What the score is made of, the mean over the concepts: what an eraser takes and keeps, what an attack and its
+        control recover."""
+        each = [score_parts(seen) for seen in (self.figures or {}).values()]
+        if not all(each):  # a concept of which nothing was read would be left out of the mean
+            return {}
+        return {name: average([parts[name] for parts in each]) for name in (each[0] if each else ())}
 
     @property
     def parts(self) -> dict[str, float]:
@@ -64,21 +63,31 @@ class Trial:
         return parts["recovered"] - parts["control"] if "control" in parts else (parts["gone"] + parts["kept"]) / 2
 
 
+def score_parts(seen: Mapping[str, Any]) -> dict[str, Interval | None]:
+    """Of one cell's figures; empty where an eraser was not judged by both what is gone and what is kept."""
+    if seen.get("attacks"):
+        (found,) = seen["attacks"].values()
+        return {name: Interval.from_json(found[name]) for name in ("recovered", "control")}
+    kept = average([Interval.from_json(seen[name], "value") for name in ("near", "far") if seen.get(name)])
+    return {"gone": Interval.from_json(seen["erasure"], "value"), "kept": kept} if kept and seen["erasure"] else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tune:
     """Tries settings of methods on one model: those that it has now, and others of each method's `Tuned.GRID`.
 
-    Every method has the same number of trials, chosen at random from its grid. An eraser's score is the mean of the
-    share of the concept's pictures without it and of the share of all else kept; an attack's is the share that it
-    recovers from what ``against`` erased, less its control's. What wins goes by hand into the class's preset.
+    Every method has the same number of trials, chosen at random from its grid, and every trial the same concepts. An
+    eraser's score is the mean of the share of a concept's pictures without it and of the share of all else kept; an
+    attack's is the share that it recovers from what ``against`` erased, less its control's; means over the concepts.
+    What wins goes by hand into the class's preset.
     """
 
     model: str = "sketch"
     """An embedded model, a folder written by save_pretrained, or a hub id."""
     methods: tuple[str, ...] = ()
     """Erasers and attacks; by default all that have something to try."""
-    concept: str = "star"
-    """What is erased."""
+    concepts: tuple[str, ...] = ("star",)
+    """What is erased, each by itself: several kinds (an object, a colour) where the settings shall serve them all."""
     against: str = "uce"
     """The eraser whose result attacks are tried on."""
     trials: Count = 6
@@ -105,6 +114,7 @@ class Tune:
 
     def __post_init__(self) -> None:
         check(self)
+        object.__setattr__(self, "concepts", check_concepts(self.concepts, self.retain))
         for name in (*self.methods, self.against):
             if catalog.get(name).verb not in ("erase", "attack"):
                 raise BadInput(f"{name} is not an eraser or an attack: only these are tuned")
@@ -114,8 +124,8 @@ class Tune:
     def pipe(self) -> Text2Image:
         return load_text2image(self.model)
 
-    def tried(self) -> list[tuple[Trial, Cell]]:
-        """All trials, each with its cell."""
+    def tried(self) -> list[tuple[Trial, dict[str, Cell]]]:
+        """All trials, each with its cells by concept."""
         entries = [m for m in (*catalog.methods("erase"), *catalog.methods("attack")) if m.load().GRID]
         chosen = [m for m in entries if not self.methods or m.name in self.methods]
         if lost := set(self.methods) - {m.name for m in chosen}:
@@ -130,12 +140,12 @@ class Tune:
             now = dict(cls.settings_for(self.pipe))
             for settings in settings_of(now, cls.GRID, self.trials, self.seed):
                 trial, sha = Trial(entry.name, settings, settings == now), self.pipe.describe()["sha256"]
-                cell = Cell(entry.name, (self.concept,), self.seed, settings, audit, sha)
+                cell = Cell(entry.name, (), self.seed, settings, audit, sha)
                 if entry.verb == "attack":
                     base = dict(catalog.get(self.against, "erase").load().settings_for(self.pipe))
                     attacked = {**audit, "attacks": [(entry.name, settings)], "n_retain": 1}
                     cell = replace(cell, method=self.against, settings=base, audit=attacked)
-                found.append((trial, cell))
+                found.append((trial, {concept: replace(cell, concepts=(concept,)) for concept in self.concepts}))
         return found
 
     def run(
@@ -144,14 +154,16 @@ class Tune:
     ) -> list[Trial]:  # fmt: skip
         """Measure the trials that are not in ``out`` yet; all of them, by method, the best first."""
         tried = self.tried()
-        self._check([cell for _, cell in tried])
+        cells = [cell for _, each in tried for cell in each.values()]
+        self._check(cells)
         with held(out) as folder:
             where = lambda cell: folder / f"{cell.key}.json"
-            left = [cell for _, cell in tried if not where(cell).exists()]
+            left = [cell for cell in cells if not where(cell).exists()]
             read = lambda cell: read_json(where(cell), {"figures": dict}, "remove it, and the trial is measured again")
-            known = {cell.key: read(cell)["figures"] for _, cell in tried if where(cell).exists()}
+            known = {cell.key: read(cell)["figures"] for cell in cells if where(cell).exists()}
             if announce:
-                title = f"{counted(len(tried), 'trial')} on {self.concept!r}, {len(tried) - len(left)} of them measured"
+                title = f"{counted(len(tried), 'trial')} on {', '.join(map(repr, self.concepts))}"
+                title += f", {len(cells) - len(left)} of {counted(len(cells), 'edit')} measured"
                 announce(Plan(title, time="minutes a trial", writes=[f"{out}/"]))
             lost: dict[str, str] = {}
             measuring = partial(measure, folder=folder)
@@ -164,10 +176,14 @@ class Tune:
                     write_json(where(cell), {"cell": asdict(cell), "figures": result["figures"]})
                     known[cell.key] = result["figures"]
                 progress(f"{cell}: {lost.get(cell.key, 'done')} ({done} of {len(left)})")
-        made = [replace(trial, figures=known.get(cell.key), why=lost.get(cell.key, "")) for trial, cell in tried]
+        made = [
+            replace(trial, figures={c: known[cell.key] for c, cell in each.items()})
+            if all(cell.key in known for cell in each.values())
+            else replace(trial, why=next(lost[cell.key] for cell in each.values() if cell.key in lost))
+            for trial, each in tried
+        ]
         order = list(dict.fromkeys(trial.method for trial in made))
         return sorted(made, key=lambda trial: (order.index(trial.method), -trial.score))
-
 
     def _check(self, cells: Sequence[Cell]) -> None:
         """Refuse what no trial could be judged by, before any is made: a detector that does not know a concept, nothing
@@ -175,8 +191,8 @@ class Tune:
         if not cells:
             return
         told = {**cells[0].audit, "before": self.pipe, "attacks": (), "seed": self.seed, "progress": False}
-        setup = Audit(after=self.pipe, concepts=(self.concept,), **told).prepare()
-        if not setup.cases.concepts:
+        alone = [Audit(after=self.pipe, concepts=(concept,), **told).prepare() for concept in self.concepts]
+        if not all(setup.cases.concepts for setup in alone):
             raise BadInput("erasers are scored by what they keep too, and attacks by their control: name some concepts "
                            "with retain, as in --retain church dog")  # fmt: skip
 

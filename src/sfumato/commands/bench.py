@@ -13,7 +13,7 @@ from sfumato.commands.tables import show_table
 from sfumato.errors import BadInput, SfumatoError, unknown
 
 EXAMPLE = "sfumato bench erase --model sketch --methods uce rece esd-x --concepts fish red --seeds 1 2 --out bench/"
-TUNING = "sfumato bench tune --methods rece esd-x --trials 6 --out trials/"
+TUNING = "sfumato bench tune --methods rece esd-x --concepts star blue --trials 6 --out trials/"
 FATES = "sfumato bench compose --methods uce esd-x --concepts fish --seeds 1 2 3 --out fates/"
 TABLE = "sfumato bench table --bench bench/ --out erasure.json"
 KINDS = ("erase", "compose", "tune", "table")
@@ -67,7 +67,7 @@ def main(args: list[str]) -> None:
         print(f"usage: sfumato bench {{{','.join(KINDS)}}} [options]\n\nExample: {EXAMPLE}\n")
         print("erase:   methods, concepts, seeds and attacks on one model, in one table and one page\n"
               "compose: methods, and what happens to the erased models afterwards\n"
-              "tune:    as many settings tried of every method, on a concept that no bench counts\n"
+              "tune:    as many settings tried of every method, on concepts that no bench counts\n"
               "table:   what a bench of erasers measured, as the table that sfumato choose erase reads\n")  # fmt: skip
         print("sfumato bench erase --help lists the options.")
         return

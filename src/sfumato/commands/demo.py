@@ -6,6 +6,7 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sfumato import catalog
 from sfumato.commands.audit import summary
@@ -55,7 +56,7 @@ def main(args: list[str]) -> None:
     with atomic_folder(options.out, options.overwrite) as folder:
         erased.save(folder / "erased", provenance=record)
         after = str(folder / "erased")
-        asked = {"sampling_steps": STEPS, "n_retain": N_RETAIN, "attacks": [attack]}
+        asked: dict[str, Any] = {"sampling_steps": STEPS, "n_retain": N_RETAIN, "attacks": [attack]}
         report = audit(before="sketch", after=after, concepts=(options.concept,), **asked)
         # the report is read where the folder will be
         told = lambda text: text.replace(str(folder), str(options.out))
