@@ -70,7 +70,7 @@ class Integrity(ByGradient):
     """
 
     GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 3e-4, 1e-3), "updates": (75, 150), "retain_weight": (0.3, 1.0, 3.0),
+        "lr": (1e-4, 3e-4, 1e-3), "updates": (75, 150, 300), "retain_weight": (0.3, 1.0, 3.0),
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
