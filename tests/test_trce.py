@@ -270,6 +270,22 @@ def test_gradients_that_are_never_cleared(tiny_sd, contrast):
     assert torch.equal(contrast[0].gradients(recipe.turn, {"a": x})["a"], x) and not contrast[0].copies()
 
 
+def test_gradients_add_up_in_float64_too(tiny_sd):
+    """Two updates of AdamW, with a margin that never clamps: the second takes the sum of both gradients."""
+    pipe = tiny_sd.copy(own="full")
+    pipe.network.double()
+    method = TRCE(**{**SHORT, "accumulate_forever": True, "stages": "visual", "margin": 1e3})
+    erased, _ = method.run(pipe)
+    student = pipe.copy(own=steered(pipe))
+    recipe, weights = Contrast(method, pipe, pipe, student), [student.parameters("full")[n] for n in steered(pipe)]
+    adamw = recipe.turn.optimizer(weights, lr=method.lr)
+    for i in range(method.updates):  # gradients are not cleared between them
+        recipe.loss({"step": i}, Share((0, i, 1), range(1), 1))[0].backward()
+        adamw.step()
+    for name, x in zip(steered(pipe), weights, strict=True):
+        torch.testing.assert_close(erased.parameters("full")[name], x.detach(), **EXACT)
+
+
 def test_templates_have_a_place_for_the_concept():
     for templates in (OBJECT, STYLE, SKETCH):
         assert len(set(templates)) == 15 and all(t.count("{}") == 1 for t in templates)

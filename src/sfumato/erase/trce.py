@@ -69,7 +69,8 @@ class TRCE(ByGradient, Textual):
     do: where the safe phrase asks for less than the concept, its amplified prediction is the shorter and so the nearer
     one from the start. Synonyms and paraphrases of a concept are listed as more concepts: the paper's lists have 20.
 
-    Unconfirmed: which rows of a caption the published statistics sum up (``caption_rows``).
+    Unconfirmed: which rows of a caption the published statistics sum up (``caption_rows``); MACE's code, whose format
+    they have, sums all.
 
     Differs from the paper:
         - The templates are ours; the first end of the text is found by its token (the published code counts words, and
@@ -78,6 +79,9 @@ class TRCE(ByGradient, Textual):
         - Gradients are cleared after each update; the published script never does it (``accumulate_forever``).
         - A latent goes with its own time; in the published script it is one step less noisy, and the regulariser's
           time random. Trajectories are drawn only as far as their latents are used.
+        - Times are those of the pipeline's own scheduler (Stable Diffusion's 981 to 1; the script's 980 to 0). Latents
+          without a prompt come from new trajectories as long as there are any (the script's epochs repeat theirs), and
+          each one drawn counts (the script leaves out one in 51, and adds a constant to the loss that it logs).
         - Captions that name a concept are left out, ``preserve`` counts as more captions, and ``lam`` is a safeguard.
         - The paper's models read CLIP, whose end of the text sums up the sentence. The same row is mapped for T5
           (PixArt), whose end is a row that has seen the whole text but was not trained to sum it up, and the last row
@@ -275,7 +279,9 @@ class _Total(nn.Module):
         own = {f"trained.{name}": p for name, p in network.named_parameters() if p.requires_grad}
         self.names = {name: f"x{i}" for i, name in enumerate(own)}
         for name, short in self.names.items():
-            self.register_buffer(short, torch.zeros_like(own[name], dtype=torch.float32))
+            # As precise as the gradients, which come in float32 from networks of half precision.
+            dtype = torch.promote_types(own[name].dtype, torch.float32)
+            self.register_buffer(short, torch.zeros_like(own[name], dtype=dtype))
 
     def added(self, gradients: Gradients) -> Gradients:
         """The sums with these added."""
