@@ -307,6 +307,11 @@ def test_keys_that_are_none(tiny_sd, tiny_sdxl, key, tmp_path):
         attach(tiny_sd, [])
     with pytest.raises(BadInput, match="reads 40"):
         attach(tiny_sdxl, [key])
+    with pytest.raises(BadInput, match="two keys of 'star'"):  # the first could not be removed any more
+        attach(tiny_sd, [key, key])
+    for k, v in ((key.key_rows[:2], key.value_rows), (key.key_rows[None],) * 2, (key.key_rows[:0],) * 2):
+        with pytest.raises(BadInput, match="as many rows for keys as for values"):
+            attach(tiny_sd, [ConceptKey("star", "mid", k, v)])
     with pytest.raises(BadInput, match="halves"):
         KeyAdapter(tiny_sd.copy(), key, "neither")
     with pytest.raises(BadInput, match="no key file"):

@@ -131,7 +131,13 @@ class KeyAdapter(Adapter):
         sites = inserted(pipe.anatomy, key.insertion)
         names = {site.name for site in sites}
         width = sites[0].module.to_k.in_features
-        if key.key_rows.shape != key.value_rows.shape or key.key_rows.shape[-1] != width:
+        shapes = tuple(key.key_rows.shape), tuple(key.value_rows.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2 or not shapes[0][0]:
+            raise BadInput(
+                f"the key of {key.concept!r} needs as many rows for keys as for values, each (rows, width): got "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        if key.key_rows.shape[-1] != width:
             raise BadInput(
                 f"the key of {key.concept!r} has rows of {key.key_rows.shape[-1]} numbers, and this network's "
                 f"cross-attention reads {width}: attach it to the model that it was made with"
@@ -201,7 +207,8 @@ def attach(pipe: Text2Image, keys: Sequence[ConceptKey], halves: Halves = "condi
     prompt has all words of its concept, because each was learned without the others.
 
     Raises:
-        BadInput: adapters are attached to ``pipe`` already, no key, or one that does not fit this network.
+        BadInput: adapters are attached to ``pipe`` already, no key, one that does not fit this network, or two of one
+            concept.
     """
     refuse_adapters(pipe)
     if not keys:
@@ -216,6 +223,9 @@ def add(pipe: Text2Image, keys: Sequence[ConceptKey], halves: Halves = "conditio
 
     A key's rows are read by the projections of cross-attention as they are, with what adapters add to them.
     """
+    names = [*pipe.adapters, *(f"key.{key.concept}" for key in keys)]
+    if twice := [key.concept for key in keys if names.count(f"key.{key.concept}") > 1]:
+        raise BadInput(f"there are two keys of {twice[0]!r}, which would go by one name: attach one of them")
     for key in keys:
         acting = KeyAdapter(pipe, key, halves)
         pipe.adapters[f"key.{key.concept}"] = acting
