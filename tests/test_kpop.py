@@ -312,6 +312,10 @@ def test_keys_that_are_none(tiny_sd, tiny_sdxl, key, tmp_path):
     for k, v in ((key.key_rows[:2], key.value_rows), (key.key_rows[None],) * 2, (key.key_rows[:0],) * 2):
         with pytest.raises(BadInput, match="as many rows for keys as for values"):
             attach(tiny_sd, [ConceptKey("star", "mid", k, v)])
+    with pytest.raises(BadInput, match="not finite"):
+        attach(tiny_sd, [ConceptKey("star", "mid", key.key_rows * torch.nan, key.value_rows)])
+    with pytest.raises(BadInput, match="leave preserve out"):  # it would have changed nothing
+        KPOP(concepts=("star",), preserve=("art",))
     with pytest.raises(BadInput, match="halves"):
         KeyAdapter(tiny_sd.copy(), key, "neither")
     with pytest.raises(BadInput, match="no key file"):

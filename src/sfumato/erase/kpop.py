@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from sfumato.errors import BadInput
 from sfumato.fields import Count, NotNegative, Positive
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.backward import Learning
@@ -142,6 +143,11 @@ class KPOP(ByGradient):
     """S: DDIM steps of a whole trajectory."""
     space: Literal["x0", "network"] = "x0"
     """Errors are those of the clean latent, or of the network's own kind of prediction as in ESD."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preserve:
+            raise BadInput("no loss of KPOP's has a term for prompts to preserve: leave preserve out, or use ESD-x")
 
     def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
         """An ordinary pipeline that hides the concepts, and the losses.

@@ -137,6 +137,8 @@ class KeyAdapter(Adapter):
                 f"the key of {key.concept!r} needs as many rows for keys as for values, each (rows, width): got "
                 f"{shapes[0]} and {shapes[1]}"
             )
+        if not (key.key_rows.isfinite().all() and key.value_rows.isfinite().all()):
+            raise BadInput(f"the key of {key.concept!r} has rows that are not finite: make it anew")
         if key.key_rows.shape[-1] != width:
             raise BadInput(
                 f"the key of {key.concept!r} has rows of {key.key_rows.shape[-1]} numbers, and this network's "
