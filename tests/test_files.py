@@ -135,6 +135,15 @@ def test_a_full_disk_inside_a_nested_write_names_the_outer_output(tmp_path, monk
     assert names(tmp_path) == []
 
 
+def test_where_no_folder_can_be_made_it_is_said(tmp_path, monkeypatch):
+    def none(folder, *args, **kwargs):  # as in /proc, which is there and may be written to
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(files.Path, "mkdir", none)
+    with pytest.raises(BadInput, match="no folder can be made in"), atomic_file(tmp_path / "a"):
+        pass
+
+
 def test_a_library_that_reports_a_full_disk_only_as_text_is_understood(tmp_path):
     with pytest.raises(BadInput, match="disk is full"), atomic_file(tmp_path / "weights.safetensors"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")

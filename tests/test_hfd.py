@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -597,8 +598,14 @@ def test_tiles_of_a_model(model):
     drawn = model.restore(x, [0], sampling_steps=2, tile=64, overlap=16)
     assert drawn.shape == x.shape and torch.equal(drawn, model.restore(x, [0], sampling_steps=2, tile=64, overlap=16))
     assert torch.equal(model.restore(x, [0], tile=128), model.restore(x, [0]))
-    with pytest.raises(BadInput, match="multiples of 2"):
-        model.restore(x, [0], tile=63, overlap=2)
+    for tile in (63, 2, 3, 0):
+        with pytest.raises(BadInput, match=f"tile must be a multiple of 2, at least 4, not {tile}"):
+            model.restore(x, [0], tile=tile)
+    with pytest.raises(BadInput, match="overlap must be a multiple of 2, not 3"):
+        model.restore(x, [0], tile=64, overlap=3)
+    small = torch.zeros(1, 3, 20, 9)  # a quarter of 12 is no multiple of 2
+    drawn = model.restore(small, [0], sampling_steps=2, tile=12)
+    assert torch.equal(drawn, model.restore(small, [0], sampling_steps=2, tile=12, overlap=2))
     with pytest.raises(BadInput, match="one each"):
         model.restore(x, [0, 1])
 
@@ -678,6 +685,12 @@ def test_there_and_back_on_the_command_line(model, tmp_path, capsys):
     assert cli.main(["compress", str(tmp_path / "a.png"), *options, "--out", str(tmp_path / "a.sfc")]) == 0
     size = (tmp_path / "a.sfc").stat().st_size
     assert f"{8 * size / 1200:.3f} bits per pixel" in capsys.readouterr().out
+    spaced = tmp_path / "of one name"  # the bytes beside their picture, under a name that a shell would take apart
+    spaced.mkdir()
+    Image.fromarray(picture(30, 40)).save(spaced / "a b.png")
+    assert cli.main(["compress", str(spaced / "a b.png"), *options, "--out", str(spaced / "a b.sfc")]) == 0
+    line = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("get it back: "))
+    assert cli.main([*line[1:], "--steps", "2"]) == 0 and (spaced / "a b-back.png").is_file()
     back = ["decompress", str(tmp_path / "a.sfc"), *options, "--steps", "2", "--out", str(tmp_path / "b.png")]
     assert cli.main(back) == 0
     with Image.open(tmp_path / "b.png") as found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -192,6 +193,28 @@ def test_products_are_trained_on_lines_of_json(album, start, tmp_path):
     asked = [Instruction(f"{place(1)} in red", (album.parent / "b.png",))]
     ours, theirs = (m.draw(asked, 1, sampling_steps=2) for m in (model, before))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_a_run_does_not_go_on_with_other_rows(album, tmp_path):
+    """The vocabulary is learnt from the instructions: in others' words the tokens would be others."""
+    scratch = recipe(data=str(album), size=32)
+    scratch.run(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run" / "model")  # as if it had been killed before
+    scratch.run(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run" / "model")
+    album.write_text(album.read_text().replace("red", "blue"))
+    with pytest.raises(BadInput, match=r"holds a run with rows=.* another folder to start anew"):
+        scratch.run(tmp_path / "run", progress=False)
+
+
+def test_an_instruction_that_is_too_long_is_refused(album, start, tmp_path):
+    model = sf.load(start, "cpu")
+    model.pipe.tokenizer.model_max_length = 16
+    with pytest.raises(BadInput, match=r"tokens, of 16 at most: shorten it"):
+        model.encode("word " * 17)
+    album.write_text(album.read_text().replace("a red star", "a red star " * 40))
+    with pytest.raises(BadInput, match=r"line 1 of .* tokens, of 32 at most: shorten it"):
+        recipe(data=str(album), size=32, context=32).run(tmp_path / "run", progress=False)
 
 
 def test_all_of_a_trained_model_is_tuned(album, start, tmp_path):

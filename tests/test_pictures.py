@@ -461,3 +461,13 @@ def test_the_transparent_grey_of_16_bits_is_white():
     Image.fromarray(grey).save(stream, "PNG", transparency=257 * 8)
     found = to_square(stream.getvalue(), 4)
     assert (found[0] == 255).all() and (found[1:] == 9).all()
+
+
+@pytest.mark.parametrize("source", ["sketch", "digits", "folder"])
+def test_columns_are_not_looked_for_where_there_are_none(source, tmp_path):
+    """A template that is not heard would group or caption pictures by something else."""
+    if source == "folder":
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+        source = str(tmp_path)
+    with pytest.raises(BadInput, match=r"has no columns for '{album}'"):
+        open_pictures(source, 8, "{album}", count=4)

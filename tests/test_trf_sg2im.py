@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -306,8 +307,10 @@ def test_what_is_kept_of_logits():
     for top_p, n in ((0.5, 1), (0.7, 2), (0.95, 3), (0.999, 4)):
         due = law >= law.sort(descending=True).values[n - 1]
         assert torch.equal(kept(logits[:1], None, top_p)[0] > -torch.inf, due)
-    with pytest.raises(BadInput, match="temperature"):
-        Sampling(temperature=0.0)
+    for cold in (0.0, 1e-300):  # the latter is 0 in float32
+        with pytest.raises(BadInput, match="temperature must be at least"):
+            Sampling(temperature=cold)
+    assert (logits / Sampling(temperature=1e-6).temperature).softmax(-1).isfinite().all()
 
 
 def test_the_likeliest_code_follows_where_only_one_is_kept(model):
@@ -509,6 +512,8 @@ def test_layouts_are_predicted_or_fixed(model):
     fixed = SceneGraph(PAIR.objects, PAIR.relationships, boxes)
     found = model.layouts(fixed, 1)[0]
     assert found.objects == PAIR.objects and found.boxes == boxes and other.boxes
+    uneven = ((0.0, 0.1, 0.3, 0.7), (0.5, 0.2, 1.0, 0.9))  # which float32 rounds
+    assert model.layouts(SceneGraph(PAIR.objects, (), uneven), 1)[0].boxes == uneven
     assert not torch.allclose(model.draw(fixed, [1]), model.draw(PAIR, [1]), atol=1e-3)
 
 
@@ -566,6 +571,22 @@ def test_sample_takes_a_file_for_a_prompt(model, tmp_path):
     asked = ["sample", str(tmp_path / "scene.json"), "--model", str(tmp_path / "model"), "--device", "cpu"]
     assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "sheet.png").exists()
+
+
+def test_a_run_does_not_go_on_with_other_names(tmp_path):
+    """Names are numbered in their order: another one in the place of one would be taken for it."""
+    data, graph = tmp_path / "data", {"objects": ["cow", "sky"], "boxes": [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]}
+    data.mkdir()
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(data / f"{name}.png")
+        (data / f"{name}.json").write_text(json.dumps(graph))
+    recipe = small(data=str(data), updates=1, layout_updates=1, grid_every=0)
+    recipe.run(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run" / "model")  # as if it had been killed before
+    for name in "ab":
+        (data / f"{name}.json").write_text(json.dumps({**graph, "objects": ["sky", "ant"]}))
+    with pytest.raises(BadInput, match=r"holds a run with rows=.* another folder to start anew"):
+        recipe.run(tmp_path / "run", progress=False)
 
 
 def test_another_models_autoencoder_and_graph_transformer_are_taken_over(model, tmp_path):

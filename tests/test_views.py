@@ -222,6 +222,18 @@ def test_folders_in_nerfs_layout_are_scenes(tmp_path):
     assert len(open_views(str(tmp_path / "b"), 8)) == 1
 
 
+def test_cameras_far_from_the_middle_of_their_world_keep_their_distances(tmp_path):
+    """Maps have coordinates of millions of metres, of which float32 knows but halves."""
+    data = scene(tmp_path / "a")
+    near = open_views(str(tmp_path), 8).cameras(0)
+    for frame in data["frames"]:
+        for row, far in zip(frame["transform_matrix"], (500_000.25, 4_649_776.125, 120.0), strict=False):
+            row[3] += far
+    (tmp_path / "a" / "transforms.json").write_text(json.dumps(data))
+    there = open_views(str(tmp_path), 8).cameras(0)
+    assert_close(relative(there.poses, there.poses[0]), relative(near.poses, near.poses[0]), atol=1e-5, rtol=0)
+
+
 def test_a_frames_own_lens_goes_before_that_of_all(tmp_path):
     data = scene(tmp_path / "a", fl_x=16.0, camera_model="PINHOLE")
     data["frames"][1]["camera_angle_x"] = 0.5

@@ -64,6 +64,8 @@ NotNegative = Annotated[float, at_least(0)]
 Share = Annotated[float, within(0, 1)]
 Decay = Annotated[float, below(0, 1)]
 Seed = Annotated[int, below(0, 2**63)]
+Temperature = Annotated[float, at_least(1e-6)]
+"""Of logits: divided by much less, they are no numbers of 32 bits any more."""
 
 
 def check(settings: Any) -> None:

@@ -287,6 +287,8 @@ def _made(temporary: Path, path: str | os.PathLike) -> int | None:
         except OSError as error:
             if not isinstance(error, FileNotFoundError) or not temporary.parent.is_dir():
                 raise BadInput(f"cannot write {path}: {str(error.strerror).lower()}") from error
+    if not temporary.is_dir():  # where nothing can be made, as in /proc, that too is told as "no such file"
+        raise BadInput(f"cannot write {path}: no folder can be made in {temporary.parent}, choose another place")
     return lock
 
 

@@ -81,7 +81,8 @@ def main(args: list[str]) -> None:
     summary(report)
     print(f"report: {options.out / 'index.html'}")
     if options.evidence is not None:
-        print(f"evidence: {options.evidence} and {options.evidence}.zip; check it: sfumato verify {options.evidence}")
+        line = shlex.join(["sfumato", "verify", str(options.evidence)])
+        print(f"evidence: {options.evidence} and {options.evidence}.zip; check it: {line}")
 
 
 def _check(options: Output) -> None:

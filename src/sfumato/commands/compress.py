@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,10 @@ def main(args: list[str]) -> None:
     rate = 8 * len(data) / (height * width)
     was = human_bytes(options.file.stat().st_size)
     print(f"{width} x {height} pixels, {was}, in {len(data):,} bytes, {rate:.3f} bits per pixel: {options.out}")
-    print(f"get it back: sfumato decompress {options.out} --model {options.model} --out {options.out.stem}.png")
+    # Not under the picture's own name, which the bytes often have too: it is never overwritten unasked.
+    back = options.out.with_name(f"{options.out.stem}-back.png")
+    line = ["sfumato", "decompress", str(options.out), "--model", options.model, "--out", str(back)]
+    print(f"get it back: {shlex.join(line)}")
 
 
 def compression_model(name: str, device: str | None) -> Any:

@@ -14,7 +14,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, Seed, Share
 from sfumato.files import refuse_existing, save_png
 
-EXAMPLE = "sfumato decompress photo.sfc --model run/ --out photo.png"
+EXAMPLE = "sfumato decompress photo.sfc --model run/ --out photo-back.png"
 
 
 @dataclass(frozen=True, kw_only=True)

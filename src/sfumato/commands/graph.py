@@ -13,7 +13,7 @@ from sfumato.commands.options import parse
 from sfumato.commands.sample import read_seeds, seed_alias
 from sfumato.commands.verb import Where, load_any
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Positive, Share
+from sfumato.fields import Count, Share, Temperature
 from sfumato.files import GENERATED, atomic_folder, contact_sheet, refuse_existing, save_png, write_json
 from sfumato.plan import Plan
 from sfumato.text import counted
@@ -45,7 +45,7 @@ class Graph(Where):
     """Draw no pictures."""
     top_k: Count | None = None
     """Of how many of the likeliest codes one is drawn; by default the model's own number."""
-    temperature: Positive | None = None
+    temperature: Temperature | None = None
     """What logits are divided by before; by default the model's own."""
     top_p: Share | None = None
     """Only the likeliest codes that together have this probability; by default the model's own."""

@@ -6,10 +6,12 @@ of them; ``"boxes": [[x0, y0, x1, y1], ...]``, fractions of the picture's sides,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,11 @@ class FolderGraphs(FolderPictures, GraphPictures):
 
     def graph(self, index: int) -> SceneGraph:
         return self.graphs[index]
+
+    def identity(self) -> str:
+        """As of other pictures, and with the graphs."""
+        told = json.dumps([asdict(graph) for graph in self.graphs])
+        return f"{super().identity()}, graphs with {hashlib.sha256(told.encode()).hexdigest()}"
 
     @staticmethod
     def _read(file: Path) -> SceneGraph:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,6 +91,11 @@ class InstructionFile(Instructions):
 
     def said(self, index: int) -> str:
         return f"line {self._lines[index]} of {self.file}"
+
+    def identity(self) -> str:
+        """What tells these rows from others: how many they are, and a SHA-256 over them; no picture is looked at."""
+        told = json.dumps([astuple(row) for row in self._rows])
+        return f"{len(self):,} with SHA-256 {hashlib.sha256(told.encode()).hexdigest()}"
 
     def _read(self, line: str, number: int) -> Row:
         where = f"line {number} of {self.file}"

@@ -65,9 +65,12 @@ def open_pictures(
             0 stops at the first.
 
     Raises:
-        BadInput: nothing is found there, or a column or caption is missing. Later, from ``picture``: too many pictures
+        BadInput: nothing is found there, a column or caption is missing, or columns are named where there are none
+            (only tables and shards have some). Later, from ``picture``: too many pictures
             cannot be read.
     """
+    if caption != "{caption}" and (source in ("sketch", "sketch-scenes", "digits") or Path(source).is_dir()):
+        raise BadInput(f"{source} has no columns for {caption!r}: leave it out, or give a .parquet or .tar file")
     if source == "sketch":
         from .toys import SketchPictures
 

@@ -197,7 +197,7 @@ def _scene(folder: Path) -> tuple[list[Path], Cameras, np.ndarray]:
     if stray := [f for f in left if f.suffix.lower() in SUFFIXES and not hidden((f.name,))]:
         raise BadInput(f"{stray[0]} has no camera in {where}: name it there or take it away")
     try:
-        cameras = Cameras(torch.from_numpy(np.stack(poses)).float(), torch.tensor(focal))
+        cameras = Cameras(torch.from_numpy(_nearer(np.stack(poses))).float(), torch.tensor(focal))
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from error
     objects = data.get("objects") or []
@@ -207,6 +207,17 @@ def _scene(folder: Path) -> tuple[list[Path], Cameras, np.ndarray]:
         return files, cameras, np.zeros((0, 0), np.float32)
     width = len(objects[0]) if isinstance(objects[0], list) else 0
     return files, cameras, _matrix(objects, (len(objects), width), f"objects of {where}").astype(np.float32)
+
+
+def _nearer(poses: Float[np.ndarray, "view 4 4"]) -> Float[np.ndarray, "view 4 4"]:
+    """The poses as they are; of cameras that lie so far off (as in the coordinates of maps) that float32 would not tell
+    them apart, with the first one's place for the world's middle, which changes nothing between them."""
+    places = poses[:, :3, 3]
+    apart = np.abs(places - places[0]).max()
+    if 0 < apart < 1e4 * np.finfo(np.float32).eps * np.abs(places).max():
+        poses = poses.copy()
+        poses[:, :3, 3] -= places[0]
+    return poses
 
 
 def _file(folder: Path, named: str) -> Path:

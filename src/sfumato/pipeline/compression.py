@@ -225,7 +225,7 @@ class CompressionModel(ImageModel):
             sampling_steps, scheduler: as for `draw`.
             tile: side of tiles in pixels, for what would not fit into memory at once (`sfumato.sample.tiles`); None:
                 the whole picture.
-            overlap: pixels that tiles share; by default a quarter of the tile.
+            overlap: pixels that tiles share; by default a quarter of the tile, as far as the network allows.
 
         Raises:
             BadInput: numbers of pictures and seeds that differ, steps, a sampler or tiles that cannot be.
@@ -238,9 +238,12 @@ class CompressionModel(ImageModel):
         height, width = x_mse.shape[-2:]
         tiling = None
         if tile is not None and tile < max(height, width):
-            tiling = Tiling(tile, tile // 4 if overlap is None else overlap)
-            if tile % (due := int(self.network.factor)) or tiling.overlap % due:
-                raise BadInput(f"tile and overlap must be multiples of {due}, not {tile} and {tiling.overlap}")
+            due = int(self.network.factor)
+            if tile % due or tile < 2 * due:
+                raise BadInput(f"tile must be a multiple of {due}, at least {2 * due}, not {tile}")
+            tiling = Tiling(tile, max(due, tile // 4 // due * due) if overlap is None else overlap)
+            if tiling.overlap % due:
+                raise BadInput(f"overlap must be a multiple of {due}, not {overlap}")
         sides = (tiling.padded(n) for n in (height, width)) if tiling else self._padded(height, width)
         found = []
         for picture, seed in zip(grown(x_mse.to(self.device), *sides), seeds, strict=True):

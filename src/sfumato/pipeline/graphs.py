@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.data.graphs import WHOLE, Box, SceneGraph, Vocabulary, from_json, graphs_of, read_graphs, require_drawable
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Positive, Share, check
+from sfumato.fields import Count, Share, Temperature, check
 from sfumato.nets import ImageTransformer, SceneGraphTransformer
 from sfumato.nets.graph_batch import GraphBatch
 from sfumato.nets.image_transformer import Past
@@ -57,7 +57,7 @@ class Sampling:
 
     top_k: Count = 100
     """Only the so many likeliest."""
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     """What logits are divided by."""
     top_p: Share = 1.0
     """Only the likeliest that together have this probability."""
@@ -201,7 +201,8 @@ class GraphModel(ImageModel):
         for graph, rng in zip(told.graphs, rows.generators(), strict=True):
             boxes, labels = self._layout(graph, rng)
             names = tuple(self.vocabulary.objects[i] for i in labels[:-1].tolist())
-            found.append(Layout(names, tuple(tuple(box) for box in boxes[:-1].tolist())))
+            predicted = tuple(tuple(box) for box in boxes[:-1].tolist())
+            found.append(Layout(names, predicted if graph.boxes is None else graph.boxes))  # float32 has rounded these
         return found
 
     @torch.no_grad()

@@ -160,8 +160,19 @@ class OmniGen(Text2Image):
         asked = [x if isinstance(x, Instruction) else Instruction(x) for x in several]
         for x in asked:
             places(x.text, len(x.pictures))  # before pictures are read
+            self.require_short(x.text)
         latents = [[self.latent_of(picture, size) for picture in x.pictures] for x in asked]
         return self.interleaved([x.text for x in asked], latents, grad)
+
+    def require_short(self, text: str) -> None:
+        """Refuse an instruction of more tokens than the vocabulary's longest.
+
+        Raises:
+            BadInput: says how many it has.
+        """
+        most, long = self.pipe.tokenizer.model_max_length, len(self.pipe.tokenizer(text).input_ids)
+        if long > most:
+            raise BadInput(f"the instruction {text[:40]!r}... has {long} tokens, of {most} at most: shorten it")
 
     def latent_of(self, picture: Any, size: int | None = None) -> Float[Tensor, "channel h w"]:
         """The latent of an input picture: a file, a PIL image or an 8-bit array."""

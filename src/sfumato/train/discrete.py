@@ -27,7 +27,7 @@ from .codebook import CodebookRecipe, codebook, encode_codes
 from .loop import Run
 from .pixels import PixelRecipe, PixelTraining
 from .schedule import Schedule
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 
 LEVELS = 256
 
@@ -167,19 +167,21 @@ class Discrete(PixelRecipe):
         )
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
+        rows = rows_of(self.data, pictures)
+        own = {**self.beyond(), **rows}
+        goes_on(out / "training", configuration(self.name(), self, own))
         torch.manual_seed(self.seed)
         vae, codes = None, None
         if self.tokens == "codes":
             vae = codebook(self.size, self.code_channels, self.codes)
-            keys = {name: getattr(self, name) for name in ("data", "pictures", "size", "codes", "code_channels")}
+            keys = {name: getattr(self, name) for name in ("data", "pictures", "size", "codes", "code_channels")} | rows
             Run(CodebookRecipe(vae, pictures), self._first(), out / "codebook", keys).fit(progress)
             codes = encode_codes(vae.requires_grad_(False).eval(), pictures)
         # Whether the first stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)
         model = self.model(self.labels_of(pictures), vae)
-        run = Run(TokenTraining(self, model, pictures, codes), self, out / "training", self.beyond())
+        run = Run(TokenTraining(self, model, pictures, codes), self, out / "training", own)
         run.fit(progress)
         model.network.requires_grad_(False).eval()
         run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))

@@ -29,7 +29,7 @@ from .codec import CodecRecipe, cropped
 from .loop import Run
 from .pixels import PixelRecipe, PixelTraining
 from .schedule import Schedule
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 
 LIMIT = 15.0
 """Log-SNRs are held to plus and minus this."""
@@ -202,10 +202,11 @@ class HFD(PixelRecipe):
         return model.draw(None, rows, sampling_steps=steps, cond=Degraded(x_mse))
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        first, keys = self._first(), self._first_keys()
-        goes_on(out / "codec", configuration(CodecRecipe.name, first, keys))
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
+        rows = rows_of(self.data, pictures)
+        first, keys, own = self._first(), {**self._first_keys(), **rows}, {**self.beyond(), **rows}
+        goes_on(out / "codec", configuration(CodecRecipe.name, first, keys))
+        goes_on(out / "training", configuration(self.name(), self, own))
         torch.manual_seed(self.seed)
         codec = self.codec()
         Run(CodecRecipe(codec, pictures, self.crop, self.lam, self.flip), first, out / "codec", keys).fit(progress)
@@ -213,7 +214,7 @@ class HFD(PixelRecipe):
         # Whether the first stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)
         model = self.model((), codec)
-        run = Run(HFDTraining(self, model, pictures), self, out / "training", self.beyond())
+        run = Run(HFDTraining(self, model, pictures), self, out / "training", own)
         run.fit(progress)
         model.network.eval()
         run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))

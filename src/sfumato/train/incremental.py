@@ -28,7 +28,7 @@ from .projection import Projector, inputs_of
 from .prototypes import first_prototypes, nearest_old, neighbour_error, surest, updated_prototypes
 from .recipe import Gradients, Turn
 from .schedule import NEUTRAL, Schedule
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 
 PROTOTYPES = "network.prototypes"
 TEXTUAL, VISUAL = ("text_proj", "k", "v"), ("q", "out")
@@ -127,9 +127,11 @@ class TaskRun:
 
     def __init__(self, recipe: Any, out: Path, progress: bool):
         self.recipe, self.out, self.progress, self.training = recipe, out, progress, out / "training"
+        pictures = recipe.open()
+        self.rows = rows_of(recipe.data, pictures)
         goes_on(self._folder(0, "diffusion"), configuration(recipe.name(), recipe, self._own(0)))
         self.judge = recipe.judge()
-        seen, unseen, self.told = self.judge.parts(recipe.labels_of(recipe.open()))
+        seen, unseen, self.told = self.judge.parts(recipe.labels_of(pictures))
         names = tuple(seen.label_names)
         self.labels = recipe.labels_of(seen)
         self.tasks = [[self.labels.index(name) for name in task] for task in recipe.sequence(names)]
@@ -307,7 +309,7 @@ class TaskRun:
         return self.training / f"task-{i + 1}" / name
 
     def _own(self, i: int) -> dict[str, Any]:
-        return {**self.recipe.beyond(), "task": i + 1}
+        return {**self.recipe.beyond(), **self.rows, "task": i + 1}
 
     def _seed(self, i: int, stream: int) -> int:
         """The first task's diffusion has the recipe's own seed."""

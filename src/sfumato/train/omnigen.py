@@ -31,7 +31,7 @@ from .posteriors import Posteriors
 from .recipe import Recipe
 from .schedule import Schedule
 from .speaker import fresh_network, from_language_model
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 from .tokenizer import learn_spoken
 from .velocity import between, emphasis, velocity_loss
 
@@ -246,9 +246,11 @@ class TrainOmniGen(Tuned, Schedule, InFolder):
         return {**made, "parent": {"model": self.start_from, "sha256": told.get("sha256")}}
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration("omnigen", self, self.beyond()))
-        training = OmniGenTraining(self, self.open())
-        run = Run(training, self, out / "training", self.beyond())
+        data = self.open()
+        own = {**self.beyond(), **rows_of(self.data, data)}
+        goes_on(out / "training", configuration("omnigen", self, own))
+        training = OmniGenTraining(self, data)
+        run = Run(training, self, out / "training", own)
         run.fit(progress)
         model = training.finished()
         run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))
@@ -264,6 +266,11 @@ class OmniGenTraining(Recipe):
         self.recipe, self.data = recipe, data
         self.model = model = recipe.model(data) if model is None else model
         model.latent_shape(recipe.size)  # refuses what it cannot draw
+        for i in range(len(data) if recipe.data != "sketch" else 0):
+            try:
+                model.require_short(data.row(i).text)
+            except BadInput as error:
+                raise BadInput(f"{data.said(i)}: {error}") from error
         model.pipe.to(PartialState(cpu=not torch.cuda.is_available()).device)  # what is not trained as well
         self.posteriors = Posteriors(model, data.picture, recipe.size, recipe.keep_latents)
         self.adapter = recipe.products(model) if recipe.trains == "lora" else None

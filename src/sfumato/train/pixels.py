@@ -32,7 +32,7 @@ from .loop import Run
 from .outputs import InFolder
 from .recipe import Recipe
 from .schedule import Schedule
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +166,12 @@ class PixelRecipe(Tuned, Schedule, InFolder):
         return {"recipe": f"train {self.name()}", "config": asdict(self)}
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
+        own = {**self.beyond(), **rows_of(self.data, pictures)}
+        goes_on(out / "training", configuration(self.name(), self, own))
         torch.manual_seed(self.seed)
         model = self.model(self.labels_of(pictures))
-        run = Run(PixelTraining(self, model, pictures), self, out / "training", self.beyond())
+        run = Run(PixelTraining(self, model, pictures), self, out / "training", own)
         run.fit(progress)
         model.network.eval()
         run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))

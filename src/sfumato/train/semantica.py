@@ -27,7 +27,7 @@ from .cosine import CosineRecipe
 from .episodes import CLASSES, FOLDERS, Episodes, Pairs, episodes_of
 from .loop import Run
 from .pixels import PixelTraining
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,13 +167,14 @@ class Semantica(CosineRecipe):
         return model.draw(None, seeds, sampling_steps=steps, cond=model.seen(pixels(pictures, rows.tolist())))
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
+        own = {**self.beyond(), **rows_of(self.data, pictures)}
+        goes_on(out / "training", configuration(self.name(), self, own))
         groups = self.groups(pictures)
         torch.manual_seed(self.seed)
         model = self.model(())
         training = SemanticaTraining(self, model, pictures, groups, progress)
-        run = Run(training, self, out / "training", self.beyond())
+        run = Run(training, self, out / "training", own)
         run.fit(progress)
         model.network.eval()
         run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))

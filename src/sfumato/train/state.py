@@ -23,6 +23,9 @@ from .schedule import NEUTRAL, Schedule
 FORMAT = 2
 """Changes when a checkpoint's tensors or what is drawn in a step change."""
 
+DRAWN = ("sketch", "sketch-scenes", "digits")
+"""Sources of data that are no files."""
+
 Modules = Mapping[str, nn.Module]
 Tensors = dict[str, Tensor]
 
@@ -185,6 +188,12 @@ def configuration(name: str, schedule: Schedule, own: dict[str, Any] | None = No
     if told["optimizer"] == "adam":  # as runs say nothing of it that began when there was no other
         del told["optimizer"]
     return plain({"recipe": name, **told, **(own or {})})
+
+
+def rows_of(source: str, data: Any) -> dict[str, str]:
+    """What tells a run's data from others in its configuration: a vocabulary or classes of files that have changed
+    would be another's. Of worlds that are drawn, the settings say all; frames, views and texts say nothing yet."""
+    return {"rows": data.identity()} if source not in DRAWN and hasattr(data, "identity") else {}
 
 
 def goes_on(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

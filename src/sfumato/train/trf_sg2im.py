@@ -17,7 +17,7 @@ from torch import Tensor
 from sfumato.data.graphs import Vocabulary, graphs_of, open_graphs
 from sfumato.data.pictures import Pictures
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share, at_least
+from sfumato.fields import Count, Decay, Natural, NotNegative, Positive, Share, Temperature, at_least
 from sfumato.memory import require_memory
 from sfumato.nets import ImageTransformer, SceneGraphTransformer
 from sfumato.nets.layout import LayoutCode
@@ -30,7 +30,7 @@ from .graph_stages import CodeTraining, LayoutTraining
 from .loop import Run
 from .pixels import PixelRecipe
 from .schedule import Schedule
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 
 _COCO = {
     "relations": "drawn", "updates": 117_000, "layout_updates": 58_000, "batch": 64, "layout_batch": 128,
@@ -175,7 +175,7 @@ class TrfSG2Im(PixelRecipe):
     """Dropout in both transformers."""
     top_k: Count = 100
     """Of how many of the likeliest codes one is drawn."""
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     """What logits are divided by before."""
     top_p: Share = 1.0
     """Only the likeliest codes that together have this probability."""
@@ -268,14 +268,16 @@ class TrfSG2Im(PixelRecipe):
         return Plan(f"train {self.name()} on {self.data}", memory=memory, seconds=seconds)
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         pictures = self.open()
+        rows = rows_of(self.data, pictures)
+        own = {**self.beyond(), **rows}
+        goes_on(out / "training", configuration(self.name(), self, own))
         torch.manual_seed(self.seed)
         vae, layout = self._taken(pictures.vocabulary)
         if vae is None:
             vae = self.vae()
             names = ("data", "pictures", "size", "codes", "code_channels", "code_dimensions")
-            keys = {name: getattr(self, name) for name in names}
+            keys = {**{name: getattr(self, name) for name in names}, **rows}
             first = self._stage(self.code_updates, self.code_batch, self.code_lr, ema=0.995)
             Run(CodebookRecipe(vae, pictures), first, out / "codebook", keys).fit(progress)
         elif torch.cuda.is_available():
@@ -288,13 +290,13 @@ class TrfSG2Im(PixelRecipe):
         if self.layout_updates:
             stage = LayoutTraining(layout, *told, updates=self.layout_updates, lr=self.layout_lr)
             second = self._stage(self.layout_updates, self.layout_batch, self.layout_lr)
-            Run(stage, second, out / "layout", self.beyond()).fit(progress)
+            Run(stage, second, out / "layout", own).fit(progress)
         torch.manual_seed(self.seed + 2)
         model = self.model((), pictures.vocabulary, vae, layout)
         for part in model.parts().values():
             part.to(vae.device)
         training = CodeTraining(self, model, encode_codes(vae, pictures), *told)
-        run = Run(training, self, out / "training", self.beyond())
+        run = Run(training, self, out / "training", own)
         model.vae.to(run.device)
         run.fit(progress)
         for part in model.parts().values():
