@@ -92,6 +92,20 @@ def test_score_distillation_is_the_encoders_vjp_and_keeps_no_graph_of_the_networ
     torch.testing.assert_close(sources.direction("sds-", X, world.encode, world.residual), -plain)
 
 
+@pytest.mark.parametrize("draws", [1, 3])
+def test_score_distillation_differentiates_the_draw_of_the_posterior_that_it_noised(draws):
+    world, taken = Linear(), iter([rand(2, 6, seed=20), rand(2, 6, seed=21)])
+
+    def encode(x):  # a mean W x and a deviation W x / 2: another draw has another Jacobian
+        return world.encode(x) * (1 + next(taken) / 2)
+
+    found = sources.sds_gradient(X, encode, world.residual, draws)
+    scale = 1 + rand(2, 6, seed=20) / 2
+    v = world.residual(world.encode(X) * scale)
+    torch.testing.assert_close(found, ((v * scale) @ world.W).reshape(X.shape))
+    assert torch.equal(next(taken), rand(2, 6, seed=21))
+
+
 def test_without_a_jacobian_to_drop_both_directions_coincide():
     world = Linear(jacobian=1.0)
     sds = sources.direction("sds+", X, world.encode, world.residual)

@@ -34,7 +34,8 @@ def snr_weights(snr: Float[Tensor, "batch"], prediction: str, gamma: float = 5.0
     """What makes a native error count as min(SNR, gamma) times that of x0; 1 everywhere for gamma 0.
 
     eps: min(SNR, gamma) / SNR, 1 where there is no signal; v: / (SNR + 1); x0: as it is; flow: sigma^2 times as much,
-    for the error of x0 is sigma times the flow's, whose alpha + sigma = 1.
+    for the error of x0 is sigma times the flow's, whose alpha + sigma = 1. For v the published code has
+    min(SNR + 1, gamma) / (SNR + 1), which is no such weight of the error of x0.
     """
     if not gamma:
         return torch.ones_like(snr)

@@ -57,7 +57,7 @@ class DiffProtect(Protection):
     tiles' directions go in the mean, weighted towards each tile's middle, so that the change has no seams and one box
     holds it. Memory is then that of one tile.
 
-    Cost, a step and tile: the encoder once, and once there and back, and one pass of the network; with advdm and
+    Cost, a step and tile: the encoder once there and back (sdst twice), and one pass of the network; with advdm and
     mist the network's backward pass too. What has a target encodes it anew in every step.
 
     Differs from the published code: what is written is rounded to whole levels inside the box, where it cuts them off

@@ -32,14 +32,6 @@ def textural_loss(z: Float[Tensor, "n *latent"], target: Float[Tensor, "n *laten
     return (z - target).square().sum()
 
 
-def pulled_back(x: Float[Tensor, "n *dims"], encode: Encode, v: Float[Tensor, "n *latent"]) -> Float[Tensor, "n *dims"]:
-    """J_enc(x)^T v: the product of a latent-shaped ``v`` with the encoder's Jacobian."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        (pulled,) = torch.autograd.grad(encode(x), x, v)
-    return pulled
-
-
 def slope(x: Float[Tensor, "n *dims"], loss: Callable[[Tensor], Tensor]) -> Float[Tensor, "n *dims"]:
     """The gradient of a scalar loss at ``x``."""
     x = x.detach().requires_grad_()
@@ -53,13 +45,16 @@ def sds_gradient(
 ) -> Float[Tensor, "n *dims"]:
     """J_enc^T (eps_theta(z_t, t, c) - e): grad L_S with the network's Jacobian left out, and every weight of t.
 
-    The network runs without gradients; only the encoder's graph is kept. As in the published code the latent that is
-    noised and the one that is differentiated are two draws of the posterior.
+    The network runs without gradients; only the encoder's graph is kept. The latent that is noised is the one that is
+    differentiated, one draw of the posterior, as in the published code now (its first version took two).
     """
-    with torch.no_grad():
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
         z = encode(x)
-        v = torch.stack([residual(z) for _ in range(draws)]).mean(0)
-    return pulled_back(x, encode, v)
+    with torch.no_grad():
+        v = torch.stack([residual(z.detach()) for _ in range(draws)]).mean(0)
+    (pulled,) = torch.autograd.grad(z, x, v)
+    return pulled
 
 
 def direction(
