@@ -16,6 +16,8 @@ from .base import Pictures, to_square, to_tensor
 
 __all__ = ["Pictures", "open_pictures", "read_pictures", "squares", "to_square", "to_tensor"]
 
+DRAWN = ("sketch", "sketch-scenes", "digits")
+"""Sources that are no files: their settings say all of them."""
 BAD_SHARE = 0.01
 """Share of the pictures that may be unreadable before `open_pictures` gives up, unless told otherwise."""
 
@@ -69,7 +71,7 @@ def open_pictures(
             (only tables and shards have some). Later, from ``picture``: too many pictures
             cannot be read.
     """
-    if caption != "{caption}" and (source in ("sketch", "sketch-scenes", "digits") or Path(source).is_dir()):
+    if caption != "{caption}" and (source in DRAWN or Path(source).is_dir()):
         raise BadInput(f"{source} has no columns for {caption!r}: leave it out, or give a .parquet or .tar file")
     if source == "sketch":
         from .toys import SketchPictures

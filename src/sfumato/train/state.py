@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sfumato.data.pictures import DRAWN
 from sfumato.errors import BadInput
 from sfumato.foreign import read_json, reason
 
@@ -22,9 +23,6 @@ from .schedule import NEUTRAL, Schedule
 
 FORMAT = 2
 """Changes when a checkpoint's tensors or what is drawn in a step change."""
-
-DRAWN = ("sketch", "sketch-scenes", "digits")
-"""Sources of data that are no files."""
 
 Modules = Mapping[str, nn.Module]
 Tensors = dict[str, Tensor]
