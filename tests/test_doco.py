@@ -155,8 +155,10 @@ def test_captions_of_other_models(tiny_sd):
 
 def test_pictures_drawn_smaller_and_larger():
     picture = torch.rand(3, 20, 20, generator=rng())
-    same, said = resized(picture, 0.8, rng())
+    same, said = resized(picture, 1.0, rng())
     assert same is picture and said == ()
+    less, said = resized(picture, 0.8, rng())
+    assert said == () and (less == 0.5).all(0).sum() == 400 - 256, "as published: smaller, and nothing said of it"
     small, said = resized(picture, 0.5, rng())
     assert said == ("a far away ", "very small ") and (small == 0.5).all(0).sum() == 300
     large, said = resized(torch.full((3, 20, 20), 0.25), 1.3, rng())
@@ -302,10 +304,29 @@ def test_pictures_of_a_folder_and_prompts_to_preserve(tiny_sd, tmp_path):
 
     for i, name in enumerate(("a red circle", "a circle")):
         Image.new("RGB", (16, 16), (50 * i, 200, 0)).save(tmp_path / f"{name}.png")
-    data = DoCo(**SHORT, images=str(tmp_path), preserve=("square", "blue"), augment=True).data(tiny_sd)
-    assert data.anchors == 2 and len(data.told) == 4
+    doco = DoCo(**SHORT, images=str(tmp_path), preserve=("square", "blue"))
+    data = doco.data(tiny_sd)
+    assert data.anchors == 2 and len(data.told) == 4 and data.kept == 0
     texts = [data.prompts.prompts[i] for i in data.told]
-    assert sorted(t[-8:] for t in texts[:2]) == ["a circle", "d circle"] and texts[2:] == ["square", "blue"]
+    assert sorted(texts[:2]) == ["a circle", "a red circle"] and texts[2:] == ["square", "blue"]
+
+
+def test_other_sizes_are_told_to_the_concepts_prompts_alone(tiny_sd, monkeypatch):
+    """As published: the original and the pictures to retain are told the plain captions, and these stay as they are."""
+    monkeypatch.setattr("sfumato.erase.doco.resizes", lambda n, generator: [0.4, 1.3][:n])
+    plain, doco = DoCo(**SHORT).data(tiny_sd), DoCo(**SHORT, augment=True)
+    data = doco.data(tiny_sd)
+    texts = data.prompts.prompts
+    assert [texts[i] for i in data.told] == ["a circle", "a red circle"] * 2
+    small, large = ({texts[i] for i in row} for row in data.asked.tolist())
+    assert small in ({"a far away a star"}, {"very small a star"})
+    assert large in ({"zoomed in a red star"}, {"close up a red star"})
+    assert data.anchors == data.kept == 2 and torch.equal(data.latents[2:], plain.latents)
+    assert not torch.equal(data.latents[:2], plain.latents)
+    recipe = Correction(doco, tiny_sd, tiny_sd, PatchDiscriminator(4, 1), data)
+    batch = recipe.batch(0, rng(), 20)
+    retained = [torch.equal(x, y) for x in batch["kept"]["x"] for y in data.latents[2:].flatten(0, 1)]
+    assert sum(retained) == 20
 
 
 @pytest.mark.parametrize(

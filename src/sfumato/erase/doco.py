@@ -132,7 +132,7 @@ class DoCo(ByGradient):
     flip: bool = True
     """Mirror half of the pictures."""
     augment: bool = False
-    """Draw pictures smaller or larger, and say so in the prompts."""
+    """Draw pictures smaller or larger, and say so in the prompts that ask for the concept; those to retain stay."""
     variant: Variant = "x-strict"
     """What is trained: the cross-attention's keys and values (the paper), or another of ESD's sets."""
     updates: Count = 2000
@@ -188,6 +188,7 @@ class DoCo(ByGradient):
         pictures: list[Tensor] = []
         told: list[str] = []
         asked: list[Sequence[str]] = []
+        plain: list[tuple[Tensor, list[str]]] = []
         for i, concept in enumerate(self.concepts):
             anchor = self.anchor_for(i, default_anchor(pipe, concept, self.kind))
             ask = partial(asking, concept=concept, anchor=anchor, kind=self.kind)
@@ -198,16 +199,20 @@ class DoCo(ByGradient):
             else:
                 made, texts = self._read(pipe)
             ways: list[Sequence[str]] = [*map(ask, texts)]
+            plain.append((made.clone(), texts))
             for k, share in enumerate(resizes(len(texts), generator) if self.augment else ()):
                 made[k], words = resized(made[k], share, generator)
-                if words:
+                if words:  # the anchor's own caption says nothing of the size
                     said = words[int(torch.randint(2, (), generator=generator))]
-                    texts[k], ways[k] = said + texts[k], [said + way for way in ways[k]]
+                    ways[k] = [said + way for way in ways[k]]
             pictures, told, asked = [*pictures, made], [*told, *texts], [*asked, *ways]
+        kept = len(told) if self.augment else 0
+        retained = plain if self.augment else []
         if self.preserve:
-            made, texts = self._drawn(pipe, self.preserve, generator)
+            retained = [*retained, self._drawn(pipe, self.preserve, generator)]
+        for made, texts in retained:
             pictures, told = [*pictures, made], [*told, *texts]
-        return encoded(pipe, torch.cat(pictures), told, asked, self.flip)
+        return encoded(pipe, torch.cat(pictures), told, asked, self.flip, kept)
 
     def _read(self, pipe: Text2Image) -> tuple[Tensor, list[str]]:
         """The pictures of ``images``, in [0, 1], and their captions."""
@@ -260,7 +265,7 @@ class Correction(InTurns):
     def batch(self, step: int, rng: torch.Generator, size: int) -> dict[str, Any]:
         """Pictures of anchors, and others to retain, each with its time, noise and prompts."""
         d = self.data
-        rows, kept = draw.integers(d.anchors, size, rng), draw.integers(len(d.told), size, rng)
+        rows, kept = draw.integers(d.anchors, size, rng), d.kept + draw.integers(len(d.told) - d.kept, size, rng)
         ways = draw.integers(VARIANTS, size, rng)
         noised = {"rows": self._noised(rows, rng), "kept": self._noised(kept, rng)}
         return {"step": step, **noised, "told": d.told[rows], "asked": d.asked[rows, ways], "retained": d.told[kept]}

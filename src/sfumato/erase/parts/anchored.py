@@ -100,11 +100,11 @@ def resized(
 ) -> tuple[Float[Tensor, "3 size size"], tuple[str, ...]]:
     """A picture in [0, 1] drawn ``share`` times its size, and what a caption may say of that: one of these, if any.
 
-    Below 0.6 it lies somewhere on grey, above 1 some part of it is left, and between it stays as it is.
+    Below 1 it lies somewhere on grey, above 1 some part of it is left; between 0.6 and 1 nothing is said of it.
     """
     side = picture.shape[-1]
     new = max(1, round(share * side))
-    if 0.6 * side <= new <= side:
+    if new == side:
         return picture, ()
     scaled = interpolate(picture[None], size=(new, new), mode="bilinear", antialias=True)[0]
     y, x = torch.randint(abs(side - new) + 1, (2,), generator=generator).tolist()
@@ -112,7 +112,7 @@ def resized(
         return scaled[:, y : y + side, x : x + side], ("zoomed in ", "close up ")
     canvas = torch.full_like(picture, 0.5)
     canvas[:, y : y + new, x : x + new] = scaled
-    return canvas, ("a far away ", "very small ")
+    return canvas, ("a far away ", "very small ") if new < 0.6 * side else ()
 
 
 def resizes(n: int, generator: torch.Generator) -> list[float]:
@@ -131,6 +131,7 @@ class Anchored:
         prompts: all texts, encoded.
         told: the text of each picture.
         asked: for the pictures of anchors, the texts that ask for the concept.
+        kept: the first of those to retain: all, or those after the ones that were drawn in other sizes.
     """
 
     latents: Float[Tensor, "pictures mirrored channel height width"]
@@ -138,6 +139,7 @@ class Anchored:
     prompts: Conditioning
     told: Int[Tensor, "pictures"]
     asked: Int[Tensor, "anchors variants"]
+    kept: int = 0
 
 
 def encoded(
@@ -146,9 +148,12 @@ def encoded(
     told: Sequence[str],
     asked: Sequence[Sequence[str]],
     flip: bool,
+    kept: int = 0,
     batch: int = 32,
 ) -> Anchored:
     """Latents and prompts of pictures in [0, 1], of which the first ``len(asked)`` are of anchors; computed once.
+
+    Those from number ``kept`` on are the ones to retain.
 
     Raises:
         BadInput: the tokenizer cannot read a caption.
@@ -164,5 +169,5 @@ def encoded(
     prompts = Conditioning.cat([encode_words(pipe, texts[i : i + batch]) for i in range(0, len(texts), batch)])
     number = lambda texts: [place[text] for text in texts]
     return Anchored(
-        torch.cat(latents), len(asked), prompts, torch.tensor(number(told)), torch.tensor([*map(number, asked)])
+        torch.cat(latents), len(asked), prompts, torch.tensor(number(told)), torch.tensor([*map(number, asked)]), kept
     )
