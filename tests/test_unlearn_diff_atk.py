@@ -60,6 +60,16 @@ def test_bisection_agrees_to_its_tolerance():
     assert torch.equal(simplex_by_bisection(inside), inside)
 
 
+def test_bisection_ends_where_float32_is_coarser_than_its_tolerance_and_takes_each_row_alone():
+    x = rows(seed=3).float() + 1000  # steps of 6e-5
+    q = simplex_by_bisection(x)
+    assert (q - simplex(x.double())).abs().max() < 1e-4 and (q.sum(-1) - 1).abs().max() < 1e-3
+    far = simplex_by_bisection(torch.tensor([[1e30, 1.0, -1e30]]))
+    assert (far - torch.eye(3)[:1]).abs().max() < 1e-5
+    y = rows(seed=4).flatten(0, 1) * 3
+    assert torch.equal(simplex_by_bisection(y), torch.stack([simplex_by_bisection(r) for r in y]))
+
+
 def test_a_word_is_drawn_forward_and_the_gradient_passes_clipped():
     weights = torch.tensor([[[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]], dtype=torch.float64, requires_grad=True)
     rng = torch.Generator().manual_seed(0)
@@ -149,3 +159,11 @@ def test_bad_settings(tiny_sd):
         TINY.run(tiny_sd, CASES, judge=Answers([False, False]), progress=False)
     with pytest.raises(BadInput, match="detector"):
         TINY.run(tiny_sd, CASES, original=tiny_sd, progress=False)
+
+
+def test_pictures_that_are_none_are_refused():
+    for x in (torch.rand(0, 3, 16, 16), torch.rand(1, 1, 16, 16), torch.rand(3, 16, 16)):
+        with pytest.raises(BadInput, match=r"must be \(1 or more, 3, height, width\)"):
+            replace(CASES, pictures=x)
+    with pytest.raises(BadInput, match="picture 1"):
+        replace(CASES, pictures=torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), float("nan"))]))

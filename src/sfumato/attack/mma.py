@@ -38,10 +38,12 @@ class MMA(TextAttack):
 
     Cost: updates x batch rows through the text encoder for each prompt.
 
-    Differs from the paper: nothing in the text part; its published code takes the gradients one place too early (the
-    start token counts as the first), which is not followed. The forbidden strings are the concept's own words unless
-    others are given; start, end and padding are forbidden too. The image part, against a checker after an inpainting
-    pipeline, is none of an attack on erasers. A case that its plain prompt breaks is not attacked.
+    Differs from the paper: nothing in the text part. Not followed is its published code where it takes the gradients
+    one place too early (the start token counts as the first), cuts the last letter off a candidate whose last token
+    ends no word, writes what is not ASCII as the vocabulary's stand-ins for bytes, and lets two tokens spell a
+    forbidden string, or one in another case. The forbidden strings are the concept's own words unless others are given;
+    start, end and padding are forbidden too. The image part, against a checker after an inpainting pipeline, is none of
+    an attack on erasers. A case that its plain prompt breaks is not attacked.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"tokens": 4, "updates": 2, "batch": 8, "top": 8}

@@ -46,9 +46,12 @@ class P4D(TextAttack):
 
     Differs from the paper: unless a ``clip`` is named (ViT-H/14 in the paper), the best text is the one whose picture
     the judge is surest of, not the one nearest to the original's picture; start, end and padding are no candidates for
-    a free token; x is one picture for a case. A case that its plain prompt breaks is not attacked, but one in which the
-    original's own picture does not show the concept is, which the paper leaves out: all attacks here are counted over
-    the same cases. For pipelines with one text encoder.
+    a free token; x is one picture for a case, in the autoencoder's own range (the published code encodes it in [0, 1]).
+    P4D-K searches with an end token, which its text has when it is read again; in the published code the tokens that
+    are put in overwrite it. Each check draws with the case's seed; the published generator runs on from check to check.
+    A case that its plain prompt breaks is not attacked, but one in which the original's own picture does not show the
+    concept is, which the paper leaves out: all attacks here are counted over the same cases. For pipelines with one
+    text encoder.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"tokens": 3, "updates": 2, "check_every": 2, "form": "union"}

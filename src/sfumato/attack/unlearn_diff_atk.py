@@ -189,14 +189,17 @@ def simplex(rows: Float[Tensor, "... words"]) -> Float[Tensor, "... words"]:
 def simplex_by_bisection(rows: Float[Tensor, "... words"], tolerance: float = 1e-5) -> Float[Tensor, "... words"]:
     """The same by halving the interval in which mu lies until it is shorter than ``tolerance``.
 
-    Entries are right to the tolerance; the sum to that times the number of entries that are not zero.
+    Entries are right to the tolerance, or to the precision of ``rows`` where that is coarser; the sum to that times the
+    number of entries that are not zero.
     """
     kept = rows.clamp(0, 1)
     fits = (kept.sum(dim=-1, keepdim=True) - 1).abs() <= tolerance
     low, high = rows.amin(dim=-1, keepdim=True) - 1, rows.amax(dim=-1, keepdim=True)
-    middle = (low + high) / 2
-    while bool((high - low > tolerance).any()):
-        middle = (low + high) / 2
+    middle = halved = (low + high) / 2
+    # Beyond 128 float32 has no numbers as near to each other as the tolerance: what cannot be halved is left.
+    while bool((going := (high - low > tolerance) & (low < halved) & (halved < high)).any()):
+        middle = torch.where(going, halved, middle)
         over = (rows - middle).clamp(0, 1).sum(dim=-1, keepdim=True) > 1
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        low, high = torch.where(going & over, middle, low), torch.where(going & ~over, middle, high)
+        halved = (low + high) / 2
     return torch.where(fits, kept, (rows - middle).clamp(0, 1))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
+from sfumato.finite import require_finite_pictures
 from sfumato.memory import require_memory
 
 from . import sketch
@@ -70,7 +71,7 @@ class AttackCases:
         drawing: settings of `Text2Image.draw` with which the cases are drawn, but by what was distilled to few steps.
 
     Raises:
-        BadInput: no concept.
+        BadInput: no concept; pictures that are none.
     """
 
     concept: str
@@ -83,6 +84,11 @@ class AttackCases:
         if not self.concept.strip():
             raise BadInput('name the concept to attack, for example "star"')
         object.__setattr__(self, "concept", self.concept.strip())
+        if self.pictures is not None:
+            if self.pictures.ndim != 4 or self.pictures.shape[1] != 3 or not len(self.pictures):
+                shape = tuple(self.pictures.shape)
+                raise BadInput(f"pictures of the concept must be (1 or more, 3, height, width), got {shape}")
+            require_finite_pictures(self.pictures)
 
     @property
     def prompts(self) -> list[str]:
