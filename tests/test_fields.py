@@ -188,3 +188,25 @@ def test_an_option_spelt_with_underscores_is_repeated_too():
 def test_a_number_that_no_float_can_be_is_refused():
     with pytest.raises(BadInput, match="x must be a number below 1e308"):
         check_values({"x": float}, {"x": 10**400})
+
+
+def test_one_value_where_there_may_be_several_is_a_tuple_of_it():
+    from sfumato.attack import MMA, RingABell
+
+    assert MMA(forbidden="star").forbidden == ("star",), "not four letters"
+    assert RingABell(contexts="a {}").contexts == ("a {}",)
+
+    @dataclass(frozen=True)
+    class Several:
+        words: tuple[str, ...] | None = None
+        levels: tuple[Count, ...] = (1, 2)
+        text: str | tuple[str, ...] = "as it is"
+        pair: tuple[int, int] = (1, 2)
+
+        def __post_init__(self):
+            check(self)
+
+    assert Several(words="red", levels=3) == Several(words=("red",), levels=(3,))
+    assert Several().words is None and Several().text == "as it is" and Several().pair == (1, 2)
+    with pytest.raises(BadInput, match="levels must be at least 1"):
+        Several(levels=0)

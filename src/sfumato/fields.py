@@ -69,13 +69,18 @@ Temperature = Annotated[float, at_least(1e-6)]
 
 
 def check(settings: Any) -> None:
-    """Refuse a dataclass of which a field is not what its type says.
+    """Refuse a dataclass of which a field is not what its type says; one value where there may be several becomes a
+    tuple of it, so that ``forbidden="star"`` is a word and not four letters.
 
     Raises:
         BadInput: names the field, what it may be, and what it is.
     """
     kind: Any = type(settings)
-    check_values(hints_of(kind), {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})
+    hints, values = hints_of(kind), {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    check_values(hints, values)
+    for name, value in values.items():
+        if _alone(hints.get(name, Any), value):
+            object.__setattr__(settings, name, (value,))
 
 
 def check_values(hints: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -120,6 +125,15 @@ def _without(hint: Any) -> Any:
     return hint
 
 
+def _alone(hint: Any, value: Any) -> bool:
+    """Whether it is one value of a field that takes any number of them, and nothing else but None."""
+    hint = _without(hint)
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    others = [p for p in parts if p is not types.NoneType]
+    several = all(typing.get_origin(p) is tuple and typing.get_args(p)[1:] == (...,) for p in others)
+    return several and value is not None and (isinstance(value, str) or not isinstance(value, Iterable))
+
+
 def _check(name: str, hint: Any, value: Any) -> None:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -147,7 +161,7 @@ def _check(name: str, hint: Any, value: Any) -> None:
     elif origin is tuple and (isinstance(value, str) or not isinstance(value, Iterable)):
         if parts[1:] != (...,):
             raise BadInput(f"{name} takes {len(parts)} values, got {value!r}")
-        _check(name, parts[0], value)  # one alone, of which some classes make a tuple
+        _check(name, parts[0], value)  # one alone, of which `check` makes a tuple
     elif hint is types.NoneType:
         if value is not None:
             raise BadInput(f"{name} cannot be {value!r}")

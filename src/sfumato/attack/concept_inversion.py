@@ -50,8 +50,9 @@ class ConceptInversion(Tuning, Attack):
     Differs from the paper: gradients are taken for the new rows alone instead of restoring all others after
     each step, which is the same update; pictures are drawn with replacement, not in shuffled rounds; the posterior
     of a mirrored picture is encoded beforehand and only drawn from in each step, which is the same; the default init
-    word is a neutral one, so that the attacker is not helped by a name; ``captions`` is ours. The preset of the
-    embedded model learns from captions, which say left and right and therefore allow no mirroring, and from the
+    word is a neutral one, so that the attacker is not helped by a name; ``captions`` is ours. Against erasers that
+    only guide (SLD), of which there is none here, the published script has their guidance in the loss. The preset of
+    the embedded model learns from captions, which say left and right and therefore allow no mirroring, and from the
     posterior's mean, on which that model was trained; its phrases have no words that the model does not know.
     """
 

@@ -45,8 +45,9 @@ class AttenCraft(Customizer):
 
     Differs from the paper: masks that collide are looked for again at other times before a picture is refused; weight
     decay reaches the new rows only, not all words; resolutions of attention follow the network's (a quarter and half
-    of the latent's side, which are the paper's 16 and 32). Change of keys and values is written as products of full
-    rank, which diffusers loads as a LoRA.
+    of the latent's side, which are the paper's 16 and 32); masks are first refreshed after ``refresh`` updates (in the
+    released code in the first one too, right after they were made). Change of keys and values is written as products
+    of full rank, which diffusers loads as a LoRA.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {

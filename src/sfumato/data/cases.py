@@ -84,6 +84,8 @@ class AttackCases:
         if not self.concept.strip():
             raise BadInput('name the concept to attack, for example "star"')
         object.__setattr__(self, "concept", self.concept.strip())
+        if not all(isinstance(case, Case) for case in self.cases):
+            raise BadInput("cases are prompts with seeds: Case(prompt, seed, names)")
         if self.pictures is not None:
             if self.pictures.ndim != 4 or self.pictures.shape[1] != 3 or not len(self.pictures):
                 shape = tuple(self.pictures.shape)
