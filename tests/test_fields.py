@@ -206,7 +206,7 @@ def test_one_value_where_there_may_be_several_is_a_tuple_of_it():
         def __post_init__(self):
             check(self)
 
-    assert Several(words="red", levels=3) == Several(words=("red",), levels=(3,))
+    assert Several(words="red", levels=3) == Several(words=["red"], levels=[3]) == Several(words=("red",), levels=(3,))
     assert Several().words is None and Several().text == "as it is" and Several().pair == (1, 2)
     with pytest.raises(BadInput, match="levels must be at least 1"):
         Several(levels=0)

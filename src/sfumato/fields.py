@@ -69,18 +69,20 @@ Temperature = Annotated[float, at_least(1e-6)]
 
 
 def check(settings: Any) -> None:
-    """Refuse a dataclass of which a field is not what its type says; one value where there may be several becomes a
-    tuple of it, so that ``forbidden="star"`` is a word and not four letters.
+    """Refuse a dataclass of which a field is not what its type says. Where there may be any number of values they
+    become a tuple, and one alone a tuple of it: ``forbidden="star"`` is a word and not four letters.
 
     Raises:
         BadInput: names the field, what it may be, and what it is.
     """
     kind: Any = type(settings)
-    hints, values = hints_of(kind), {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    hints, values = hints_of(kind), {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        values[field.name] = several = _several(hints.get(field.name, Any), value)
+        if several is not value:
+            object.__setattr__(settings, field.name, several)
     check_values(hints, values)
-    for name, value in values.items():
-        if _alone(hints.get(name, Any), value):
-            object.__setattr__(settings, name, (value,))
 
 
 def check_values(hints: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -125,13 +127,16 @@ def _without(hint: Any) -> Any:
     return hint
 
 
-def _alone(hint: Any, value: Any) -> bool:
-    """Whether it is one value of a field that takes any number of them, and nothing else but None."""
+def _several(hint: Any, value: Any) -> Any:
+    """The value, as a tuple where its field takes any number of values and nothing else but None."""
+    if value is None or isinstance(value, (tuple, Mapping)) or hasattr(value, "shape"):
+        return value
     hint = _without(hint)
     parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     others = [p for p in parts if p is not types.NoneType]
-    several = all(typing.get_origin(p) is tuple and typing.get_args(p)[1:] == (...,) for p in others)
-    return several and value is not None and (isinstance(value, str) or not isinstance(value, Iterable))
+    if not all(typing.get_origin(p) is tuple and typing.get_args(p)[1:] == (...,) for p in others):
+        return value
+    return (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
 
 
 def _check(name: str, hint: Any, value: Any) -> None:
@@ -161,7 +166,7 @@ def _check(name: str, hint: Any, value: Any) -> None:
     elif origin is tuple and (isinstance(value, str) or not isinstance(value, Iterable)):
         if parts[1:] != (...,):
             raise BadInput(f"{name} takes {len(parts)} values, got {value!r}")
-        _check(name, parts[0], value)  # one alone, of which `check` makes a tuple
+        _check(name, parts[0], value)  # one alone, on the command line
     elif hint is types.NoneType:
         if value is not None:
             raise BadInput(f"{name} cannot be {value!r}")

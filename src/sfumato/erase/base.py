@@ -71,10 +71,6 @@ class Eraser(Tuned, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("concepts", "anchors", "preserve"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.concepts or any(not c.strip() for c in self.concepts):
             raise BadInput("name at least one concept to erase, for example concepts=['star']")
         said = [c.strip().lower() for c in self.concepts]

@@ -168,9 +168,6 @@ class DUO(ByGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("data", "templates"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if self.t_min >= self.t_max:
             raise BadInput(f"t_min must be less than t_max, got {self.t_min} and {self.t_max}")
         if len(self.data) not in (0, len(self.concepts)):

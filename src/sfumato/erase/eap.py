@@ -168,9 +168,6 @@ class EAP(ByGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocabulary", "exclude"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
 
     def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:
         """A pipeline that shares all but the trained weights with ``pipe``; losses of both steps, and the words."""

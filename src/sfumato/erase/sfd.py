@@ -165,9 +165,6 @@ class SFD(ByGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("negative", "negative_for", "templates", "keywords"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if self.sigma_min >= self.sigma_max:
             raise BadInput(f"sigma_min must be less than sigma_max, got {self.sigma_min} and {self.sigma_max}")
         if self.distill_updates >= self.updates:

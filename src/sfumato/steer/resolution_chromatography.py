@@ -118,9 +118,6 @@ class ResolutionChromatography(Patch):
     """The schedule to analyse: the model's own, or one of ddpm, sd, cosine, sigmoid, edm and flow."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("levels", (int, float)), ("compose", str)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, kind) else tuple(value))
         super().__post_init__()
         if self.schedule not in ("model", *SCHEDULES):
             raise unknown("schedule", self.schedule, ("model", *SCHEDULES))

@@ -102,9 +102,6 @@ class T2IZero(Patch):
     """Its standard deviation."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("concepts", str), ("tokens", (int, float)), ("ctnms_sides", (int, float))):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, kind) else tuple(value))
         super().__post_init__()
         if self.concepts and self.tokens:
             raise BadInput("give concepts by name or as tokens, not both")
