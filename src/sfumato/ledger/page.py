@@ -18,6 +18,8 @@ def table(folder: Path | str = RECORDS) -> str:
         "",
         "Each method's central claim, measured again by `sfumato ledger NAME`. The effect is the paired difference",
         "between method and baseline, positive where the claim says so; the verdict is computed from its interval.",
+        "The time is one core's for all seeds; two cores take about half of it. Some of it is waiting, where other work",
+        "ran beside a measurement.",
         "",
         "| entry | claim | method | baseline | effect [95 %] | verdict | time |",
         "| --- | --- | --- | --- | --- | --- | --- |",
