@@ -137,6 +137,17 @@ def test_a_step_is_the_loss_of_its_own_draws(tiny_sd):
     assert float(found) != pytest.approx(math.log(2), rel=1e-2)
 
 
+def test_no_time_lies_beyond_the_table(tiny_sd):
+    """Nor where t_min is next to 1: the network is told the last timestep then."""
+    seen = []
+    handle = tiny_sd.network.register_forward_pre_hook(lambda *given: seen.append(given[1][1]))
+    try:
+        DUO(concepts="star", t_min=0.9999, t_max=1.0, **SHORT).loss(tiny_sd, tiny_sd.copy(), pairs())(generator())
+    finally:
+        handle.remove()
+    assert seen[0].tolist() == [999] * 6
+
+
 def test_only_the_pictures_own_attention_gets_an_adapter(tiny_sd, tiny_sd3):
     assert all(".attn1." in name for name in fresh_adapter(tiny_sd.copy(), 1, 1.0, generator()).layers)
     joint = fresh_adapter(tiny_sd3.copy(), 1, 1.0, generator()).layers

@@ -259,6 +259,20 @@ def test_without_a_weight_for_concepts_it_is_plain_distillation_to_the_bit(pixel
     assert set(first.batch(1, generator(), 50)["remain"].tolist()) == {0, 1}
 
 
+def test_only_the_network_whose_turn_it_is_drops_out(pixels):
+    """Check (i) under dropout: a fake score that is the teacher pulls at nothing, as in the paper's code."""
+    method = SFD(concepts="cat", dropout=0.5, alpha=1.2, forget_weight=0.0, fake_forget_weight=0.0, **SHORT)
+    fake, made = pixels.copy("full"), pixels.copy("full")
+    recipe, batch = Forgetting(method, pixels, fake, made), {"step": 0, "remain": torch.tensor([0, 1])}
+    networks = [model.network for model in (fake, made, pixels)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        losses = [float(recipe.fake_loss(batch, generator(7))[0].detach()) for _ in range(2)]
+        assert losses[0] != losses[1] and [n.training for n in networks] == [True, False, False]
+        assert not recipe.generator_loss(batch, generator(7))[0].any()
+    assert [n.training for n in networks] == [False, True, False]
+
+
 class Told:
     """A detector of classes by how bright a picture is."""
 
@@ -356,6 +370,11 @@ def test_noise_levels_beyond_the_table_are_refused_with_its_range(tiny_sd_eps, w
 def test_words_to_keep_are_needed_where_the_model_knows_no_world(tiny_sd):
     with pytest.raises(BadInput, match="nothing remains to be kept"):
         SFD(concepts="star").apply(tiny_sd)
+
+
+def test_without_a_template_nothing_asks_for_the_concept(tiny_sd):
+    with pytest.raises(BadInput, match="nothing asks for the concepts"):
+        SFD(concepts="star", preserve="art", templates=()).apply(tiny_sd)
 
 
 @pytest.mark.parametrize(

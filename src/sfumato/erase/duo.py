@@ -93,11 +93,11 @@ class DUO(ByGradient):
     Cost per update and pair: three rows through the base network and three through the adapted one, forward and
     backward. Before that, some 1.75 guided samplings a pair, and as many again for each that the detector rejects.
 
-    Differs from the published code: pairs are drawn with replacement; pictures are cut to their central square, where
-    its random cut is another one for each member; the times of flows go by sigma, uniform up to ``t_max``, with sigma
-    = 1 for output preservation (its script reads a falling table by rising indices, so that it trains at the noisy end
-    and preserves at the clean one); ``preserve`` adds such prompts to the empty one in output preservation; ``tries``
-    is limited. Published defaults are the code's for Stable Diffusion 1.4.
+    Differs from the published code: pairs are drawn with replacement; edits start from the autoencoder's mean; pictures
+    are cut to their central square, where its random cut is another one for each member; the times of flows go by
+    sigma, uniform up to ``t_max``, with sigma = 1 for output preservation (its script reads a falling table by rising
+    indices, so that it trains at the noisy end and preserves at the clean one); ``preserve`` adds such prompts to the
+    empty one in output preservation; ``tries`` is limited. Published defaults are the code's for Stable Diffusion 1.4.
     """
 
     GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -260,7 +260,8 @@ class DUO(ByGradient):
         mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
         told = base.encode(["", *(self.preserve or ())])
         process, kind, T = base.process, base.prediction, base.clock.timesteps
-        low, high = round(self.t_min * T), max(round(self.t_max * T), round(self.t_min * T) + 1)
+        low = min(round(self.t_min * T), T - 1)  # a t_min next to 1 is the last timestep, not one beyond it
+        high = max(round(self.t_max * T), low + 1)
         space: Prediction = "x0" if self.space == "x0" or (self.space == "auto" and kind == "flow") else kind
         _, weight = scaled(self.lr, self.preserve_weight, self.beta)
         kept = len(told) - 1

@@ -68,7 +68,12 @@ class SFD(ByGradient):
     Differs from the published code: times and the generator's noise level are given as sigma, which makes the same
     timesteps under its two tables; the concept is replaced as a whole word, or its plural; rows whose numbers are
     not finite are left out of a loss, but where none is left, the run stops; networks run without dropout unless
-    ``dropout`` asks for it (its class models train with 0.1). The paper's figures were not confirmed here.
+    ``dropout`` asks for it (its class models train with 0.1). Its averaged weights decay at one rate from the start.
+    For Stable Diffusion it asks a tenth of the fake score's pictures for nothing (see ``unconditional``), draws other
+    prompts for the generator's turn than for the fake score's, and clips no gradients but the generator's, and those in
+    half precision only, where ``eps`` is 1e-6. Its second stage for classes is a new run, from the averaged generator
+    and with the first stage's fake score for a teacher; here, as in the paper, the teacher stays, and all else goes on.
+    The paper's figures were not confirmed here.
     """
 
     GRID: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -135,7 +140,8 @@ class SFD(ByGradient):
     ema: Decay = 0.0
     """Decay of the generator's averaged weights, reached gradually; 0: the last weights are kept."""
     dropout: Decay | None = None
-    """Dropout in generator and fake score while they train, where their network has such layers; None: none."""
+    """Dropout in generator and fake score, each in its own turn only, where their network has such layers; None: none.
+    """
     cfg_scale: Guide3 | None = None
     """Guidance of the fake score as it learns, of the fake score and of the teacher in the generator's loss; by default
     4.5 each where the model takes text, and 1 (none) where it takes classes."""
@@ -145,7 +151,8 @@ class SFD(ByGradient):
     negative_for: tuple[Literal["fake training", "fake", "teacher"], ...] = ("teacher",)
     """Whose guidance they enter."""
     unconditional: Share = 0.0
-    """Share of pictures asked for nothing in particular instead; 0.1 is an option of the published code."""
+    """Share of pictures asked for nothing in particular instead, in both losses; the published code does so with 0.1 in
+    the fake score's alone, and only under guidance."""
     override: Override = "anchor"
     """What the teacher is told for a concept: the same prompt with the ``anchors`` in its place (nothing, where none is
     named), or the class that is the anchor (where none is named, as "random"); for each picture another prompt or class
@@ -205,6 +212,8 @@ class SFD(ByGradient):
                 raise BadInput(f"{name} must be a noise level of this model, {told}, got {sigma:g}")
         if not self.remaining(pipe):
             raise BadInput("nothing remains to be kept: name prompts to preserve, or a source of captions")
+        if not self.forgotten(pipe):
+            raise BadInput("nothing asks for the concepts: give a template, as in templates=['a photo of {}']")
 
     # What is asked for
 

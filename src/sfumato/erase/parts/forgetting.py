@@ -48,7 +48,6 @@ class Forgetting(Recipe):
         self.classes = list(getattr(teacher, "labels", ()))
         self.judge = method.judge(self.classes)
         for model in (fake, generator) if method.dropout is not None else ():
-            model.network.train()
             for layer in model.network.modules():
                 if isinstance(layer, nn.Dropout):
                     layer.p = method.dropout
@@ -77,9 +76,19 @@ class Forgetting(Recipe):
         """Numbers that half precision has lost are put in bounds: NaN is 0, infinity 1e5."""
         return {name: g.nan_to_num(0.0, 1e5, -1e5) for name, g in gradients.items()}
 
+    def learns(self, model: Any) -> None:
+        """The one network that drops out in this turn: the other draws, or scores, as it is, like the teacher.
+
+        Else equal scores that are told the same would differ, and their difference is what the generator follows.
+        """
+        if self.method.dropout is not None:
+            for each in (self.fake, self.generator):
+                each.network.train(each is model)
+
     def fake_loss(self, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """r L_psi(c_r) + f L_psi(c_f)."""
         method = self.method
+        self.learns(self.fake)
 
         def loss(asked: list[str], lost: bool) -> Tensor:
             with torch.no_grad():
@@ -94,6 +103,7 @@ class Forgetting(Recipe):
     def generator_loss(self, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """r L_sid(c_r, c_r) + f L_sid(c_o, c_f)."""
         method = self.method
+        self.learns(self.generator)
 
         def loss(asked: list[str], lost: bool) -> Tensor:
             dropped = uniform(len(asked), rng) < method.unconditional
