@@ -252,12 +252,15 @@ def check_interval(interval: tuple[float, float] | None) -> None:
 
 
 def first_step(strength: float, steps: int) -> int:
-    """At which of so many steps a walk begins of which the share ``strength`` is walked.
+    """At which of so many steps a walk begins of which the share ``strength`` is walked: the last int(steps strength).
+
+    So count diffusers' image-to-image pipelines of Stable Diffusion; those of flows round the other way, and take a
+    step more where that is no whole number.
 
     Raises:
         BadInput: nothing is left to walk.
     """
-    taken = min(int(steps * strength), steps)  # as diffusers' image-to-image pipelines count
+    taken = min(int(steps * strength), steps)
     if taken < 1:
         raise BadInput(f"strength {strength} of {steps} steps is less than one step: give more steps or more strength")
     return steps - taken
