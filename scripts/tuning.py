@@ -3,13 +3,15 @@
     python scripts/tuning.py --work tuning       # hours; killed? the same command goes on where it stopped
     python scripts/tuning.py --work tuning --only page
 
-What wins goes by hand into the classes' presets. The concepts and the seed are none of the leaderboard's.
+What wins goes by hand into the classes' presets. The concepts and the seed are none of the leaderboard's. Trials are
+kept in docs/results/tuning/, and gone on with from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,12 +65,18 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--only", choices=("trials", "page"), help="by default both")
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    made, kept = args.work / "trials", args.docs / "results" / "tuning"
+    made.mkdir(parents=True, exist_ok=True)
+    for file in kept.glob("*-*.json"):
+        shutil.copy(file, made)
     command = COMMAND.format(" ".join(methods()))
     if args.only != "page":
         run(command, args.work)
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in made.glob("*-*.json"):
+        shutil.copy(file, kept)
     if args.only != "trials":
-        trials = [trial(told) for told in json.loads((args.work / "trials" / "trials.json").read_text())]
+        trials = [trial(told) for told in json.loads((made / "trials.json").read_text())]
         (args.docs / "results" / "tuning.md").write_text(page(trials, command))
 
 

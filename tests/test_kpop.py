@@ -315,7 +315,7 @@ def test_keys_that_are_none(tiny_sd, tiny_sdxl, key, tmp_path):
     with pytest.raises(BadInput, match="not finite"):
         attach(tiny_sd, [ConceptKey("star", "mid", key.key_rows * torch.nan, key.value_rows)])
     with pytest.raises(BadInput, match="leave preserve out"):  # it would have changed nothing
-        KPOP(concepts=("star",), preserve=("art",))
+        KPOP(concepts=("star",), preserve=("art",)).check(tiny_sd)
     with pytest.raises(BadInput, match="halves"):
         KeyAdapter(tiny_sd.copy(), key, "neither")
     with pytest.raises(BadInput, match="no key file"):

@@ -144,8 +144,8 @@ class KPOP(ByGradient):
     space: Literal["x0", "network"] = "x0"
     """Errors are those of the clean latent, or of the network's own kind of prediction as in ESD."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self, pipe: Any) -> None:
+        super().check(pipe)
         if self.preserve:
             raise BadInput("no loss of KPOP's has a term for prompts to preserve: leave preserve out, or use ESD-x")
 
