@@ -42,7 +42,8 @@ def page(trials: Sequence[Trial], command: str) -> str:
     grids = {name: tuple(catalog.get(name).load().GRID) for name in {t.method for t in trials}}
     told = rows(trials, grids)
     best = {t.method: i for i, t in reversed(list(enumerate(trials))) if t.parts}
-    shown = [[f"**{cell}**" for cell in row] if i in best.values() else row for i, row in enumerate(told)]
+    bold = lambda row: [*row[:2], f"**{row[2]}**", *row[3:]]
+    shown = [bold(row) if i in best.values() else row for i, row in enumerate(told)]
     return "\n".join([
         "# Settings of erasers, tried on the embedded pipeline",
         "",
