@@ -37,13 +37,22 @@ def trial(told: Mapping[str, Any]) -> Trial:
     return Trial(**{name: told[name] for name in ("method", "settings", "first", "figures", "why")})
 
 
+def copy_trials(source: Path, target: Path) -> None:
+    """The files of single trials, without the originals' pictures and the list."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*-*.json"):
+        shutil.copy(file, target)
+
+
 def page(trials: Sequence[Trial], command: str) -> str:
     """All of them, each method's best first."""
     grids = {name: tuple(catalog.get(name).load().GRID) for name in {t.method for t in trials}}
     told = rows(trials, grids)
-    best = {t.method: i for i, t in reversed(list(enumerate(trials))) if t.parts}
-    bold = lambda row: [*row[:2], f"**{row[2]}**", *row[3:]]
-    shown = [bold(row) if i in best.values() else row for i, row in enumerate(told)]
+    seen: set[str] = set()
+    for t, row in zip(trials, told, strict=True):
+        if t.parts and t.method not in seen:
+            row[2] = f"**{row[2]}**"
+            seen.add(t.method)
     return "\n".join([
         "# Settings of erasers, tried on the embedded pipeline",
         "",
@@ -51,7 +60,7 @@ def page(trials: Sequence[Trial], command: str) -> str:
         "itself. Score: the mean of what is gone and of what is kept, over both; an asterisk marks the settings that "
         "the preset had, bold what won.",
         "",
-        table(("method", "settings", "score", "of pictures [95 % intervals]"), shown),
+        table(("method", "settings", "score", "of pictures [95 % intervals]"), told),
         "",
         "```",
         command,
@@ -67,15 +76,11 @@ def main() -> None:
     parser.add_argument("--only", choices=("trials", "page"), help="by default both")
     args = parser.parse_args()
     made, kept = args.work / "trials", args.docs / "results" / "tuning"
-    made.mkdir(parents=True, exist_ok=True)
-    for file in kept.glob("*-*.json"):
-        shutil.copy(file, made)
+    copy_trials(kept, made)
     command = COMMAND.format(" ".join(methods()))
     if args.only != "page":
         run(command, args.work)
-    kept.mkdir(parents=True, exist_ok=True)
-    for file in made.glob("*-*.json"):
-        shutil.copy(file, kept)
+    copy_trials(made, kept)
     if args.only != "trials":
         trials = [trial(told) for told in json.loads((made / "trials.json").read_text())]
         (args.docs / "results" / "tuning.md").write_text(page(trials, command))

@@ -44,6 +44,7 @@ def main(args: list[str]) -> None:
     Plan(title, time="one to two minutes on two CPU cores", writes=writes).show()
 
     from sfumato.audit import audit
+    from sfumato.audit.under_attack import make_attack
 
     start = time.perf_counter()
     entry = catalog.get("rece", "erase")
@@ -51,13 +52,12 @@ def main(args: list[str]) -> None:
     method = cls(concepts=(options.concept,), **cls.settings_for(pipe))
     erased, outcome = erase(method, pipe)
     record = record_of(entry, method, pipe, "sketch", outcome)
-    inversion = catalog.get("concept-inversion", "attack").load()
-    attack = inversion(**{**inversion.settings_for(pipe), "updates": UPDATES})
+    attack: Any = make_attack("concept-inversion", pipe)
     with atomic_folder(options.out, options.overwrite) as folder:
         erased.save(folder / "erased", provenance=record)
         after = str(folder / "erased")
-        asked: dict[str, Any] = {"sampling_steps": STEPS, "n_retain": N_RETAIN, "attacks": [attack]}
-        report = audit(before="sketch", after=after, concepts=(options.concept,), **asked)
+        asked: dict[str, Any] = {"concepts": (options.concept,), "attacks": [replace(attack, updates=UPDATES)]}
+        report = audit(before="sketch", after=after, sampling_steps=STEPS, n_retain=N_RETAIN, **asked)
         # the report is read where the folder will be
         told = lambda text: text.replace(str(folder), str(options.out))
         edited = {**report.protocol["after"], "model": told(report.protocol["after"]["model"])}

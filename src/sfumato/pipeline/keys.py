@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput, unknown
 from sfumato.files import atomic_file, tensors_sha256
+from sfumato.finite import NONE, finite
 from sfumato.foreign import read_tensors, reading, shaped
 
 from .adapter import Adapter, refuse_adapters
@@ -137,8 +138,8 @@ class KeyAdapter(Adapter):
                 f"the key of {key.concept!r} needs as many rows for keys as for values, each (rows, width): got "
                 f"{shapes[0]} and {shapes[1]}"
             )
-        if not (key.key_rows.isfinite().all() and key.value_rows.isfinite().all()):
-            raise BadInput(f"the key of {key.concept!r} has rows that are not finite: make it anew")
+        if not (finite(key.key_rows) and finite(key.value_rows)):
+            raise BadInput(f"the key of {key.concept!r} has rows that are {NONE}: make it anew")
         if key.key_rows.shape[-1] != width:
             raise BadInput(
                 f"the key of {key.concept!r} has rows of {key.key_rows.shape[-1]} numbers, and this network's "
