@@ -173,6 +173,7 @@ def test_the_plan_counts_what_is_trained(tiny_sd):
         ({"erase_from": ("a", "b")}, "erase_from"),
         ({"concepts": " "}, "concept"),
         ({"concepts": ("circle", "star"), "anchors": "Star "}, "'star' is its own anchor"),
+        ({"concepts": ("circle", "star"), "anchors": ("a", "Circle")}, "'star' would turn into 'Circle', which is"),
     ],
 )
 def test_bad_settings_get_one_sentence(wrong, words):

@@ -610,6 +610,14 @@ def test_tiles_of_a_model(model):
         model.restore(x, [0, 1])
 
 
+@pytest.mark.parametrize(("tile", "total"), [(None, 4), (64, 16), (36, 16)])
+def test_every_step_of_the_drawing_is_counted(model, monkeypatch, tile, total):
+    seen = []
+    monkeypatch.setattr("sfumato.progress.listener", lambda *told: seen.append(told))
+    model.restore(torch.zeros(2, 3, 100, 70), [0, 1], sampling_steps=2, tile=tile, progress=True)
+    assert seen == [("drawing", i, total) for i in range(total + 1)]
+
+
 # Training
 
 

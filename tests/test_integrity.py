@@ -130,8 +130,8 @@ def test_the_surrogate_of_a_prompt():
     assert it.instead_of("a star above a blue circle") == ""
     assert it.instead_of("Two Stars") == "Two squares" and it.instead_of("Blue Circles") == ""
     assert Integrity(concepts="star").instead_of("a star") == ""
-    swapped = Integrity(concepts=("star", "circle"), anchors=("circle", "square"))
-    assert swapped.instead_of("a star and two circles") == "a circle and two squares"
+    swapped = Integrity(concepts=("star", "circle"), anchors=("red circle", "square"))
+    assert swapped.instead_of("a star and two circles") == "a red circle and two squares"
 
 
 def test_pictures_with_captions_are_told_apart_by_them(tiny_sd, tmp_path):

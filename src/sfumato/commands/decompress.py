@@ -51,7 +51,7 @@ def main(args: list[str]) -> None:
     if not options.file.is_file():
         raise BadInput(f"there is no file {options.file}: name one, as in `{EXAMPLE}`")
     model, data = compression_model(options.model, options.device), options.file.read_bytes()
-    settings = {"sampling_steps": options.sampling_steps, "tile": options.tile or None}
+    settings = {"sampling_steps": options.sampling_steps, "tile": options.tile or None, "progress": True}
     picture = model.decompress(data, seed=options.seed, realism=options.realism, name=str(options.file), **settings)
     about_it = {"model": options.model, "seed": options.seed, "realism": options.realism, "bytes": len(data)}
     save_png(options.out, picture.permute(1, 2, 0).numpy(), about_it, options.overwrite)

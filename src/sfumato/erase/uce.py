@@ -123,11 +123,14 @@ class UCE(ClosedForm):
         return torch.cat([c for c, _ in rows]), torch.cat([a for _, a in rows]), pair.to(pipe.device)
 
     def pairs(self) -> tuple[list[str], list[str]]:
-        """Concepts and the anchor of each. Warns of a concept that is its own anchor: editing it changes nothing."""
+        """Concepts and the anchor of each. Warns of a concept that is its own anchor, since editing it changes nothing,
+        and of one that turns into another that is erased: what that looked like is drawn for it."""
         anchors = [self.anchor_for(i, " ") or " " for i in range(len(self.concepts))]
         for concept, anchor in zip(self.concepts, anchors, strict=True):
             if concept.strip() == anchor.strip():
                 warnings.warn(f"{concept!r} is its own anchor: it will not be erased", stacklevel=2)
+            elif anchor.strip() in self.concepts:
+                warnings.warn(f"{concept!r} turns into {anchor!r}, which is to be erased too", stacklevel=2)
         return list(self.concepts), anchors
 
     def preserved_prompts(self, pipe: Text2Image) -> list[str]:

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,9 +23,10 @@ from sfumato.files import tensors_sha256
 from sfumato.finite import require_finite_pictures
 from sfumato.memory import require_memory
 from sfumato.nets import Elic
+from sfumato.progress import bar
 from sfumato.sample import Clipped
 from sfumato.sample.schedulers import check_steps
-from sfumato.sample.tiles import Tiling, grown, tiled
+from sfumato.sample.tiles import BATCH, Tiling, grown, tiled
 from sfumato.sample.times import uniform
 
 from .bitstream import RangeWriter, Tally, pack, read_with, unpack
@@ -216,6 +218,7 @@ class CompressionModel(ImageModel):
         scheduler: str | Callable[..., Tensor] | None = None,
         tile: int | None = None,
         overlap: int | None = None,
+        progress: bool = False,
     ) -> Float[Tensor, "n 3 height width"]:
         """Real pictures that go with ``x_mse``, of any size, in [-1, 1].
 
@@ -226,6 +229,7 @@ class CompressionModel(ImageModel):
             tile: side of tiles in pixels, for what would not fit into memory at once (`sfumato.sample.tiles`); None:
                 the whole picture.
             overlap: pixels that tiles share; by default a quarter of the tile, as far as the network allows.
+            progress: show a bar.
 
         Raises:
             BadInput: numbers of pictures and seeds that differ, steps, a sampler or tiles that cannot be.
@@ -244,18 +248,21 @@ class CompressionModel(ImageModel):
             tiling = Tiling(tile, max(due, tile // 4 // due * due) if overlap is None else overlap)
             if tiling.overlap % due:
                 raise BadInput(f"overlap must be a multiple of {due}, not {overlap}")
-        sides = (tiling.padded(n) for n in (height, width)) if tiling else self._padded(height, width)
+        down, across = map(tiling.padded, (height, width)) if tiling else self._padded(height, width)
+        walks = len(tiling.batches(down, across, BATCH)) if tiling else 1
         found = []
-        for picture, seed in zip(grown(x_mse.to(self.device), *sides), seeds, strict=True):
-            generators = [torch.Generator().manual_seed(int(seed))]
-            degraded, eps = picture[None], noise(generators, tuple(picture.shape)).to(picture)
-            z = start(self.process, degraded, eps, times[0])
-            if tiling is None:
-                drawn = solver(self._clipped(degraded), z, times, generator=generators)
-            else:
-                drawn = tiled(solver, self._clipped, degraded, z, eps, times, tiling, generators)
-            found.append(drawn[..., :height, :width].clamp(-1, 1))
-            require_finite_pictures(found[-1], [seed])
+        with bar("drawing", len(seeds) * walks * steps, progress) as advance:
+            walk = partial(_counting, solver, advance)
+            for picture, seed in zip(grown(x_mse.to(self.device), down, across), seeds, strict=True):
+                generators = [torch.Generator().manual_seed(int(seed))]
+                degraded, eps = picture[None], noise(generators, tuple(picture.shape)).to(picture)
+                z = start(self.process, degraded, eps, times[0])
+                if tiling is None:
+                    drawn = walk(self._clipped(degraded), z, times, generator=generators)
+                else:
+                    drawn = tiled(walk, self._clipped, degraded, z, eps, times, tiling, generators)
+                found.append(drawn[..., :height, :width].clamp(-1, 1))
+                require_finite_pictures(found[-1], [seed])
         return torch.cat(found)
 
     def _clipped(self, degraded: Tensor) -> Any:
@@ -270,6 +277,19 @@ class CompressionModel(ImageModel):
         if not isinstance(file, str | Path) or not os.path.isfile(file):
             raise BadInput(f"this model is shown pictures: {str(file)[:100]!r} is no file; name one")
         return to_square(Path(file), self.size)
+
+
+def _counting(
+    solver: Callable[..., Tensor], advance: Callable[[], None], *walk: Any, callback: Any = None, **options: Any
+) -> Tensor:
+    """What the sampler gives, every step counted."""
+
+    def step(*state: Any) -> None:
+        advance()
+        if callback is not None:
+            callback(*state)
+
+    return solver(*walk, callback=step, **options)
 
 
 def start(

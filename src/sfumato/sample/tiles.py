@@ -16,6 +16,8 @@ from .samplers import Generators, Times
 
 Box = tuple[int, int]
 """The upper left corner of a tile."""
+BATCH = 8
+"""Tiles sampled together at the most."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Tiling:
         colours = [[(r * step, c * step) for r in rows[i::2] for c in columns[j::2]] for i in (0, 1) for j in (0, 1)]
         return [boxes for boxes in colours if boxes]
 
+    def batches(self, height: int, width: int, batch: int) -> list[list[Box]]:
+        """`groups` cut to at most ``batch`` tiles that are sampled together."""
+        return [group[i : i + batch] for group in self.groups(height, width) for i in range(0, len(group), batch)]
+
     def window(self) -> Float[Tensor, "side side"]:
         """The weight of a tile where it is blended: it falls linearly towards the edges, over the overlap; float64."""
         near = torch.arange(self.side, dtype=torch.float64) + 0.5
@@ -67,7 +73,7 @@ def tiled(
     times: Times,
     tiling: Tiling,
     generator: Generators | None = None,
-    batch: int = 8,
+    batch: int = BATCH,
 ) -> Float[Tensor, "1 channel height width"]:
     """One large picture, sampled tile by tile (arXiv:2305.18231, the parallel sampling of its large pictures).
 
@@ -89,22 +95,21 @@ def tiled(
     height, width = degraded.shape[-2:]
     window = tiling.window().to(degraded)
     total, weight = torch.zeros_like(degraded), degraded.new_zeros(height, width)
-    for group in tiling.groups(height, width):
-        for boxes in (group[i : i + batch] for i in range(0, len(group), batch)):
-            cut = lambda x, boxes=boxes: torch.cat([x[..., r : r + tiling.side, c : c + tiling.side] for r, c in boxes])
-            covered = cut(weight[None, None])
-            done, known = cut(total) / covered.clamp(min=1e-12), covered > 0
-            own, noise, told = cut(z).clone(), cut(eps), denoiser(cut(degraded))
+    for boxes in tiling.batches(height, width, batch):
+        cut = lambda x, boxes=boxes: torch.cat([x[..., r : r + tiling.side, c : c + tiling.side] for r, c in boxes])
+        covered = cut(weight[None, None])
+        done, known = cut(total) / covered.clamp(min=1e-12), covered > 0
+        own, noise, told = cut(z).clone(), cut(eps), denoiser(cut(degraded))
 
-            def replace(step: int, t: Tensor, x: Tensor, done=done, known=known, noise=noise, told=told) -> None:
-                if step < len(times) - 2:
-                    x.copy_(torch.where(known, told.process.diffuse(done, t, noise), x))
+        def replace(step: int, t: Tensor, x: Tensor, done=done, known=known, noise=noise, told=told) -> None:
+            if step < len(times) - 2:
+                x.copy_(torch.where(known, told.process.diffuse(done, t, noise), x))
 
-            replace(-1, times[0], own)
-            drawn = sampler(told, own, times, generator=generator, callback=replace)
-            for (r, c), tile in zip(boxes, drawn, strict=True):
-                total[0, :, r : r + tiling.side, c : c + tiling.side] += window * tile
-                weight[r : r + tiling.side, c : c + tiling.side] += window
+        replace(-1, times[0], own)
+        drawn = sampler(told, own, times, generator=generator, callback=replace)
+        for (r, c), tile in zip(boxes, drawn, strict=True):
+            total[0, :, r : r + tiling.side, c : c + tiling.side] += window * tile
+            weight[r : r + tiling.side, c : c + tiling.side] += window
     return total / weight
 
 

@@ -48,8 +48,13 @@ def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     return templates
 
 
-def refuse_own_anchor(concepts: Sequence[str], anchors: Sequence[str]) -> None:
-    """Raise `BadInput` where a concept is to turn into itself; one anchor for each."""
+def refuse_erased_anchors(concepts: Sequence[str], anchors: Sequence[str]) -> None:
+    """Raise `BadInput` where a concept is to turn into itself, or into another that is erased; one anchor for each."""
+    plain = lambda text: text.strip().casefold()
     for concept, anchor in zip(concepts, anchors, strict=True):
-        if concept.strip().lower() == anchor.strip().lower():
+        if plain(concept) == plain(anchor):
             raise BadInput(f"{concept!r} is its own anchor: name something else for it to turn into, or nothing")
+    erased = {plain(concept) for concept in concepts}
+    for concept, anchor in zip(concepts, anchors, strict=True):
+        if plain(anchor) in erased:
+            raise BadInput(f"{concept!r} would turn into {anchor!r}, which is erased too: name something that stays")
