@@ -10,12 +10,14 @@ Photographs: those that come with scikit-image and scikit-learn; without either,
 ``--others`` writes those of scikit-image that nothing is measured on, without people.
 Every codec's bits are those of its bytes, headers included. Distortion: PSNR and SSIM, means over the pictures.
 Realism: Fréchet distance of the log-energies of Haar details, between patches of the pictures and of what comes back,
-all of them together, at their own resolution. Writes ``curves.json`` to ``--out``, the page and the plot to ``--docs``.
+all of them together, at their own resolution. Writes ``curves.json`` to ``--out``, the page, the plot and a sheet of
+pictures to ``--docs``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -31,12 +33,16 @@ from real_pictures import packaged, photographs, tensor
 from sfumato.commands.compress import compression_model
 from sfumato.data.base import to_image
 from sfumato.data.folders import pictures_in
-from sfumato.files import write_json
+from sfumato.files import GENERATED, contact_sheet, save_png, write_json
 from sfumato.ledger.pixels import distances, texture
 from sfumato.metrics.perceptual import PSNR, SSIM
+from sfumato.pipeline.saving import RECORD
+from sfumato.progress import track
 
 QUALITIES: Mapping[str, tuple[int, ...]] = {"JPEG": (5, 10, 20, 40, 60, 80), "WebP": (1, 10, 30, 50, 70, 85)}
 PATCH = 32
+SHOWN, SIDE = 4, 160
+"""Pictures on the sheet, and the side of their middles there."""
 LONGEST = 768
 """Side to which larger pictures are brought, so that a decoder of hundreds of steps ends in time."""
 OTHERS = (
@@ -45,6 +51,8 @@ OTHERS = (
     "retina.jpg",
 )  # fmt: skip
 """Pictures of scikit-image that models may learn from."""
+LEARNED = {"codec_updates": "updates of the codec", "updates": "of the network that draws details"}
+"""What a page tells of a model's training."""
 Codec = Callable[[Image.Image], tuple[int, Float[Tensor, "1 3 height width"]]]
 """From a picture to the bytes that it took, and what came back, in [0, 1]."""
 
@@ -89,11 +97,13 @@ def learned(model: Any, realism: float, sampling_steps: int | None, tile: int | 
     return codec
 
 
-def measured(codec: Codec, pictures: list[Image.Image]) -> dict[str, float]:
-    """One point of a curve."""
-    rates, psnr, ssim, ours, theirs = [], [], [], [], []
-    for picture in pictures:
+def measured(codec: Codec, pictures: list[Image.Image], label: str = "coding") -> tuple[dict[str, float], np.ndarray]:
+    """One point of a curve, and the middles of the first pictures that came back."""
+    rates, psnr, ssim, ours, theirs, middles = [], [], [], [], [], []
+    for picture in track(pictures, label):
         size, back = codec(picture)
+        if len(middles) < SHOWN:
+            middles.append(middle(back))
         truth = tensor(picture)
         rates.append(8 * size / (picture.width * picture.height))
         psnr.append(float(PSNR()(back, truth)))
@@ -102,9 +112,18 @@ def measured(codec: Codec, pictures: list[Image.Image]) -> dict[str, float]:
         theirs.append(patches(truth))
     ours, theirs = texture(2 * torch.cat(ours) - 1), texture(2 * torch.cat(theirs) - 1)
     mean = lambda values: sum(values) / len(values)
-    return {
+    point = {
         "bpp": mean(rates), "PSNR": mean(psnr), "SSIM": mean(ssim), "distance": distances(ours, theirs, len(ours))[0],
     }  # fmt: skip
+    return point, np.stack(middles)
+
+
+def middle(x: Float[Tensor, "1 3 height width"]) -> np.ndarray:
+    """The square of `SIDE` pixels in the middle of a picture in [0, 1]; of smaller ones all, on white."""
+    top, left = (max(0, n - SIDE) // 2 for n in x.shape[-2:])
+    cut = x[0, :, top : top + SIDE, left : left + SIDE]
+    whole = torch.nn.functional.pad(cut, (0, SIDE - cut.shape[2], 0, SIDE - cut.shape[1]), value=1.0)
+    return (whole.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def patches(x: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "n 3 patch patch"]:
@@ -113,12 +132,35 @@ def patches(x: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "n 3 patch pa
     return cut.movedim(0, 2).flatten(0, 1)
 
 
-def curves(models: list[Any], pictures: list[Image.Image], steps: int | None, tile: int | None) -> dict[str, Any]:
-    """All curves by name, each a list of points in the order of their bits."""
-    found = {kind: [measured(classic(kind, q), pictures) for q in qualities] for kind, qualities in QUALITIES.items()}
+def curves(
+    models: list[Any], pictures: list[Image.Image], steps: int | None, tile: int | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """All curves by name, each a list of points in the order of their bits; and the sheet: a row for each of the first
+    pictures, itself, then what comes back of the fewest bits of models, of the others at the quality nearest to them.
+    """
+    codecs = {kind: [classic(kind, q) for q in qualities] for kind, qualities in QUALITIES.items()}
     for name, realism in (("squared error", 0.0), ("HFD", 1.0)):
-        found[name] = [measured(learned(model, realism, steps, tile), pictures) for model in models]
-    return {name: sorted(points, key=lambda p: p["bpp"]) for name, points in found.items()}
+        codecs[name] = [learned(model, realism, steps, tile) for model in models]
+    found = {}
+    for name, several in codecs.items():
+        points = [measured(codec, pictures, f"{name}, {i} of {len(several)}") for i, codec in enumerate(several, 1)]
+        found[name] = sorted(points, key=lambda each: each[0]["bpp"])
+    fewest = found["HFD"][0][0]["bpp"]
+    nearest = [min(points, key=lambda each: abs(each[0]["bpp"] - fewest)) for points in found.values()]
+    truth = np.stack([middle(tensor(picture)) for picture in pictures[:SHOWN]])
+    columns = [truth, *(shown for _, shown in nearest)]
+    sheet = contact_sheet(np.stack(columns, axis=1).reshape(-1, SIDE, SIDE, 3), len(columns))
+    for point, _ in nearest:
+        point["shown"] = True
+    return {name: [point for point, _ in points] for name, points in found.items()}, sheet
+
+
+def in_words(folder: Path) -> str:
+    """How a model was made, by its record."""
+    made = json.loads((folder / RECORD).read_text(encoding="utf-8"))["provenance"].get("config")
+    if made is None:
+        return f"{folder.name}, which does not say how it was made"
+    return f"lam {made['lam']:g}, " + ", ".join(f"{made[key]:,} {words}" for key, words in LEARNED.items())
 
 
 def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> None:
@@ -143,18 +185,23 @@ def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> Non
     docs.mkdir(parents=True, exist_ok=True)
     figure.savefig(docs / "compression.png", dpi=120)
     plt.close(figure)
+    bold = lambda p: f"**{p['bpp']:.3f}**" if p.get("shown") else f"{p['bpp']:.3f}"
     rows = [
-        f"| {name} | {p['bpp']:.3f} | {p['PSNR']:.2f} | {p['SSIM']:.3f} | {p['distance']:.3g} |"
+        f"| {name} | {bold(p)} | {p['PSNR']:.2f} | {p['SSIM']:.3f} | {p['distance']:.3g} |"
         for name, points in found.items()
         for p in points
     ]
     lines = [
         "# Compression: bits, distortion and realism", "",
-        f"{n} pictures; models: {', '.join(models)}. `scripts/compression_curves.py` measured them and made this page. "
+        f"{n} photographs that the models have not seen. Models: {'; '.join(models)}. `scripts/compression_curves.py` "
+        "measured them and made this page. "
         "Bits are those of the bytes, headers included. Models of this size and training show that the method works, "
         "not what it can do.", "",
         "| codec | bits per pixel | PSNR | SSIM | distance of texture |", "| --- | --- | --- | --- | --- |", *rows, "",
         "![curves](compression.png)", "",
+        f"The middles of the first {min(n, SHOWN)} pictures: themselves; then, at the bits printed in bold above, "
+        f"{', '.join(found)}.", "",
+        "![pictures](compression-pictures.png)", "",
         f"Distance: Fréchet, of the log-energies of Haar details in patches of {PATCH} pixels; lower is better. "
         "\"squared error\" is the codec's own decoder, \"HFD\" what is drawn given its picture: the same bytes.", "",
     ]  # fmt: skip
@@ -182,10 +229,13 @@ def main() -> None:
         print("no photographs here: install scikit-image, or name a folder with --pictures")
         return
     models = [compression_model(name, args.device) for name in args.models]
-    found = curves(models, pictures, args.sampling_steps, args.tile)
+    found, sheet = curves(models, pictures, args.sampling_steps, args.tile)
+    made = [in_words(Path(name)) for name in args.models]
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "curves.json", {"pictures": len(pictures), "models": args.models, "curves": found}, True)
-    page(found, len(pictures), args.models, args.docs)
+    write_json(args.out / "curves.json", {"pictures": len(pictures), "models": made, "curves": found}, True)
+    page(found, len(pictures), made, args.docs)
+    told = {"Source": GENERATED, "model": "; ".join(made)}
+    save_png(args.docs / "compression-pictures.png", sheet, told, overwrite=True)
     print(f"{len(pictures)} pictures: {args.docs / 'compression.md'}")
 
 

@@ -33,7 +33,7 @@ def test_patches_are_squares_of_the_picture():
 def test_more_bits_are_less_distortion(folder):
     pictures = script.gathered(folder)
     for kind in script.QUALITIES:
-        low, high = (script.measured(script.classic(kind, q), pictures) for q in (5, 90))
+        low, high = (script.measured(script.classic(kind, q), pictures)[0] for q in (5, 90))
         assert low["bpp"] < high["bpp"] and low["PSNR"] < high["PSNR"] and low["distance"] > high["distance"]
 
 
@@ -54,6 +54,14 @@ def test_curves_and_page(folder, tmp_path, monkeypatch, capsys):
     assert found["HFD"][0]["bpp"] == found["squared error"][0]["bpp"] > 0
     assert "| JPEG |" in (tmp_path / "docs" / "compression.md").read_text()
     assert (tmp_path / "docs" / "compression.png").stat().st_size > 1000
+    page = (tmp_path / "docs" / "compression.md").read_text()
+    assert "model, which does not say how it was made" in page and str(tmp_path) not in page
+    assert [[p.get("shown", False) for p in found[name]].count(True) for name in found] == [1, 1, 1]
+    sheet = np.asarray(Image.open(tmp_path / "docs" / "compression-pictures.png"))
+    due = script.contact_sheet(np.zeros((8, script.SIDE, script.SIDE, 3), np.uint8), 4)
+    assert sheet.shape == due.shape
+    first = script.middle(script.tensor(script.gathered(folder)[0]))
+    assert (sheet[4 : 4 + script.SIDE, 4 : 4 + script.SIDE] == first).all()
 
 
 def test_without_photographs_nothing_is_done(tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ from sfumato.train.loop import Run
 from sfumato.train.outputs import InFolder
 from sfumato.train.recipe import Recipe, Turn
 from sfumato.train.schedule import Schedule
-from sfumato.train.state import configuration, goes_on
+from sfumato.train.state import configuration, goes_on, rows_of
 
 from .parts.data import flipped, measured, shifted, split
 from .parts.folder import inner, write
@@ -164,12 +164,13 @@ class Classifier(Tuned, Schedule, InFolder):
         return Plan(f"classify {self.name()} on {self.data}", memory=memory)
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         seen, unseen, told = self.parts()
+        own = {**self.beyond(), **rows_of(self.data, seen)}
+        goes_on(out / "training", configuration(self.name(), self, own))
         labels = tuple(seen.label_names)
         torch.manual_seed(self.seed)
         recipe = self.recipe(self.network(labels).train(), seen)
-        run = Run(recipe, self, out / "training", self.beyond())
+        run = Run(recipe, self, out / "training", own)
         run.fit(progress)
         if self.ema:
             rng = torch.Generator().manual_seed(self.seed)

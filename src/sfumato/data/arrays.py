@@ -60,6 +60,10 @@ class ArrayFrames:
     def __len__(self) -> int:
         return self.sequences * self.each
 
+    def identity(self) -> str:
+        """By their number and the file's size; no value is looked at."""
+        return f"{self.sequences:,} sequences of {self.each + self.frames - 1:,} in {self.file.stat().st_size:,} bytes"
+
     def clip(self, index: int) -> Float[Tensor, "frames channels size size"]:
         sequence, start = divmod(range(len(self))[index], self.each)
         part = self._part(sequence, start, start + self.frames).float()

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from sfumato.errors import BadInput
+
+
+def told_apart(n: int, rows: Any) -> str:
+    """What tells ``n`` rows from others: how many they are, and a SHA-256 over ``rows``, plain values that say them."""
+    return f"{n:,} with SHA-256 {hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"
 
 
 class Pictures(Protocol):
@@ -60,11 +65,12 @@ class Pictures(Protocol):
         raise BadInput("these pictures come without second pictures to condition on")
 
     def identity(self) -> str:
-        """What tells these rows from others: how many they are, and a SHA-256 over their names, captions and classes.
+        """What tells these rows from others: how many they are, and a SHA-256 over their names, captions and classes,
+        and what the classes are called.
 
         No picture is looked at.
         """
-        hasher = hashlib.sha256()
+        hasher = hashlib.sha256(json.dumps(self.label_names).encode() if self.label_names else b"")
         for i in range(len(self)):
             try:
                 caption = self.caption(i)
@@ -82,6 +88,10 @@ class Rows(Pictures):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def identity(self) -> str:
+        """By which rows they are, and those of all."""
+        return f"{told_apart(len(self), list(self.rows))} of {self.pictures.identity()}"
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         return self.pictures.picture(self.rows[index])

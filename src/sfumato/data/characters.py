@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sfumato.errors import BadInput
 
+from .base import told_apart
+
 MOST = 1024
 """Different characters that a text may have."""
 
@@ -48,6 +50,10 @@ class Characters:
 
     def __len__(self) -> int:
         return len(self.text) - self.length + 1
+
+    def identity(self) -> str:
+        """By the text itself."""
+        return told_apart(len(self), [self.symbols, self.text.tolist()])
 
     def windows(self, rows: Sequence[int]) -> Int[Tensor, "n length"]:
         """The windows that begin at these positions."""

@@ -14,7 +14,7 @@ from sfumato.errors import BadInput
 
 from .arrays import SUFFIXES as SUFFIXES_OF_ARRAYS
 from .arrays import ArrayFrames
-from .base import to_square, to_tensor
+from .base import to_square, to_tensor, told_apart
 from .walk import SUFFIXES, hidden, in_place
 
 
@@ -107,6 +107,10 @@ class FolderFrames:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def identity(self) -> str:
+        """By the frames' names; no picture is looked at."""
+        return told_apart(len(self), [[f"{file.parent.name}/{file.name}" for file in clip] for clip in self.clips])
 
     def clip(self, index: int) -> Tensor:
         return to_tensor([to_square(file, self.size) for file in self.clips[index]])

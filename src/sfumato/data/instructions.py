@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Hashable
@@ -16,7 +15,7 @@ from jaxtyping import UInt8
 from sfumato.data import sketch
 from sfumato.errors import BadInput, unknown
 
-from .base import to_image
+from .base import to_image, told_apart
 from .captions import decode, lines_of
 from .sketch.captions import article
 
@@ -94,8 +93,7 @@ class InstructionFile(Instructions):
 
     def identity(self) -> str:
         """What tells these rows from others: how many they are, and a SHA-256 over them; no picture is looked at."""
-        told = json.dumps([astuple(row) for row in self._rows])
-        return f"{len(self):,} with SHA-256 {hashlib.sha256(told.encode()).hexdigest()}"
+        return told_apart(len(self), [astuple(row) for row in self._rows])
 
     def _read(self, line: str, number: int) -> Row:
         where = f"line {number} of {self.file}"

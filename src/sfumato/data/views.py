@@ -18,7 +18,7 @@ from sfumato.errors import BadInput
 from sfumato.foreign import read_json, shaped
 from sfumato.text import counted
 
-from .base import UNREADABLE, to_square
+from .base import UNREADABLE, to_square, told_apart
 from .cameras import Cameras, look_at
 from .solids import SOLIDS, WIDTH, World, render, some_world
 from .walk import SUFFIXES, hidden, in_place
@@ -160,10 +160,19 @@ class FolderViews:
         if len(widths) > 1:
             raise BadInput(f"the objects of {folder} are described by {sorted(widths)} numbers: give all as many")
         self.width, self.most = widths.pop(), max(len(objects) for _, _, objects in scenes)
-        self.scenes = scenes
+        self.folder, self.scenes = folder, scenes
 
     def __len__(self) -> int:
         return len(self.scenes)
+
+    def identity(self) -> str:
+        """By the pictures' names, the cameras and what is said of objects; no picture is looked at."""
+        rows = [
+            [[file.relative_to(self.folder).as_posix() for file in files], cameras.poses.tolist(),
+             cameras.focal.tolist(), objects.tolist()]
+            for files, cameras, objects in self.scenes
+        ]  # fmt: skip
+        return told_apart(len(self), rows)
 
     def cameras(self, index: int) -> Cameras:
         return self.scenes[index][1].at(range(self.each))

@@ -30,7 +30,7 @@ from .cosine import CosineRecipe
 from .loop import Run
 from .osrt import OSRTTraining, in_frame, pictures_of, some_views
 from .pixels import PixelTraining
-from .state import configuration, goes_on
+from .state import configuration, goes_on, rows_of
 
 _OSRT = {"slots": "osrt", "inputs": 5, "views": 5, "osrt_batch": 256, "osrt_updates": 4_000_000, "osrt_lr": 1e-4}
 
@@ -275,17 +275,18 @@ class Dorsal(CosineRecipe):
         return torch.stack([truth, drawn], dim=1).flatten(0, 2)
 
     def _run(self, out: Path, progress: bool, overwrite: bool) -> None:
-        goes_on(out / "training", configuration(self.name(), self, self.beyond()))
         views = self._views
+        own = {**self.beyond(), **rows_of(self.data, views)}
+        goes_on(out / "training", configuration(self.name(), self, own))
         torch.manual_seed(self.seed)
         model = self.model(())
         if model.encoder is not None:
             updates, batch, lr = self.osrt_updates, self.osrt_batch, self.osrt_lr
             schedule = replace(self.schedule(), updates=updates, batch=batch, lr=lr, grid_every=0)
             training = OSRTTraining(model.encoder, views, self.inputs, self.views, self.osrt_rays)
-            Run(training, schedule, out / "osrt", self.beyond()).fit(progress)
+            Run(training, schedule, out / "osrt", own).fit(progress)
             model.encoder.requires_grad_(False).eval()
-        run = Run(DorsalTraining(self, model, views), self, out / "training", self.beyond())
+        run = Run(DorsalTraining(self, model, views), self, out / "training", own)
         run.fit(progress)
         model.network.eval()
         run.finish(lambda: model.save(out / "model", overwrite=overwrite, provenance=self.made()))

@@ -32,13 +32,13 @@ from sfumato.settings import Tuned
 
 from .loop import Run
 from .outputs import InFolder
-from .parts.adversarial import Pair, Rates, begun
+from .parts.adversarial import Adversarial, Pair, Rates, begun
 from .parts.candidates import Judge, settle
 from .parts.evolution import Objective, Selection
 from .parts.front import write_page
 from .parts.search import DiscriminatorSearch, GeneratorSearch, Stage
-from .recipe import Recipe
 from .schedule import Schedule
+from .state import rows_of
 
 FOUND = "genotypes.json"
 
@@ -276,8 +276,9 @@ class EAGAN(Tuned, Schedule, InFolder):
         self._fit(stage, self.search_updates(), None if out is None else out / "discriminators", progress)
         return stage
 
-    def _fit(self, recipe: Recipe, updates: int, folder: Path | None, progress: bool) -> Run:
-        run = Run(recipe, replace(self.schedule(), updates=updates, grid_every=0), folder, self.beyond())
+    def _fit(self, recipe: Adversarial, updates: int, folder: Path | None, progress: bool) -> Run:
+        own = {**self.beyond(), **rows_of(self.data, recipe.pictures)}
+        run = Run(recipe, replace(self.schedule(), updates=updates, grid_every=0), folder, own)
         run.fit(progress)
         return run
 

@@ -190,7 +190,7 @@ def configuration(name: str, schedule: Schedule, own: dict[str, Any] | None = No
 
 def rows_of(source: str, data: Any) -> dict[str, str]:
     """What tells a run's data from others in its configuration: a vocabulary or classes of files that have changed
-    would be another's. Of worlds that are drawn, the settings say all; frames, views and texts say nothing yet."""
+    would be another's. Of worlds that are drawn, the settings say all."""
     return {"rows": data.identity()} if source not in DRAWN and hasattr(data, "identity") else {}
 
 
