@@ -7,7 +7,8 @@
     python scripts/compression_curves.py --models ... --out ... --pictures mine/    # a folder, instead of photographs
 
 Photographs: those that come with scikit-image and scikit-learn; without either, and without a folder, nothing is done.
-``--others`` writes those of scikit-image that nothing is measured on, without people.
+``--others`` writes squares of those of scikit-image that nothing is measured on, without people, and of the nature of
+Debian's mate-backgrounds, most of the colour that there is.
 Every codec's bits are those of its bytes, headers included. Distortion: PSNR and SSIM, means over the pictures.
 Realism: Fréchet distance of the log-energies of Haar details, between patches of the pictures and of what comes back,
 all of them together, at their own resolution. Writes ``curves.json`` to ``--out``, the page, the plot and a sheet of
@@ -51,6 +52,10 @@ OTHERS = (
     "retina.jpg",
 )  # fmt: skip
 """Pictures of scikit-image that models may learn from."""
+NATURE = Path("/usr/share/backgrounds/mate/nature")
+"""And other photographs."""
+SQUARE = 256
+"""Side of what is cut from them, the side that ``tiny-photos`` reads."""
 LEARNED = {"codec_updates": "updates of the codec", "updates": "of the network that draws details"}
 """What a page tells of a model's training."""
 Codec = Callable[[Image.Image], tuple[int, Float[Tensor, "1 3 height width"]]]
@@ -66,12 +71,19 @@ def gathered(folder: Path | None) -> list[Image.Image]:
 
 
 def others(folder: Path) -> int:
-    """Write those of `OTHERS` that are installed, and say how many."""
+    """Write the squares of those of `OTHERS` and `NATURE` that are installed, and say how many."""
     found = [file for name in OTHERS if (file := packaged("skimage", f"data/{name}"))]
+    nature = pictures_in(NATURE) if NATURE.is_dir() else []
     folder.mkdir(parents=True, exist_ok=True)
-    for file in found:
-        to_image(file).save(folder / f"{file.stem}.png")
-    return len(found)
+    count = 0
+    for file in [*found, *nature]:
+        picture = to_image(file)
+        picture.thumbnail((4 * SQUARE, 4 * SQUARE), Image.Resampling.LANCZOS)
+        for top in range(0, picture.height - SQUARE + 1, SQUARE):
+            for left in range(0, picture.width - SQUARE + 1, SQUARE):
+                picture.crop((left, top, left + SQUARE, top + SQUARE)).save(folder / f"{file.stem}-{top}-{left}.png")
+                count += 1
+    return count
 
 
 def classic(kind: str, quality: int) -> Codec:
@@ -99,7 +111,8 @@ def learned(model: Any, realism: float, sampling_steps: int | None, tile: int | 
 
 def measured(codec: Codec, pictures: list[Image.Image], label: str = "coding") -> tuple[dict[str, float], np.ndarray]:
     """One point of a curve, and the middles of the first pictures that came back."""
-    rates, psnr, ssim, ours, theirs, middles = [], [], [], [], [], []
+    rates, psnr, ssim, ours, theirs = [], [], [], [], []
+    middles: list[np.ndarray] = []
     for picture in track(pictures, label):
         size, back = codec(picture)
         if len(middles) < SHOWN:
@@ -211,7 +224,7 @@ def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", help="folders that sfumato train hfd wrote")
-    parser.add_argument("--others", type=Path, help="write the other photographs of scikit-image there, and stop")
+    parser.add_argument("--others", type=Path, help="write squares of other photographs there, and stop")
     parser.add_argument("--pictures", type=Path, help="a folder, instead of the photographs of installed packages")
     parser.add_argument("--out", type=Path, default=Path("runs/compression"))
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
@@ -220,7 +233,7 @@ def main() -> None:
     parser.add_argument("--device")
     args = parser.parse_args()
     if args.others:
-        print(f"{others(args.others)} pictures: {args.others}")
+        print(f"{others(args.others)} squares: {args.others}")
         return
     if not args.models:
         parser.error("name the models to measure with --models")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import compression_curves as script
+from real_pictures import PHOTOGRAPHS
 from sfumato.train.hfd import HFD
 
 
@@ -62,6 +64,22 @@ def test_curves_and_page(folder, tmp_path, monkeypatch, capsys):
     assert sheet.shape == due.shape
     first = script.middle(script.tensor(script.gathered(folder)[0]))
     assert (sheet[4 : 4 + script.SIDE, 4 : 4 + script.SIDE] == first).all()
+
+
+def test_squares_of_other_photographs(tmp_path, monkeypatch):
+    """Each large picture is brought down to four squares a side and cut; what is measured on is none of them."""
+    (tmp_path / "nature").mkdir()
+    wide = np.random.default_rng(0).integers(0, 256, (600, 2048, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(tmp_path / "nature" / "wide.png")
+    Image.fromarray(wide[:300, :520]).save(tmp_path / "nature" / "small.png")
+    monkeypatch.setattr(script, "packaged", lambda package, name: None)
+    monkeypatch.setattr(script, "NATURE", tmp_path / "nature")
+    assert script.others(tmp_path / "cut") == 6
+    names = {file.stem for file in (tmp_path / "cut").iterdir()}
+    assert names == {"small-0-0", "small-0-256", "wide-0-0", "wide-0-256", "wide-0-512", "wide-0-768"}
+    assert (np.asarray(Image.open(tmp_path / "cut" / "small-0-256.png")) == wide[:256, 256:512]).all()
+    learned = {Path(name).stem for name in script.OTHERS}
+    assert not learned & {Path(name).stem for _, name in PHOTOGRAPHS}
 
 
 def test_without_photographs_nothing_is_done(tmp_path, monkeypatch, capsys):
