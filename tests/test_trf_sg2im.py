@@ -14,6 +14,7 @@ from torch.nn.functional import softmax
 
 from sfumato import cli
 from sfumato.data.graphs import (
+    SPATIAL,
     SceneGraph,
     Vocabulary,
     cropped,
@@ -571,6 +572,25 @@ def test_sample_takes_a_file_for_a_prompt(model, tmp_path):
     asked = ["sample", str(tmp_path / "scene.json"), "--model", str(tmp_path / "model"), "--device", "cpu"]
     assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_both_objects_of_a_pair_hear_their_relation_in_the_small_preset(bidirectional):
+    """With edges one way only, the first object's box is the same on either side."""
+    told = TrfSG2Im.presets["small-sketch"]
+    assert told["bidirectional"]
+    recipe = TrfSG2Im(**{**told, "bidirectional": bidirectional})
+    vocabulary = Vocabulary.of(["star", "fish"], SPATIAL)
+    torch.manual_seed(0)
+    net, more = recipe.graph_network(vocabulary).eval(), len(vocabulary.relations) * bidirectional
+
+    def boxes(word: str) -> torch.Tensor:
+        graph = SceneGraph(("star", "fish"), ((0, word, 1),))
+        b = GraphBatch.of(*vocabulary.encode(graph), recipe.positions, recipe.directed, more)
+        return net(b.labels, b.positions, b.source, b.target, b.relation)[0]
+
+    apart = (boxes("left of") - boxes("right of")).abs().amax(1)
+    assert (apart[:2] > 0).tolist() == [bidirectional, True]
 
 
 def test_a_run_does_not_go_on_with_other_names(tmp_path):

@@ -80,14 +80,16 @@ class TrfSG2Im(PixelRecipe):
         "small-sketch": {
             "size": 32, "codes": 64, "code_channels": (32, 64, 64), "code_dimensions": 8, "code_updates": 3000,
             "code_batch": 32, "code_lr": 1e-3, "graph_width": 64, "graph_depth": 3, "graph_heads": 4, "positions": 4,
-            "directed": False, "head": "plain", "padding": False, "layout_updates": 3000, "layout_batch": 64,
-            "layout_lr": 2e-3, "joint_lr": 2e-4, "sections": 16, "slots": 4, "shared": False, "width": 128, "depth": 4,
-            "heads": 4, "dropout": 0.0, "updates": 6000, "batch": 64, "lr": 1e-3, "pictures": 8000, "top_k": 16,
+            "directed": False, "bidirectional": True, "head": "plain", "padding": False, "layout_updates": 3000,
+            "layout_batch": 64, "layout_lr": 2e-3, "joint_lr": 2e-4, "sections": 16, "slots": 4, "shared": False,
+            "width": 128, "depth": 4, "heads": 4, "dropout": 0.0, "updates": 6000, "batch": 64, "lr": 1e-3,
+            "pictures": 8000, "top_k": 16,
         },
     }  # fmt: skip
     """``coco``: the published configuration and about its 300 epochs; ``visual-genome``: the data's relations (stage 1
     there had 8 eigenvectors and stage 2 32, which do not fit each other: 32 here; and 30 slots for 30 objects and the
-    picture: 31 here); ``small-sketch``: for a CPU, untuned."""
+    picture: 31 here); ``small-sketch``: for a CPU, untuned, with edges both ways: the first object of a pair would hear
+    nothing of its relation, and its box be the middle of all that it may have."""
 
     classes: ClassVar[bool] = False  # type: ignore[misc]  # a graph is what it is told
     data: str = "sketch"
