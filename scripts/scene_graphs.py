@@ -56,22 +56,28 @@ def in_layout(graph: SceneGraph, boxes: Sequence[Sequence[float]]) -> list[bool]
     return [spatial_relation(boxes[a], boxes[b]) == word for a, word, b in graph.relationships]
 
 
-def in_picture(graph: SceneGraph, found: Sequence[scenes.Found]) -> tuple[list[bool], list[bool]]:
-    """For each object whether the oracle finds it, in its colour; for each relation whether what it finds stands so."""
+def in_picture(graph: SceneGraph, found: Sequence[scenes.Found]) -> dict[str, list[bool]]:
+    """For each object whether the oracle finds it, in its colour; for each relation whether what it finds stands so,
+    and (of relations between two colours) whether what it finds of these colours does, whatever it takes it for."""
     at = {f"{f.colour} {f.object}": f for f in reversed(found)}
+    coloured = {f.colour: f for f in reversed(found)}
     seen = [at.get(name) for name in graph.objects]
-    stand = []
+    colours = [name.split()[0] for name in graph.objects]
+    stand: dict[str, list[bool]] = {"objects": [one is not None for one in seen], "relations": [], "colours": []}
     for a, word, b in graph.relationships:
-        first, second = seen[a], seen[b]
-        stand.append(first is not None and second is not None and scenes.holds(first, word, second))
-    return [one is not None for one in seen], stand
+        ways = {"relations": (seen[a], seen[b])}
+        if colours[a] != colours[b]:
+            ways["colours"] = coloured.get(colours[a]), coloured.get(colours[b])
+        for way, (first, second) in ways.items():
+            stand[way].append(first is not None and second is not None and scenes.holds(first, word, second))
+    return stand
 
 
 def read(graphs: Sequence[SceneGraph], pictures: Tensor) -> dict[str, list[bool]]:
     """What the oracle makes of pictures of these graphs."""
     found = [each for part in pictures.split(64) for each in scenes.load().read(part)]
     told = [in_picture(graph, each) for graph, each in zip(graphs, found, strict=True)]
-    return {"objects": [x for objects, _ in told for x in objects], "relations": [x for _, r in told for x in r]}
+    return {way: [x for each in told for x in each[way]] for way in ("objects", "relations", "colours")}
 
 
 def measured(model: GraphModel, args: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +126,10 @@ def in_words(graph: SceneGraph) -> str:
 def page(record: dict[str, Any], asked: Sequence[str], training: TrfSG2Im, args: argparse.Namespace) -> str:
     """The page of these figures."""
     share = lambda pair: "" if pair is None else "{:.1%} [{:.1%}, {:.1%}]".format(pair[0] / pair[1], *wilson(*pair))
-    columns = {"layout": "relations in the layout", "relations": "relations in the picture", "objects": "objects"}
+    columns = {
+        "layout": "relations in the layout", "relations": "relations in the picture",
+        "colours": "relations of colours in the picture", "objects": "objects in the picture",
+    }  # fmt: skip
     rows = [
         f"| {name} | " + " | ".join(share(part.get(column)) for column in columns) + " |"
         for name, part in record["found"].items()
@@ -137,8 +146,9 @@ def page(record: dict[str, Any], asked: Sequence[str], training: TrfSG2Im, args:
         *rows,
         "",
         f"{record['graphs']} graphs that the model has not seen, one picture each. In pictures objects and relations "
-        "are read by the scene oracle; an object counts where it has its kind and its colour. \"Turned round\" are the "
-        "same graphs and seeds with left and right, above and below exchanged. Two pictures of a graph differ by "
+        "are read by the scene oracle; an object counts where it has its kind and its colour, and \"of colours\" "
+        "(relations between two colours only) where it has its colour, whatever it looks like. \"Turned round\" are "
+        "the same graphs and seeds with left and right, above and below exchanged. Two pictures of a graph differ by "
         f"{record['apart']:.3f} of the range of a pixel on average.",
         "",
         "A layout, and four pictures of the first four seeds, not selected:",

@@ -649,6 +649,14 @@ def test_a_codec_learns_a_picture():
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
+def test_squares_with_one_hyper_latent_are_warned_of(tmp_path):
+    """A larger picture took many times the bits of its squares, each by itself."""
+    recipe = HFD(**{**HFD.EXAMPLE, "size": 128, "crop": 64, "updates": 1, "codec_updates": 1})
+    with pytest.warns(UserWarning, match="one hyper-latent.* --crop 128 or more"):
+        recipe.run(tmp_path, progress=False)
+    assert HFD.presets["tiny-photos"]["crop"] >= 128
+
+
 def test_crops_are_squares_from_anywhere():
     recipe = HFD(**{**HFD.EXAMPLE, "size": 80, "crop": 64})
     pictures = recipe.open()

@@ -18,10 +18,16 @@ def test_relations_are_read_from_boxes_and_from_what_the_oracle_finds():
     assert scene_graphs.in_layout(graph, boxes) == [True]
     assert scene_graphs.in_layout(scene_graphs.turned(graph), boxes) == [False]
     star, fish = Found("star", "red", 0.2, 0.5, 0.3, 0.9), Found("fish", "blue", 0.8, 0.5, 0.3, 0.8)
-    assert scene_graphs.in_picture(graph, [star, fish]) == ([True, True], [True])
-    assert scene_graphs.in_picture(scene_graphs.turned(graph), [star, fish]) == ([True, True], [False])
+    read = lambda graph, *found: tuple(scene_graphs.in_picture(graph, found).values())
+    assert read(graph, star, fish) == ([True, True], [True], [True])
+    assert read(scene_graphs.turned(graph), star, fish) == ([True, True], [False], [False])
     other = Found("fish", "green", 0.8, 0.5, 0.3, 0.8)
-    assert scene_graphs.in_picture(graph, [star, other]) == ([True, False], [False])
+    assert read(graph, star, other) == ([True, False], [False], [False])
+    blob = Found("heart", "blue", 0.8, 0.5, 0.3, 0.8)
+    assert read(graph, star, blob) == ([True, False], [False], [True])
+    assert read(scene_graphs.turned(graph), star, blob) == ([True, False], [False], [False])
+    both_red = SceneGraph(("red star", "red fish"), ((0, "left of", 1),))
+    assert read(both_red, star) == ([True, False], [False], [])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,10 +76,11 @@ class HFD(PixelRecipe):
             "ema": 0.999, "updates": 6000, "sampling_steps": 50,
         },
         "tiny-photos": {
-            "size": 256, "crop": 64, "flip": True, "codec_width": 48, "codec_latent": 64,
+            "size": 256, "crop": 128, "flip": True, "codec_width": 48, "codec_latent": 64,
             "codec_groups": (8, 8, 16, 32), "codec_context": (48, 32), "codec_blocks": 1, "codec_attention": False,
-            "codec_updates": 20_000, "codec_lr": 5e-4, "channels": (24, 48, 48), "blocks": (1, 1, 1), "embedding": 128,
-            "batch": 16, "lr": 1e-3, "warmup": 100, "ema": 0.999, "updates": 6000, "sampling_steps": 30,
+            "codec_updates": 10_000, "codec_batch": 4, "codec_lr": 5e-4, "channels": (24, 48, 48), "blocks": (1, 1, 1),
+            "embedding": 128, "batch": 4, "lr": 1e-3, "warmup": 100, "ema": 0.999, "updates": 6000,
+            "sampling_steps": 30,
         },
     }  # fmt: skip
     """"paper": of the paper's kind, untested at that size; "flow": HFD/RF; "small-sketch", and "tiny-photos" on squares
@@ -89,7 +91,9 @@ class HFD(PixelRecipe):
     size: Count = 256
     """Side of the pictures in pixels, as they are read."""
     crop: Count | None = None
-    """Side of the squares of them that are trained on, a multiple of 64; by default whole pictures."""
+    """Side of the squares of them that are trained on, a multiple of 64; by default whole pictures. Squares of 64 hold
+    one hyper-latent: what neighbours say of each other is not learned, and larger pictures take several times the bits.
+    """
     lam: Positive = 0.0067
     """Weight of the squared error against the bits: larger for more bits and sharper pictures."""
     codec_updates: Count = 200_000
@@ -205,6 +209,9 @@ class HFD(PixelRecipe):
         pictures = self.open()
         rows = rows_of(self.data, pictures)
         first, keys, own = self._first(), {**self._first_keys(), **rows}, {**self.beyond(), **rows}
+        if self.hyper and self.crop == 64:
+            told = "squares of 64 pixels hold one hyper-latent: larger pictures will take several times the bits"
+            warnings.warn(f"{told}; use --crop 128 or more", stacklevel=2)
         goes_on(out / "codec", configuration(CodecRecipe.name, first, keys))
         goes_on(out / "training", configuration(self.name(), self, own))
         torch.manual_seed(self.seed)
