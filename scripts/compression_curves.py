@@ -206,8 +206,7 @@ def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> Non
     ]
     lines = [
         "# Compression: bits, distortion and realism", "",
-        f"{n} photographs that the models have not seen. Models: {'; '.join(models)}. `scripts/compression_curves.py` "
-        "measured them and made this page. "
+        f"{n} pictures. Models: {'; '.join(models)}. `scripts/compression_curves.py` measured them and made this page. "
         "Bits are those of the bytes, headers included. Models of this size and training show that the method works, "
         "not what it can do.", "",
         "| codec | bits per pixel | PSNR | SSIM | distance of texture |", "| --- | --- | --- | --- | --- |", *rows, "",
