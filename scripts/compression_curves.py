@@ -18,7 +18,6 @@ pictures to ``--docs``.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +36,7 @@ from sfumato.data.folders import pictures_in
 from sfumato.files import GENERATED, contact_sheet, save_png, write_json
 from sfumato.ledger.pixels import distances, texture
 from sfumato.metrics.perceptual import PSNR, SSIM
-from sfumato.pipeline.saving import RECORD
+from sfumato.pipeline import read_record
 from sfumato.progress import track
 
 QUALITIES: Mapping[str, tuple[int, ...]] = {"JPEG": (5, 10, 20, 40, 60, 80), "WebP": (1, 10, 30, 50, 70, 85)}
@@ -168,11 +167,11 @@ def curves(
     return {name: [point for point, _ in points] for name, points in found.items()}, sheet
 
 
-def in_words(folder: Path) -> str:
+def in_words(model: str) -> str:
     """How a model was made, by its record."""
-    made = json.loads((folder / RECORD).read_text(encoding="utf-8"))["provenance"].get("config")
+    made = read_record(model).get("provenance", {}).get("config")
     if made is None:
-        return f"{folder.name}, which does not say how it was made"
+        return f"{Path(model).name}, which does not say how it was made"
     return f"lam {made['lam']:g}, " + ", ".join(f"{made[key]:,} {words}" for key, words in LEARNED.items())
 
 
@@ -242,7 +241,7 @@ def main() -> None:
         return
     models = [compression_model(name, args.device) for name in args.models]
     found, sheet = curves(models, pictures, args.sampling_steps, args.tile)
-    made = [in_words(Path(name)) for name in args.models]
+    made = [in_words(name) for name in args.models]
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "curves.json", {"pictures": len(pictures), "models": made, "curves": found}, True)
     page(found, len(pictures), made, args.docs)

@@ -24,14 +24,10 @@ def picture(file: Path, value: int = 0) -> None:
     Image.new("RGB", (16, 16), (value, 40, 90)).save(file)
 
 
-def classes(folder: Path) -> None:
+def folders(folder: Path) -> None:
+    """Two classes, or two sequences."""
     for i in range(8):
         picture(folder / ("day", "night")[i % 2] / f"{i}.png", 30 * i)
-
-
-def sequences(folder: Path) -> None:
-    for i in range(8):
-        picture(folder / ("a", "b")[i % 2] / f"{i}.png", 30 * i)
 
 
 def scenes(folder: Path) -> None:
@@ -52,9 +48,9 @@ def text(file: Path) -> None:
 
 
 CASES = {
-    "classes": (SLA, {}, classes, lambda f: (f / "night").rename(f / "evening")),
-    "generated": (EAGAN, {"genotypes": "cifar10", "updates": 1}, classes, lambda f: picture(f / "day" / "9.png")),
-    "frames": (Rolling, {"size": 8, "updates": 1}, sequences, lambda f: (f / "a" / "0.png").rename(f / "a" / "9.png")),
+    "classes": (SLA, {}, folders, lambda f: (f / "night").rename(f / "evening")),
+    "generated": (EAGAN, {"genotypes": "cifar10", "updates": 1}, folders, lambda f: picture(f / "day" / "9.png")),
+    "frames": (Rolling, {"size": 8, "updates": 1}, folders, lambda f: (f / "day/0.png").rename(f / "day/8.png")),
     "cameras": (Dorsal, {"updates": 1, "osrt_updates": 1}, scenes, lambda f: cameras(f / "a", [4, 4, 4, 5])),
     "text": (Discrete, {"tokens": "characters", "size": 4}, text, lambda f: f.write_text("one two three")),
 }
@@ -77,7 +73,7 @@ def test_a_run_does_not_go_on_with_other_files(tmp_path, case):
 def test_rows_are_told_apart_by_what_they_are_and_not_by_where(tmp_path):
     """A folder that has been moved, or written again, is the same."""
     for name in ("first", "second"):
-        sequences(tmp_path / name / "frames")
+        folders(tmp_path / name / "frames")
         scenes(tmp_path / name / "views")
         text(tmp_path / name / "text.txt")
         np.save(tmp_path / name / "array.npy", np.zeros((2, 5, 1, 16, 16), np.float32))

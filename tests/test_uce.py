@@ -265,7 +265,7 @@ def test_an_own_anchor_is_said_and_changes_nothing(tiny_sd):
 
 def test_an_anchor_that_is_erased_too_is_said(tiny_sd):
     edit = UCE(concepts=("star", "circle"), anchors=("circle", ""))
-    with pytest.warns(UserWarning, match="'star' turns into 'circle', which is to be erased too"):
+    with pytest.warns(UserWarning, match="'star' would turn into 'circle', which is erased too"):
         edit.solve(tiny_sd)
 
 

@@ -17,7 +17,7 @@ from sfumato.pipeline.anatomy import Projection
 
 from .parts.closed_form import gram, ridge_edit
 from .parts.edit import ClosedForm, Edit
-from .parts.words import check_readable, encode_words
+from .parts.words import check_readable, encode_words, wrong_anchors
 
 Tokens = Literal["from-last-word", "last-word"]
 Variant = Literal["replace", "tensor"]
@@ -126,11 +126,8 @@ class UCE(ClosedForm):
         """Concepts and the anchor of each. Warns of a concept that is its own anchor, since editing it changes nothing,
         and of one that turns into another that is erased: what that looked like is drawn for it."""
         anchors = [self.anchor_for(i, " ") or " " for i in range(len(self.concepts))]
-        for concept, anchor in zip(self.concepts, anchors, strict=True):
-            if concept.strip() == anchor.strip():
-                warnings.warn(f"{concept!r} is its own anchor: it will not be erased", stacklevel=2)
-            elif anchor.strip() in self.concepts:
-                warnings.warn(f"{concept!r} turns into {anchor!r}, which is to be erased too", stacklevel=2)
+        for told in wrong_anchors(self.concepts, anchors):
+            warnings.warn(f"{told}: what it turns into is drawn", stacklevel=2)
         return list(self.concepts), anchors
 
     def preserved_prompts(self, pipe: Text2Image) -> list[str]:

@@ -21,7 +21,7 @@ from sfumato.train.recipe import Recipe, Turn
 from sfumato.train.schedule import Tuning
 
 from ..base import Eraser
-from .words import refuse_erased_anchors
+from .words import wrong_anchors
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -61,7 +61,8 @@ class ByGradient(Tuning, Eraser):
     def __post_init__(self) -> None:
         Eraser.__post_init__(self)
         Tuning.__post_init__(self)
-        refuse_erased_anchors(self.concepts, [self.anchor_for(i, "") for i in range(len(self.concepts))])
+        if told := wrong_anchors(self.concepts, [self.anchor_for(i, "") for i in range(len(self.concepts))]):
+            raise BadInput(f"{told[0]}: name something that stays for it to turn into, or nothing")
 
     @abstractmethod
     def erased(self, pipe: Text2Image, folder: Path | None = None) -> tuple[Text2Image, dict[str, Any]]:

@@ -48,13 +48,11 @@ def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     return templates
 
 
-def refuse_erased_anchors(concepts: Sequence[str], anchors: Sequence[str]) -> None:
-    """Raise `BadInput` where a concept is to turn into itself, or into another that is erased; one anchor for each."""
+def wrong_anchors(concepts: Sequence[str], anchors: Sequence[str]) -> list[str]:
+    """Complaints of concepts that are to turn into themselves, or into others that are erased; one anchor for each."""
     plain = lambda text: text.strip().casefold()
-    for concept, anchor in zip(concepts, anchors, strict=True):
-        if plain(concept) == plain(anchor):
-            raise BadInput(f"{concept!r} is its own anchor: name something else for it to turn into, or nothing")
-    erased = {plain(concept) for concept in concepts}
-    for concept, anchor in zip(concepts, anchors, strict=True):
-        if plain(anchor) in erased:
-            raise BadInput(f"{concept!r} would turn into {anchor!r}, which is erased too: name something that stays")
+    pairs, erased = list(zip(concepts, anchors, strict=True)), {plain(concept) for concept in concepts}
+    own = [f"{c!r} is its own anchor" for c, a in pairs if plain(c) == plain(a)]
+    return own + [
+        f"{c!r} would turn into {a!r}, which is erased too" for c, a in pairs if plain(a) in erased - {plain(c)}
+    ]
