@@ -650,7 +650,7 @@ def test_a_codec_learns_a_picture():
 
 
 def test_squares_with_one_hyper_latent_are_warned_of(tmp_path):
-    """A larger picture took many times the bits of its squares, each by itself."""
+    """What neighbours say of each other is not learned from them."""
     recipe = HFD(**{**HFD.EXAMPLE, "size": 128, "crop": 64, "updates": 1, "codec_updates": 1})
     with pytest.warns(UserWarning, match="one hyper-latent.* --crop 128 or more"):
         recipe.run(tmp_path, progress=False)

@@ -92,8 +92,7 @@ class HFD(PixelRecipe):
     """Side of the pictures in pixels, as they are read."""
     crop: Count | None = None
     """Side of the squares of them that are trained on, a multiple of 64; by default whole pictures. Squares of 64 hold
-    one hyper-latent: what neighbours say of each other is not learned, and larger pictures take several times the bits.
-    """
+    one hyper-latent: what neighbours say of each other is not learned, and larger pictures take more bits than due."""
     lam: Positive = 0.0067
     """Weight of the squared error against the bits: larger for more bits and sharper pictures."""
     codec_updates: Count = 200_000
@@ -210,7 +209,7 @@ class HFD(PixelRecipe):
         rows = rows_of(self.data, pictures)
         first, keys, own = self._first(), {**self._first_keys(), **rows}, {**self.beyond(), **rows}
         if self.hyper and self.crop == 64:
-            told = "squares of 64 pixels hold one hyper-latent: larger pictures will take several times the bits"
+            told = "squares of 64 pixels hold one hyper-latent: larger pictures will take more bits than they need"
             warnings.warn(f"{told}; use --crop 128 or more", stacklevel=2)
         goes_on(out / "codec", configuration(CodecRecipe.name, first, keys))
         goes_on(out / "training", configuration(self.name(), self, own))
