@@ -11,13 +11,18 @@ from torch.testing import assert_close
 
 from sfumato.cli import main
 from sfumato.data.characters import Characters
+from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
 from sfumato.nets import TokenTransformer
 from sfumato.noise import Absorbing, UniformTokens
 from sfumato.noise.denoiser import DiscreteDenoiser
 from sfumato.pipeline import TokenModel, load
+from sfumato.pipeline.token_model import codes_of
 from sfumato.sample import JYS
+from sfumato.train.codebook import REVIVED, CodebookRecipe, codebook, encode_codes, revive
 from sfumato.train.discrete import Discrete, TokenTraining, cross_entropy
+from sfumato.train.loop import Run
+from sfumato.train.schedule import Schedule
 
 TEXT = "a red star and a blue fish " * 8
 NET = {"width": 16, "depth": 1, "head_dim": 8, "embedding": 16}
@@ -113,6 +118,41 @@ def test_a_text_is_learnt_a_little_and_written(text, tmp_path, chain):
     ):
         with pytest.raises(BadInput, match=match):
             call()
+
+
+def test_codes_that_nothing_is_nearest_to_are_set_to_latents():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = codebook(8, (8, 8), 12).requires_grad_(False)
+    table, x = vae.quantize.embedding.weight, torch.rand(4, 3, 8, 8, generator=rng()) * 2 - 1
+    latents = vae.encode(x).latents.movedim(1, -1).flatten(0, -2)
+    table[3:] = 100 + table[3:]
+    table[:3] = latents[[1, 20, 40]]
+    before, used = table.clone(), codes_of(vae, x).unique()
+    assert used.tolist() == [0, 1, 2] and revive(vae, x, rng(1)) == 9
+    assert torch.equal(table[:3], before[:3])  # what is used stays
+    assert (table[3:, None] == latents).all(-1).any(1).all() and len(codes_of(vae, x).unique()) > 3
+    after = table.clone()
+    table.copy_(before)
+    revive(vae, x, rng(1))
+    assert torch.equal(table, after)  # the same draw on every process, and after a kill
+
+
+def test_a_codebook_that_collapsed_is_used_again_by_training(tmp_path):
+    pictures = open_pictures("sketch", 8, count=64)
+    schedule = Schedule(updates=40, batch=4, lr=1e-3, warmup=0, track="none", ema=0.0)
+    used = {}
+    for name, every in (("revived", REVIVED), ("never", 10**9)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vae = codebook(8, (8, 8), 16)
+        with torch.no_grad():
+            vae.quantize.embedding.weight[1:] += 100
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sfumato.train.codebook.REVIVED", every)
+            Run(CodebookRecipe(vae, pictures, schedule), schedule, tmp_path / name).fit(progress=False)
+        used[name] = len(encode_codes(vae, pictures).unique())
+    assert used["never"] == 1 and used["revived"] > 4
 
 
 def test_codes_of_pictures(tmp_path):

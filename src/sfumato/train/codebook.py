@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.data.pictures import Pictures, to_tensor
@@ -13,9 +13,13 @@ from sfumato.nets.blocks import groups
 from sfumato.pipeline.token_model import codes_of
 
 from . import draw
-from .recipe import Recipe
+from .recipe import Recipe, Turn
+from .schedule import Schedule
+from .state import put, whole
 
 BATCH = 64
+REVIVED = 20
+"""Updates after which codes that nothing is nearest to are put elsewhere."""
 
 
 def codebook(size: int, channels: tuple[int, ...], values: int, dimensions: int = 8) -> VQModel:
@@ -31,13 +35,17 @@ def codebook(size: int, channels: tuple[int, ...], values: int, dimensions: int 
 
 
 class CodebookRecipe(Recipe):
-    """Squared error of the pictures, a little absolute error, and the codebook's own loss (arXiv:1711.00937, eq. 3)."""
+    """Squared error of the pictures, a little absolute error, and the codebook's own loss (arXiv:1711.00937, eq. 3).
+
+    A code that no latent is nearest to hears nothing from these losses and stays unused. So in the first half of the
+    updates, every `REVIVED` of them, such codes are set to latents of a batch, as in Jukebox (arXiv:2005.00341).
+    """
 
     name = "codebook"
     absolute = 0.1
 
-    def __init__(self, vae: VQModel, pictures: Pictures):
-        self.vae, self.pictures = vae, pictures
+    def __init__(self, vae: VQModel, pictures: Pictures, schedule: Schedule):
+        self.vae, self.pictures, self.schedule = vae, pictures, schedule
 
     def modules(self) -> dict[str, nn.Module]:
         return {"vae": self.vae}
@@ -52,6 +60,24 @@ class CodebookRecipe(Recipe):
         y = self.vae.decode(quantised, force_not_quantize=True).sample.float()
         mse = F.mse_loss(y, x)
         return mse + self.absolute * F.l1_loss(y, x) + own, {"mse": mse.detach()}
+
+    def after_update(self, turn: Turn, step: int) -> None:
+        if step % REVIVED == 0 and 2 * step <= self.schedule.updates:
+            rng = torch.Generator().manual_seed(draw.step_seed(self.schedule.seed, step))  # alike on all processes
+            revive(self.vae, self.batch(step, rng, BATCH).to(self.vae.device), rng)
+
+
+@torch.no_grad()
+def revive(vae: VQModel, x: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> int:
+    """Set codes that nothing in ``x``, in [-1, 1], is nearest to to latents of ``x``, and say how many."""
+    latents = vae.encode(x).latents.movedim(1, -1).flatten(0, -2)
+    table = whole(vae.quantize.embedding.weight).clone()
+    unused = torch.ones(len(table), dtype=torch.bool, device=table.device)
+    unused[torch.cdist(latents.to(table), table).argmin(1)] = False
+    chosen = draw.integers(len(latents), int(unused.sum()), rng)
+    table[unused] = latents[chosen.to(latents.device)].to(table)
+    put(vae.quantize.embedding.weight, table)
+    return len(chosen)
 
 
 def encode_codes(vae: VQModel, pictures: Pictures) -> Int[Tensor, "n h w"]:

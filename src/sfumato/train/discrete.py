@@ -176,7 +176,8 @@ class Discrete(PixelRecipe):
         if self.tokens == "codes":
             vae = codebook(self.size, self.code_channels, self.codes)
             keys = {name: getattr(self, name) for name in ("data", "pictures", "size", "codes", "code_channels")} | rows
-            Run(CodebookRecipe(vae, pictures), self._first(), out / "codebook", keys).fit(progress)
+            first = self._first()
+            Run(CodebookRecipe(vae, pictures, first), first, out / "codebook", keys).fit(progress)
             codes = encode_codes(vae.requires_grad_(False).eval(), pictures)
         # Whether the first stage was done just now or before a kill must not matter.
         torch.manual_seed(self.seed + 1)

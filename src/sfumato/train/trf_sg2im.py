@@ -78,12 +78,12 @@ class TrfSG2Im(PixelRecipe):
             "updates": 290_000,
         },
         "small-sketch": {
-            "size": 32, "codes": 64, "code_channels": (32, 64, 64), "code_dimensions": 8, "code_updates": 3000,
+            "size": 32, "codes": 256, "code_channels": (32, 64, 64), "code_dimensions": 8, "code_updates": 2000,
             "code_batch": 32, "code_lr": 1e-3, "graph_width": 64, "graph_depth": 3, "graph_heads": 4, "positions": 4,
             "directed": False, "bidirectional": True, "head": "plain", "padding": False, "layout_updates": 3000,
             "layout_batch": 64, "layout_lr": 2e-3, "joint_lr": 2e-4, "sections": 16, "slots": 4, "shared": False,
             "width": 128, "depth": 4, "heads": 4, "dropout": 0.0, "updates": 6000, "batch": 64, "lr": 1e-3,
-            "pictures": 8000, "top_k": 16,
+            "pictures": 16_000, "top_k": 16,
         },
     }  # fmt: skip
     """``coco``: the published configuration and about its 300 epochs; ``visual-genome``: the data's relations (stage 1
@@ -281,7 +281,7 @@ class TrfSG2Im(PixelRecipe):
             names = ("data", "pictures", "size", "codes", "code_channels", "code_dimensions")
             keys = {**{name: getattr(self, name) for name in names}, **rows}
             first = self._stage(self.code_updates, self.code_batch, self.code_lr, ema=0.995)
-            Run(CodebookRecipe(vae, pictures), first, out / "codebook", keys).fit(progress)
+            Run(CodebookRecipe(vae, pictures, first), first, out / "codebook", keys).fit(progress)
         elif torch.cuda.is_available():
             vae.to("cuda")
         vae.requires_grad_(False).eval()
