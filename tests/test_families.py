@@ -9,14 +9,14 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 import sfumato as sf
 from conftest import LENGTH, make_tiny_flux, make_tiny_pixart, make_tiny_sd3, tiny_vae
 from sfumato.errors import BadInput
-from sfumato.pipeline import watermark, wrap
+from sfumato.pipeline import Noised, watermark, wrap
 from sfumato.pipeline.codec import Codec
 from sfumato.pipeline.conditioning import Role
 from tiny_families import make_tiny_flux2, tiny_dc_ae
@@ -527,3 +527,33 @@ def test_weights_that_are_only_stored_in_one_byte_are_not_what_is_computed_in(ti
     network = copy.deepcopy(tiny_sd.network)
     network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
     assert type(tiny_sd.anatomy)(network).dtype == network.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["tiny_sd", "tiny_sd3", "tiny_flux", "tiny_qwen", "tiny_zimage"])
+def test_image_to_image_begins_where_diffusers_begins(request, name):
+    p = request.getfixturevalue(name)
+    theirs = AutoPipelineForImage2Image.from_pipe(p.pipe)
+    for steps in (1, 4, 7, 28, 30):
+        theirs.scheduler.set_timesteps(steps, **({"mu": 0.5} if name != "tiny_sd" else {}))
+        for strength in (0.03, 0.3, 0.5, 0.6, 0.65, 0.9, 1.0):
+            times, _ = theirs.get_timesteps(steps, strength, "cpu")
+            if len(times):
+                assert p.clock.first_step(strength, steps) == steps - len(times), (steps, strength)
+            else:
+                with pytest.raises(BadInput, match="less than one step"):
+                    p.clock.first_step(strength, steps)
+
+
+def test_image_to_image_of_a_flow_is_diffusers_own(tiny_sd3):
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    cond, z = tiny_sd3.told("a red star"), tiny_sd3.encode_image(x * 2 - 1)
+    ours = tiny_sd3.draw(cond, 3, sampling_steps=5, cfg_scale=1.0, start=Noised(x, 0.65))
+    theirs = AutoPipelineForImage2Image.from_pipe(tiny_sd3.pipe)
+    theirs.set_progress_bar_config(disable=True)
+    kept = theirs.encode_prompt("a red star", None, None, do_classifier_free_guidance=False)
+    with torch.no_grad():
+        drawn = theirs(
+            prompt_embeds=kept[0], pooled_prompt_embeds=kept[2], image=z, strength=0.65, guidance_scale=1.0,
+            num_inference_steps=5, generator=torch.Generator().manual_seed(3), output_type="pt", height=16, width=16,
+        ).images  # fmt: skip
+    torch.testing.assert_close(ours, drawn.float(), rtol=0, atol=1e-4)

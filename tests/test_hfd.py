@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -356,7 +357,10 @@ def test_a_codec_without_tables_is_refused():
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (50, 131)])
 def test_pictures_of_any_size_come_back(model, size):
     given = picture(*size)
-    data = model.compress(given)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        data = model.compress(given)
+    assert ["one hyper-latent" in str(w.message) for w in told] == [True] * (max(size) > 64)
     drawn = model.decompress(data, seed=3)
     assert drawn.shape == (3, *size) and 0 <= drawn.min() <= drawn.max() <= 1
     assert torch.equal(drawn, model.decompress(data, seed=3))

@@ -53,7 +53,7 @@ class Compose(Equipped):
     mode: Literal["noised", "raw", "inverted"] = "noised"
     """How the anchor's latent enters: with noise, as it is, or inverted, which keeps most of the layout."""
     sampling_steps: Count = 50
-    """Denoising steps, of which the last int(steps * strength) are taken."""
+    """Denoising steps, of which the last int(steps * strength) are taken (with a flow, rounded up)."""
     cfg_scale: float | None = None
     """Guidance; 1 is none; by default the model's own."""
     captured: bool = False
@@ -77,11 +77,10 @@ def main(args: list[str]) -> None:
     from sfumato.customize.parts.anchor import compose
     from sfumato.data.base import to_square
     from sfumato.data.pictures import to_tensor
-    from sfumato.pipeline.drawing import first_step
 
     pipe = load_equipped(options.model, options)
     anchor = (to_tensor([to_square(options.anchor, options.size or pipe.size)])[0] / 2 + 0.5).clamp(0, 1)
-    taken = options.sampling_steps - first_step(options.strength, options.sampling_steps)
+    taken = options.sampling_steps - pipe.clock.first_step(options.strength, options.sampling_steps)
     title = f"{counted(len(seeds), 'marked picture')} with {counted(taken, 'step')} from {options.anchor}"
     Plan(title, writes=[f"{options.out}/ (PNG, the sidecar of each, compose.json)"]).show()
     names = ("strength", "mode", "sampling_steps", "cfg_scale", "captured")

@@ -120,7 +120,7 @@ class GradSAM(Edit):
 
     @property
     def taken(self) -> int:
-        """How many steps are taken."""
+        """How many steps are taken; of a flow one more, where that is no whole number."""
         return self.sampling_steps - first_step(self.strength, self.sampling_steps)
 
     @property
@@ -170,7 +170,7 @@ class GradSAM(Edit):
         size = None if given.pictures is None else given.pictures.shape[-1]
         told, seeds = pipe.told(given.each(given.prompts), size), given.each(given.seeds)
         walk = _Walk(self, pipe, reference, told, seeds, given.pictures)
-        with bar("drawing", 2 * self.taken, progress) as advance:
+        with bar("drawing", 2 * (len(walk.times) - 1), progress) as advance:
             plain, edited = walk.drawn((), advance), walk.drawn(self.masked, advance)
         strips = torch.stack([shown_in(pipe.decode_latents(z)) for z in (plain, edited)], 1)[:, None]
         shares = {f"{t:.3f}": mask.float().flatten(1).mean(1).tolist() for t, mask in walk.masks.items()}
@@ -203,7 +203,8 @@ class _Walk(Interceptor):
         edit, pipe, z = self.edit, self.pipe, self.reference
         solver = make_scheduler(pipe, "ddim")
         pipe.clock.begin(solver, edit.sampling_steps, tuple(z.shape), pipe.device)
-        self.times = [*(pipe.clock.time(t) for t in solver.timesteps[-edit.taken :]), 0.0]
+        first = pipe.clock.first_step(edit.strength, edit.sampling_steps)
+        self.times = [*(pipe.clock.time(t) for t in solver.timesteps[first:]), 0.0]
         # Streams of their own: a draw's starts again with the first number of each seed.
         streams = [[torch.Generator().manual_seed((s + k) % 2**63) for s in self.seeds] for k in (2**32, 2**33)]
         fresh, self.eps = (noise(some, z.shape[1:]).to(z) for some in streams)

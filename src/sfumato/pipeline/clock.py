@@ -25,6 +25,8 @@ from sfumato.sample.scheduler import PREDICTIONS
 from sfumato.sample.schedulers import ADDIMScheduler, RectifiedFlowScheduler
 from sfumato.text import counted
 
+from .drawing import first_step
+
 Solvers = Mapping[str, Callable[[Mapping[str, Any]], Any]]
 """Schedulers by name, each made from the configuration of the pipeline's own."""
 
@@ -69,6 +71,10 @@ class Clock(ABC):
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
         """Set the timesteps of a scheduler as the pipeline itself would for latents of this ``shape`` (.., h, w)."""
         solver.set_timesteps(steps, device=device)
+
+    def first_step(self, strength: float, steps: int) -> int:
+        """At which of so many steps image-to-image of this strength begins; see `first_step`."""
+        return first_step(strength, steps, up=self.prediction == "flow")
 
     def run(self, solver: Any) -> list[float]:
         """The timesteps that a scheduler is set to, the noisiest first, as this clock counts them."""
@@ -224,6 +230,10 @@ class FlowClock(Clock):
 
     def native(self, output: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         return -output if self.negated else output
+
+    def first_step(self, strength: float, steps: int) -> int:
+        """At which of so many steps image-to-image of this strength begins; see `first_step`."""
+        return first_step(strength, steps, up=self.prediction == "flow")
 
     def run(self, solver: Any) -> list[float]:
         """The timesteps of one that counts from the picture to the noise are turned over."""

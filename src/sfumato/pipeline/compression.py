@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -146,6 +147,11 @@ class CompressionModel(ImageModel):
         writer = RangeWriter()
         self._through(writer, picture)
         height, width = picture.shape[:2]
+        if self.codec.config["hyper"] and self.size == self.codec.factor < max(height, width):
+            warnings.warn(
+                f"this model learned from {self.size} x {self.size} pixels, one hyper-latent: larger pictures take "
+                "more bits than they need; train with --crop 128 or more", stacklevel=2,
+            )  # fmt: skip
         return pack(writer.payload(), height, width, self.hash4())
 
     def bits(self, picture: UInt8[np.ndarray, "height width 3"]) -> float:

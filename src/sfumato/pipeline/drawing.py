@@ -251,19 +251,20 @@ def check_interval(interval: tuple[float, float] | None) -> None:
         raise BadInput(f"cfg_interval goes from its lower end to its higher, got {tuple(interval)}")
 
 
-def first_step(strength: float, steps: int) -> int:
-    """At which of so many steps a walk begins of which the share ``strength`` is walked: the last int(steps strength).
+def first_step(strength: float, steps: int, up: bool = False) -> int:
+    """At which of so many steps a walk begins of which the share ``strength`` is walked.
 
-    So count diffusers' image-to-image pipelines of Stable Diffusion; those of flows round the other way, and take a
-    step more where that is no whole number.
+    Where steps strength is no whole number, it is rounded down, as diffusers' image-to-image pipelines of Stable
+    Diffusion do, or ``up``, as those of flows do.
 
     Raises:
         BadInput: nothing is left to walk.
     """
-    taken = min(int(steps * strength), steps)
-    if taken < 1:
+    taken = min(steps * strength, steps)
+    first = int(steps - taken) if up else steps - int(taken)
+    if first >= steps:
         raise BadInput(f"strength {strength} of {steps} steps is less than one step: give more steps or more strength")
-    return steps - taken
+    return first
 
 
 def finished(x: Float[Tensor, "n *dims"], grad: Gradient, seeds: Sequence[int]) -> Float[Tensor, "n *dims"]:

@@ -25,7 +25,7 @@ from . import offload, watermark
 from .adapter import Adapter
 from .conditioning import Conditioning
 from .contract import Condition, Gradient, Guide, Noised, Start, Told
-from .drawing import Rows, ToldDenoiser, check_guidance, check_interval, finished, first_step, noise, whole
+from .drawing import Rows, ToldDenoiser, check_guidance, check_interval, finished, noise, whole
 from .organs import Organs
 from .steering import following, of
 
@@ -269,7 +269,7 @@ class _Walk:
             return 0, p.clock.start(solver, start.to(p.device))
         if isinstance(start, Noised):
             order = getattr(solver, "order", 1)
-            first = first_step(start.strength, self.steps) * order
+            first = p.clock.first_step(start.strength, self.steps) * order
             time = p.clock.time(solver.timesteps[first])
             x0 = p.encode_image(start.pictures.to(p.device) * 2 - 1)
             z = p.denoiser.process.diffuse(x0, time, noise(generators, x0.shape[1:]).to(x0))

@@ -26,7 +26,6 @@ from sfumato.foreign import reading
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline import watermark as marks
 from sfumato.pipeline.contract import Noised, Start
-from sfumato.pipeline.drawing import first_step
 from sfumato.pipeline.sampling import make_scheduler
 from sfumato.sample.inversion import invert
 
@@ -130,8 +129,8 @@ def compose(
 ) -> list[Marked]:
     """Draw subjects together from an anchor picture; one marked picture a seed, each read back from its file's bytes.
 
-    Of ``sampling_steps`` steps the last int(sampling_steps strength) are taken, from the time t0 on, and the walk
-    begins with the anchor's latent z_a (the posterior's mean):
+    Of ``sampling_steps`` steps the last int(sampling_steps strength) are taken (of a flow, rounded up), from the time
+    t0 on, and the walk begins with the anchor's latent z_a (the posterior's mean):
 
     - "noised": alpha(t0) z_a + sigma(t0) eps, as image to image begins;
     - "raw": z_a itself, the literal reading of the paper's abstract, which the network never saw at a large t0
@@ -195,7 +194,7 @@ def begin(
         raise BadInput(f"an anchor is a square picture (3, side, side) in [0, 1], not {tuple(anchor.shape)}")
     require_unit_range(anchor, "the anchor", 1e-3)
     noised = Noised(anchor[None], strength)  # checks the strength
-    first = first_step(strength, sampling_steps)
+    first = pipe.clock.first_step(strength, sampling_steps)
     if mode == "noised":
         return noised, None
     if mode not in ("raw", "inverted"):
