@@ -129,12 +129,12 @@ def test_codes_that_nothing_is_nearest_to_are_set_to_latents():
     table[3:] = 100 + table[3:]
     table[:3] = latents[[1, 20, 40]]
     before, used = table.clone(), codes_of(vae, x).unique()
-    assert used.tolist() == [0, 1, 2] and revive(vae, x, rng(1)) == 9
+    assert used.tolist() == [0, 1, 2] and revive(vae, latents, rng(1)) == 9
     assert torch.equal(table[:3], before[:3])  # what is used stays
     assert (table[3:, None] == latents).all(-1).any(1).all() and len(codes_of(vae, x).unique()) > 3
     after = table.clone()
     table.copy_(before)
-    revive(vae, x, rng(1))
+    revive(vae, latents, rng(1))
     assert torch.equal(table, after)  # the same draw on every process, and after a kill
 
 

@@ -73,8 +73,8 @@ class Clock(ABC):
         solver.set_timesteps(steps, device=device)
 
     def first_step(self, strength: float, steps: int) -> int:
-        """At which of so many steps image-to-image of this strength begins; see `first_step`."""
-        return first_step(strength, steps, up=self.prediction == "flow")
+        """At which of so many steps image-to-image of this strength begins; see `drawing.first_step`."""
+        return first_step(strength, steps)
 
     def run(self, solver: Any) -> list[float]:
         """The timesteps that a scheduler is set to, the noisiest first, as this clock counts them."""
@@ -232,8 +232,7 @@ class FlowClock(Clock):
         return -output if self.negated else output
 
     def first_step(self, strength: float, steps: int) -> int:
-        """At which of so many steps image-to-image of this strength begins; see `first_step`."""
-        return first_step(strength, steps, up=self.prediction == "flow")
+        return first_step(strength, steps, up=True)
 
     def run(self, solver: Any) -> list[float]:
         """The timesteps of one that counts from the picture to the noise are turned over."""

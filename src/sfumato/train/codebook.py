@@ -18,8 +18,8 @@ from .schedule import Schedule
 from .state import put, whole
 
 BATCH = 64
-REVIVED = 20
-"""Updates after which codes that nothing is nearest to are put elsewhere."""
+REVIVED, LATENTS = 20, 16
+"""Updates after which unused codes are put elsewhere, and how many latents for each code must be nearer to others."""
 
 
 def codebook(size: int, channels: tuple[int, ...], values: int, dimensions: int = 8) -> VQModel:
@@ -38,7 +38,7 @@ class CodebookRecipe(Recipe):
     """Squared error of the pictures, a little absolute error, and the codebook's own loss (arXiv:1711.00937, eq. 3).
 
     A code that no latent is nearest to hears nothing from these losses and stays unused. So in the first half of the
-    updates, every `REVIVED` of them, such codes are set to latents of a batch, as in Jukebox (arXiv:2005.00341).
+    updates, every `REVIVED` of them, such codes are set to latents of pictures, as in Jukebox (arXiv:2005.00341).
     """
 
     name = "codebook"
@@ -64,13 +64,16 @@ class CodebookRecipe(Recipe):
     def after_update(self, turn: Turn, step: int) -> None:
         if step % REVIVED == 0 and 2 * step <= self.schedule.updates:
             rng = torch.Generator().manual_seed(draw.step_seed(self.schedule.seed, step))  # alike on all processes
-            revive(self.vae, self.batch(step, rng, BATCH).to(self.vae.device), rng)
+            found: list[Tensor] = []
+            while sum(map(len, found)) < LATENTS * self.vae.config["num_vq_embeddings"]:
+                x = self.batch(step, rng, BATCH).to(self.vae.device)
+                found.append(self.vae.encode(x).latents.movedim(1, -1).flatten(0, -2))
+            revive(self.vae, torch.cat(found), rng)
 
 
 @torch.no_grad()
-def revive(vae: VQModel, x: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> int:
-    """Set codes that nothing in ``x``, in [-1, 1], is nearest to to latents of ``x``, and say how many."""
-    latents = vae.encode(x).latents.movedim(1, -1).flatten(0, -2)
+def revive(vae: VQModel, latents: Float[Tensor, "n dimensions"], rng: torch.Generator) -> int:
+    """Set codes that none of these latents is nearest to to some of them, and say how many."""
     table = whole(vae.quantize.embedding.weight).clone()
     unused = torch.ones(len(table), dtype=torch.bool, device=table.device)
     unused[torch.cdist(latents.to(table), table).argmin(1)] = False

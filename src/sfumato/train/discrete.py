@@ -41,8 +41,8 @@ class Discrete(PixelRecipe):
     "absorbing" of masked tokens, weighted by 1 / t, which is the bound of the likelihood (arXiv:2406.07524, eq. 8);
     with "uniform" and "gaussian" of all tokens alike, tau-LDR's auxiliary loss. The rates of jumps that samplers need
     follow from it. The model draws by ``model.tokens``, ``model.draw`` or ``model.write``, in equal steps or in those
-    that `sfumato sample jys` chooses (``model.search``). An autoencoder with a codebook is trained first for codes;
-    those that stay unused in the first half of its updates are set to latents of pictures (`codebook.revive`).
+    that `sfumato sample jys` chooses (``model.search``). Codes are those of an autoencoder that is trained first;
+    such as stay unused in the first half of its updates are set to latents of pictures.
 
     Differs from the paper: for chains without a mask its bound is not added to the cross-entropy. Networks are small
     transformers of this library; presets are untuned.
