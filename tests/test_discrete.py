@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 
 import pytest
@@ -152,7 +153,9 @@ def test_a_codebook_that_collapsed_is_used_again_by_training(tmp_path):
             patch.setattr("sfumato.train.codebook.REVIVED", every)
             Run(CodebookRecipe(vae, pictures, schedule), schedule, tmp_path / name).fit(progress=False)
         used[name] = len(encode_codes(vae, pictures).unique())
+        used[name, "logged"] = json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])["perplexity"]
     assert used["never"] == 1 and used["revived"] > 4
+    assert used["never", "logged"] == pytest.approx(1) and used["revived", "logged"] > 2
 
 
 def test_codes_of_pictures(tmp_path):

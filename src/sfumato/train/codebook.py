@@ -38,7 +38,8 @@ class CodebookRecipe(Recipe):
     """Squared error of the pictures, a little absolute error, and the codebook's own loss (arXiv:1711.00937, eq. 3).
 
     A code that no latent is nearest to hears nothing from these losses and stays unused. So in the first half of the
-    updates, every `REVIVED` of them, such codes are set to latents of pictures, as in Jukebox (arXiv:2005.00341).
+    updates, every `REVIVED` of them, such codes are set to latents of pictures, as in Jukebox (arXiv:2005.00341). How
+    many are in use is logged as their perplexity in a batch: 1 where all is one code.
     """
 
     name = "codebook"
@@ -56,10 +57,12 @@ class CodebookRecipe(Recipe):
 
     def loss(self, batch: Tensor, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch.to(self.vae.device)
-        quantised, own, _ = self.vae.quantize(self.vae.encode(x).latents)
+        quantised, own, (_, _, codes) = self.vae.quantize(self.vae.encode(x).latents)
         y = self.vae.decode(quantised, force_not_quantize=True).sample.float()
         mse = F.mse_loss(y, x)
-        return mse + self.absolute * F.l1_loss(y, x) + own, {"mse": mse.detach()}
+        share = torch.bincount(codes, minlength=self.vae.config["num_vq_embeddings"]) / len(codes)
+        told = {"mse": mse.detach(), "perplexity": torch.special.entr(share).sum().exp()}
+        return mse + self.absolute * F.l1_loss(y, x) + own, told
 
     def after_update(self, turn: Turn, step: int) -> None:
         if step % REVIVED == 0 and 2 * step <= self.schedule.updates:
