@@ -189,13 +189,11 @@ def page(found: Mapping[str, Any], n: int, models: list[str], docs: Path) -> Non
         for name, points in found.items():
             axis.plot([p["bpp"] for p in points], [p[key] for p in points], marker="o", label=name)
         axis.set(xlabel="bits per pixel", ylabel=label, xscale="log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.xaxis.set_minor_locator(NullLocator())
     axes[2].set_yscale("log")
-    axes[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[2].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes[2].yaxis.set_minor_locator(NullLocator())
+    for scale in (*(axis.xaxis for axis in axes), axes[2].yaxis):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter(FormatStrFormatter("%g"))
+        scale.set_minor_locator(NullLocator())
     axes[0].legend()
     docs.mkdir(parents=True, exist_ok=True)
     figure.savefig(docs / "compression.png", dpi=120)

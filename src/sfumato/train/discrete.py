@@ -42,7 +42,7 @@ class Discrete(PixelRecipe):
     with "uniform" and "gaussian" of all tokens alike, tau-LDR's auxiliary loss. The rates of jumps that samplers need
     follow from it. The model draws by ``model.tokens``, ``model.draw`` or ``model.write``, in equal steps or in those
     that `sfumato sample jys` chooses (``model.search``). Codes are those of an autoencoder that is trained first;
-    such as stay unused in the first half of its updates are set to latents of pictures.
+    in the first half of its updates, codes that are not in use are set to latents of pictures.
 
     Differs from the paper: for chains without a mask its bound is not added to the cross-entropy. Networks are small
     transformers of this library; presets are untuned.
