@@ -338,9 +338,10 @@ def test_control_residuals_count_at_key_steps(sd, mode):
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.fixture(params=["tiny_sd", "tiny_sdxl"])
+@pytest.fixture(scope="module", params=["tiny_sd", "tiny_sdxl"])
 def controlled(request):
-    """A diffusers pipeline with a ControlNet whose residuals are not zero, in float64."""
+    """A diffusers pipeline with a ControlNet whose residuals are not zero, in float64; every test leaves it as it
+    was."""
     p = double(request.getfixturevalue(request.param))
     for part in p.parts().values():
         part.double()

@@ -285,6 +285,26 @@ def test_copies_share_what_they_do_not_own(p, own):
     assert copy.pipe.scheduler is not p.pipe.scheduler
 
 
+def test_a_copys_layers_are_deepcopys_with_containers_of_their_own(p):
+    from copy import deepcopy
+
+    p.network.conv_in.register_forward_hook(hook := lambda *args: None)
+    p.network.conv_in.seen = p.network.conv_out.seen = {}  # one object in two places is one object in a copy
+    try:
+        ours, theirs = p.copy().network, deepcopy(p.network)
+    finally:
+        p.network.conv_in._forward_hooks.clear()
+        del p.network.conv_in.seen, p.network.conv_out.seen
+    assert list(ours.conv_in._forward_hooks.values()) == [hook]
+    assert ours.conv_in.seen is ours.conv_out.seen
+    for one, other, original in zip(ours.modules(), theirs.modules(), p.network.modules(), strict=True):
+        assert type(one) is type(other) and list(vars(one)) == list(vars(other))
+        for name, held in vars(one).items():
+            assert type(held) is type(vars(other)[name]), name
+            if isinstance(held, (dict, set)):
+                assert list(held) == list(vars(other)[name]) and held is not vars(original).get(name), name
+
+
 def test_a_copy_keeps_scheduler_settings_that_diffusers_would_correct(tiny_sd):
     from diffusers import DDIMScheduler
 

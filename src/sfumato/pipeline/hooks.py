@@ -6,7 +6,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from torch import nn
@@ -24,6 +24,17 @@ def attach(module: nn.Module, hook: Callable) -> RemovableHandle:
 def foreign(hooks: OrderedDict) -> OrderedDict:
     """The hooks that are not ours: transformers records hidden states through some, and a copy needs them."""
     return OrderedDict((key, hook) for key, hook in hooks.items() if hook not in _ours)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def duplicate(module: M, memo: dict[int, object]) -> M:
+    """`copy.deepcopy`, several times as fast: of a layer's dozen dictionaries of hooks nearly all are empty, and it
+    takes each apart."""
+    held = [value for layer in module.modules() for value in vars(layer).values()]
+    empty = {id(value): type(value)() for value in held if type(value) in (dict, set, OrderedDict) and not value}
+    return deepcopy(module, empty | memo)
 
 
 def forward_name(module: nn.Module) -> str:

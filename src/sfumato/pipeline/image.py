@@ -6,7 +6,6 @@ and what the output means, saved together. Methods see its `denoiser`, like ever
 
 from __future__ import annotations
 
-import copy as copying
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +46,7 @@ from .drawing import (
     right_kind,
     whole,
 )
+from .hooks import duplicate
 from .saving import RECORD, weights_sha256
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class ImageModel(Model):
         for x in self.network.parameters():
             data = x.detach().clone() if own else x.detach()
             memo[id(x)] = torch.nn.Parameter(data, requires_grad=own is not None)
-        network = copying.deepcopy(self.network, memo).eval()
+        network = duplicate(self.network, memo).eval()
         return dataclasses.replace(self, network=network, defaults=dict(self.defaults))
 
     def draw(

@@ -14,7 +14,7 @@ from sfumato.errors import BadInput
 
 from . import offload
 from .anatomy.explicit import ExplicitAttention
-from .hooks import foreign
+from .hooks import duplicate, foreign
 from .organs import Organs
 from .tokens import without_learned
 
@@ -92,7 +92,7 @@ def _copy_module(module: nn.Module, prefix: str, owned: set[str], offloaded: boo
         processor = getattr(layer, "processor", None)
         if isinstance(processor, ExplicitAttention):
             memo[id(processor)] = processor.original
-    made = copying.deepcopy(module, memo)
+    made = duplicate(module, memo)
     if offloaded:
         offload.free(made)
     return made
