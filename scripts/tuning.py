@@ -22,7 +22,7 @@ from sfumato import catalog
 from sfumato.bench.tune import Trial, rows
 
 COMMAND = (
-    "sfumato bench tune --methods {} --concepts star blue --trials 4 --seed 0 --n 24 --n-retain 2 --steps 10 "
+    "sfumato bench tune --methods {} --concepts star blue --trials 3 --seed 0 --n 24 --n-retain 2 --steps 10 "
     "--out trials/"
 )
 
