@@ -3,8 +3,8 @@
     python scripts/tuning.py --work tuning       # hours; killed? the same command goes on where it stopped
     python scripts/tuning.py --work tuning --only page
 
-What wins goes by hand into the classes' presets. The concepts and the seed are none of the leaderboard's. Trials are
-kept in docs/results/tuning/, and gone on with from there.
+What scores more than a class's preset, beyond the 95 % interval, goes into it by hand. The concepts and the seed are
+none of the leaderboard's. Trials are kept in docs/results/tuning/, and gone on with from there.
 """
 
 from __future__ import annotations
@@ -44,23 +44,34 @@ def copy_trials(source: Path, target: Path) -> None:
         shutil.copy(file, target)
 
 
+def winners(trials: Sequence[Trial]) -> list[Trial]:
+    """Of each method the settings that surely beat its preset, if any do: the best of them."""
+    best: dict[str, Trial] = {}
+    for trial in trials:  # a method's best come first
+        present = next(t for t in trials if t.first and t.method == trial.method)
+        more = trial.beyond(present)
+        if trial.method not in best and more is not None and more.low is not None and more.low > 0:
+            best[trial.method] = trial
+    return list(best.values())
+
+
 def page(trials: Sequence[Trial], command: str) -> str:
     """All of them, each method's best first."""
     grids = {name: tuple(catalog.get(name).load().GRID) for name in {t.method for t in trials}}
-    told = rows(trials, grids)
-    seen: set[str] = set()
+    told, won = rows(trials, grids), winners(trials)
     for t, row in zip(trials, told, strict=True):
-        if t.parts and t.method not in seen:
+        if t in won:
             row[2] = f"**{row[2]}**"
-            seen.add(t.method)
+    changed = f"That is so for {', '.join(t.method for t in won)}." if won else "None does."
     return "\n".join([
         "# Settings of erasers, tried on the embedded pipeline",
         "",
         "As many settings of every method, chosen at random from its grid, on an object and a colour, each erased by "
-        "itself. Score: the mean of what is gone and of what is kept, over both; an asterisk marks the settings that "
-        "the preset had, bold what won.",
+        "itself. Score: the mean of what is gone and of what is kept, over both. An asterisk marks the settings of the "
+        "preset. Others take its place where they score more, beyond the 95 % interval of the difference (which takes "
+        "the two as independent, though they share prompts and noise), and are printed bold. " + changed,
         "",
-        table(("method", "settings", "score", "of pictures [95 % intervals]"), told),
+        table(("method", "settings", "score", "beyond the preset", "of pictures [95 % intervals]"), told),
         "",
         "```",
         command,

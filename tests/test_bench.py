@@ -337,6 +337,20 @@ def test_scores_are_what_is_gone_and_kept_and_what_is_recovered_beyond_the_contr
     assert Trial("mma", {}, True, why="lost").score == -1
 
 
+def test_other_settings_are_told_by_how_much_they_score_beyond_the_present_ones():
+    """By hand: kept 0.7 for certain; gone 0.5 in [0.4, 0.6] and 0.9 in [0.8, 0.95], so half of that in the scores."""
+    plain, much = figures(0.5, 0.5, 0.9), figures(0.9, 0.5, 0.9)
+    plain["erasure"] |= {"low": 0.4, "high": 0.6}
+    much["erasure"] |= {"low": 0.8, "high": 0.95}
+    now, better = Trial("uce", {"x": 0}, True, {"star": plain}), Trial("uce", {"x": 1}, False, {"star": much})
+    gap = better.beyond(now)
+    assert [gap.value, gap.low, gap.high] == pytest.approx([0.2, 0.2 - 0.005**0.5, 0.2 + (0.025**2 + 0.05**2) ** 0.5])
+    first, second = rows([better, now], {"uce": ("x",)})
+    assert first[3].replace("\u202f", " ") == "20.0 % [12.9, 25.6]" and second[3] == ""
+    lost = Trial("uce", {"x": 2}, False, why="lost")
+    assert lost.beyond(now) is None and rows([now, lost], {"uce": ("x",)})[1][2:] == ["", "", "lost"]
+
+
 def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
     small = Tune(methods=("rece", "esd-x"), trials=3, n=2)
     trials = small.run(tmp_path / "trials")
@@ -349,7 +363,7 @@ def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
     assert read[0]["score"] == pytest.approx(0.75) and read[0]["parts"] == {"gone": 0.75, "kept": 0.75}
     table = rows(trials, {"rece": ("ridge", "epochs"), "esd-x": ("lr", "updates")})
     assert sum(row[0].endswith("*") for row in table) == 2 and "ridge" in table[0][1]
-    assert "[" in table[0][3] and "n = " in table[0][3].replace("\u202f", " ")
+    assert "[" in table[0][4] and "n = " in table[0][4].replace("\u202f", " ")
     damaged = next(f for f in (tmp_path / "trials").glob("rece-*.json"))
     damaged.write_text("{}")
     with pytest.raises(BadInput, match=rf"{damaged.name}.*measured again"):

@@ -23,7 +23,7 @@ from sfumato.foreign import read_json
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.plan import Plan
 from sfumato.report.schema import Interval
-from sfumato.report.words import MISSING, average, full
+from sfumato.report.words import MISSING, average, bounds, difference, full, value
 from sfumato.text import counted
 
 from .cell import Cell, keep_original, measure
@@ -55,12 +55,21 @@ class Trial:
         return {name: 0.0 if i is None else i.value or 0.0 for name, i in self.intervals.items()}
 
     @property
-    def score(self) -> float:
+    def result(self) -> Interval | None:
         """Of an eraser the mean of what is gone and what is kept; of an attack what it recovers beyond its control."""
-        parts = self.parts
-        if not parts:
-            return -1.0
-        return parts["recovered"] - parts["control"] if "control" in parts else (parts["gone"] + parts["kept"]) / 2
+        made = self.intervals
+        if "recovered" in made:
+            return difference(made["control"], made["recovered"]) if made["control"] else made["recovered"]
+        return average(list(made.values()))
+
+    @property
+    def score(self) -> float:
+        """The same as a number; -1 where nothing was measured."""
+        return self.result.value if self.result and self.result.value is not None else -1.0
+
+    def beyond(self, other: Trial) -> Interval | None:
+        """By how much its score exceeds another's; taken as independent, which is the wide side: noise is shared."""
+        return difference(other.result, self.result)
 
 
 def score_parts(seen: Mapping[str, Any]) -> dict[str, Interval | None]:
@@ -79,7 +88,7 @@ class Tune:
     Every method has the same number of trials, chosen at random from its grid, and every trial the same concepts. An
     eraser's score is the mean of the share of a concept's pictures without it and of the share of all else kept; an
     attack's is the share that it recovers from what ``against`` erased, less its control's; means over the concepts.
-    What wins goes by hand into the class's preset.
+    What scores more than the present settings, beyond the 95 % interval, goes by hand into the class's preset.
     """
 
     model: str = "sketch"
@@ -208,12 +217,15 @@ def settings_of(
 
 
 def rows(trials: Sequence[Trial], grids: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """The trials as a table: method, settings tried, score and its parts; an asterisk marks the present settings."""
-    told = []
+    """The trials as a table: method, settings tried, score, by how much it exceeds that of the present settings (which
+    an asterisk marks), and what it is made of."""
+    present, told = {t.method: t for t in trials if t.first}, []
     for t in trials:
         tried = ", ".join(f"{name} {t.settings.get(name, 'default')}" for name in grids[t.method])
         parts = "; ".join(f"{name} {full(i)}" for name, i in t.intervals.items()) or t.why or MISSING
-        told.append([t.method + (" *" if t.first else ""), tried, f"{t.score:.3f}" if t.parts else "", parts])
+        more = None if t.first else t.beyond(present[t.method])
+        gained = f"{value(more)} {bounds(more)}" if more else ""
+        told.append([t.method + (" *" if t.first else ""), tried, f"{t.score:.3f}" if t.parts else "", gained, parts])
     return told
 
 

@@ -130,7 +130,10 @@ def tune(args: list[str]) -> None:
     from sfumato.bench.tune import rows, save
     from sfumato.pipeline.saving import quiet
 
-    about = f"Example: {TUNING}\n\nAs many trials for every method; an asterisk marks the settings that it has now."
+    about = (
+        f"Example: {TUNING}\n\nAs many trials for every method. An asterisk marks the settings that it has now; of "
+        "others it is told how much they score beyond those: an interval that holds 0 is no reason to change."
+    )
     settings, own = parse("sfumato bench tune", args, Tune, Trials, about=about, aliases=STEPS)
     with quiet():
         trials = Tune(**settings).run(
@@ -138,7 +141,7 @@ def tune(args: list[str]) -> None:
         )
     save(own["out"], trials)
     grids = {name: tuple(catalog.get(name).load().GRID) for name in {trial.method for trial in trials}}
-    show_table(("method", "settings", "score", "of pictures"), rows(trials, grids))
+    show_table(("method", "settings", "score", "beyond the present", "of pictures"), rows(trials, grids))
     _require(any(trial.figures is not None for trial in trials))
 
 

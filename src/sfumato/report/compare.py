@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -12,7 +11,7 @@ from typing import Any
 from sfumato.errors import BadInput
 from sfumato.report.page import environment
 from sfumato.report.schema import AuditRecord, Interval
-from sfumato.report.words import average
+from sfumato.report.words import average, difference
 from sfumato.text import shown
 
 
@@ -28,16 +27,7 @@ class Row:
 
     @property
     def difference(self) -> Interval | None:
-        """With a 95 % interval by MOVER (Zou and Donner 2008), the two taken as independent."""
-        a, b = self.first, self.second
-        if a is None or b is None or not (a.measured and b.measured):
-            return None
-        gap = b.value - a.value
-        if None in (a.low, a.high, b.low, b.high):
-            return Interval(gap, None, None, min(a.n, b.n))
-        down = math.hypot(b.value - b.low, a.high - a.value)
-        up = math.hypot(b.high - b.value, a.value - a.low)
-        return Interval(gap, gap - down, gap + up, min(a.n, b.n))
+        return difference(self.first, self.second)
 
 
 def differing_fields(first: AuditRecord, second: AuditRecord) -> list[str]:

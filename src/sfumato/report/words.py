@@ -91,6 +91,19 @@ def average(intervals: Sequence[Interval | None]) -> Interval | None:
     return Interval(mean, mean - down, mean + up, sum(i.n for i in have))
 
 
+def difference(first: Interval | None, second: Interval | None) -> Interval | None:
+    """``second`` minus ``first``, its interval by MOVER (Zou and Donner 2008), the two taken as independent."""
+    a, b = first, second
+    if a is None or b is None or not (a.measured and b.measured):
+        return None
+    gap = b.value - a.value
+    if None in (a.low, a.high, b.low, b.high):
+        return Interval(gap, None, None, min(a.n, b.n))
+    down = math.hypot(b.value - b.low, a.high - a.value)
+    up = math.hypot(b.high - b.value, a.value - a.low)
+    return Interval(gap, gap - down, gap + up, min(a.n, b.n))
+
+
 def worst(rows: Mapping[str, Interval | None]) -> str | None:
     """The measured concept with the lowest rate; None where no other has a higher one."""
     measured = {k: i.value for k, i in rows.items() if i is not None and i.measured}
