@@ -3,8 +3,9 @@
     python scripts/tuning.py --work tuning       # hours; killed? the same command goes on where it stopped
     python scripts/tuning.py --work tuning --only page
 
-What scores more than a class's preset, beyond the 95 % interval, goes into it by hand. The concepts and the seed are
-none of the leaderboard's. Trials are kept in docs/results/tuning/, and gone on with from there.
+What scores more than a class's preset, beyond the 95 % interval, goes into it by hand, and what is measured with the
+preset is measured anew. The concepts and the seed are none of the leaderboard's. Trials are kept in
+docs/results/tuning/, and gone on with from there.
 """
 
 from __future__ import annotations
@@ -62,14 +63,17 @@ def page(trials: Sequence[Trial], command: str) -> str:
     for t, row in zip(trials, told, strict=True):
         if t in won:
             row[2] = f"**{row[2]}**"
-    changed = f"That is so for {', '.join(t.method for t in won)}." if won else "None does."
+    better = f"Of {', '.join(t.method for t in won)}." if won else "Of no method."
     return "\n".join([
         "# Settings of erasers, tried on the embedded pipeline",
         "",
-        "As many settings of every method, chosen at random from its grid, on an object and a colour, each erased by "
-        "itself. Score: the mean of what is gone and of what is kept, over both. An asterisk marks the settings of the "
-        "preset. Others take its place where they score more, beyond the 95 % interval of the difference (which takes "
-        "the two as independent, though they share prompts and noise), and are printed bold. " + changed,
+        "As many settings of every method, its preset and others chosen at random from its grid, on an object and a "
+        "colour, each erased by itself. Score: the mean of what is gone and of what is kept, over both. An asterisk "
+        "marks the settings of the preset.",
+        "",
+        "Bold: settings that score more than the preset's, beyond the 95 % interval of the difference (which takes the "
+        f"two as independent, though they share prompts and noise). {better} They become the preset together with all "
+        "figures that are measured with it.",
         "",
         table(("method", "settings", "score", "beyond the preset", "of pictures [95 % intervals]"), told),
         "",
