@@ -63,7 +63,7 @@ def page(trials: Sequence[Trial], command: str) -> str:
     for t, row in zip(trials, told, strict=True):
         if t in won:
             row[2] = f"**{row[2]}**"
-    better = f"Of {', '.join(t.method for t in won)}." if won else "Of no method."
+    better = f"There are such of {', '.join(t.method for t in won)}." if won else "There are none."
     return "\n".join([
         "# Settings of erasers, tried on the embedded pipeline",
         "",
