@@ -17,6 +17,7 @@ from sfumato.bench.tune import Trial, rows, settings_of
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
 from sfumato.report.bench import BenchReport, Entry, Row, apart, front, render, spots
+from tuning import page
 
 
 def tiny_classifier(folder, labels):
@@ -349,6 +350,19 @@ def test_other_settings_are_told_by_how_much_they_score_beyond_the_present_ones(
     assert first[3].replace("\u202f", " ") == "20.0 % [12.9, 25.6]" and second[3] == ""
     lost = Trial("uce", {"x": 2}, False, why="lost")
     assert lost.beyond(now) is None and rows([now, lost], {"uce": ("x",)})[1][2:] == ["", "", "lost"]
+
+
+def test_the_page_of_trials_marks_what_surely_beats_a_preset():
+    sure = {"low": 0.85, "high": 0.95}, {"low": 0.45, "high": 0.55}
+    for (better, present), told in (
+        (sure, "There are such of rece."), (({"low": 0.0, "high": 1.0},) * 2, "There are none.")
+    ):  # fmt: skip
+        much, plain = figures(0.9), figures(0.5)
+        much["erasure"] |= better
+        plain["erasure"] |= present
+        trials = [Trial("rece", {"ridge": 1.0}, False, {"star": much}), Trial("rece", {}, True, {"star": plain})]
+        made = page(trials, "sfumato bench tune")
+        assert told in made and ("| **0.825** |" in made) == (better == sure[0])
 
 
 def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
