@@ -47,12 +47,12 @@ def copy_trials(source: Path, target: Path) -> None:
 
 def winners(trials: Sequence[Trial]) -> list[Trial]:
     """Of each method the settings that surely beat its preset, if any do: the best of them."""
+    present = {t.method: t for t in trials if t.first}
     best: dict[str, Trial] = {}
-    for trial in trials:  # a method's best come first
-        present = next(t for t in trials if t.first and t.method == trial.method)
-        more = trial.beyond(present)
-        if trial.method not in best and more is not None and more.low is not None and more.low > 0:
-            best[trial.method] = trial
+    for t in trials:  # a method's best come first
+        more = t.beyond(present[t.method])
+        if more is not None and more.low is not None and more.low > 0:
+            best.setdefault(t.method, t)
     return list(best.values())
 
 

@@ -58,14 +58,15 @@ class Trial:
     def result(self) -> Interval | None:
         """Of an eraser the mean of what is gone and what is kept; of an attack what it recovers beyond its control."""
         made = self.intervals
-        if "recovered" in made:
-            return difference(made["control"], made["recovered"]) if made["control"] else made["recovered"]
-        return average(list(made.values()))
+        if "recovered" in made:  # a control that was not run recovers nothing
+            return difference(made["control"], made["recovered"]) or made["recovered"]
+        return average(list(made.values())) if all(i and i.measured for i in made.values()) else None
 
     @property
     def score(self) -> float:
-        """The same as a number; -1 where nothing was measured."""
-        return self.result.value if self.result and self.result.value is not None else -1.0
+        """The same as a number; -1 where something of it was not measured."""
+        result = self.result
+        return -1.0 if result is None or result.value is None else result.value
 
     def beyond(self, other: Trial) -> Interval | None:
         """By how much its score exceeds another's; taken as independent, which is the wide side: noise is shared."""
@@ -225,7 +226,7 @@ def rows(trials: Sequence[Trial], grids: Mapping[str, Sequence[str]]) -> list[li
         parts = "; ".join(f"{name} {full(i)}" for name, i in t.intervals.items()) or t.why or MISSING
         more = None if t.first else t.beyond(present[t.method])
         gained = f"{value(more)} {bounds(more)}" if more else ""
-        told.append([t.method + (" *" if t.first else ""), tried, f"{t.score:.3f}" if t.parts else "", gained, parts])
+        told.append([t.method + (" *" if t.first else ""), tried, f"{t.score:.3f}" if t.result else "", gained, parts])
     return told
 
 

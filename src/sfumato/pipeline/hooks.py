@@ -30,8 +30,8 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def duplicate(module: M, memo: dict[int, object]) -> M:
-    """`copy.deepcopy`, several times as fast: of a layer's dozen dictionaries of hooks nearly all are empty, and it
-    takes each apart."""
+    """`copy.deepcopy`, which would take each of a layer's dozen dictionaries of hooks apart: nearly all are empty, and
+    that is most of its time."""
     held = [value for layer in module.modules() for value in vars(layer).values()]
     empty = {id(value): type(value)() for value in held if type(value) in (dict, set, OrderedDict) and not value}
     return deepcopy(module, empty | memo)
