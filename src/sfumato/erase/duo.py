@@ -109,7 +109,7 @@ class DUO(ByGradient):
         "composite": {"beta": 1000.0, "updates": 500, "pairs": 32, "strength": 0.8},
         "sd3": {"lr": 3e-5},
         "sketch": {
-            "beta": 20.0, "updates": 400, "lr": 2e-4, "preserve_weight": 100.0, "t_min": 0.4, "pairs": 48,
+            "beta": 10.0, "updates": 400, "lr": 2e-4, "preserve_weight": 100.0, "t_min": 0.4, "pairs": 48,
             "sampling_steps": 20, "detector": "world",
         },
     }  # fmt: skip

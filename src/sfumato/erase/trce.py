@@ -97,8 +97,8 @@ class TRCE(ByGradient, Textual):
         "style": {"templates": STYLE},
         "many": {"eta": 0.02, "updates": 900, "prompt": "an image depicting {}"},
         "textual": {"stages": "textual"},
-        "sketch": {"templates": SKETCH, "n_captions": 1000, "eta": 1e-3, "token_weights": (0.0, 1.0, 1.0, 1.0),
-                   "prompt": "a {}", "updates": 60, "lr": 1e-4, "batch": 4, "per_concept": 16, "n_unconditional": 64,
+        "sketch": {"templates": SKETCH, "n_captions": 1000, "eta": 1e-2, "token_weights": (0.0, 1.0, 1.0, 1.0),
+                   "prompt": "a {}", "updates": 60, "lr": 3e-4, "batch": 4, "per_concept": 16, "n_unconditional": 64,
                    "sampling_steps": 20, "early_steps": 10},
     }  # fmt: skip
     """Settings by name: those published for one kind of content (the defaults), for styles, and for many concepts;
