@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from commands import run
-from erasure import EACH, ROOT, cells_of, decoded, keep_cells, sheet, table
+from erasure import EACH, ROOT, Rows, cells_of, decoded, gone_on, keep_cells, sheet, table
 from sfumato.bench.erase import CELL
 
 NAME = "composition"
@@ -83,17 +83,22 @@ def page(printed: str, reproduce: str, told: dict, concepts: str) -> str:
 def write(work: Path, docs: Path, command: str) -> None:
     """The page, its picture, and the cells without theirs."""
     report = json.loads((work / NAME / "fates.json").read_text())
-    first, links = report["fates"][0], report["links"]
-    seen: dict[str, dict[str, list[Image.Image]]] = {}
-    for fate in report["fates"]:
-        if fate["page"] and (fate["concepts"], fate["seed"]) == (first["concepts"], first["seed"]):
+    first, links, target = report["fates"][0], report["links"], docs / "results" / NAME
+    file = target / "fates.json"
+    shown = lambda fate: (fate["concepts"], fate["seed"]) == (first["concepts"], first["seed"])
+    seen: Rows = {}
+    for fate in filter(shown, report["fates"]):
+        if fate["page"]:
             stages = [f["link"] for f in report["fates"] if f["page"] == fate["page"] and f["figures"]]
             before, *after = pictures((work / NAME / fate["page"]).read_text(), len(stages))
             seen.setdefault("none", {links[0]: before})
             seen[fate["method"]] = dict(zip(stages, after, strict=True))
-    target = docs / "results" / NAME
     target.mkdir(parents=True, exist_ok=True)
-    sheet(seen, links).quantize().save(target / "afterwards.png", optimize=True)
+    if seen:
+        there = json.loads(file.read_text())["fates"] if file.exists() else []
+        methods = dict.fromkeys(["none", *(fate["method"] for fate in filter(shown, there))])
+        rows = gone_on(seen, target / "afterwards.png", list(methods), links)
+        sheet(rows, links).quantize().save(target / "afterwards.png", optimize=True)
     cells = {Path(fate["page"]).parent for fate in report["fates"] if fate["page"]}
     keep_cells(work / NAME, target, cells, [CELL, "report.json"])
     run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures

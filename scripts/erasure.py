@@ -41,6 +41,8 @@ EACH, SIDE, LEFT, TOP = 3, 64, 96, 18
 """Pictures of a kind in the sheet; pixels of a picture, of the methods' names, and of the attacks'."""
 COLUMNS = ("method", "erased", "withstands", "kept near", "kept far", "alignment", "time", "cells")
 """Of the bench's own table, those of the first one here; the second has what each attack recovers."""
+Rows = dict[str, dict[str, list[Image.Image]]]
+"""Pictures by method and kind."""
 
 
 def decoded(data: str) -> Image.Image:
@@ -55,9 +57,16 @@ def cells_of(printed: str) -> list[list[str]]:
 
 
 def keep_cells(source: Path, target: Path, cells: Iterable[Path], names: Sequence[str]) -> None:
-    """Copy the configuration and these cells' files of a bench, in the place of what is in ``target`` of others."""
-    shutil.rmtree(target / "cells", ignore_errors=True)
-    for cell in cells:
+    """Copy the configuration and these cells' files of a bench, in the place of those of the same in ``target``."""
+    def measured_in(cell: Path) -> tuple[Any, ...]:
+        told = json.loads((cell / CELL).read_text())
+        return told["method"], told["concepts"], told["seed"]
+
+    new = {cell: measured_in(source / cell) for cell in cells}
+    for path in list(target.glob("cells/*")):
+        if measured_in(path) in new.values():
+            shutil.rmtree(path)
+    for cell in new:
         (target / cell).mkdir(parents=True)
         for name in names:
             shutil.copy(source / cell / name, target / cell / name)
@@ -77,20 +86,37 @@ def pictures(html: str) -> dict[str, list[Image.Image]]:
     return found
 
 
-def sheet(rows: dict[str, dict[str, list[Image.Image]]], kinds: Sequence[str]) -> Image.Image:
+def place(row: int, column: int, i: int = 0) -> tuple[int, int]:
+    """Where in a sheet a kind's picture is, in pixels."""
+    return LEFT + column * (EACH * SIDE + 8) + i * SIDE, TOP + row * SIDE
+
+
+def sheet(rows: Rows, kinds: Sequence[str]) -> Image.Image:
     """A row a method, ``EACH`` pictures of each kind."""
-    wide = LEFT + len(kinds) * (EACH * SIDE + 8)
-    made = Image.new("RGB", (wide, TOP + len(rows) * SIDE), "white")
+    made = Image.new("RGB", place(len(rows), len(kinds)), "white")
     pen, font = ImageDraw.Draw(made), ImageFont.load_default(12)
     for column, kind in enumerate(kinds):
-        pen.text((LEFT + column * (EACH * SIDE + 8), 2), kind, "black", font)
+        pen.text((place(0, column)[0], 2), kind, "black", font)
     for row, (name, seen) in enumerate(rows.items()):
         pen.text((2, TOP + row * SIDE + SIDE // 2 - 8), name, "black", font)
         for column, kind in enumerate(kinds):
             for i, picture in enumerate(seen.get(kind, ())):
-                place = (LEFT + column * (EACH * SIDE + 8) + i * SIDE, TOP + row * SIDE)
-                made.paste(picture.resize((SIDE, SIDE)), place)
+                made.paste(picture.resize((SIDE, SIDE)), place(row, column, i))
     return made
+
+
+def gone_on(rows: Rows, made: Path, before: Sequence[str], kinds: Sequence[str]) -> Rows:
+    """These rows, and the others as they are in the sheet ``made`` of ``before``."""
+    if not made.exists() or not set(before) - set(rows):
+        return rows
+    with Image.open(made) as old:
+        full = old.convert("RGB")
+    cut = lambda x, y: full.crop((x, y, x + SIDE, y + SIDE))
+    kept = {
+        name: {kind: [cut(*place(row, column, i)) for i in range(EACH)] for column, kind in enumerate(kinds)}
+        for row, name in enumerate(before)
+    }
+    return {**kept, **rows}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -158,17 +184,21 @@ def write(work: Path, docs: Path, command: str, name: str) -> None:
     """The page, its picture, the cells without theirs, and the package's table."""
     bench = json.loads((work / name / "bench.json").read_text())
     have = [c for c in bench["cells"] if c["figures"]]
-    concepts = have[0]["concepts"]
-    seen = {}
-    for cell in have:
-        if cell["concepts"] == concepts and cell["seed"] == have[0]["seed"] and cell["audit"]:
-            seen[cell["method"]] = pictures((work / name / cell["audit"]).read_text())
-    kinds = ["plain", *have[0]["figures"]["attacks"]]
-    target = docs / "results" / name
+    concepts, target = have[0]["concepts"], docs / "results" / name
+    shown = lambda cell: cell["figures"] and (cell["concepts"], cell["seed"]) == (concepts, have[0]["seed"])
+    seen: Rows = {}
+    for cell in filter(shown, have):
+        if cell["audit"]:
+            found = pictures((work / name / cell["audit"]).read_text())
+            seen.setdefault("none", {"plain": found["original"]})
+            seen[cell["method"]] = found
+    kinds, file = ["plain", *have[0]["figures"]["attacks"]], target / "bench.json"
     target.mkdir(parents=True, exist_ok=True)
     if seen:
-        before = {"none": {"plain": next(iter(seen.values()))["original"]}}
-        sheet({**before, **seen}, kinds).quantize().save(target / "attacked.png", optimize=True)
+        there = json.loads(file.read_text())["cells"] if file.exists() else []
+        before = ["none", *(cell["method"] for cell in filter(shown, there))]
+        rows = gone_on(seen, target / "attacked.png", before, kinds)
+        sheet(rows, kinds).quantize().save(target / "attacked.png", optimize=True)
     keep_cells(work / name, target, [Path(c["audit"]).parent for c in have if c["audit"]], [CELL])
     run(command, docs / "results")  # nothing is left to measure there: it writes the page and the figures
     bench = json.loads((target / "bench.json").read_text())
