@@ -45,6 +45,11 @@ def copy_trials(source: Path, target: Path) -> None:
         shutil.copy(file, target)
 
 
+def json_of(settings: Mapping[str, Any]) -> str:
+    """Settings as they are written: the same whether they were read or are a class's."""
+    return json.dumps(settings, sort_keys=True)
+
+
 def winners(trials: Sequence[Trial]) -> list[Trial]:
     """Of each method the settings that surely beat its preset, if any do: the best of them."""
     present = {t.method: t for t in trials if t.first}
@@ -64,16 +69,22 @@ def page(trials: Sequence[Trial], command: str) -> str:
         if t in won:
             row[2] = f"**{row[2]}**"
     better = f"There are such of {', '.join(t.method for t in won)}." if won else "There are none."
+    if won:
+        same = lambda t: json_of(catalog.get(t.method).load().presets.get("sketch", {})) == json_of(t.settings)
+        better += (
+            " They are the preset now, and what is measured with it was measured anew; the command below would try "
+            "other settings beside them." if all(map(same, won)) else
+            " They become the preset together with all figures that are measured with it."
+        )  # fmt: skip
     return "\n".join([
         "# Settings of erasers, tried on the embedded pipeline",
         "",
         "As many settings of every method, its preset and others chosen at random from its grid, on an object and a "
         "colour, each erased by itself. Score: the mean of what is gone and of what is kept, over both. An asterisk "
-        "marks the settings of the preset.",
+        "marks what was the preset then.",
         "",
         "Bold: settings that score more than the preset's, beyond the 95 % interval of the difference (which takes the "
-        f"two as independent, though they share prompts and noise). {better} They become the preset together with all "
-        "figures that are measured with it.",
+        f"two as independent, though they share prompts and noise). {better}",
         "",
         table(("method", "settings", "score", "beyond the preset", "of pictures [95 % intervals]"), told),
         "",

@@ -368,6 +368,9 @@ def test_the_page_of_trials_marks_what_surely_beats_a_preset(better, present, be
     made = page(trials, "sfumato bench tune")
     assert ("There are such of rece." if beaten else "There are none.") in made
     assert ("| **0.825** |" if beaten else "| 0.825 |") in made
+    assert ("They become the preset together" in made) is beaten and "preset now" not in made
+    won = replace(trials[0], settings=json.loads(json.dumps(catalog.get("rece").load().presets["sketch"])))
+    assert ("They are the preset now" in page([won, trials[1]], "sfumato bench tune")) is beaten
 
 
 def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):
