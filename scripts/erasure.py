@@ -31,9 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "sfumato bench erase{} --concepts {} --seeds 1 --n 32 --n-retain 2 --n-attack 12 --detector world --out {}/"
 MODELS = {"sketch": "the embedded pipeline", "sketch-dit": "the embedded transformer"}
 PRESETS = {
-    "sketch": "Every method runs with its preset for this model. Of each that has settings to try, as many were "
-    "tried since on other concepts: [what beat a preset there](tuning.md) is not in this table yet. DUO's preset was "
-    "chosen by “fish” and “red” too, at other seeds.",
+    "sketch": "Every method runs with its preset for this model; of each that has settings to try, [as many were tried]"
+    "(tuning.md) on other concepts. DUO's preset was chosen by “fish” and “red” too, at other seeds.",
     "sketch-dit": "Presets are those of the embedded U-Net: nothing was tuned on this model, and what hardly erases "
     "here may want other settings before it says anything of a method.",
 }
