@@ -365,12 +365,45 @@ def test_the_page_of_trials_marks_what_surely_beats_a_preset(better, present, be
     much["erasure"] |= zip(("low", "high"), better, strict=True)
     plain["erasure"] |= zip(("low", "high"), present, strict=True)
     trials = [Trial("rece", {"ridge": 1.0}, False, {"star": much}), Trial("rece", {}, True, {"star": plain})]
-    made = page(trials, "sfumato bench tune")
-    assert ("There are such of rece." if beaten else "There are none.") in made
+    made = page(trials, (), "sfumato bench tune")
+    found = "rece" if beaten else "none"
+    assert f"share prompts and noise): {found}." in made and "\nNone.\n" in made
     assert ("| **0.825** |" if beaten else "| 0.825 |") in made
-    assert ("They become the preset together" in made) is beaten and "preset now" not in made
-    won = replace(trials[0], settings=json.loads(json.dumps(catalog.get("rece").load().presets["sketch"])))
-    assert ("They are the preset now" in page([won, trials[1]], "sfumato bench tune")) is beaten
+    again = page(trials, trials, "sfumato bench tune")
+    assert f"it there, too: {found}." in again and "measured anew: none." in again and again.count("0.825") == 2
+    won = replace(trials[0], settings=catalog.get("rece").load().presets["sketch"])
+    assert f"measured anew: {found}." in page(trials, [won, trials[1]], "sfumato bench tune")
+
+
+def test_what_surely_beat_the_present_settings_is_tried_again_beside_them_on_other_concepts(fake, tmp_path):
+    rows_of_text = {"token_weights": (0.0, 1.0, 1.0, 1.0)}
+    first = [
+        Trial("trce", {**rows_of_text, "eta": 0.1}, False, {"star": figures(0.9)}),
+        Trial("trce", {**rows_of_text, "eta": 0.2}, False, {"star": figures(0.8)}),
+        Trial("trce", rows_of_text, True, {"star": figures(0.5)}),
+        Trial("rece", {"ridge": 0.5}, False, {"star": figures(0.75)}),
+        Trial("rece", {}, True, {"star": figures(0.75)}),
+        Trial("spm", {}, True, {"star": figures(0.1)}),
+        Trial("spm", {"lr": 1.0}, False, why="lost"),
+    ]
+    tune.save(tmp_path / "first", first)
+    again = Tune(again=str(tmp_path / "first"), concepts=("tree",))
+    trials = again.run(tmp_path / "again")
+    told = [(t.method, t.settings, t.first, list(t.figures)) for t in trials]
+    assert told == [
+        ("trce", rows_of_text, True, ["tree"]), ("trce", {**rows_of_text, "eta": 0.1}, False, ["tree"]),
+    ]  # fmt: skip
+    assert [cell.concepts for cell in fake["done"]] == [("tree",)] * 2
+    with pytest.raises(BadInput, match="choose another folder"):
+        again.run(tmp_path / "first")
+    with pytest.raises(BadInput, match="nothing to try again"):
+        replace(again, methods=("rece",)).run(tmp_path / "none")
+    tune.save(tmp_path / "first", first[:2])
+    with pytest.raises(BadInput, match="lacks the settings that trce had"):
+        again.run(tmp_path / "none")
+    (tmp_path / "first" / "trials.json").write_text("[{}]")
+    with pytest.raises(BadInput, match="has written"):
+        again.run(tmp_path / "none")
 
 
 def test_trials_are_kept_and_the_best_comes_first(fake, tmp_path):

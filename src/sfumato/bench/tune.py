@@ -19,7 +19,7 @@ from sfumato.data.cases import check_concepts
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Seed, check
 from sfumato.files import held, write_json
-from sfumato.foreign import read_json
+from sfumato.foreign import read_json, shaped
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.plan import Plan
 from sfumato.report.schema import Interval
@@ -89,7 +89,8 @@ class Tune:
     Every method has the same number of trials, chosen at random from its grid, and every trial the same concepts. An
     eraser's score is the mean of the share of a concept's pictures without it and of the share of all else kept; an
     attack's is the share that it recovers from what ``against`` erased, less its control's; means over the concepts.
-    What scores more than the present settings, beyond the 95 % interval, goes by hand into the class's preset.
+    What scores more than the present settings, beyond the 95 % interval, is tried again on other concepts
+    (``again``), and goes by hand into the class's preset where it does so there, too.
     """
 
     model: str = "sketch"
@@ -117,6 +118,9 @@ class Tune:
     """Prompts with {concept} in them; by default four plain ones, or the sketch world's own."""
     detector: str | None = None
     """Who sees concepts in pictures, as for `sfumato audit`."""
+    again: str | None = None
+    """Folder of finished trials of which only some are tried again, on other concepts: of each method whose settings
+    then were surely beaten, these and the best others. The winner of many trials owes part of its score to luck."""
     jobs: Count = 2
     """Trials at a time on this machine."""
     ray: str | None = None
@@ -136,6 +140,9 @@ class Tune:
 
     def tried(self) -> list[tuple[Trial, dict[str, Cell]]]:
         """All trials, each with its cells by concept."""
+        finalists: dict[str, list[Trial]] = {}
+        for t in () if self.again is None else finals(load(self.again)):
+            finalists.setdefault(t.method, []).append(t)
         entries = [m for m in (*catalog.methods("erase"), *catalog.methods("attack")) if m.load().GRID]
         chosen = [m for m in entries if not self.methods or m.name in self.methods]
         if lost := set(self.methods) - {m.name for m in chosen}:
@@ -148,14 +155,19 @@ class Tune:
         for entry in chosen:
             cls = entry.load()
             now = dict(cls.settings_for(self.pipe))
-            for settings in settings_of(now, cls.GRID, self.trials, self.seed):
-                trial, sha = Trial(entry.name, settings, settings == now), self.pipe.describe()["sha256"]
+            drawn = [(x, x == now) for x in settings_of(now, cls.GRID, self.trials, self.seed)]
+            if self.again is not None:
+                drawn = [(dict(t.settings), t.first) for t in finalists.get(entry.name, ())]
+            for settings, first in drawn:
+                trial, sha = Trial(entry.name, settings, first), self.pipe.describe()["sha256"]
                 cell = Cell(entry.name, (), self.seed, settings, audit, sha)
                 if entry.verb == "attack":
                     base = dict(catalog.get(self.against, "erase").load().settings_for(self.pipe))
                     attacked = {**audit, "attacks": [(entry.name, settings)], "n_retain": 1}
                     cell = replace(cell, method=self.against, settings=base, audit=attacked)
                 found.append((trial, {concept: replace(cell, concepts=(concept,)) for concept in self.concepts}))
+        if not found and self.again is not None:
+            raise BadInput(f"in {self.again} nothing surely beat the present settings: there is nothing to try again")
         return found
 
     def run(
@@ -163,6 +175,8 @@ class Tune:
         progress: Callable[[str], None] = lambda line: None,
     ) -> list[Trial]:  # fmt: skip
         """Measure the trials that are not in ``out`` yet; all of them, by method, the best first."""
+        if self.again is not None and Path(self.again).resolve() == Path(out).resolve():
+            raise BadInput(f"{out} holds what is tried again: choose another folder for these trials")
         tried = self.tried()
         cells = [cell for _, each in tried for cell in each.values()]
         self._check(cells)
@@ -228,6 +242,39 @@ def rows(trials: Sequence[Trial], grids: Mapping[str, Sequence[str]]) -> list[li
         gained = f"{value(more)} {bounds(more)}" if more else ""
         told.append([t.method + (" *" if t.first else ""), tried, f"{t.score:.3f}" if t.result else "", gained, parts])
     return told
+
+
+def winners(trials: Sequence[Trial]) -> list[Trial]:
+    """Of each method the settings that surely beat the present ones, if any do: the best of them."""
+    present = {t.method: t for t in trials if t.first}
+    best: dict[str, Trial] = {}
+    for t in sorted(trials, key=lambda t: -t.score):
+        more = t.beyond(present[t.method])
+        if more is not None and more.low is not None and more.low > 0:
+            best.setdefault(t.method, t)
+    return list(best.values())
+
+
+def finals(trials: Sequence[Trial]) -> list[Trial]:
+    """The `winners`, each after the settings that it beat."""
+    present = {t.method: t for t in trials if t.first}
+    return [t for won in winners(trials) for t in (present[won.method], won)]
+
+
+def load(folder: str | os.PathLike) -> list[Trial]:
+    """The trials that were `save`d in a folder."""
+    file, advice = Path(folder) / "trials.json", "name a folder that sfumato bench tune has written"
+    shape = {"method": str, "settings": dict, "first": bool, "figures": dict | None, "why": str}
+    each = [shaped(told, shape, file, advice) for told in read_json(file, list, advice)]
+    found = [Trial(**{name: told[name] for name in shape}) for told in each]
+    if missing := {t.method for t in found} - {t.method for t in found if t.first}:
+        raise BadInput(f"{file} lacks the settings that {min(missing)} had: {advice}")
+    return [replace(t, settings={k: _tuples(v) for k, v in t.settings.items()}) for t in found]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def save(out: str | os.PathLike, trials: Sequence[Trial]) -> None:

@@ -132,7 +132,9 @@ def tune(args: list[str]) -> None:
 
     about = (
         f"Example: {TUNING}\n\nAs many trials for every method. An asterisk marks the settings that it has now; of "
-        "others it is told how much they score beyond those: an interval that holds 0 is no reason to change."
+        "others it is told how much they score beyond those: an interval that holds 0 is no reason to change. What "
+        "beats them is tried once more, on other concepts: "
+        "sfumato bench tune --again trials/ --concepts tree --out again/"
     )
     settings, own = parse("sfumato bench tune", args, Tune, Trials, about=about, aliases=STEPS)
     with quiet():

@@ -72,9 +72,9 @@ EXPERIMENT = Experiment(
         ),
     },
     seeds=(1, 2, 3),
-    tuning="the preset 'sketch', for all arms the same: of three settings (rate, updates, weight of what is retained), "
-    "two of them drawn at random, the one that erases and keeps most with self-distillation on 'star' and 'blue' at "
-    "seed 0; the rate is the one that ascent needs too, which at 3e-4 had erased nothing in 150 updates at seeds 1 to 3",
+    tuning="the preset 'sketch', for all arms the same: of three settings (rate, updates, weight of what is retained) "
+    "the one that erases and keeps most with self-distillation on 'star' and 'blue' at seed 0, two of them drawn at "
+    "random; ascent had erased nothing in 150 updates at a rate of 3e-4, at seeds 1 to 3",
     measure=measure,
     arms=tuple(ARMS),
     compare=compare,
