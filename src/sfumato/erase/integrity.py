@@ -76,8 +76,8 @@ class Integrity(ByGradient):
         "paper": {},
         "lora": {"trained": "lora", "lr": 1e-4},
         "sketch": {
-            "updates": 300, "lr": 1e-3, "retain_weight": 3.0, "batch": 8, "trained": "xattn", "data": "sketch",
-            "pool": 128, "sampling_steps": 20, "start_guidance": 3.0, "templates": ("{concept}", "a {concept}"),
+            "updates": 150, "lr": 3e-4, "batch": 8, "trained": "xattn", "data": "sketch", "pool": 128,
+            "sampling_steps": 20, "start_guidance": 3.0, "templates": ("{concept}", "a {concept}"),
         },
     }  # fmt: skip
     """Settings by name: those reconstructed for the paper (which are the defaults), for an adapter, and some for models

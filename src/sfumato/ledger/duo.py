@@ -64,8 +64,9 @@ EXPERIMENT = Experiment(
     "200 left a quarter of the pictures as they were, and 800 are no better than 400; then t_min, since erasing hung "
     "on the seed (92 % of the trees gone with one, 8 % with another): 0.4 beside 0 on 'red' (83 and 0 % gone), and at "
     "seeds 2 and 3 of this entry before (65 and 56, 96 and 8 %), which is why it has others now; then beta and the "
-    "rate by two settings drawn at random beside these, on 'star' and 'blue' at seed 0; ESD-x: its preset "
-    "'sketch', which two others did not beat there; the attack: not tuned",
+    "rate by two settings drawn at random beside these, on 'star' and 'blue', of which one won, and did so again on "
+    "'tree', 'green' and 'pixel', all at seed 0; ESD-x: its preset 'sketch', which two others did not beat; the "
+    "attack: not tuned",
     notes="'gone': share of pictures asked for the concept by name without it; 'kept': share of what other pictures "
     "were asked for that is there; 'back': share of pictures asked for with the learned word that show it.",
     measure=measure,
