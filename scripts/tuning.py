@@ -81,8 +81,7 @@ def page(trials: Sequence[Trial], again: Sequence[Trial], command: str) -> str:
         "",
         "The best of many trials owes part of its score to luck, and two concepts are few. What had beaten a preset "
         "was tried again beside it, on another object, another colour and a style. A preset is changed for what beats "
-        f"it there, too: {names(won)}. Of these are the preset now, with all that is measured with it measured anew: "
-        f"{names(adopted)}.",
+        f"it there, too: {names(won)}. Changed since, with all figures that are measured with it: {names(adopted)}.",
         "",
         table(HEADER, marked(again)) if again else "None.",
         "",

@@ -370,9 +370,9 @@ def test_the_page_of_trials_marks_what_surely_beats_a_preset(better, present, be
     assert f"share prompts and noise): {found}." in made and "\nNone.\n" in made
     assert ("| **0.825** |" if beaten else "| 0.825 |") in made
     again = page(trials, trials, "sfumato bench tune")
-    assert f"it there, too: {found}." in again and "measured anew: none." in again and again.count("0.825") == 2
+    assert f"it there, too: {found}." in again and "measured with it: none." in again and again.count("0.825") == 2
     won = replace(trials[0], settings=catalog.get("rece").load().presets["sketch"])
-    assert f"measured anew: {found}." in page(trials, [won, trials[1]], "sfumato bench tune")
+    assert f"measured with it: {found}." in page(trials, [won, trials[1]], "sfumato bench tune")
 
 
 def test_what_surely_beat_the_present_settings_is_tried_again_beside_them_on_other_concepts(fake, tmp_path):
