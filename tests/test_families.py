@@ -197,6 +197,19 @@ def own_prediction(p, z, timestep, cond):
 
 
 @torch.no_grad()
+def test_what_a_network_does_not_look_at_is_what_changes_nothing(any_family):
+    p = any_family
+    z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))
+    cond = p.encode(PROMPTS)
+    noise = torch.randn(cond.tokens.shape, generator=torch.Generator().manual_seed(1))
+    changed = cond.replace(tokens=torch.where(cond.mask[..., None], cond.tokens, noise))
+    out = p.denoiser(z, 0.5, cond)
+    assert torch.equal(out, p.denoiser(z, 0.5, p.as_seen(cond)))
+    assert torch.equal(out, p.denoiser(z, 0.5, changed)) is p.masked
+    assert torch.equal(p.as_seen(changed).tokens, p.as_seen(cond).tokens) is p.masked
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("timestep", [1000.0, 640.25, 1.0])
 def test_denoiser_is_diffusers_own_call_bit_for_bit(p, timestep):
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))

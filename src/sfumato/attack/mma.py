@@ -147,7 +147,7 @@ class MMA(TextAttack):
             if not kept:
                 continue
             with torch.no_grad():
-                losses = unlike(pooled(words.pipe, words.encode([r for _, r in kept])), target)
+                losses = unlike(pooled(words.pipe, words.encode_many([r for _, r in kept])), target)
             first = int(losses.argmin())
             text = kept[first][0]
             if float(losses[first]) < least:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sfumato.data.cases import TEMPLATES, AttackCases, say
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Share, at_least
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.progress import bar
 
 from .base import Box, Means
@@ -27,7 +27,8 @@ NEUTRAL_WORDS = ("thing", "person", "place", "animal", "building", "plant", "lan
 class RingABell(TextAttack):
     """Ring-A-Bell (arXiv:2310.10012, section 3): the concept's direction is added, and words are found that say it.
 
-    With E the text encoder (all rows of its output), the concept's direction is the mean over pairs of prompts that
+    With E the text encoder (all rows of its output that the network looks at: PixArt's does not at those of padding,
+    thirty times as many as a prompt has), the concept's direction is the mean over pairs of prompts that
     differ in the concept alone,
 
         c = mean_i [E(prompt_i with the concept) - E(prompt_i without)],
@@ -102,8 +103,9 @@ class RingABell(TextAttack):
             prompts = candidates.by_prompt()
             with bar("breeding words", len(prompts) * self.generations, means.progress) as advance:
                 for prompt, numbers in prompts.items():
-                    target = _wide(words.pipe.encode(prompt).tokens) + self.eta * direction
-                    loss = lambda rows, target=target: distance(target, words.encode(rows.tolist()).tokens)
+                    target = encoding(words.pipe, words.pipe.encode(prompt)) + self.eta * direction
+                    read = lambda rows: encoding(words.pipe, words.encode_many(rows.tolist()))
+                    loss = lambda rows, target=target, read=read: distance(target, read(rows))
                     best: list[Tensor] = []
                     try:
                         self._breed(ids, loss, generator(self.seed, numbers[0]), best, means, advance)
@@ -117,7 +119,7 @@ class RingABell(TextAttack):
         read = lambda text: len(pipe.tokenizers[0](text).input_ids) <= pipe.context_length
         pairs = self.pairs(pipe, cases)
         told, without = zip(*([p for p in pairs if all(map(read, p))] or pairs), strict=True)
-        return concept_vector(pipe.encode(list(told)).tokens, pipe.encode(list(without)).tokens)
+        return concept_vector(*(encoding(pipe, pipe.encode(list(texts))) for texts in (told, without)))
 
     def pairs(self, pipe: Text2Image, cases: AttackCases) -> list[tuple[str, str]]:
         """Prompts with the concept, and the same without."""
@@ -147,6 +149,11 @@ class RingABell(TextAttack):
             if generation < self.generations - 1:
                 bred = mutated(crossed(kept, self.crossover, rng), self.mutation, ids, rng)
                 individuals = torch.cat([kept[:1], bred]) if self.elitism else bred
+
+
+def encoding(pipe: Text2Image, cond: Conditioning) -> Float[Tensor, "batch length width"]:
+    """E: all rows that the network looks at, and zeros."""
+    return _wide(pipe.as_seen(cond).tokens)
 
 
 def concept_vector(

@@ -199,7 +199,7 @@ class EAP(ByGradient):
         """
         given = legible(self.vocabulary or vocabulary(pipe))
         encode = partial(encode_words, pipe) if self.vocabulary else pipe.encode
-        near = similarities(self.concepts, given, self.similarity, encode)
+        near = similarities(self.concepts, given, self.similarity, lambda some: pipe.as_seen(encode(some)))
         away = -near if self.similarity == "l2" else 1 - near
         outside = allowed(given, away, self.concepts, self.exclude, self.radius)
         kept = list(self.preserve or ())

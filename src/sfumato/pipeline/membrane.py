@@ -264,9 +264,8 @@ def _add(pipe: Text2Image, name: str, up: Membrane, down: Membrane, layers: Sequ
 
 
 def _gamma(pipe: Text2Image, concepts: tuple[str, ...], transport: Transport) -> Callable[[Conditioning], Tensor]:
-    encoded, tokenizer = pipe.encode(concepts), pipe.tokenizers[0]
-    special = set(tokenizer.all_special_ids)
-    return lambda cond: transport_strength(cond, encoded, special, transport)
+    encoded, special = pipe.as_seen(pipe.encode(concepts)), set(pipe.tokenizers[0].all_special_ids)
+    return lambda cond: transport_strength(pipe.as_seen(cond), encoded, special, transport)
 
 
 def _product(factors: tuple[Callable[[Conditioning], Tensor], ...]) -> Callable[[Conditioning], Tensor]:

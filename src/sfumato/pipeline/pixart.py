@@ -18,6 +18,7 @@ class PixArtSigma(Text2Image):
     title = "PixArt-Sigma"
     default_cfg_scale = 4.5
     anatomy_type = PixArtAnatomy
+    masked = True
 
     @classmethod
     def plain(cls, pipe) -> bool:

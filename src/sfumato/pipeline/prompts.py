@@ -36,6 +36,8 @@ class Prompts(ABC):
     """Whether the tokenizers close a prompt with their end token; those of language models do not."""
     padding: ClassVar[str] = "max_length"
     """Up to where text encoders get prompts padded: "max_length", or the "longest" of those encoded together."""
+    masked: ClassVar[bool] = False
+    """Whether the network does not look at what the text encoder makes of padding."""
 
     @property
     @abstractmethod
@@ -162,6 +164,10 @@ class Prompts(ABC):
                 reads.append(text.given(getattr(self.pipe, tokenizer), table, *row, closed=self.closed))
             encoded = self._encode(reads, size or self.size)
         return encoded.replace(prompts=("",) * len(encoded))
+
+    def as_seen(self, cond: Conditioning) -> Conditioning:
+        """The same with zeros in the rows that the network does not look at: for whoever compares whole encodings."""
+        return cond.replace(tokens=torch.where(cond.mask.bool()[..., None], cond.tokens, 0)) if self.masked else cond
 
     @abstractmethod
     def _encode(self, reads: list[text.Read], size: int) -> Conditioning:

@@ -32,6 +32,7 @@ class QwenImage(Text2Image):
     default_cfg_scale = 4.0
     closed = False
     padding = "longest"
+    masked = True
 
     @classmethod
     def plain(cls, pipe) -> bool:

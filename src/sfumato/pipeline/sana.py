@@ -30,6 +30,7 @@ class Sana(Text2Image):
     default_cfg_scale = 4.5
     anatomy_type = SanaAnatomy
     closed = False
+    masked = True
 
     @classmethod
     def plain(cls, pipe) -> bool:

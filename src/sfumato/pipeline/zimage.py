@@ -28,6 +28,7 @@ class ZImage(Text2Image):
     title = "Z-Image"
     default_cfg_scale = 6.0
     closed = False
+    masked = True
     conditional_first = True
 
     @classmethod
