@@ -27,6 +27,9 @@ from sfumato.pipeline.membrane import (
     token_match,
     transport_strength,
 )  # fmt: skip
+from sfumato.pipeline.membrane import (
+    _gamma as gamma_of,
+)
 
 SHORT = {"updates": 3, "warmup": 1, "sampling_steps": 3, "n_anchors": 2, "lr": 1e-2}
 
@@ -234,6 +237,17 @@ def test_strength_of_prompts_on_the_pipeline(tiny_sd):
     assert torch.equal(gamma, torch.maximum(tokens, embedding))
     several = transport_strength(tiny_sd.encode(prompts), tiny_sd.encode(["red star", "circle"]), special)
     assert several[3] == 1 and (several >= gamma).all()
+
+
+def test_strength_goes_by_what_the_network_looks_at(tiny_pixart):
+    concept, cond = tiny_pixart.as_seen(tiny_pixart.encode("red star")), tiny_pixart.encode("a photo of a blue circle")
+    noise = torch.randn(cond.tokens.shape, generator=generator())
+    changed = cond.replace(tokens=torch.where(cond.mask[..., None], cond.tokens, noise))
+    gamma = gamma_of(tiny_pixart, ("red star",), "embedding")
+    rows = lambda c: c.tokens[c.mask].double().flatten()
+    mine, other = rows(concept), rows(cond)
+    expected = mine @ other[: len(mine)] / (mine.norm() * other.norm())
+    assert gamma(cond) == gamma(changed) == pytest.approx(float(expected), abs=1e-6)
 
 
 def gates(pipe):

@@ -75,7 +75,8 @@ class Membrane:
 def embedding_match(
     prompts: Float[Tensor, "prompt length dim"], concepts: Float[Tensor, "concept length dim"]
 ) -> Float[Tensor, "prompt concept"]:
-    """Cosine of the whole embeddings, all tokens flattened, padding included. Not a probability: padding agrees."""
+    """Cosine of the whole embeddings, all tokens flattened, padding included. Not a probability: padding agrees (but
+    for networks that do not look at it, see `Text2Image.as_seen`)."""
     return cosine_similarity(prompts.flatten(1)[:, None], concepts.flatten(1)[None], dim=-1)
 
 
