@@ -160,13 +160,16 @@ def aligned_rows(
 ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"]]:
     """Rows of two prompts (one row each) that stand for each other; see `UCE` for the two alignments.
 
-    Where several encoders' rows stand one after the other, those of each are aligned.
+    Where several encoders' rows stand one after the other, those of each are aligned. Where the network does not look
+    at padding, the concept's rows go as far as its end, and the anchor's last one stands for what it has fewer.
     """
     pairs = []
     for conds in zip(pipe.sections(concept), pipe.sections(anchor), strict=True):
         first = [int(pipe.last_word_token(cond)) for cond in conds]
-        count = 1 if tokens == "last-word" else conds[0].tokens.shape[1] - max(first)
-        pairs.append([cond.tokens[0, i : i + count] for cond, i in zip(conds, first, strict=True)])
+        seen = [int(cond.mask.sum()) if pipe.masked else cond.tokens.shape[1] for cond in conds]
+        count = 1 if tokens == "last-word" else seen[0] - (first[0] if pipe.masked else max(first))
+        at = [[min(i + n, last - 1) for n in range(count)] for i, last in zip(first, seen, strict=True)]
+        pairs.append([cond.tokens[0, rows] for cond, rows in zip(conds, at, strict=True)])
     a, b = (torch.cat(rows) for rows in zip(*pairs, strict=True))
     return a, b
 

@@ -176,10 +176,10 @@ class Organs(Prompts, Model):
         """The rows that cross-attention's keys and values are made of: the tokens, as the network has them read.
 
         Closed forms solve for projections of these. In a U-Net they are ``cond.tokens``; PixArt and Sana project those
-        first.
+        first, and do not look at the rows of padding, which are zeros here and so count for nothing.
         """
         offload.wake(self.network)
-        return self.anatomy.text_rows(cond.tokens)
+        return self.as_seen(cond.replace(tokens=self.anatomy.text_rows(cond.tokens))).tokens
 
     def parameters(self, subset: str = "full") -> dict[str, nn.Parameter]:
         """The network's parameters by name, in one vocabulary for all methods.

@@ -46,7 +46,7 @@ def caption_gram(
     """B_k / N: the sum of e e^T over the rows of N captions as cross-attention reads them, over N; in float64.
 
     Args:
-        rows: the whole context, padding included, or up to the first end of the text.
+        rows: the whole context, padding included where the network looks at it, or up to the first end of the text.
         cache: a file to read it from, or to write it to where there is none yet.
 
     Raises:
@@ -79,5 +79,6 @@ def _identity(pipe: Text2Image, captions: Sequence[str], rows: Rows) -> str:
     weights = {f"{part}.{name}": x for part, m in readers.items() for name, x in m.named_parameters()}
     read = torch.nn.ModuleList([p.module for p in pipe.projections() if p.kind == "text.in"])
     weights |= {f"text.in.{name}": x for name, x in read.named_parameters()}
-    told = "\n".join([rows, tensors_sha256(weights), *captions])
+    which = f"{rows} that are looked at" if pipe.masked and rows == "all" else rows
+    told = "\n".join([which, tensors_sha256(weights), *captions])
     return hashlib.sha256(told.encode()).hexdigest()

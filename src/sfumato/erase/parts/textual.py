@@ -130,7 +130,9 @@ class Textual(Eraser):
         for j, (_, _, concept) in enumerate(told):
             i, k = int(ends[0][j]), int(ends[1][j])
             words = pipe.find(harmful[j], concept)[0].nonzero().flatten().tolist() if word else []
-            of = [(0, 0, start), (i, k, end), (last, last, rest * (last - i)), *((w, last, word) for w in words)]
+            # Behind the end is padding, the last of which stands for all; some networks do not look at it.
+            over, on = (i, k) if pipe.masked else (last, last)
+            of = [(0, 0, start), (i, k, end), (over, on, rest * (over - i)), *((w, on, word) for w in words)]
             entries += [(j, a, b, weight) for a, b, weight in of if weight]
         j, a, b = (torch.tensor([entry[n] for entry in entries], device=pipe.device) for n in range(3))
         weights = torch.tensor([entry[3] for entry in entries], dtype=torch.float64, device=pipe.device)
