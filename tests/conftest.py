@@ -415,3 +415,18 @@ def real_clip_tokenizer(tmp_path_factory):
         pytest.skip("the published CLIP merges are not at hand (shared/data/clip_bpe)")
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
     return clip_tokenizer(tmp_path_factory.mktemp("clip"), lines[1 : 49152 - 256 - 2 + 1], 77)
+
+
+@pytest.fixture
+def noisy_padding(tiny_pixart, monkeypatch):
+    """Called, it makes the tiny PixArt's encoder say something else in every row that the network does not look at."""
+    import torch
+
+    encode, generator = type(tiny_pixart).encode, torch.Generator().manual_seed(0)
+
+    def noisy(pipe, *args, **more):
+        cond = encode(pipe, *args, **more)
+        other = 100 * torch.randn(cond.tokens.shape, generator=generator)
+        return cond.replace(tokens=torch.where(cond.mask[..., None], cond.tokens, other))
+
+    return lambda: monkeypatch.setattr(type(tiny_pixart), "encode", noisy)

@@ -281,14 +281,8 @@ def test_the_plan_counts_what_is_trained(tiny_sd):
     assert plan.seconds > 0
 
 
-def test_what_is_near_a_concept_is_told_by_what_the_network_looks_at(tiny_pixart, monkeypatch):
+def test_what_is_near_a_concept_is_told_by_what_the_network_looks_at(tiny_pixart, noisy_padding):
     eap = EAP(**SHORT, vocabulary=("circle", "square", "art", "photo", "red"), similarity="l2")
-    plain, encode, noise = eap.candidates(tiny_pixart), type(tiny_pixart).encode, torch.Generator().manual_seed(0)
-
-    def noisy(pipe, texts, *rest, **more):
-        cond = encode(pipe, texts, *rest, **more)
-        other = 100 * torch.randn(cond.tokens.shape, generator=noise)
-        return cond.replace(tokens=torch.where(cond.mask[..., None], cond.tokens, other))
-
-    monkeypatch.setattr(type(tiny_pixart), "encode", noisy)
+    plain = eap.candidates(tiny_pixart)
+    noisy_padding()
     assert eap.candidates(tiny_pixart) == plain

@@ -116,6 +116,15 @@ def test_rows_and_their_weights(tiny_sd):
     assert [len(x) for x in only] == [2, 2, 2] and only[2].tolist() == [1, 1]
 
 
+def test_where_padding_is_not_looked_at_there_is_no_rest_and_words_go_to_the_safe_texts_end(tiny_pixart):
+    method = TRCE(**{**SHORT, "token_weights": (0.0, 1.0, 0.5, 2.0), "templates": ("red {}",), "anchors": "a circle"})
+    harmful, safe, weights = method.rows(tiny_pixart)
+    a, b = (tiny_pixart.text_rows(tiny_pixart.encode(p))[0] for p in ("red star", "red a circle"))
+    torch.testing.assert_close(harmful, a[[2, 1]])  # red, star, end
+    torch.testing.assert_close(safe, b[[3, 3]])
+    assert weights.tolist() == [1.0, 2.0]
+
+
 def test_stage_one_solves_for_these_rows(tiny_sd, tiny_sdxl, tiny_pixart):
     for pipe in (tiny_sd, tiny_sdxl, tiny_pixart):
         method = TRCE(**SHORT, stages="textual")

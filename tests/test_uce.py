@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from conftest import LENGTH
 from sfumato.erase.parts.closed_form import condition_number, gram, orthogonal_targets, rank_update, ridge_edit
+from sfumato.erase.rece import RECE
+from sfumato.erase.trce import TRCE
 from sfumato.erase.uce import TEMPLATES, UCE, aligned_rows
 from sfumato.errors import BadInput
 
@@ -331,3 +334,20 @@ def test_where_the_network_projects_the_text_first_its_keys_and_values_are_solve
     row = lambda cond: pipe.text_rows(cond)[0, int(pipe.last_word_token(cond))]
     for old, new in zip(*(p.projections("cross.k", "cross.v") for p in (pipe, edited)), strict=True):
         torch.testing.assert_close(new.weight @ row(concept), old.weight @ row(anchor), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("eraser", [UCE, RECE, partial(TRCE, stages="textual", lam=0.1)])
+def test_what_the_network_does_not_look_at_counts_for_nothing(eraser, tiny_pixart, noisy_padding):
+    asked = eraser(concepts=("star",), anchors=("a photo",), preserve=("red square", "art"))
+    plain = asked.solve(tiny_pixart)
+    noisy_padding()
+    found = asked.solve(tiny_pixart)
+    assert all(torch.equal(weight, plain.weights[name]) for name, weight in found.weights.items())
+
+
+def test_where_padding_is_not_looked_at_rows_go_as_far_as_the_end_and_the_anchors_last_stands_for_more(tiny_pixart):
+    row = lambda text, place: tiny_pixart.text_rows(tiny_pixart.encode(text))[0, place]
+    for anchor, places in (("circle", (0, 1)), ("a photo", (1, 2)), ("", (0, 0))):
+        sources, targets, _ = UCE(concepts=("star",), anchors=(anchor,)).rows(tiny_pixart)
+        torch.testing.assert_close(sources, torch.stack([row("star", 0), row("star", 1)]))
+        torch.testing.assert_close(targets, torch.stack([row(anchor or " ", place) for place in places]))
