@@ -201,6 +201,11 @@ def test_skipping_the_start_token_leaves_its_row_out_of_every_round(tiny_sd):
     torch.testing.assert_close(found[-1], last.embeddings, **TIGHT)
 
 
+def test_a_text_without_a_start_token_loses_no_word_for_it(tiny_pixart):
+    plain, skipping = (RECE(concepts=("star",), skip_start_token=skip).solve(tiny_pixart) for skip in (False, True))
+    assert torch.equal(plain.embeddings, skipping.embeddings)
+
+
 def test_stops_when_nothing_is_left_to_revive(tiny_sd):
     full = RECE(concepts=("star",), epochs=3).solve(tiny_sd).log["residuals"]
     edit = RECE(concepts=("star",), epochs=3, stop_residual=(full[0] + full[1]) / 2).solve(tiny_sd)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.fields import Natural, NotNegative
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.anatomy import Projection
+from sfumato.pipeline.conditioning import Role
 
 from .parts.edit import Edit
 from .parts.revival import Regulariser, Stack, rounds
@@ -74,7 +75,8 @@ class RECE(UCE):
     round_lam: NotNegative = 0.1
     """lam of the edits in the rounds."""
     skip_start_token: bool = False
-    """Leave the start token, which all prompts share, out of the rounds: in a small model it can dominate them."""
+    """Leave the start token, which all prompts share, out of the rounds: in a small model it can dominate them. T5's
+    texts (PixArt) have none."""
     stop_residual: NotNegative | None = None
     """Stop once the search leaves this share of the concept's response unexplained: there is nothing left to revive."""
 
@@ -109,8 +111,9 @@ class RECE(UCE):
         names = [f"{p.name}.weight" for p in projections]
         stack = Stack([p.weight.detach() for p in projections], shared=self.variant == "replace")
         start, log = self.edit(pipe, stack.original, read)
-        first = 1 if self.skip_start_token and read == "tokens" else 0
         conds = [as_read(pipe, pipe.encode(words)) for words in self.pairs()]
+        started = read == "tokens" and all(bool((c.roles[:, 0] == Role.START).all()) for c in conds)
+        first = 1 if self.skip_start_token and started else 0
         concept, anchor = (c.pooled[:, None] if read == "pooled" else c.tokens[:, first:] for c in conds)
         kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word", read)
 
