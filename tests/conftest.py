@@ -417,16 +417,17 @@ def real_clip_tokenizer(tmp_path_factory):
     return clip_tokenizer(tmp_path_factory.mktemp("clip"), lines[1 : 49152 - 256 - 2 + 1], 77)
 
 
+def noise_behind(cond):
+    """A conditioning with large noise in the rows of padding, another for other words."""
+    import torch
+
+    noise = 100 * torch.randn(cond.tokens.shape, generator=torch.Generator().manual_seed(int(cond.ids.sum())))
+    return cond.replace(tokens=torch.where(cond.mask[..., None], cond.tokens, noise))
+
+
 @pytest.fixture
 def noisy_padding(tiny_pixart, monkeypatch):
     """Called, it makes the tiny PixArt's encoder say something else in every row that the network does not look at."""
-    import torch
-
-    encode, generator = type(tiny_pixart).encode, torch.Generator().manual_seed(0)
-
-    def noisy(pipe, *args, **more):
-        cond = encode(pipe, *args, **more)
-        other = 100 * torch.randn(cond.tokens.shape, generator=generator)
-        return cond.replace(tokens=torch.where(cond.mask[..., None], cond.tokens, other))
-
+    encode = type(tiny_pixart).encode
+    noisy = lambda pipe, *args, **more: noise_behind(encode(pipe, *args, **more))
     return lambda: monkeypatch.setattr(type(tiny_pixart), "encode", noisy)

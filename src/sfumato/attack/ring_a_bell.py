@@ -27,9 +27,8 @@ NEUTRAL_WORDS = ("thing", "person", "place", "animal", "building", "plant", "lan
 class RingABell(TextAttack):
     """Ring-A-Bell (arXiv:2310.10012, section 3): the concept's direction is added, and words are found that say it.
 
-    With E the text encoder (all rows of its output that the network looks at: PixArt's does not at those of padding,
-    thirty times as many as a prompt has), the concept's direction is the mean over pairs of prompts that
-    differ in the concept alone,
+    With E the text encoder (all rows of its output that the network looks at: PixArt's does not at those of padding),
+    the concept's direction is the mean over pairs of prompts that differ in the concept alone,
 
         c = mean_i [E(prompt_i with the concept) - E(prompt_i without)],
 

@@ -140,9 +140,7 @@ class Tune:
 
     def tried(self) -> list[tuple[Trial, dict[str, Cell]]]:
         """All trials, each with its cells by concept."""
-        finalists: dict[str, list[Trial]] = {}
-        for t in () if self.again is None else finals(load(self.again)):
-            finalists.setdefault(t.method, []).append(t)
+        again = None if self.again is None else finals(load(self.again))
         entries = [m for m in (*catalog.methods("erase"), *catalog.methods("attack")) if m.load().GRID]
         chosen = [m for m in entries if not self.methods or m.name in self.methods]
         if lost := set(self.methods) - {m.name for m in chosen}:
@@ -155,18 +153,20 @@ class Tune:
         for entry in chosen:
             cls = entry.load()
             now = dict(cls.settings_for(self.pipe))
-            drawn = [(x, x == now) for x in settings_of(now, cls.GRID, self.trials, self.seed)]
-            if self.again is not None:
-                drawn = [(dict(t.settings), t.first) for t in finalists.get(entry.name, ())]
-            for settings, first in drawn:
-                trial, sha = Trial(entry.name, settings, first), self.pipe.describe()["sha256"]
+            if again is None:
+                drawn = settings_of(now, cls.GRID, self.trials, self.seed)
+                trials = [Trial(entry.name, settings, settings == now) for settings in drawn]
+            else:
+                trials = [replace(t, figures=None) for t in again if t.method == entry.name]
+            for trial in trials:
+                settings, sha = trial.settings, self.pipe.describe()["sha256"]
                 cell = Cell(entry.name, (), self.seed, settings, audit, sha)
                 if entry.verb == "attack":
                     base = dict(catalog.get(self.against, "erase").load().settings_for(self.pipe))
                     attacked = {**audit, "attacks": [(entry.name, settings)], "n_retain": 1}
                     cell = replace(cell, method=self.against, settings=base, audit=attacked)
                 found.append((trial, {concept: replace(cell, concepts=(concept,)) for concept in self.concepts}))
-        if not found and self.again is not None:
+        if not found and again is not None:
             raise BadInput(f"in {self.again} nothing surely beat the present settings: there is nothing to try again")
         return found
 

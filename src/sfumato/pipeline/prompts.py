@@ -167,7 +167,7 @@ class Prompts(ABC):
 
     def as_seen(self, cond: Conditioning) -> Conditioning:
         """The same with zeros in the rows that the network does not look at: for whoever compares whole encodings."""
-        return cond.replace(tokens=torch.where(cond.mask.bool()[..., None], cond.tokens, 0)) if self.masked else cond
+        return cond.replace(tokens=torch.where(cond.mask[..., None], cond.tokens, 0)) if self.masked else cond
 
     @abstractmethod
     def _encode(self, reads: list[text.Read], size: int) -> Conditioning:

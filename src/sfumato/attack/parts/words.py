@@ -98,7 +98,7 @@ class Words:
 
     def encode_many(self, rows: Sequence[Row]) -> Conditioning:
         """The same to rounding, of many words as a search tries them: where the network does not look at padding,
-        which may be thirty times as much as a text, it is zeros, and not computed."""
+        which may be many times a text, it is zeros, and not computed."""
         if not self.pipe.masked:
             return self.encode(rows)
         length = self.lead + max(map(len, rows)) + 1
