@@ -92,7 +92,7 @@ def test_the_mark_before_a_text_is_no_part_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("chain", ["absorbing", "uniform"])
-def test_a_text_is_learnt_a_little_and_written(text, tmp_path, chain):
+def test_a_text_is_learnt_a_little_and_written(text, tmp_path, chain, monkeypatch):
     method = recipe(data=text, tokens="characters", size=8, chain=chain, updates=2, classes=False)
     model = load(method.run(tmp_path / "run", progress=False), "cpu")
     assert isinstance(model, TokenModel) and isinstance(model.denoiser, DiscreteDenoiser)
@@ -108,6 +108,10 @@ def test_a_text_is_learnt_a_little_and_written(text, tmp_path, chain):
         assert main([*asked, *again, "--out", str(tmp_path / "again")]) == 0
         assert (tmp_path / "again" / "searched.txt").read_text().splitlines() == lines
         assert main(["sample", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "no")]) == 2
+        # one window, behind the mark that some editors put first, in a folder named as training takes it
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "marked.txt").write_bytes(("\ufeff" + TEXT[:8]).encode())
+        assert main([*asked, "--data", "~/marked.txt", "--out", str(tmp_path / "marked")]) == 0
     tokens = model.read([TEXT[:8]])
     assert "".join(model.defaults["symbols"][i] for i in tokens[0]) == TEXT[:8]
     for call, match in (

@@ -26,7 +26,7 @@ from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess, RectifiedFlow
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.pipeline import ImageModel, as_flow, few_steps
-from sfumato.sample import Guided, ddim
+from sfumato.sample import Guided, ddim, ddpm
 from sfumato.sample.schedulers import RectifiedFlowScheduler
 from sfumato.sample.times import uniform
 
@@ -289,6 +289,39 @@ def test_the_scheduler_tells_the_network_1000_at_the_noise():
         RectifiedFlowScheduler(distilled_steps=0)
 
 
+@pytest.mark.parametrize("start", [1.0, 0.7])
+@pytest.mark.parametrize("ancestral", [False, True])
+def test_the_scheduler_takes_few_steps_as_the_samplers_do(start, ancestral):
+    scheduler = RectifiedFlowScheduler(distilled_steps=3, start_time=start, ancestral=ancestral)
+    scheduler.set_timesteps()
+    z = normal(3, 2)
+    ours, noises = z * scheduler.init_noise_sigma, [rng(i) for i in range(3)]
+    for i, timestep in enumerate(scheduler.timesteps):
+        flow = FIRST(ours, (3 - i) / 3 * start)
+        ours = scheduler.step(flow, timestep, ours, return_dict=False, generator=noises)[0]
+    times, begun = uniform(3, start), z * start
+    theirs = ddim(FIRST, begun, times)
+    if ancestral:
+        theirs = ddpm(FIRST, begun, times, generator=[rng(i) for i in range(3)], final_noise=False)
+    assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("settings", [{"start": 0.7}, {"ancestral": True}])
+def test_a_flow_pipeline_takes_few_steps_of_every_kind(tiny_sd, tmp_path, settings):
+    flow = tiny_sd.copy(own="full")
+    as_flow(flow)
+    few_steps(flow, 2, **settings)
+    ours = flow.draw("a red star", 5)
+    flow.save(tmp_path / "student")
+    assert_close(sf.load(tmp_path / "student", "cpu").draw("a red star", 5), ours)
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe("a red star", generator=rng(5), output_type="pt").images
+    assert_close(drawn.float(), ours, rtol=1e-3, atol=1e-3)
+    few_steps(flow, 2)
+    assert (flow.draw("a red star", 5) - ours).abs().max() > 1e-3
+
+
 def published(pipe, prompt, z, steps, scale):
     """The released pipeline's loop, written out, for a network whose output has the other sign."""
     given, empty = pipe.encode_prompt(prompt, "cpu", 1, True)
@@ -320,8 +353,6 @@ def test_diffusers_own_pipeline_needs_no_flags(tiny_sd, tmp_path):
     again = sf.load(tmp_path / "student", "cpu")
     assert again.prediction == "flow" and again.distilled_steps == 1
     assert_close(again.draw("a red star", 5), ours)
-    with pytest.raises(BadInput, match="leave out start"):
-        few_steps(again, 1, ancestral=True)
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +412,12 @@ def test_bad_settings(wrong, told):
         InstaFlow(**wrong)
 
 
-def test_lpips_is_refused_where_it_is_not(monkeypatch):
-    monkeypatch.setattr("sfumato.metrics.perceptual.lpips_missing", lambda net: "no weights")
+def test_lpips_is_refused_where_it_is_not_before_any_pairs(untold, tmp_path, monkeypatch):
+    for module in ("distill.parts.reflow", "metrics.perceptual"):
+        monkeypatch.setattr(f"sfumato.{module}.lpips_missing", lambda net="alex": "no weights")
     with pytest.raises(BadInput, match="LPIPS"):
         distance("lpips")
+    with pytest.raises(BadInput, match="no weights; install it"):
+        small(untold, perceptual="lpips").run(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "pairs-1").exists()
+    small(untold, perceptual="lpips", perceptual_updates=0).run(tmp_path / "run", progress=False)

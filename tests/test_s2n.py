@@ -7,7 +7,13 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad, solve_ivp
@@ -21,6 +27,7 @@ from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.sample import S2N, ddim, ddpm, dpmpp_2m, from_scheduler, times
 from sfumato.sample.s2n_rule import Rule, weights
 from sfumato.sample.s2n_scheduler import S2NScheduler
+from sfumato.sample.schedulers import FewStepScheduler
 
 TIGHT = {"rtol": 1e-11, "atol": 1e-13}
 MIXTURE = GaussianMixture.isotropic(
@@ -349,6 +356,32 @@ def test_grids_between_the_trained_timesteps(grid, zero):
     assert torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("asked", [{"grid": "logsnr"}, {"grid": "karras"}, {"timesteps": [700, 300, 0]}], ids=str)
+def test_own_grids_end_at_the_clean_sample_also_under_stable_diffusions_settings(asked, order):
+    table, given = {**TABLE, "set_alpha_to_one": False}, asked.get("timesteps")
+    scheduler = S2N(rho=0.5, order=order).scheduler(table, asked.get("grid", "spacing"))
+    scheduler.set_timesteps(None if given else 5, timesteps=given)
+    denoiser = MixtureDenoiser(scheduler.process, MIXTURE, "eps")
+    z = normal(4, 2)
+    for timestep in scheduler.timesteps:
+        t = (float(timestep) + 1) / 1000
+        step = scheduler.step(denoiser(z, t), timestep, z, generator=seeded())
+        z = step.prev_sample
+    assert_close(z, step.pred_original_sample)
+
+
+@pytest.mark.parametrize("make", [lambda: S2N(rho=0.5).scheduler(TABLE), lambda: FewStepScheduler(**TABLE)])
+def test_pictures_are_noised_between_the_trained_timesteps_too(make):
+    scheduler, x, noise = make(), normal(3, 2), normal(3, 2, seed=1)
+    whole = torch.tensor([0, 400, 999])
+    theirs = DDIMScheduler(**TABLE).add_noise(x, noise, whole)
+    assert_close(scheduler.add_noise(x, noise, whole), theirs, rtol=1e-6, atol=1e-6)
+    between = scheduler.add_noise(x, noise, torch.tensor([400.5]))
+    alpha, sigma = scheduler.process.alpha_sigma(401.5 / 1000)
+    assert_close(between, alpha * x + sigma * noise)
+
+
 def test_zero_snr_starts_from_the_prediction_alone():
     scheduler = S2N(rho=0.5).scheduler({**TABLE, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
     scheduler.set_timesteps(timesteps=[999, 500])
@@ -407,6 +440,9 @@ def test_in_diffusers_own_pipeline(tiny_sd):
     pipe.set_progress_bar_config(disable=True)
     out = pipe("a star", num_inference_steps=3, generator=seeded(), output_type="pt").images
     assert out.shape == (1, 3, 16, 16) and torch.isfinite(out).all()
+    asked = {"strength": 0.7, "num_inference_steps": 4, "generator": seeded(), "output_type": "pt"}
+    again = StableDiffusionImg2ImgPipeline.from_pipe(pipe)("a star", out, **asked).images
+    assert again.shape == out.shape and torch.isfinite(again).all()
 
 
 def test_on_the_command_line(tiny_sd, tmp_path, capsys):

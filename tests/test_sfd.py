@@ -32,7 +32,7 @@ from sfumato.metrics.resize import to_bytes
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess
 from sfumato.noise.schedule import LinearBeta, ScaledLinearBeta
-from sfumato.pipeline import ImageModel, load
+from sfumato.pipeline import ImageModel, as_flow, load
 from sfumato.sample import Guided
 
 SHORT = {"updates": 2, "batch": 2, "lr": 1e-3, "fake_lr": 1e-3}
@@ -336,6 +336,16 @@ def test_a_pipeline_draws_in_one_call_of_its_network_in_diffusers_too(tiny_sd_ep
     torch.testing.assert_close(again.draw("a red star", 5), drawn, atol=1e-6, rtol=0)
     theirs = again("a red star", generator=generator(5), output_type="pt").images
     torch.testing.assert_close(theirs, drawn, atol=1e-5, rtol=0)
+
+
+def test_a_flow_forgets_in_one_step_from_its_own_noise_level(tiny_sd, tmp_path):
+    flow = tiny_sd.copy()
+    as_flow(flow)
+    erased = SFD(concepts="star", preserve=("art",), **SHORT).apply(flow)
+    drawn = erased.draw("a red star", 5)
+    erased.save(tmp_path / "erased")
+    torch.testing.assert_close(load(tmp_path / "erased", "cpu").draw("a red star", 5), drawn, atol=1e-6, rtol=0)
+    assert erased.pipe.scheduler.timesteps.tolist() == pytest.approx([1000 * 2.5 / 3.5], abs=1e-2)
 
 
 def test_an_audit_draws_it_in_its_own_step(tiny_sd_eps):

@@ -13,7 +13,7 @@ from sfumato.distill.base import Distiller
 from sfumato.errors import BadInput
 from sfumato.nets import UNet
 from sfumato.noise import Cosine, GaussianProcess
-from sfumato.pipeline import ImageModel
+from sfumato.pipeline import ImageModel, as_flow
 
 VERB = "distill"
 
@@ -31,6 +31,10 @@ def pixel_teacher() -> ImageModel:
 
 @pytest.fixture
 def teacher(kind, tiny_sd, pixel_teacher):
+    if kind == "flow":
+        flow = tiny_sd.copy()
+        as_flow(flow)
+        return flow
     return tiny_sd if kind == "text" else pixel_teacher
 
 
@@ -74,7 +78,7 @@ def test_a_run_leaves_its_teacher_alone_and_its_student_is_a_model_like_any_othe
     assert record["recipe"] == f"distill {method.name()}" and record["parent"]["sha256"] == before
 
 
-@every_teacher
+@pytest.mark.parametrize("kind", ["text", "pixels", "flow"])
 def test_a_student_takes_the_steps_it_was_made_for_and_no_others(method, kind, teacher, pictures, tmp_path):
     distiller = small(method, teacher, pictures, updates=1)
     student = sf.load(distiller.run(tmp_path / "run", progress=False), "cpu")

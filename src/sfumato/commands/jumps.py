@@ -101,6 +101,7 @@ def material(model: Any, options: Jumps) -> Tensor:
     """Clean tokens that the model was not trained on, where its data can be drawn anew."""
     import torch
 
+    from sfumato.data.characters import text_of
     from sfumato.data.pictures import open_pictures, to_tensor
     from sfumato.pipeline import read_record
 
@@ -111,8 +112,7 @@ def material(model: Any, options: Jumps) -> Tensor:
         raise BadInput(f"{options.model} does not say what it was trained on: name its data with --data")
     rng = torch.Generator().manual_seed(options.seed)
     if model.defaults["symbols"]:
-        text = Path(source).read_text(encoding="utf-8") if Path(source).is_file() else ""
-        length = model.shape[0]
+        text, length = text_of(source), model.shape[0]
         if len(text) < length:
             raise BadInput(f"{source!r} is no text of at least {length} characters: name one with --data")
         places = torch.randint(len(text) - length + 1, (options.samples,), generator=rng).tolist()

@@ -17,6 +17,21 @@ MOST = 1024
 """Different characters that a text may have."""
 
 
+def text_of(file: str | Path) -> str:
+    """The whole of a text file in UTF-8, without the mark that some editors put before it.
+
+    Raises:
+        BadInput: there is none.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise BadInput(f"there is no text at {str(file)!r}: give a text file in UTF-8")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is no text in UTF-8: convert it first") from error
+
+
 class Characters:
     """The text of a file in windows of ``length``, one from every position; the alphabet is that of the file.
 
@@ -33,18 +48,12 @@ class Characters:
     label_names: tuple[str, ...] = ()
 
     def __init__(self, file: str | Path, length: int):
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise BadInput(f"there is no text at {str(file)!r}: give a text file in UTF-8")
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{path} is no text in UTF-8: convert it first") from error
+        text = text_of(file)
         self.symbols, self.length = "".join(sorted(set(text))), length
         if len(text) < length or len(self.symbols) < 2:
-            raise BadInput(f"{path} has {len(text):,} characters, {len(self.symbols)} different: give more text")
+            raise BadInput(f"{file} has {len(text):,} characters, {len(self.symbols)} different: give more text")
         if len(self.symbols) > MOST:
-            raise BadInput(f"{path} has {len(self.symbols):,} different characters: this is for at most {MOST:,}")
+            raise BadInput(f"{file} has {len(self.symbols):,} different characters: this is for at most {MOST:,}")
         number = {symbol: i for i, symbol in enumerate(self.symbols)}
         self.text = torch.tensor([number[symbol] for symbol in text])
 

@@ -24,7 +24,7 @@ from .base import Distiller, Model, guidance, guided, pure
 from .parts.data import CleanData, FromPictures
 from .parts.flow import Reduction, euler, straightness, velocity
 from .parts.pairs import Ends, PairStore
-from .parts.reflow import OneStep, Perceptual, Reflow, distance
+from .parts.reflow import OneStep, Perceptual, Reflow, check_distance, distance
 
 REPORTED = 64
 """Pairs over which straightness is averaged."""
@@ -148,6 +148,8 @@ class InstaFlow(FromPictures, Distiller):
         return PairStore(where, self.pairs, of, self.shard), ends
 
     def prepare(self, teacher: Model, student: Model, folder: Path, progress: bool = False) -> None:
+        if self.perceptual_updates:
+            check_distance(self.perceptual)
         data, report, given = self.asked(teacher), {}, teacher
         as_flow(student)
         for number in range(1, self.reflows + 2):
@@ -175,7 +177,8 @@ class InstaFlow(FromPictures, Distiller):
         # The student is still the flow that drew the pairs.
         number, data = self.reflows + 1, self.asked(student)
         store, _ = self.pairs_of(number, folder, student if self.reflows else teacher, data)
-        return OneStep(self, student, data, store, distance(self.perceptual))
+        judge = distance(self.perceptual) if self.perceptual_updates else None
+        return OneStep(self, student, data, store, judge)
 
     @torch.no_grad()
     def report(self, student: Model, data: CleanData, store: PairStore) -> dict[str, float]:

@@ -33,9 +33,9 @@ def few_steps(model: Any, sampling_steps: int, start: float = 1.0, ancestral: bo
     steps draw from q(z_s | z_t, x0), but for the last.
 
     Changed in place, and saved with it. A text-to-image pipeline does so by itself, ``pipe(prompt)`` in diffusers too:
-    its scheduler becomes a `FewStepScheduler`, and its network is marked as guidance-distilled, which is what makes
-    diffusers skip guidance. The mark is an embedding of the guidance scale with all weights zero: the network computes
-    what it computed before. Other numbers of steps are refused.
+    its scheduler becomes a `FewStepScheduler` (a `RectifiedFlowScheduler` stays one), and its network is marked as
+    guidance-distilled, which is what makes diffusers skip guidance. The mark is an embedding of the guidance scale with
+    all weights zero: the network computes what it computed before. Other numbers of steps are refused.
     """
     if isinstance(model, ImageModel):
         model.defaults |= {
@@ -46,14 +46,11 @@ def few_steps(model: Any, sampling_steps: int, start: float = 1.0, ancestral: bo
     check_few_steps(model)
     pipe, network = model.pipe, model.network
     config = pipe.scheduler.config
-    clip = config.get("clip_sample", False)
+    own: dict[str, Any] = {"distilled_steps": sampling_steps, "start_time": start, "ancestral": ancestral}
     if isinstance(pipe.scheduler, RectifiedFlowScheduler):
-        if start < 1 or ancestral:
-            raise BadInput("a flow's few steps start at pure noise and draw none: leave out start and ancestral")
-        pipe.scheduler = RectifiedFlowScheduler.from_config(config, distilled_steps=sampling_steps)
+        pipe.scheduler = RectifiedFlowScheduler.from_config(config, **own)
     else:
-        settings = {"start_time": start, "clip_sample": clip, "ancestral": ancestral}
-        pipe.scheduler = FewStepScheduler.from_config(config, distilled_steps=sampling_steps, **settings)
+        pipe.scheduler = FewStepScheduler.from_config(config, **own, clip_sample=config.get("clip_sample", False))
     model.defaults |= {"sampling_steps": sampling_steps, "cfg_scale": 1.0}
     if network.config.get("time_cond_proj_dim") is None:
         embedding = network.time_embedding

@@ -19,7 +19,7 @@ from . import times
 from .s2n_rule import Rule
 from .samplers import extrapolated
 from .scheduler import PREDICTIONS
-from .schedulers import extends_ddim
+from .schedulers import extends_ddim, noised
 
 Grid = Literal["spacing", "logsnr", "karras"]
 
@@ -35,7 +35,8 @@ class S2NScheduler(DDIMScheduler):
     as EDM does in kappa = sigma / alpha (the last two between the noisiest and the least noisy trained timestep).
 
     Differs from ``DDIMScheduler``: a step ends at the next timestep of the grid, also where the number of steps does
-    not divide the table's length.
+    not divide the table's length. Grids that end at the least noisy timestep go from there to the clean sample, also
+    where ``set_alpha_to_one`` is false, as in Stable Diffusion: DDIM's last step, to that timestep, would be none.
     """
 
     @extends_ddim
@@ -70,13 +71,15 @@ class S2NScheduler(DDIMScheduler):
             BadInput: timesteps that do not decrease or lie outside the table.
         """
         self._before = None
+        spaced = timesteps is None and self.config.grid == "spacing"
+        self._end = 1 / self.config.num_train_timesteps if spaced and not self.config.set_alpha_to_one else 0.0
         if timesteps is not None:
             chosen = torch.as_tensor(timesteps)
             last = self.config.num_train_timesteps - 1
             if chosen.ndim != 1 or not len(chosen) or (chosen.diff() >= 0).any() or chosen[0] > last or chosen[-1] < 0:
                 raise BadInput(f"timesteps must decrease within [0, {last}]")
             self.num_inference_steps, self.timesteps = len(chosen), chosen.to(device)
-        elif self.config.grid == "spacing":
+        elif spaced:
             super().set_timesteps(num_inference_steps, device)
         else:
             self.num_inference_steps, self.timesteps = num_inference_steps, self._grid(num_inference_steps).to(device)
@@ -89,6 +92,10 @@ class S2NScheduler(DDIMScheduler):
         start = 1.0 if torch.isfinite(schedule.logsnr(1.0)) else 1.0 - first
         make = times.logsnr if self.config.grid == "logsnr" else times.karras
         return (make(schedule, steps - 1, start, first) * self.config.num_train_timesteps - 1).clamp(min=0).float()
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """As DDIM's, also at timesteps that are fractions."""
+        return noised(self, original_samples, noise, timesteps)
 
     def step(
         self,
@@ -109,7 +116,7 @@ class S2NScheduler(DDIMScheduler):
         index = int((self.timesteps - float(timestep)).abs().argmin())
         last = index == len(self.timesteps) - 1
         t = (float(timestep) + 1) / T
-        s = (float(self.timesteps[index + 1]) + 1) / T if not last else 0.0 if self.config.set_alpha_to_one else 1 / T
+        s = self._end if last else (float(self.timesteps[index + 1]) + 1) / T
         z = sample.to(torch.promote_types(sample.dtype, torch.float32))
         x0 = self.process.convert(model_output.to(z), z, t, PREDICTIONS[self.config.prediction_type], "x0")
         if self.config.thresholding:

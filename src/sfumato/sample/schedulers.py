@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..noise.addim import lengthening
 from ..noise.process import GaussianProcess
-from ..noise.schedule import DiscreteSchedule
+from ..noise.schedule import DiscreteSchedule, RectifiedFlow
 from .scheduler import PREDICTIONS
 
 UNASKED = 50
@@ -61,6 +61,23 @@ def check_steps(asked: int, distilled: int | None) -> None:
     """
     if distilled is not None and asked != distilled:
         raise BadInput(f"this model was distilled for {distilled} steps and cannot take {asked}: leave the number out")
+
+
+def check_few(distilled: int | None, start: float) -> None:
+    """Refuse what no distilled model draws with.
+
+    Raises:
+        BadInput: fewer than one step; a start outside (0, 1].
+    """
+    if distilled is not None and distilled < 1:
+        raise BadInput(f"a distilled model takes at least one step, got {distilled}")
+    if not 0 < start <= 1:
+        raise BadInput(f"a distilled model starts at a time in (0, 1], got {start}")
+
+
+def noised(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Clean samples as they are at timesteps (fractions, too), one for each, of a scheduler with a ``process``."""
+    return scheduler.process.diffuse(clean, (timesteps.double() + 1) / scheduler.config.num_train_timesteps, noise)
 
 
 class ADDIMScheduler(DDIMScheduler):
@@ -153,10 +170,7 @@ class FewStepScheduler(DDIMScheduler):
         start_time: float = 1.0,
         ancestral: bool = False,
     ):
-        if distilled_steps < 1:
-            raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
-        if not 0 < start_time <= 1:
-            raise BadInput(f"a distilled model starts at a time in (0, 1], got {start_time}")
+        check_few(distilled_steps, start_time)
         if start_time < 1:
             self.init_noise_sigma = float(self.process.alpha_sigma(start_time)[1])
 
@@ -179,6 +193,10 @@ class FewStepScheduler(DDIMScheduler):
         timesteps = ends * self.config.num_train_timesteps * self.config.start_time / steps - 1
         whole = bool(((timesteps - timesteps.round()).abs() < 1e-6).all())
         self.timesteps = (timesteps.round().to(torch.int64) if whole else timesteps.to(torch.float32)).to(device)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """As DDIM's, also at timesteps that are fractions."""
+        return noised(self, original_samples, noise, timesteps)
 
     def step(
         self,
@@ -214,24 +232,32 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
 
     In a pipeline of Stable Diffusion 1.x, 2.x or SDXL it says that the network's output is the flow eps - x0, and that
     it is told T t: exactly T at pure noise, which no table of betas has. N steps start at t = 1, (N - 1) / N, ...,
-    1 / N. Draws nothing.
+    1 / N. Draws nothing unless ``ancestral``.
 
     Args:
         num_train_timesteps: T.
         distilled_steps: the only N that is taken, for a model that was distilled; asked for none, or for the 50 of a
             pipeline's default, it is this. None: any.
+        start_time: as of `FewStepScheduler`.
+        ancestral: as of `FewStepScheduler`.
 
     Raises:
-        BadInput: fewer than one step.
+        BadInput: fewer than one step; a start outside (0, 1].
     """
 
     order = 1
-    init_noise_sigma = 1.0
+    process = GaussianProcess(RectifiedFlow())
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, distilled_steps: int | None = None):
-        if distilled_steps is not None and distilled_steps < 1:
-            raise BadInput(f"a distilled model takes at least one step, got {distilled_steps}")
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        distilled_steps: int | None = None,
+        start_time: float = 1.0,
+        ancestral: bool = False,
+    ):
+        check_few(distilled_steps, start_time)
+        self.init_noise_sigma = start_time
         self.set_timesteps()
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
@@ -247,7 +273,7 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
         if steps < 1:
             raise BadInput(f"a flow takes at least one step, got {steps}")
         self.num_inference_steps = steps
-        ends = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+        ends = torch.arange(steps, 0, -1, dtype=torch.float64) / steps * self.config.start_time
         self.timesteps = (ends * self.config.num_train_timesteps).to(torch.float32).to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
@@ -267,7 +293,18 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
         timestep: float | Tensor,
         sample: Float[Tensor, "batch *dims"],
         return_dict: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """From one timestep to the next: z - (eps - x0) / N."""
-        end = sample - model_output / self.num_inference_steps
+        """From one timestep to the next: z - (eps - x0) start_time / N, or a draw from q(z_s | z_t, x0).
+
+        ``generator`` is for ancestral steps: one, or one for each picture; None is torch's global one.
+        """
+        span = self.config.start_time / self.num_inference_steps
+        left = round(float(timestep) / self.config.num_train_timesteps / span)  # steps, this one too
+        if self.config.ancestral and left > 1:  # the last step ends without noise
+            t = left * span
+            mean, var = self.process.posterior(sample, sample - t * model_output, t, (left - 1) * span)
+            end = self.process.sample(mean, var, randn_tensor(sample.shape, generator, sample.device, sample.dtype))
+        else:
+            end = sample - span * model_output
         return SchedulerOutput(prev_sample=end) if return_dict else (end,)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.data import oracle
-from sfumato.metrics.perceptual import LPIPS, oracle_distance
+from sfumato.errors import BadInput
+from sfumato.metrics.perceptual import LPIPS, lpips_missing, oracle_distance
 from sfumato.train.draw import integers
 from sfumato.train.draw import uniform as uniformly
 from sfumato.train.recipe import Recipe
@@ -82,6 +83,17 @@ class OneStep(FromPairs):
             return error.mean(), told
         ours, wanted = ((self.student.decode_latents(z) + 1) / 2 for z in (made, x1))
         return self.distance(ours, wanted.detach()).mean(), told
+
+
+def check_distance(kind: Perceptual) -> None:
+    """Refuse a distance that cannot be measured, before hours of pairs.
+
+    Raises:
+        BadInput: LPIPS is not on this machine.
+    """
+    if kind == "lpips" and (reason := lpips_missing()):
+        told = "install it, choose perceptual oracle, or leave it out with perceptual_updates 0"
+        raise BadInput(f"LPIPS cannot be measured here: {reason}; {told}")
 
 
 def distance(kind: Perceptual) -> Callable[[Tensor, Tensor], Tensor]:
