@@ -294,6 +294,22 @@ def test_settings_that_cannot_be(changes, wrong):
 
 def test_published_nets_need_no_search():
     method = EAGAN(**{**EAGAN.EXAMPLE, "genotypes": "stl10", "rounds": 0})
-    assert method.search_updates() == 0
+    assert method.search_updates(0) == method.search_updates(1) == 0
     assert method.searched(None) == (PUBLISHED["generator"], PUBLISHED["stl10"])
-    assert "no search" in method.plan().title and replace(method, rounds=3).search_updates() == 0
+    assert "no search" in method.plan().title and replace(method, rounds=3).search_updates(1) == 0
+
+
+def test_both_stages_show_their_discriminators_as_many_pictures_as_the_paper():
+    method = EAGAN()
+    for stage in (0, 1):
+        warmup, updates = method.search_lengths(stage)
+        seen = [n * method.critic_updates[stage] * method.batch for n in (warmup, updates)]
+        assert seen == [50 * 50_000, 10 * 50_000]
+        assert method._stage(stage, None, None).updates == updates
+        assert method.search_updates(stage) == warmup + 18 * updates == method._lengths()[stage]
+    assert searching(critic_updates=(1, 5, 5), round_updates=3).search_lengths(1) == (0, 1)
+    # what was found: 600 epochs of 50,000 and of 105,000 pictures
+    for name, pictures in (("cifar10", 50_000), ("stl10", 105_000)):
+        made = EAGAN(**EAGAN.presets[name])
+        epochs = made.updates * made.critic_updates[2] * made.batch / pictures
+        assert epochs == pytest.approx(600, rel=1e-2)
