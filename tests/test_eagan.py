@@ -143,6 +143,25 @@ def test_a_net_cut_out_of_the_supernet_is_the_same_net_without_unused_weights():
     assert {n for n, p in generators.named_parameters() if p.grad is not None} == {n for n, _ in own.named_parameters()}
 
 
+def test_nets_begin_as_the_published_ones():
+    torch.manual_seed(0)
+    net = torch.nn.ModuleDict({
+        "conv": torch.nn.Conv2d(40, 60, 3), "norm": torch.nn.BatchNorm2d(4000), "linear": torch.nn.Linear(9, 8),
+        "up": torch.nn.ConvTranspose2d(5, 5, 3), "normed": torch.nn.utils.parametrizations.spectral_norm(
+            torch.nn.Conv2d(40, 60, 3)), "head": torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(9, 1)),
+    })  # fmt: skip
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    state = begun(net).state_dict()
+    changed = {name for name, x in state.items() if not torch.equal(x, before[name])}
+    xavier = {"conv.weight", "normed.parametrizations.weight.original"}
+    assert changed == {*xavier, "norm.weight"} and state["norm.bias"].abs().max() == 0
+    for name in xavier:
+        bound = (6 / (9 * (40 + 60))) ** 0.5
+        assert 0.99 * bound < state[name].abs().max() <= bound
+    weight = state["norm.weight"]
+    assert float(weight.mean()) == pytest.approx(1, abs=2e-3) and float(weight.std()) == pytest.approx(0.02, rel=0.05)
+
+
 def test_who_is_looked_at():
     cell = lambda last: (0, 0, 1, 1, 1, 1, last)
     assert looked_at((cell(0), cell(0), cell(0))) == (False, False, False)

@@ -65,7 +65,8 @@ class EAGAN(Tuned, Schedule, InFolder):
     Differs from the paper: one batch size for both nets; stage 1's discriminator is AutoGAN's or the simple one, for
     the genotype of the paper's main result is not published; lengths are updates, not epochs. Differs from the
     published code: its traps (weights that are not copied, resets that are not applied, genes that are never drawn,
-    sums in place, duplicates) are not copied, and no net has unused weights: its found generator has 65,792 of them.
+    sums in place, duplicates, first weights that do not reach convolutions under spectral normalisation) are not
+    copied, and no net has unused weights: its found generator has 65,792 of them.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
