@@ -143,6 +143,14 @@ def test_road_imputes_means_of_neighbours_that_are_themselves_imputed():
     torch.testing.assert_close(everything, x.mean((2, 3), keepdim=True).expand_as(x))
 
 
+@pytest.mark.parametrize("squared", [True, False])
+def test_small_numbers_in_half_precision_are_ranked_as_they_are(squared):
+    maps = (1e-4 * rand(2, 3, 8, 8)).half()
+    for chosen in (mask, pixels):
+        whole = chosen(maps.float(), 0.3, squared=squared)
+        assert torch.equal(chosen(maps, 0.3, squared=squared), whole) and whole.any()
+
+
 # Projection
 
 
