@@ -28,7 +28,7 @@ from sfumato.train.eagan import EAGAN
 from sfumato.train.loop import Run
 from sfumato.train.parts.adversarial import begun, discriminator_loss, generator_loss
 from sfumato.train.parts.candidates import _numbered, measure
-from sfumato.train.parts.evolution import children, winner
+from sfumato.train.parts.evolution import children, select, table, winner
 from sfumato.train.parts.front import write_page
 from sfumato.train.parts.pareto import cars, crowding, fronts, nsga2
 
@@ -204,6 +204,17 @@ def test_cars_joins_the_fronts_of_an_objective_and_of_its_inverse():
     assert sorted(cars(scores, 4, rng())) == [0, 1, 2, 3]
     two = [{"frechet": 2.0, "parameters": 1.0}, {"frechet": 1.0, "parameters": 5.0}]
     assert winner(two, ["frechet", "parameters"]) == 1 and winner(two, ["parameters"]) == 0
+
+
+@pytest.mark.parametrize("broken", [{"frechet": float("nan")}, {"inception": float("inf")}])
+def test_whoever_could_not_be_scored_is_neither_kept_nor_crowned(broken):
+    objectives = ("inception", "frechet", "parameters")
+    sound = [{"inception": 0.5 + 0.1 * i, "frechet": 9.0 - i, "parameters": 10.0 + i} for i in range(4)]
+    scores = [{"inception": 0.1, "frechet": 1.0, "parameters": 1.0, **broken}, *sound]
+    for how in ("nsga2", "cars"):
+        for seed in range(5):
+            assert 0 not in select(table(scores, objectives), 4, how, rng(seed))
+    assert winner(scores, objectives) == 4 and winner(scores, ("parameters", "inception", "frechet")) == 4
 
 
 # The search
