@@ -20,6 +20,8 @@ from sfumato.data.base import Pictures
 from sfumato.errors import BadInput
 from sfumato.metrics.detectors import make_detector
 from sfumato.metrics.extractors import make_extractor
+from sfumato.metrics.sets import InceptionScore
+from sfumato.train.parts.candidates import logits_of
 from sfumato.train.schedule import Schedule
 
 SMALL = {**Plain.EXAMPLE, "updates": 2, "batch": 4}
@@ -136,7 +138,7 @@ class Own(Plain):
     def network(self, labels):
         net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         net.append(nn.Linear(4, len(labels)))
-        net.features = lambda x: net[:4](x)
+        net.features, net.from_features = (lambda x: net[:4](x)), (lambda features: net[4:](features))
         return net
 
 
@@ -148,8 +150,15 @@ def test_a_folder_of_another_network_is_one_too(pictures, tmp_path, monkeypatch)
     detector, x = make_detector(folder, ["dog"]), torch.rand(3, 3, 16, 16)
     assert type(detector).key == "trained"
     torch.testing.assert_close(detector(x, "dog").score, Own.read(folder)(2 * x - 1).softmax(1)[:, 1])
-    features = make_extractor(str(folder))((x * 255).byte())
+    extractor, pixels = make_extractor(str(folder)), (x * 255).byte()
+    features = extractor(pixels)
     assert features.shape == (3, 4)
+    torch.testing.assert_close(extractor.logits(features).cpu(), Own.read(folder)(2 * (pixels / 255) - 1))
+    score = InceptionScore(extractor, splits=1)
+    score.update(pixels, real=False)
+    found = score.compute()
+    assert 1 <= found.value <= 2 and found.protocol["convention"] == "1 shuffled splits, 2 outputs, ddof 0"
+    assert logits_of(features, extractor, None).shape == (3, 2)  # a search's judge asks its classes
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(BadInput):
         make_detector(folder, ["dog"])

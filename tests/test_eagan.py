@@ -28,7 +28,7 @@ from sfumato.train.eagan import EAGAN
 from sfumato.train.loop import Run
 from sfumato.train.parts.adversarial import begun, discriminator_loss, generator_loss
 from sfumato.train.parts.candidates import _numbered, measure
-from sfumato.train.parts.evolution import children, winner
+from sfumato.train.parts.evolution import children, select, table, winner
 from sfumato.train.parts.front import write_page
 from sfumato.train.parts.pareto import cars, crowding, fronts, nsga2
 
@@ -143,6 +143,25 @@ def test_a_net_cut_out_of_the_supernet_is_the_same_net_without_unused_weights():
     assert {n for n, p in generators.named_parameters() if p.grad is not None} == {n for n, _ in own.named_parameters()}
 
 
+def test_nets_begin_as_the_published_ones():
+    torch.manual_seed(0)
+    net = torch.nn.ModuleDict({
+        "conv": torch.nn.Conv2d(40, 60, 3), "norm": torch.nn.BatchNorm2d(4000), "linear": torch.nn.Linear(9, 8),
+        "up": torch.nn.ConvTranspose2d(5, 5, 3), "normed": torch.nn.utils.parametrizations.spectral_norm(
+            torch.nn.Conv2d(40, 60, 3)), "head": torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(9, 1)),
+    })  # fmt: skip
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    state = begun(net).state_dict()
+    changed = {name for name, x in state.items() if not torch.equal(x, before[name])}
+    xavier = {"conv.weight", "normed.parametrizations.weight.original"}
+    assert changed == {*xavier, "norm.weight"} and state["norm.bias"].abs().max() == 0
+    for name in xavier:
+        bound = (6 / (9 * (40 + 60))) ** 0.5
+        assert 0.99 * bound < state[name].abs().max() <= bound
+    weight = state["norm.weight"]
+    assert float(weight.mean()) == pytest.approx(1, abs=2e-3) and float(weight.std()) == pytest.approx(0.02, rel=0.05)
+
+
 def test_who_is_looked_at():
     cell = lambda last: (0, 0, 1, 1, 1, 1, last)
     assert looked_at((cell(0), cell(0), cell(0))) == (False, False, False)
@@ -185,6 +204,17 @@ def test_cars_joins_the_fronts_of_an_objective_and_of_its_inverse():
     assert sorted(cars(scores, 4, rng())) == [0, 1, 2, 3]
     two = [{"frechet": 2.0, "parameters": 1.0}, {"frechet": 1.0, "parameters": 5.0}]
     assert winner(two, ["frechet", "parameters"]) == 1 and winner(two, ["parameters"]) == 0
+
+
+@pytest.mark.parametrize("broken", [{"frechet": float("nan")}, {"inception": float("inf")}])
+def test_whoever_could_not_be_scored_is_neither_kept_nor_crowned(broken):
+    objectives = ("inception", "frechet", "parameters")
+    sound = [{"inception": 0.5 + 0.1 * i, "frechet": 9.0 - i, "parameters": 10.0 + i} for i in range(4)]
+    scores = [{"inception": 0.1, "frechet": 1.0, "parameters": 1.0, **broken}, *sound]
+    for how in ("nsga2", "cars"):
+        for seed in range(5):
+            assert 0 not in select(table(scores, objectives), 4, how, rng(seed))
+    assert winner(scores, objectives) == 4 and winner(scores, ("parameters", "inception", "frechet")) == 4
 
 
 # The search
@@ -294,6 +324,22 @@ def test_settings_that_cannot_be(changes, wrong):
 
 def test_published_nets_need_no_search():
     method = EAGAN(**{**EAGAN.EXAMPLE, "genotypes": "stl10", "rounds": 0})
-    assert method.search_updates() == 0
+    assert method.search_updates(0) == method.search_updates(1) == 0
     assert method.searched(None) == (PUBLISHED["generator"], PUBLISHED["stl10"])
-    assert "no search" in method.plan().title and replace(method, rounds=3).search_updates() == 0
+    assert "no search" in method.plan().title and replace(method, rounds=3).search_updates(1) == 0
+
+
+def test_both_stages_show_their_discriminators_as_many_pictures_as_the_paper():
+    method = EAGAN()
+    for stage in (0, 1):
+        warmup, updates = method.search_lengths(stage)
+        seen = [n * method.critic_updates[stage] * method.batch for n in (warmup, updates)]
+        assert seen == [50 * 50_000, 10 * 50_000]
+        assert method._stage(stage, None, None).updates == updates
+        assert method.search_updates(stage) == warmup + 18 * updates == method._lengths()[stage]
+    assert searching(critic_updates=(1, 5, 5), round_updates=3).search_lengths(1) == (0, 1)
+    # what was found: 600 epochs of 50,000 and of 105,000 pictures
+    for name, pictures in (("cifar10", 50_000), ("stl10", 105_000)):
+        made = EAGAN(**EAGAN.presets[name])
+        epochs = made.updates * made.critic_updates[2] * made.batch / pictures
+        assert epochs == pytest.approx(600, rel=1e-2)

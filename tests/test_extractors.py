@@ -93,6 +93,20 @@ def test_the_device_that_is_named_reaches_lpips():
     assert found.device.type == "meta" and found.shape == (2,)
 
 
+def test_lpips_sees_no_side_below_its_own_and_the_aspect_as_it_is():
+    judge, seen = Tiny(), []
+    judge.network.forward = lambda a, b: (seen.append((a, b)), a.mean((1, 2, 3)))[1]
+    for shape, expected in (
+        ((32, 128), (64, 256)), ((128, 32), (256, 64)), ((20, 30), (64, 96)), ((32, 32), (64, 64)),
+        ((64, 100), (64, 100)), ((100, 64), (100, 64)),
+    ):  # fmt: skip
+        judge(torch.rand(2, 3, *shape), torch.rand(2, 3, *shape))
+        assert all(x.shape == (2, 3, *expected) for x in seen.pop())
+    a, b = (torch.rand(2, 3, 32, 128) for _ in range(2))
+    upright = judge(a.mT, b.mT)
+    torch.testing.assert_close(judge(a, b), upright)
+
+
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)

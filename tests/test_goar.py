@@ -143,6 +143,14 @@ def test_road_imputes_means_of_neighbours_that_are_themselves_imputed():
     torch.testing.assert_close(everything, x.mean((2, 3), keepdim=True).expand_as(x))
 
 
+@pytest.mark.parametrize("squared", [True, False])
+def test_small_numbers_in_half_precision_are_ranked_as_they_are(squared):
+    maps = (1e-4 * rand(2, 3, 8, 8)).half()
+    for chosen in (mask, pixels):
+        whole = chosen(maps.float(), 0.3, squared=squared)
+        assert torch.equal(chosen(maps, 0.3, squared=squared), whole) and whole.any()
+
+
 # Projection
 
 
@@ -225,6 +233,22 @@ def test_what_stands_before_a_name_changes_its_maps():
     assert not torch.equal(maps("shuffled:input-gradient"), plain)
     wide = torch.nn.functional.pad(plain, (1, 1, 1, 1), mode="replicate")
     torch.testing.assert_close(maps("blurred:input-gradient")[..., 0, 2], wide[..., 0:3, 2:5].mean((2, 3)))
+
+
+def test_shuffled_maps_are_those_of_other_pictures_whatever_the_batch():
+    x, net, y = rand(9, 1, 2, 4), linear(8, rand(8, seed=1)).double(), torch.tensor([0, 1, 1] * 3)
+
+    def maps(name, batch):
+        rng = torch.Generator().manual_seed(0)
+        return maps_of(attribution(name), name, net, x, y, rng, batch).flatten(1)
+
+    plain = maps("input-gradient", 9)
+    for name, expected in (("shuffled:input-gradient", plain), ("minus:shuffled:input-gradient", -plain)):
+        found = {batch: maps(name, batch) for batch in (1, 4, 8, 9)}
+        for shuffled in found.values():
+            torch.testing.assert_close(shuffled, found[9])
+            own = torch.cdist(shuffled, expected) < 1e-9
+            assert not own.diagonal().any() and (own.sum(0) == 1).all() and (own.sum(1) == 1).all()
 
 
 def test_captum():

@@ -121,6 +121,8 @@ def test_a_head_of_other_classes_is_fresh(tmp_path):
 def test_the_rate_falls_by_steps():
     rate = InceptionV4(rate_every=10).rate()
     assert [rate(i) for i in (0, 9, 10, 25)] == pytest.approx([0.045, 0.045, 0.045 * 0.94, 0.045 * 0.94**2])
+    method = InceptionV4()
+    assert method.rate_every * method.batch / 1_281_167 == pytest.approx(2, rel=1e-4)  # epochs of ImageNet
 
 
 def test_pictures_that_are_too_small_are_refused():

@@ -12,7 +12,13 @@ import torch.multiprocessing as mp
 
 from sfumato.data import sketch
 from sfumato.errors import BadInput
-from sfumato.metrics.extractors import CallableFeatures, PixelFeatures, RandomFeatures
+from sfumato.metrics.extractors import (
+    CallableFeatures,
+    InceptionFeatures,
+    OracleFeatures,
+    PixelFeatures,
+    RandomFeatures,
+)
 from sfumato.metrics.features import Batches, Features, extract, from_cache, into_cache
 from sfumato.metrics.frechet import frechet_distance
 from sfumato.metrics.pairs import PairMetric
@@ -76,9 +82,17 @@ def test_every_metric_gives_a_record():
     found = InceptionScore(Classifier(), splits=2)
     found.update(pictures(), real=False)
     score = found.compute()
-    assert 1 <= score.value <= 3 and score.n_real == 0 and "2 shuffled splits" in score.protocol["convention"]
+    assert 1 <= score.value <= 3 and score.n_real == 0
+    assert score.protocol["convention"] == "2 shuffled splits, 3 outputs, ddof 0"
     inception = {"extractor": "inception-v3-2015, 2048 pooled features"}
     assert FID().measure(replace(x, **inception), replace(y, **inception)).metric == "fid"
+    assert InceptionFeatures.without == "bias" and OracleFeatures().network.heads["object"].bias.abs().max() > 0
+    told = InceptionScore(OracleFeatures(), splits=2).measure(None, Features(normal(20, 128))).protocol["convention"]
+    assert "outputs, ddof" in told and "without" not in told
+    classifier = Classifier()
+    classifier.without = "bias"
+    told = InceptionScore(classifier, splits=2).measure(None, Features(normal(20, 6))).protocol["convention"]
+    assert "3 outputs without bias" in told
     with pytest.raises(BadInput, match="classifies"):
         InceptionScore(PixelFeatures())
     with pytest.raises(BadInput, match="resize is 'a' for the real and '' for the generated"):

@@ -90,7 +90,8 @@ class Classifier(Tuned, Schedule, InFolder):
 
     @abstractmethod
     def network(self, labels: tuple[str, ...]) -> nn.Module:
-        """A fresh network, from pictures in [-1, 1] to logits, whose ``features`` gives what the last layer sees."""
+        """A fresh network, from pictures in [-1, 1] to logits, whose ``features`` gives what the last layer sees;
+        where `transformers` does not read the folder, ``from_features`` makes logits of that."""
 
     def loss(
         self, net: nn.Module, x: Float[Tensor, "batch 3 size size"], y: Int[Tensor, "batch"], rng: torch.Generator

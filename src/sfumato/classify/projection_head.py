@@ -54,8 +54,12 @@ class Net(nn.Module):
         """h, after it."""
         return self.head(self.features(x))
 
+    def from_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits of these features."""
+        return self.probe(features)
+
     def forward(self, x: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n classes"]:
-        return self.probe(self.features(x))
+        return self.from_features(self.features(x))
 
 
 @dataclass(frozen=True, kw_only=True)

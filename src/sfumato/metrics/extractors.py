@@ -35,7 +35,8 @@ class Extractor(Protocol):
     """A map from 8-bit pictures of one size to one float32 vector each.
 
     ``name`` and ``hash`` say which features these are, ``resize`` what is done to pictures first. One that classifies
-    has ``logits``, from features to the outputs that the Inception score reads.
+    has ``logits``, from features to the outputs that the Inception score reads; where these are not the classifier's
+    own, ``without`` says what is left out.
     """
 
     name: str
@@ -84,6 +85,8 @@ def make_extractor(
 
 class InceptionFeatures:
     """The 2048 pooled features of the FID's Inception network; `resize.RULES` lists the resize rules."""
+
+    without = "bias"
 
     def __init__(self, weights: str | os.PathLike, resize: str = "clean"):
         if resize not in RULES:
@@ -207,7 +210,8 @@ class EncoderFeatures:
 
 
 class TrainedFeatures:
-    """What the last layer of a classifier sees that ``sfumato classify`` trained; its outputs are the ``logits``."""
+    """What the last layer of a classifier sees that ``sfumato classify`` trained; its outputs are the ``logits``,
+    those of the picture alone where it asks transformed copies, too."""
 
     def __init__(self, model: str):
         self.vision = load_trained(model)
@@ -220,6 +224,13 @@ class TrainedFeatures:
         network: Any = self.vision.network
         with full_float32():
             return network.features(self.vision.prepare(images.to(self.vision.device).float() / 255))
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """What the classifier says of each picture."""
+        network: Any = self.vision.network
+        with full_float32():
+            return network.from_features(features.to(self.vision.device))
 
 
 class CallableFeatures:

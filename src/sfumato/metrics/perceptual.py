@@ -19,7 +19,7 @@ from .resize import require_unit
 from .vision import module_sha256
 
 LPIPS_SIDE = 64
-"""LPIPS is ill-defined below this side; smaller pictures are enlarged to it."""
+"""LPIPS is ill-defined below this side; pictures whose shorter side is smaller are enlarged to it."""
 SSIM_WINDOW = 11
 
 
@@ -60,7 +60,7 @@ class FeatureDistance:
     def features(self, x: Float[Tensor, "n 3 height width"]) -> list[Float[Tensor, "n channel h w"]]:
         """The normalised feature maps of pictures in [0, 1], one per layer."""
         weight = next(self.layers[0].parameters())
-        x = _resized(x.to(weight), self.side) * (self.range[1] - self.range[0]) + self.range[0]
+        x = _resized(x.to(weight), self.side, self.side) * (self.range[1] - self.range[0]) + self.range[0]
         maps = []
         for layer in self.layers:
             x = layer(x)
@@ -95,13 +95,13 @@ class LPIPS:
         self.network = _LPIPS(pretrained=True, net=net, eval_mode=True).eval().requires_grad_(False)
         self.name = f"LPIPS ({net})"
         self.hash = module_sha256(self.network)
-        self.resize = f"none, or bilinear to {LPIPS_SIDE} pixels where smaller"
+        self.resize = f"none, or bilinear to a shorter side of {LPIPS_SIDE} pixels where it is smaller"
 
     def __call__(
         self, a: Float[Tensor, "n 3 height width"], b: Float[Tensor, "n 3 height width"]
     ) -> Float[Tensor, "n"]:
         weight = next(self.network.parameters())
-        a, b = (x if x.shape[-1] >= LPIPS_SIDE else _resized(x, LPIPS_SIDE) for x in (a.to(weight), b.to(weight)))
+        a, b = (_enlarged(x.to(weight), LPIPS_SIDE) for x in (a, b))
         return self.network(a * 2 - 1, b * 2 - 1).reshape(len(a))
 
 
@@ -209,7 +209,14 @@ def ssim(a: Float[Tensor, "n channel height width"], b: Float[Tensor, "n channel
     return (similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2))
 
 
-def _resized(x: Tensor, side: int) -> Tensor:
-    if x.shape[-2:] == (side, side):
+def _resized(x: Tensor, height: int, width: int) -> Tensor:
+    if x.shape[-2:] == (height, width):
         return x
-    return interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _enlarged(x: Tensor, least: int) -> Tensor:
+    """Pictures of a shorter side of at least ``least``, their aspect kept."""
+    height, width = x.shape[-2:]
+    factor = max(1, least / min(height, width))
+    return _resized(x, round(factor * height), round(factor * width))

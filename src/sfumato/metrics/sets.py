@@ -292,9 +292,10 @@ class InceptionScore(SetMetric):
     def measure(self, real: Features | None, generated: Features) -> Score:
         logits = self.extractor.logits(generated.values).cpu()  # type: ignore[attr-defined]
         found = inception_score(logits, self.generator(), splits=self.splits)
+        without = f" without {left}" if (left := getattr(self.extractor, "without", "")) else ""
         return self.score(
             self.of_influence(found.value, found.influence), None, generated, better="higher", spread=found.spread,
-            convention=f"{self.splits} shuffled splits, {logits.shape[1]} outputs without bias, ddof 0",
+            convention=f"{self.splits} shuffled splits, {logits.shape[1]} outputs{without}, ddof 0",
             over="generated pictures",
         )  # fmt: skip
 

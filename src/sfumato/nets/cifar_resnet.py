@@ -54,5 +54,9 @@ class CifarResNet(nn.Module):
         """The average of the last feature maps."""
         return self.blocks(self.bn(self.conv(x)).relu()).mean((2, 3))
 
+    def from_features(self, features: Float[Tensor, "n 64"]) -> Float[Tensor, "n classes"]:
+        """Logits of these features."""
+        return self.head(features)
+
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.features(x))
+        return self.from_features(self.features(x))

@@ -241,8 +241,12 @@ class IFormer(nn.Module):
         """The average of the last map's normalised places."""
         return self.norm(self.maps(x)[-1].flatten(2).mT).mean(1)
 
+    def from_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits of these features."""
+        return self.head(features)
+
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.features(x))
+        return self.from_features(self.features(x))
 
 
 _PARTS = {

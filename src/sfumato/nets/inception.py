@@ -223,8 +223,12 @@ class Inception(nn.Module):
         """The average of the last feature maps."""
         return self.maps(x)[-1].mean((2, 3))
 
+    def from_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits of these features, some of which are dropped in training."""
+        return self.head(self.dropout(features))
+
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.dropout(self.features(x)))
+        return self.from_features(self.features(x))
 
 
 def published_keys(net: Inception, name: str) -> dict[str, str]:

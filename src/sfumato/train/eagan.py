@@ -65,7 +65,8 @@ class EAGAN(Tuned, Schedule, InFolder):
     Differs from the paper: one batch size for both nets; stage 1's discriminator is AutoGAN's or the simple one, for
     the genotype of the paper's main result is not published; lengths are updates, not epochs. Differs from the
     published code: its traps (weights that are not copied, resets that are not applied, genes that are never drawn,
-    sums in place, duplicates) are not copied, and no net has unused weights: its found generator has 65,792 of them.
+    sums in place, duplicates, first weights that do not reach convolutions under spectral normalisation) are not
+    copied, and no net has unused weights: its found generator has 65,792 of them.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -74,9 +75,11 @@ class EAGAN(Tuned, Schedule, InFolder):
         "generator_channels": 4, "discriminator_channels": 4, "critic_updates": (1, 1, 1),
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cifar10": {"genotypes": "cifar10", "batch": 80},
+        # The batches are the published scripts' of the discriminator, which sees its pictures 600 times.
+        "cifar10": {"genotypes": "cifar10"},
         "stl10": {
-            "genotypes": "stl10", "size": 48, "batch": 128, "lr": 3e-4, "discriminator_lr": 2e-4, "clip_norm": 50.0,
+            "genotypes": "stl10", "size": 48, "batch": 128, "updates": 98_500, "lr": 3e-4, "discriminator_lr": 2e-4,
+            "clip_norm": 50.0,
         },
         # Not from the paper: for a CPU, untuned.
         "small-sketch": {
@@ -122,9 +125,10 @@ class EAGAN(Tuned, Schedule, InFolder):
     rounds: Natural = 18
     """Rounds of each stage."""
     search_warmup: Natural = 62_500
-    """Updates of each stage on genotypes at random before the first round; the paper's 50 epochs of CIFAR-10."""
+    """Updates of the discriminator, in each stage, on genotypes at random before the first round; the paper's 50 epochs
+    of CIFAR-10. A stage's generators are updated once for as many of these as ``critic_updates`` says."""
     round_updates: Count = 12_500
-    """Updates of a round; the paper's 10 epochs."""
+    """Updates of the discriminator in a round; the paper's 10 epochs."""
     crossover: Share = 0.3
     """Probability that a child is crossed with a second parent."""
     mutation: Share = 0.5
@@ -180,9 +184,15 @@ class EAGAN(Tuned, Schedule, InFolder):
             "size": self.size, "channels": self.generator_channels, "latent": self.latent, "genotype": genotype,
         }  # fmt: skip
 
-    def search_updates(self) -> int:
-        """Updates of one stage of the search."""
-        return self.search_warmup + self.rounds * self.round_updates if self.genotypes == "search" else 0
+    def search_lengths(self, stage: Literal[0, 1]) -> tuple[int, int]:
+        """A stage's warm-up and one of its rounds, in updates of the generator: what the loop counts."""
+        critic = self.critic_updates[stage]
+        return -(-self.search_warmup // critic), -(-self.round_updates // critic)
+
+    def search_updates(self, stage: Literal[0, 1]) -> int:
+        """Updates of the generator in one stage of the search."""
+        warmup, updates = self.search_lengths(stage)
+        return warmup + self.rounds * updates if self.genotypes == "search" else 0
 
     @torch.no_grad()
     def plan(self) -> Plan:
@@ -257,9 +267,9 @@ class EAGAN(Tuned, Schedule, InFolder):
         supernet = begun(GenotypeGenerator(**self.generator_config(None))).train()
         rest = (data, self.latent, Rates(self.lr, self.discriminator_lr, self.critic_updates[0]))
         stage = GeneratorSearch(
-            supernet, begun(opponent), GENERATOR, self.population, self._stage(judge, out), *rest
+            supernet, begun(opponent), GENERATOR, self.population, self._stage(0, judge, out), *rest
         )  # fmt: skip
-        self._fit(stage, self.search_updates(), None if out is None else out / "generators", progress)
+        self._fit(stage, self.search_updates(0), None if out is None else out / "generators", progress)
         return stage
 
     def stage_two(
@@ -271,9 +281,9 @@ class EAGAN(Tuned, Schedule, InFolder):
         rest = (data, self.latent, Rates(self.lr, self.discriminator_lr, self.critic_updates[1]))
         stage = DiscriminatorSearch(
             begun(self._discriminator(None)), config, state, self.discriminator_channels, self.reset, DISCRIMINATOR,
-            self.population, self._stage(judge, out), *rest,
+            self.population, self._stage(1, judge, out), *rest,
         )  # fmt: skip
-        self._fit(stage, self.search_updates(), None if out is None else out / "discriminators", progress)
+        self._fit(stage, self.search_updates(1), None if out is None else out / "discriminators", progress)
         return stage
 
     def _fit(self, recipe: Adversarial, updates: int, folder: Path | None, progress: bool) -> Run:
@@ -282,9 +292,10 @@ class EAGAN(Tuned, Schedule, InFolder):
         run.fit(progress)
         return run
 
-    def _stage(self, judge: Judge, out: Path | None) -> Stage:
+    def _stage(self, which: Literal[0, 1], judge: Judge, out: Path | None) -> Stage:
+        warmup, updates = self.search_lengths(which)
         return Stage(
-            self.search_warmup, self.rounds, self.round_updates, self.objectives, self.selection, self.crossover,
+            warmup, self.rounds, updates, self.objectives, self.selection, self.crossover,
             self.mutation, self.evolve, self.seed, self.jobs, judge, None if out is None else out / "search",
         )  # fmt: skip
 
@@ -298,4 +309,4 @@ class EAGAN(Tuned, Schedule, InFolder):
         return GenotypeDiscriminator(self.discriminator_channels, genotype)
 
     def _lengths(self) -> tuple[int, int, int]:
-        return self.search_updates(), self.search_updates(), self.updates
+        return self.search_updates(0), self.search_updates(1), self.updates

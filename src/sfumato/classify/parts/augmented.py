@@ -57,8 +57,11 @@ class Augmented(nn.Module):
                 assert self.labels is not None
                 return self.labels(copies).unflatten(0, (-1, self.m)).mean(1)
             return aggregated(self.joint(copies), self.m)
-        features = self.features(x)
-        if self.mode == "single" and self.joint is not None:
+        return self.from_features(self.features(x))
+
+    def from_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits of the features of pictures; of these alone, also where a call asks transformed copies, too."""
+        if self.joint is not None and self.mode != "distilled":
             return single(self.joint(features), self.m)
         assert self.labels is not None
         return self.labels(features)

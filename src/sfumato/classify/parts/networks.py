@@ -48,6 +48,10 @@ class Timm(nn.Module):
         """What the last layer sees."""
         return self.wrapped.forward_head(self.wrapped.forward_features(x), pre_logits=True)
 
+    def from_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits of these features."""
+        return self.wrapped.get_classifier()(features)
+
 
 def by_name(name: str, labels: tuple[str, ...], size: int, widths: Sequence[int]) -> nn.Module:
     """A network for these classes; ``widths`` are those of "resnet".

@@ -80,8 +80,12 @@ class Net(nn.Module):
         """Squared, to every prototype."""
         return squared_distances(self.features(x), self.prototypes)
 
+    def from_features(self, features: Float[Tensor, "n q"]) -> Float[Tensor, "n classes"]:
+        """Logits of these features."""
+        return squared_distances(features, self.prototypes) @ self.weight
+
     def forward(self, x: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n classes"]:
-        return self.distances(x) @ self.weight
+        return self.from_features(self.features(x))
 
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "n 3 size size"]) -> Int[Tensor, "n"]:

@@ -97,15 +97,22 @@ class Net(nn.Module):
 
     # Predictions
 
+    def from_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logarithms of the probabilities, of these features."""
+        return (self._shares(features, self.draw()) + TINY).log()
+
     def forward(self, x: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n classes"]:
         """Logarithms of the probabilities."""
-        return (self.predict_proba(x) + TINY).log()
+        return self.from_features(self.features(x))
 
     def predict_proba(
         self, x: Float[Tensor, "n 3 size size"], samples: int | None = None, generator: torch.Generator | None = None
     ) -> Float[Tensor, "n classes"]:
         """The mean over draws."""
-        return self.logits(self.distances(self.features(x), self.draw(samples, generator))).softmax(-1).mean(1)
+        return self._shares(self.features(x), self.draw(samples, generator))
+
+    def _shares(self, z: Float[Tensor, "n d"], drawn: Float[Tensor, "samples m d"]) -> Float[Tensor, "n classes"]:
+        return self.logits(self.distances(z, drawn)).softmax(-1).mean(1)
 
     @torch.no_grad()
     def predict_modes(self, x: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n classes"]:

@@ -39,3 +39,7 @@ class Standardised(nn.Module):
     def features(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """What the last layer sees."""
         return self.net.features(self.seen(x))
+
+    def from_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Logits of these features."""
+        return self.net.from_features(features)

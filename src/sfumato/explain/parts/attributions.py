@@ -2,12 +2,13 @@
 
 A map's number says how much that value speaks for the class, with its sign where the rule has one. Each rule looks at
 every picture alone, and takes its random numbers from a generator. What stands before a rule's name changes its maps:
-``minus:gradient``, ``squared:smoothgrad``.
+``minus:gradient``, ``squared:smoothgrad``; `maps_of` does so when the maps of all pictures are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeAlias
@@ -110,7 +111,9 @@ ATTRIBUTIONS: Mapping[str, Attribution] = {
 
 
 def _shuffled(maps: Tensor, rng: torch.Generator) -> Tensor:
-    return maps[torch.randperm(len(maps), generator=rng).to(maps.device)]
+    # each takes that of the one before it in a random order, so that none keeps its own
+    order = torch.randperm(len(maps), generator=rng).to(maps.device)
+    return maps[order.roll(1)[order.argsort()]]
 
 
 def _blurred(maps: Tensor, rng: torch.Generator) -> Tensor:
@@ -124,6 +127,17 @@ CHANGES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "blurred": _blurred,
 }
 """What may stand before a rule's name: the opposite map, its square, another picture's, the mean of 3 by 3 values."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A rule whose maps are changed; a call changes those of its own pictures among each other."""
+
+    rule: Attribution
+    change: Callable[[Tensor, torch.Generator], Tensor]
+
+    def __call__(self, network: nn.Module, x: Tensor, classes: Tensor, rng: torch.Generator) -> Tensor:
+        return self.change(self.rule(network, x, classes, rng), rng)
 
 
 def attribution(name: str) -> Attribution:
@@ -141,8 +155,7 @@ def attribution(name: str) -> Attribution:
         return ATTRIBUTIONS[name]
     if change not in CHANGES:
         raise unknown("change of an attribution", change, (*CHANGES, CAPTUM.rstrip(":")))
-    rule = attribution(rest)
-    return lambda network, x, classes, rng: CHANGES[change](rule(network, x, classes, rng), rng)
+    return Changed(attribution(rest), CHANGES[change])
 
 
 def _of_captum(which: str) -> Attribution:
@@ -164,6 +177,8 @@ def maps_of(
     Raises:
         BadInput: maps of another shape, or not finite.
     """
+    if isinstance(rule, Changed):
+        return _finite(name, rule.change(maps_of(rule.rule, name, network, x, classes, rng, batch), rng))
     parts = []
     for some, asked in zip(x.split(batch), classes.split(batch), strict=True):
         made = rule(network, some, asked, rng).detach().to(some)
@@ -172,10 +187,14 @@ def maps_of(
                 f"the attribution {name!r} gives maps shaped {tuple(made.shape)} for pictures shaped "
                 f"{tuple(some.shape)}: give one number for each value, or one channel for all"
             )
-        if not made.isfinite().all():
-            raise BadInput(f"the attribution {name!r} gives numbers that are not finite: leave it out")
-        parts.append(made.expand_as(some))
+        parts.append(_finite(name, made).expand_as(some))
     return torch.cat(parts)
+
+
+def _finite(name: str, maps: Tensor) -> Tensor:
+    if not maps.isfinite().all():
+        raise BadInput(f"the attribution {name!r} gives numbers that are not finite: leave it out")
+    return maps
 
 
 def _normal(x: Tensor, rng: torch.Generator) -> Tensor:

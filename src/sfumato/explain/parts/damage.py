@@ -65,12 +65,13 @@ def removed(
 
 def mask(maps: Float[Tensor, "n *dims"], share: float, *, squared: bool = True) -> Bool[Tensor, "n *dims"]:
     """Which values are among the largest ``share`` of a picture's."""
-    scores = (maps.square() if squared else maps).flatten(1)
+    scores = (maps.abs() if squared else maps).flatten(1)  # ordered as the squares, of which small ones would vanish
     return ranked(scores, share).view_as(maps)
 
 
 def pixels(maps: Float[Tensor, "n channel h w"], share: float, *, squared: bool = True) -> Bool[Tensor, "n h w"]:
     """Which pixels are among the largest ``share`` of a picture's, by the sum over their channels, as ROAD ranks."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # in half precision small squares would vanish
     scores = (maps.square() if squared else maps).sum(1)
     return ranked(scores.flatten(1), share).view_as(scores)
 

@@ -28,11 +28,19 @@ def generator_loss(fake: Float[Tensor, "n 1"]) -> Float[Tensor, ""]:
 
 @torch.no_grad()
 def begun(net: nn.Module) -> nn.Module:
-    """Xavier's uniform weights for every convolution and linear layer (biases stay as torch draws them)."""
+    """The first weights, as in the published code: convolutions' by Xavier's uniform rule, batch normalisation's drawn
+    from N(1, 0.02), its biases 0; transposed convolutions, linear layers and other biases stay as torch draws them.
+
+    Differs from it: there Xavier's do not reach convolutions under spectral normalisation, which are moved to the GPU
+    first. Their scale is divided out, so only the size of their first steps is another.
+    """
     for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d):
             normed = hasattr(layer, "parametrizations")
             nn.init.xavier_uniform_(layer.parametrizations.weight.original if normed else layer.weight)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+            nn.init.zeros_(layer.bias)
     return net
 
 

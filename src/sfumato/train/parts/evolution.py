@@ -15,7 +15,6 @@ from .pareto import cars, fronts, nsga2
 Objective = Literal["inception", "frechet", "parameters"]
 Selection = Literal["nsga2", "cars"]
 ATTEMPTS = 1000
-WORST = 1e30
 
 
 class Population(nn.Module):
@@ -63,9 +62,9 @@ def as_genotype(x: Tensor) -> Genotype:
 
 
 def table(scores: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> Tensor:
-    """[n, objectives] in float64; what is not finite is worse than anything."""
+    """[n, objectives] in float64; a row with a number that is not finite is infinite in all, worse than any other."""
     made = torch.tensor([[row[name] for name in objectives] for row in scores], dtype=torch.float64)
-    return made.nan_to_num(nan=WORST, posinf=WORST)
+    return torch.where(made.isfinite().all(1, keepdim=True), made, torch.inf)
 
 
 def select(scores: Tensor, count: int, how: Selection, rng: torch.Generator) -> list[int]:
@@ -75,9 +74,9 @@ def select(scores: Tensor, count: int, how: Selection, rng: torch.Generator) -> 
 
 def winner(scores: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> int:
     """Of the first front the one with the smallest Fréchet distance; without that objective, of the first one."""
-    first = fronts(table(scores, objectives))[0]
-    key = "frechet" if "frechet" in objectives else objectives[0]
-    return min(first, key=lambda i: scores[i][key])
+    made = table(scores, objectives)
+    key = objectives.index("frechet") if "frechet" in objectives else 0
+    return min(fronts(made)[0], key=lambda i: float(made[i, key]))
 
 
 def children(

@@ -54,10 +54,11 @@ def cars(scores: Float[Tensor, "n objectives"], count: int, rng: torch.Generator
 
     For each objective but the first, fronts of (first, it) and of (first, 1 / it): the i-th fronts of all are joined,
     for i = 1, 2 ..., until there are enough; of the last ones by lot. The inverse ones protect large nets, and, where
-    the objective is a distance, bad ones.
+    the objective is a distance, bad ones; but what is infinite is the worst of the inverse, too.
     """
     rest = [scores[:, [0, k]] for k in range(1, scores.shape[1])]
-    inverse = [torch.stack([pair[:, 0], 1 / (pair[:, 1] + 1e-10)], 1) for pair in rest]
+    over = torch.where(scores.isfinite(), 1 / (scores + 1e-10), scores)
+    inverse = [torch.stack([scores[:, 0], over[:, k]], 1) for k in range(1, scores.shape[1])]
     sorted_ = [fronts(pair) for both in zip(rest, inverse, strict=True) for pair in both]
     chosen: list[int] = []
     for stage in range(max(map(len, sorted_))):
