@@ -91,11 +91,12 @@ def measured(method: catalog.Method) -> list[str]:
     lines += ["| claim | method | baseline | difference [95 %] | verdict |", "| --- | --- | --- | --- | --- |"]
     for claim in record["claims"].values():
         sides = [f"{claim[side]}: {claim[f'{side}_mean']:.3g}" for side in ("method", "baseline")]
-        e, verdict = claim["effect"], f"**{claim['verdict']}**"
+        e, verdict = claim["effect"], f"**{ledger.said(claim)}**"
         difference = f"{e['value']:+.3g} [{e['low']:+.3g}, {e['high']:+.3g}]"
         told = [f"{claim['sentence']} {claim['quantity']}", *sides, difference, verdict]
         lines.append("| " + " | ".join(told) + " |")
-    return lines
+    few = any(ledger.DAGGER in line for line in lines)
+    return [*lines, *(["", f"{ledger.DAGGER}: {ledger.FEW}."] if few else [])]
 
 
 def method_page(method: catalog.Method) -> str:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from sfumato import catalog, cli
@@ -16,7 +17,7 @@ from sfumato.bench.cell import Cell, _plain, keep_original, measure
 from sfumato.bench.tune import Trial, rows, settings_of
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
-from sfumato.report.bench import BenchReport, Entry, Row, apart, front, render, spots
+from sfumato.report.bench import BenchReport, Entry, Row, apart, front, over, render, spots
 from tuning import page
 
 
@@ -156,6 +157,19 @@ def test_every_figure_has_its_interval_over_cells_and_equal_ones_have_none():
     text = report.markdown()
     assert "of 48 pictures of each concept (24 under attack)" in text and "a: 25.0\u202f%" in text
     assert "a: 25.0\u202f%" in render(report)
+
+
+def test_seeds_of_the_same_concepts_say_nothing_of_other_concepts():
+    """Six sets of three seeds, with much between sets and little between seeds."""
+    rng, trials, hits = np.random.default_rng(0), 300, 0
+    sets = [str(i) for i in range(6) for _ in range(3)]
+    for _ in range(trials):
+        values = np.repeat(0.2 * rng.normal(size=6), 3) + 0.05 * rng.normal(size=18)
+        made = over(list(values), sets, least=-9.0, most=9.0)
+        hits += made.low <= 0 <= made.high
+        assert made.n == 18
+    assert hits / trials == pytest.approx(0.95, abs=0.038)  # 3 standard errors
+    assert over([0.2, 0.4, None], ["a", "a", "b"]).high == pytest.approx(min(1, 0.3 + 12.7062 * 0.1))
 
 
 def test_attacks_that_do_not_fit_the_model_are_left_out_unless_they_are_named(tiny_sd3, tmp_path):

@@ -8,7 +8,9 @@ from scipy import stats
 
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import (
+    T95,
     bca_tails,
+    few_interval,
     influence_interval,
     mean_interval,
     paired_difference,
@@ -41,6 +43,27 @@ def test_contains_the_mean_and_shrinks_with_the_root_of_n(method):
             ratios.append((e.high - e.low) / (2 * 1.959964 * float(x.std(correction=0)) / math.sqrt(n)))
         widths.append(sum(ratios) / len(ratios))
     assert widths == pytest.approx([1.0, 1.0], abs=0.03)
+
+
+def test_the_points_of_students_t():
+    assert pytest.approx([stats.t.ppf(0.975, degrees) for degrees in range(1, 20)], rel=1e-5) == list(T95)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_few_values_cover_the_mean_as_often_as_they_say(n):
+    trials = 600
+    made = [few_interval(normal(n, 5_000 + seed), seeded(seed)) for seed in range(trials)]
+    assert {e.method for e in made} == {"student"}
+    # 3 standard errors, of 0.9 % each
+    assert sum(e.low <= 0 <= e.high for e in made) / trials == pytest.approx(0.95, abs=0.027)
+
+
+def test_of_many_values_the_interval_is_the_bootstraps_and_bounds_are_kept():
+    x = normal(21, 0)
+    assert few_interval(x, seeded()) == mean_interval(x, seeded())
+    bounded = few_interval(torch.tensor([0.0, 1.0, 1.0]), seeded(), least=0.0, most=1.0)
+    assert (bounded.low, bounded.high) == (0.0, 1.0)
+    assert few_interval(torch.tensor([0.5]), seeded()).method == "none"
 
 
 @pytest.mark.parametrize("draw", ["bernoulli", "normal", "exponential"])

@@ -56,6 +56,20 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(
+    ("verdict", "means", "marked"),
+    [
+        ("reproduced", [0.1, 0.11, 0.12], False),
+        ("reproduced", [0.1, 0.2, 0.9], True),
+        ("not reproduced", [-0.1, -0.2, -0.9], True),
+        ("inconclusive", [-0.1, 0.2, 0.9], False),
+    ],
+)
+def test_a_verdict_that_other_seeds_could_turn_round_has_a_dagger(verdict, means, marked):
+    seeds = [{"seed": i, "method": m + 1, "baseline": 1.0, "n": 9} for i, m in enumerate(means)]
+    assert core.said({"verdict": verdict, "per_seed": seeds}) == verdict + f" {core.DAGGER}" * marked
+
+
+@pytest.mark.parametrize(
     ("low", "high", "said"),
     [(0.1, 0.3, "reproduced"), (-0.3, -0.1, "not reproduced"), (-0.1, 0.3, "inconclusive"), (0.0, 0.3, "inconclusive")],
 )

@@ -56,6 +56,8 @@ def main(args: list[str]) -> None:
     rows = []
     for claim in record["claims"].values():
         effect = "{value:+.3g} [{low:+.3g}, {high:+.3g}]".format(**claim["effect"])
-        rows.append((claim["verdict"], effect, claim["sentence"]))
+        rows.append((ledger.said(claim), effect, claim["sentence"]))
     show_table(("verdict", "effect, 95 % interval", "claim"), rows)
+    if any(ledger.DAGGER in row[0] for row in rows):
+        print(f"{ledger.DAGGER}: {ledger.FEW}")
     print(f"{human_time(record['seconds'])}; written to {folder / options.name}.json")

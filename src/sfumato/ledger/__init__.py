@@ -1,7 +1,9 @@
 """Each method's central claim as an experiment with a baseline and an interval."""
 
-from .core import RECORDS, Claim, Experiment, effect, load, names, verdict
+from .core import DAGGER, FEW, RECORDS, Claim, Experiment, effect, load, names, said, verdict
 from .page import table
 from .runner import run
 
-__all__ = ["RECORDS", "Claim", "Experiment", "effect", "load", "names", "run", "table", "verdict"]
+__all__ = [
+    "DAGGER", "FEW", "RECORDS", "Claim", "Experiment", "effect", "load", "names", "run", "said", "table", "verdict",
+]  # fmt: skip

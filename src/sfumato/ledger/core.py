@@ -115,6 +115,25 @@ def verdict(interval: dict[str, float]) -> str:
     return "not reproduced" if interval["high"] < 0 else "inconclusive"
 
 
+DAGGER = "†"
+FEW = "of so few seeds Student's t over their means leaves it open"
+"""What the dagger of `said` means."""
+
+
+def said(claim: Mapping[str, Any]) -> str:
+    """The verdict of a record's claim, with a dagger where it stands by the pictures at these seeds, and other seeds could
+    turn it round: a bootstrap of three seeds has none beyond the smallest and the largest of them.
+    """
+    import torch
+
+    from sfumato.metrics.bootstrap import few_interval
+
+    means = [one["method"] - one["baseline"] for one in claim["per_seed"]]
+    made = few_interval(torch.tensor(means, dtype=torch.float64), torch.Generator().manual_seed(0))
+    open_ = claim["verdict"] != "inconclusive" and not (made.low > 0 or made.high < 0)
+    return f"{claim['verdict']} {DAGGER}" if open_ else claim["verdict"]
+
+
 def load(name: str) -> Experiment:
     """The experiment of ledger entry ``name``.
 

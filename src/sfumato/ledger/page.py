@@ -8,7 +8,7 @@ from typing import Any
 
 from sfumato.foreign import read_json, reading
 
-from .core import RECORDS
+from .core import DAGGER, FEW, RECORDS, said
 
 
 def table(folder: Path | str = RECORDS) -> str:
@@ -17,7 +17,8 @@ def table(folder: Path | str = RECORDS) -> str:
         "# The ledger",
         "",
         "Each method's central claim, measured again by `sfumato ledger NAME`. The effect is the paired difference",
-        "between method and baseline, positive where the claim says so; the verdict is computed from its interval.",
+        "between method and baseline, positive where the claim says so; the verdict is computed from its interval,",
+        f"a bootstrap over seeds and items together. {DAGGER}: {FEW}.",
         "The time is the run's, mostly with one process; some of it is waiting, where other work ran beside it.",
         "",
         "| entry | claim | method | baseline | effect [95 %] | verdict | time |",
@@ -38,7 +39,7 @@ def _add(record: dict[str, Any], lines: list[str], details: list[str]) -> None:
         lines.append(
             f"| {record['name']} | {claim['sentence']} | {claim['method']}: {claim['method_mean']:.3g} "
             f"| {claim['baseline']}: {claim['baseline_mean']:.3g} "
-            f"| {e['value']:+.3g} [{e['low']:+.3g}, {e['high']:+.3g}] | {claim['verdict']} "
+            f"| {e['value']:+.3g} [{e['low']:+.3g}, {e['high']:+.3g}] | {said(claim)} "
             f"| {record['seconds']:.0f} s |"
         )
         seeds = ", ".join(f"{s['seed']}: {s['method']:.3g} / {s['baseline']:.3g}" for s in claim["per_seed"])

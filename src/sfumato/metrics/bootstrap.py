@@ -21,6 +21,11 @@ RESAMPLES = 10_000
 _AT_ONCE = 2_000_000  # indices held in memory at a time
 
 Method = Literal["percentile", "bca"]
+T95 = (
+    12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2.26216, 2.22814, 2.20099, 2.17881, 2.16037,
+    2.14479, 2.13145, 2.11991, 2.10982, 2.10092, 2.09302,
+)  # fmt: skip
+"""97.5 % points of Student's t with 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Estimate:
     """A mean or rate with its interval ``[low, high]`` over ``n`` items; NaN where it cannot be told.
 
     ``method`` says how the interval was made: "percentile" or "bca" (bootstrap), "wilson" (rates of exactly 0
-    or 1), "influence" (of a statistic of a set), "constant" (all items equal), "none" (fewer than two items).
+    or 1), "influence" (of a statistic of a set), "student" (few items), "constant" (all items equal), "none" (fewer
+    than two items).
     """
 
     value: float
@@ -74,6 +80,25 @@ def mean_interval(
         raise BadInput(f'unknown interval {method!r}: use "bca" or "percentile"')
     low, high = torch.quantile(means, tails).tolist()
     return Estimate(float(mean), low, high, n, method)
+
+
+def few_interval(
+    values: Float[Tensor, "n"], generator: torch.Generator, *, least: float = -math.inf, most: float = math.inf
+) -> Estimate:
+    """The mean of a few values between ``least`` and ``most``, and its 95 % interval by Student's t.
+
+    For what there are a handful of: concepts, seeds, runs. A bootstrap of 3 values has no resample beyond the smallest
+    and the largest, and covers the mean in 70 % of cases where it says 95, of 6 in 85 %. From 21 values on this is the
+    BCa bootstrap of `mean_interval`, for which the ``generator`` is.
+
+    Raises:
+        BadInput: as `mean_interval`.
+    """
+    made = mean_interval(values, generator)
+    if made.method != "bca" or made.n > len(T95) + 1:
+        return made
+    reach = T95[made.n - 2] * float(values.double().std()) / math.sqrt(made.n)
+    return Estimate(made.value, max(least, made.value - reach), min(most, made.value + reach), made.n, "student")
 
 
 def rate_interval(

@@ -1,7 +1,8 @@
-"""The page and the table of a bench: methods side by side, each figure with its interval over cells."""
+"""The page and the table of a bench: methods side by side, each figure with its interval over sets of concepts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from sfumato.files import atomic_file, write_json
-from sfumato.metrics.bootstrap import mean_interval
+from sfumato.metrics.bootstrap import few_interval
 from sfumato.report.page import environment
 from sfumato.report.schema import Interval
 from sfumato.report.words import MISSING, bounds, number, percent, seconds, size, value
@@ -72,16 +73,27 @@ class Entry:
         return min([*left, *([] if plain is None else [plain])]) if left else None
 
 
-def over(figures: Sequence[float | None]) -> Interval | None:
-    """Mean of the figures that there are, with its bootstrap interval; None where there are none."""
-    have = [x for x in figures if x is not None]
+def over(
+    figures: Sequence[float | None], sets: Sequence[str], least: float = 0.0, most: float = 1.0
+) -> Interval | None:
+    """Mean of the figures that there are, each of a set of concepts, with its 95 % interval; None where there are none.
+
+    The interval says how much other concepts could differ: seeds of one set are averaged first, since what they share
+    tells nothing new of the next. Of a single set it is over seeds.
+    """
+    have: dict[str, list[float]] = {}
+    for name, x in zip(sets, figures, strict=True):
+        if x is not None:
+            have.setdefault(name, []).append(x)
     if not have:
         return None
-    values, rng = torch.tensor(have, dtype=torch.float64), torch.Generator().manual_seed(0)
-    made = mean_interval(values, rng, method="percentile")
+    means = [sum(mine) / len(mine) for mine in have.values()]
+    values = means if len(have) > 1 else next(iter(have.values()))
+    found, rng = torch.tensor(values, dtype=torch.float64), torch.Generator().manual_seed(0)
+    made, n = few_interval(found, rng, least=least, most=most), sum(map(len, have.values()))
     if made.method == "constant":  # that a few cells are equal does not say that all are
-        return Interval(made.value, None, None, made.n)
-    return Interval(made.value, made.low, made.high, made.n)
+        return Interval(made.value, None, None, n)
+    return Interval(made.value, made.low, made.high, n)
 
 
 @dataclass(frozen=True)
@@ -100,9 +112,11 @@ class Row:
         """The sentences of the cells that could not be measured, each once."""
         return list(dict.fromkeys(cell.why for cell in self.cells if cell.why))
 
-    def over_cells(self, figure: Callable[[Entry], float | None]) -> Interval | None:
-        """Mean over cells, with its bootstrap interval."""
-        return over([figure(cell) for cell in self.measured])
+    def over_cells(
+        self, figure: Callable[[Entry], float | None], least: float = 0.0, most: float = 1.0
+    ) -> Interval | None:
+        """Mean over cells, with its interval; see `over`."""
+        return over([figure(cell) for cell in self.measured], [cell.together for cell in self.measured], least, most)
 
     @cached_property
     def erasure(self) -> Interval | None:
@@ -126,13 +140,13 @@ class Row:
 
     @cached_property
     def integrity(self) -> Interval | None:
-        return self.over_cells(lambda cell: cell.rate("integrity"))
+        return self.over_cells(lambda cell: cell.rate("integrity"), most=math.inf)
 
     @cached_property
     def alignment(self) -> Interval | None:
         """After the edit less before it."""
         both = lambda cell: (cell.rate("alignment"), cell.rate("alignment before"))
-        return self.over_cells(lambda cell: None if None in both(cell) else both(cell)[0] - both(cell)[1])
+        return self.over_cells(lambda cell: None if None in both(cell) else both(cell)[0] - both(cell)[1], least=-1.0)
 
     def recovered(self, attack: str) -> Interval | None:
         return self.over_cells(lambda cell: cell.recovered(attack))
@@ -240,8 +254,9 @@ class BenchReport:
         n, attacked = (self.configuration.get(name) for name in ("n", "n_attack"))
         each = f", of {n} pictures of each concept ({attacked} under attack)" if n and attacked else ""
         return (
-            f"Means over cells (concepts and seeds){each}; in square brackets their 95 % intervals over cells, which "
-            "one cell or equal cells do not have. Time is the edit's, memory the process's peak, changed counts the "
+            f"Means over cells (concepts and seeds){each}; in square brackets their 95 % intervals over sets of "
+            "concepts (over seeds where there is one set), by Student's t, wide where there are few, which one cell or "
+            "equal cells do not have. Time is the edit's, memory the process's peak, changed counts the "
             "parameters that differ from the original's, and size is what these take."
         )
 

@@ -35,7 +35,7 @@ class Fate:
 
 @dataclass(frozen=True)
 class Square:
-    """A method under a link, over cells; the intervals of a single cell are those over its pictures."""
+    """A method under a link, over sets of concepts; the intervals of a single cell are those over its pictures."""
 
     erased: Interval | None
     kept: Interval | None
@@ -65,7 +65,8 @@ class FatesReport:
     def _square(self, method: str, link: str) -> Square:
         mine = [f for f in self.fates if f.method == method and f.link == link]
         have = [f for f in mine if f.figures is not None]
-        mean = lambda found: found[0] if len(found) == 1 else over([i and i.value for i in found])
+        mean = lambda found: found[0] if len(found) == 1 else over([i and i.value for i in found], sets)
+        sets = [" + ".join(f.concepts) for f in have]
         erased, kept = (mean([f.interval(name) for f in have]) for name in ("erased", "kept"))
         broken = sum(bool((f.figures or {}).get("breaks")) for f in have)
         return Square(erased, kept, broken, len(have), next((f.why for f in mine if f.why), ""))
@@ -86,8 +87,8 @@ class FatesReport:
         line = lambda cells: "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
         text = "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
         told = (
-            "Erased, with its 95 % interval over cells (of one cell over its pictures); in brackets what is kept of "
-            "other concepts, and the cells."
+            "Erased, with its 95 % interval over sets of concepts (of one cell over its pictures); in brackets what is "
+            "kept of other concepts, and the cells."
         )
         why = [f"- {method}, {link}: {why}" for method, link, why in self.refused]
         return "\n\n".join([text, told, *(["Not measured:", "\n".join(why)] if why else [])]) + "\n"

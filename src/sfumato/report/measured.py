@@ -29,7 +29,7 @@ class Row:
         near, far: share of retained words near the concept, and of others, that are still drawn.
         seconds: of the edit.
         cells: how many were measured.
-        intervals: column -> the 95 % interval over cells, where there is one.
+        intervals: column -> the 95 % interval over sets of concepts, where there is one.
     """
 
     erased: float | None
@@ -41,7 +41,7 @@ class Row:
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def interval(self, column: str) -> Interval | None:
-        """A share with its interval over cells."""
+        """A share with its interval over sets of concepts."""
         share, (low, high) = getattr(self, column), self.intervals.get(column, (None, None))
         return None if share is None else Interval(share, low, high, self.cells)
 

@@ -49,7 +49,7 @@ def models(root: Path) -> list[Path]:
 
 def ledger(folder: Path | None = None) -> str:
     """The ledger's results as a table, by default those that come with the package; with what is not measured yet."""
-    from sfumato.ledger.core import RECORDS
+    from sfumato.ledger.core import DAGGER, FEW, RECORDS
 
     folder = folder or RECORDS
     rows, measured = [], set()
@@ -63,7 +63,8 @@ def ledger(folder: Path | None = None) -> str:
         measured.add(record["name"])
         rows += found
     others = [name for name in dict.fromkeys(m.ledger for m in catalog.METHODS if m.ledger) if name not in measured]
-    rest = f"<p class='note'>Not measured here: {text(', '.join(others))}. Measure one: sfumato ledger NAME</p>"
+    rest = f"Not measured here: {text(', '.join(others))}. Measure one: sfumato ledger NAME. {DAGGER}: {FEW}."
+    rest = f"<p class='note'>{rest}</p>"
     if not rows:
         return f"<p class='note'>There are no results in {text(folder)}.</p>{rest}"
     head = "<tr><th>method</th><th>claim</th><th>effect, 95 % interval</th><th>verdict</th></tr>"
@@ -71,6 +72,8 @@ def ledger(folder: Path | None = None) -> str:
 
 
 def _row(name: str, claim: dict) -> str:
+    from sfumato.ledger.core import said
+
     effect = "{value:+.3g} [{low:+.3g}, {high:+.3g}]".format(**claim["effect"])
-    cells = (claim["sentence"], effect, claim["verdict"])
+    cells = (claim["sentence"], effect, said(claim))
     return f"<tr><th>{text(name)}</th>{''.join(f'<td>{text(c)}</td>' for c in cells)}</tr>"

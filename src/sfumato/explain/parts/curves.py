@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from sfumato.metrics.bootstrap import Estimate, mean_interval
+from sfumato.metrics.bootstrap import Estimate, few_interval
 
 
 def cumulative(wrong: Sequence[float], strengths: Sequence[float], how: Literal["sum", "area"]) -> float:
@@ -41,8 +41,9 @@ def curve(counts: Sequence[int], n: int, seed: int) -> dict[str, Any] | None:
 
 
 def interval(values: Sequence[float], seed: int) -> dict[str, Any]:
-    """The mean and its 95 % bootstrap interval, in JSON's types."""
-    found: Estimate = mean_interval(torch.tensor(values, dtype=torch.float64), torch.Generator().manual_seed(seed))
+    """The mean over runs and its 95 % interval, in JSON's types."""
+    rng = torch.Generator().manual_seed(seed)
+    found: Estimate = few_interval(torch.tensor(values, dtype=torch.float64), rng, least=0.0)
     low, high = (None if math.isnan(x) else x for x in (found.low, found.high))
     return {"value": found.value, "low": low, "high": high, "n": found.n}
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.metrics.bootstrap import mean_interval
+from sfumato.metrics.bootstrap import few_interval
 from sfumato.metrics.perceptual import LPIPS, MSE, SSIM_WINDOW, Distance, OneMinusSSIM, lpips_missing
 from sfumato.pipeline import Text2Image
 
@@ -139,9 +139,9 @@ def share_left(
 
 
 def interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """A mean with its 95 % bootstrap interval, as JSON; ends of None where there are too few."""
+    """A mean with its 95 % interval, as JSON; ends of None where there are too few."""
     rng = torch.Generator().manual_seed(seed)
-    made = mean_interval(torch.tensor(values, dtype=torch.float64), rng, resamples=2000)
+    made = few_interval(torch.tensor(values, dtype=torch.float64), rng, least=0.0)
     ends = {"low": made.low, "high": made.high}
     return {"value": made.value, "n": made.n, **{k: None if v != v else v for k, v in ends.items()}}
 
