@@ -57,8 +57,8 @@ def prompt_schedule(
 class Composing(Interceptor):
     """Tells a pipeline's network, in the conditional rows, what the time's resolution is to show.
 
-    Levels are those of the picture that is drawn: where a smaller one corrects it, as in upsample guidance, both are told
-    the same.
+    Levels are those of the picture that is drawn: a smaller one that corrects it, as in upsample guidance, is told the
+    same.
 
     Attributes:
         told: how many calls each level was given, not counting those for smaller pictures.
