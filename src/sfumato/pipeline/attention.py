@@ -32,7 +32,8 @@ class AttentionRecord:
         calls: one entry per call of the network, oldest first: site -> probabilities, shaped
             (batch, heads, queries, keys), still in the graph if the call was. Queries run over the rows of a
             square feature map with side ``site.resolution``; keys of cross-attention are the prompt's
-            tokens. In joint attention both run over the prompt's tokens, and then the feature map.
+            tokens. In joint attention both run over the prompt's tokens, and then the feature map. Z-Image pads the
+            latter to a multiple of 32.
         rows: for each of them, which rows of the batch are conditional; None where there was no guidance.
         steps: for each of them, the number of the sampling step, from 0; None outside of sampling.
     """

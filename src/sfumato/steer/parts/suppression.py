@@ -103,6 +103,7 @@ class Suppression(Interceptor):
 
     Args:
         rows: which tokens of each prompt belong to which concept.
+        side: of the latent at the default picture size.
         steps: shares of the run, from which to which to act.
         options: of `ctnms`.
     """
@@ -110,10 +111,11 @@ class Suppression(Interceptor):
     def __init__(
         self,
         rows: Callable[[Conditioning], Bool[Tensor, "batch concept length"]],
+        side: int,
         steps: tuple[float, float],
         options: Mapping[str, Any],
     ):
-        self.rows, self.steps, self.options = rows, steps, {**options, "renorm": False}
+        self.rows, self.side, self.steps, self.options = rows, side, steps, {**options, "renorm": False}
         self.renorm = options["renorm"]
         self._current: tuple[Bool[Tensor, "picture concept length"], tuple[int, int]] | None = None
 
@@ -145,12 +147,17 @@ class Suppression(Interceptor):
         # Rows of several steps may be one batch, picture by picture inside each half.
         picture = torch.arange(len(which), device=member.device) % len(member)
         member = F.pad(member, (0, length - member.shape[-1]))[picture].to(probs.device)
-        before = probs[which, :, text:]
-        maps = before[..., :length].unflatten(2, grid(before.shape[2], *sides))
+        if text:  # some networks pad the picture's tokens: those that are of no pixel stand behind
+            sides = site.resolution * sides[0] // self.side, site.resolution * sides[1] // self.side
+        else:
+            sides = grid(probs.shape[2], *sides)
+        pixels = slice(text, text + sides[0] * sides[1])
+        before = probs[which, :, pixels]
+        maps = before[..., :length].unflatten(2, sides)
         maps = ctnms(maps, member[:, None], **self.options).flatten(2, 3)
         after = torch.cat([maps, before[..., length:]], dim=-1)
         if self.renorm:
             after = after / after.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(after.dtype).tiny)
         changed = probs.clone()
-        changed[which, :, text:] = after
+        changed[which, :, pixels] = after
         return changed
