@@ -156,6 +156,22 @@ def test_a_pipelines_importance_is_its_slope_and_modes_agree_on_what_they_see(do
     assert nothing.abs().max() == 0
 
 
+def test_an_adapter_whose_gate_is_shut_takes_no_part(tiny_sd):
+    pipe = tiny_sd.copy()
+    z, cond, edit = torch.randn(1, *pipe.latent_shape(), generator=rng()), pipe.encode("a red star"), GradSAM(**SMALL)
+    (site,), columns = sites_of(pipe), pipe.find(cond, "star")[0]
+    ask = lambda mode: attention_importance(pipe, z, 0.5, cond, columns, site, mode)
+    bare, plain = {mode: ask(mode) for mode in ("scaling", "column", "attention")}, edit.edit(pipe, given()).strips
+    adapter = pipe.add_adapter("other", rank=2, alpha=20.0, generator=rng())
+    for up in adapter.up.values():
+        torch.nn.init.normal_(up, std=0.3, generator=rng(1))
+    assert not torch.allclose(ask("scaling"), bare["scaling"], rtol=0.1)
+    adapter.gate = lambda cond: torch.zeros(len(cond))
+    for mode, due in bare.items():
+        torch.testing.assert_close(ask(mode), due, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(edit.edit(pipe, given()).strips, plain, rtol=0, atol=1e-6)
+
+
 SMALL = {"sampling_steps": 4, "subjects": ("star",), "strength": 1.0}
 
 

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.anatomy import Site
+from sfumato.pipeline.sampling import gated
 from sfumato.sample import predict
 
 from .importance import Rectifier, Response, by_attention, by_column, by_element, by_scaling, laid_out
@@ -63,7 +64,7 @@ def attention_importance(
     element.
     """
     here, z = lambda other: other.name == site.name, z.contiguous()
-    with sdpa_kernel(SDPBackend.MATH):
+    with gated(pipe, cond), sdpa_kernel(SDPBackend.MATH):
         seen: list[tuple[Tensor, int]] = []
 
         def note(at: Site, probs: Tensor) -> Tensor:
