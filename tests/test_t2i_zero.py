@@ -10,9 +10,10 @@ import torch
 
 from sfumato import cli
 from sfumato.errors import BadInput
+from sfumato.pipeline.attention import grid
 from sfumato.pipeline.conditioning import Role
 from sfumato.steer.parts.concepts import Concepts, phrases
-from sfumato.steer.parts.suppression import grid, smooth
+from sfumato.steer.parts.suppression import smooth
 from sfumato.steer.t2i_zero import T2IZero, cbs, ctnms, similarities
 
 PROMPT = "a red star and a blue circle"

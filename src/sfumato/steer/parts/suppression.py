@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from sfumato.pipeline import Conditioning
 from sfumato.pipeline.anatomy import Call, Site
+from sfumato.pipeline.attention import pixels_of
 from sfumato.pipeline.steering import Forward, Interceptor, Run
 
 from .retelling import heard
@@ -92,12 +92,6 @@ def _members(concepts: Any, maps: Tensor) -> Bool[Tensor, "*#batch concept token
     return member
 
 
-def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
-    """The sides of a feature map with so many pixels, of all that there could be the nearest to a latent's shape."""
-    sides = [(h, pixels // h) for h in range(1, pixels + 1) if pixels % h == 0]
-    return min(sides, key=lambda s: abs(math.log(s[0] * width / (s[1] * height))))
-
-
 class Suppression(Interceptor):
     """`ctnms` at attention sites, in the conditional rows of the calls of a run.
 
@@ -147,11 +141,7 @@ class Suppression(Interceptor):
         # Rows of several steps may be one batch, picture by picture inside each half.
         picture = torch.arange(len(which), device=member.device) % len(member)
         member = F.pad(member, (0, length - member.shape[-1]))[picture].to(probs.device)
-        if text:  # some networks pad the picture's tokens: those that are of no pixel stand behind
-            sides = site.resolution * sides[0] // self.side, site.resolution * sides[1] // self.side
-        else:
-            sides = grid(probs.shape[2], *sides)
-        pixels = slice(text, text + sides[0] * sides[1])
+        pixels, sides = pixels_of(site, probs.shape[2], sides, self.side)
         before = probs[which, :, pixels]
         maps = before[..., :length].unflatten(2, sides)
         maps = ctnms(maps, member[:, None], **self.options).flatten(2, 3)
