@@ -12,6 +12,7 @@ from sfumato import cli
 from sfumato.errors import BadInput
 from sfumato.pipeline.attention import grid
 from sfumato.pipeline.conditioning import Role
+from sfumato.steer.faster_diffusion import FasterDiffusion
 from sfumato.steer.parts.concepts import Concepts, phrases
 from sfumato.steer.parts.suppression import smooth
 from sfumato.steer.t2i_zero import T2IZero, cbs, ctnms, similarities
@@ -270,6 +271,19 @@ def test_pixels_lie_where_they_are_also_behind_padding(tiny_zimage, sides):
         maps = before[:, :, text:end, :text].unflatten(2, sides)
         due[:, :, text:end, :text] = ctnms(maps, member[None, None]).flatten(2, 3)
         assert torch.equal(after, due) and not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("steps", [(0.0, 0.5), (0.5, 1.0), (0.3, 0.8)])
+def test_steps_decoded_ahead_are_suppressed_where_they_are_to_be(tiny_sd, steps):
+    patch = T2IZero(cbs_strength=0.0, ctnms_steps=steps)
+
+    def draw(mode: str) -> torch.Tensor:
+        with FasterDiffusion(every=4, alpha=0.0, mode=mode).patch(tiny_sd) as told, patch.patch(tiny_sd):
+            drawn = tiny_sd.draw(PROMPT, 0, sampling_steps=6, cfg_scale=3.0, scheduler="ddim")
+        assert told["encoder_runs"] == 2 and told["decoder_runs"] <= (6 if mode == "serial" else 4)
+        return drawn
+
+    torch.testing.assert_close(draw("parallel"), draw("serial"), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])

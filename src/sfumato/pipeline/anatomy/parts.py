@@ -141,6 +141,7 @@ class Call:
         step: the number of the sampling step, from 0; None outside of sampling.
         encoded: gives `said`.
         larger: the number of the call that this one, for a smaller picture, is made for; None where it is for none.
+        until: the step from which on attention is changed otherwise than in this one; None: in none of the run.
     """
 
     anatomy: Called
@@ -151,6 +152,7 @@ class Call:
     step: int | None = None
     encoded: Callable[[], Conditioning | None] = lambda: None
     larger: Tensor | float | None = None
+    until: int | None = None
 
     @property
     def network(self) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -119,8 +120,11 @@ class Suppression(Interceptor):
     def predict(self, forward: Forward, call: Call, run: Run | None) -> Tensor:
         if run is None or (call.rows is not None and not bool(call.rows.any())):
             return forward(call)
-        share = run.index / len(run.timesteps)
-        if not self.steps[0] <= share < self.steps[1]:
+        acts = [self.steps[0] <= i / len(run.timesteps) < self.steps[1] for i in range(len(run.timesteps))]
+        # Who decodes later steps together with this one is to go no further.
+        until = next((i for i in range(run.index, len(acts)) if acts[i] != acts[run.index]), None)
+        call = replace(call, until=until)
+        if not acts[run.index]:
             return forward(call)
         height, width = call.z.shape[-2:]
         self._current = self.rows(heard(call)), (height, width)
