@@ -381,6 +381,19 @@ def test_a_models_chromatogram_on_the_command_line(tiny_sd, tmp_path, capsys):
     assert "never made" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd3", "tiny_flux"])
+def test_the_steps_of_an_analysis_are_those_of_a_run(request, family):
+    p, method = request.getfixturevalue(family), ResolutionChromatography(levels=(1, 4))
+    at, _ = measure(p, ["a red star"], [0, 1], 4)
+    rows = method.analyse(p, None, [0], 4).tables["steps"]
+    assert [row["time"] for row in rows] == pytest.approx(at.tolist(), abs=1e-9)
+    end = float(p.walk(4)[-1])
+    assert end == pytest.approx(p.cleanest if "set_alpha_to_one" in p.pipe.scheduler.config else 0.0)
+    due = signal(p.process.schedule.logsnr(torch.tensor([*at.tolist(), end], dtype=torch.float64)), (1, 4)).diff(dim=1)
+    for level, name in zip(due, [x for x in rows[0] if " x " in x], strict=True):
+        assert [row[name] for row in rows] == pytest.approx(level.tolist(), abs=1e-9)
+
+
 def test_the_chromatogram_of_a_published_schedule_needs_no_prompt():
     found = ResolutionChromatography(schedule="edm", levels=(1, 4)).analyse(pixels(), None, [0], 5)
     assert [row["level"] for row in found.tables["levels"]] == [1, 4] and not found.notes
