@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfumato.edit import Riemannian
+from sfumato.edit import Pullback, Riemannian
 from sfumato.edit.base import Given
 from sfumato.edit.parts.directions import FILE
 from sfumato.edit.parts.geometry import dense_basis, geodesic_distance, local_basis, projected, pushed, unit
@@ -289,6 +289,12 @@ def test_what_has_no_deviation_is_shifted_only(per_channel):
     flat = plain[:, None, None].expand(3, 4, 4)
     mean = like.mean((-2, -1) if per_channel else (-3, -2, -1), keepdim=True)
     torch.testing.assert_close(matched(flat, like, per_channel), mean.expand(3, 4, 4), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [Pullback, Riemannian])
+def test_fresh_noise_is_refused_for_flows_before_anything_is_computed(tiny_sd3, method):
+    with pytest.raises(BadInput, match="leave boost out"):
+        method(**method.EXAMPLE, boost=0.2).check(tiny_sd3, Given(("a red star",), (0,)))
 
 
 @pytest.mark.parametrize(
