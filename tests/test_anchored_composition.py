@@ -171,6 +171,17 @@ def test_an_inverted_anchor_comes_back(tiny_sd):
     assert off[1] < off[0] / 2  # first order: the fourth part, once steps are small
 
 
+def test_an_adapter_whose_gate_is_shut_takes_no_part_in_the_inversion(tiny_sd):
+    pipe, rng = tiny_sd.copy(), torch.Generator().manual_seed(0)
+    bare = begin(pipe, PICTURES[0], 0.5, "inverted", 4)[0][0]
+    adapter = pipe.add_adapter("other", rank=2, alpha=20.0, generator=rng)
+    for up in adapter.up.values():
+        torch.nn.init.normal_(up, std=0.3, generator=rng)
+    assert not torch.allclose(begin(pipe, PICTURES[0], 0.5, "inverted", 4)[0][0], bare, rtol=1e-2)
+    adapter.gate = lambda cond: torch.zeros(len(cond))
+    torch.testing.assert_close(begin(pipe, PICTURES[0], 0.5, "inverted", 4)[0][0], bare, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["noised", "raw", "inverted"])
 def test_composed_pictures_say_where_they_are_from(made, tmp_path, mode):
     first, second = compose(made, PICTURES[0], "a <m1> star", [0, 1], mode=mode, **QUICK)

@@ -134,6 +134,12 @@ def test_the_conditional_half_is_told_the_projected_rows(request, family):
     assert told["cosines"].keys() == {"a", "red", "star", "and", "blue", "circle"}
 
 
+def test_from_a_prompt_without_words_nothing_is_taken(tiny_sd):
+    with DECOR(undesired=("red",), rows="words").patch(tiny_sd) as told:
+        assert torch.equal(drawn(tiny_sd, ""), drawn(tiny_sd, tiny_sd.encode("")))
+    assert told["energy taken away"] == 0.0
+
+
 def test_which_rows_are_projected(tiny_sd):
     p = tiny_sd
     cond, alone = p.encode(PROMPT), p.encode("red")

@@ -265,6 +265,25 @@ def test_times_and_noise_belong_to_the_picture(tiny_sd):
     torch.testing.assert_close(residuals(tiny_sd, cond, rngs(2))(z[1:]), both[1:], rtol=1e-4, atol=1e-5)
 
 
+def test_an_adapter_whose_gate_is_shut_takes_no_part(tiny_sd):
+    pipe, z = tiny_sd.copy(), rand(2, *tiny_sd.latent_shape(), seed=8).float()
+    rngs = lambda: [torch.Generator().manual_seed(s) for s in (1, 2)]
+    drawn = {"at": torch.arange(2), "t": torch.tensor([0.4, 0.7]), "eps": z.flip(0)}
+
+    def found():
+        with pipe.add_token("<p0>", "star") as token:
+            learned = mimicry.Word(pipe, token, z).loss(drawn, rngs()[0])[0]
+        return residuals(pipe, pipe.encode("art"), rngs())(z), learned
+
+    bare, adapter = found(), pipe.add_adapter("other", rank=2, alpha=20.0, generator=rngs()[0])
+    for up in adapter.up.values():
+        torch.nn.init.normal_(up, std=0.3, generator=rngs()[1])
+    assert not any(torch.allclose(a, b, rtol=1e-3) for a, b in zip(found(), bare, strict=True))
+    adapter.gate = lambda cond: torch.zeros(len(cond))
+    for made, due in zip(found(), bare, strict=True):
+        torch.testing.assert_close(made, due, rtol=1e-5, atol=1e-6)
+
+
 def test_the_posterior_of_an_autoencoder_of_frames_is_that_of_one_frame(tiny_qwen):
     x = rand(1, 3, tiny_qwen.size, tiny_qwen.size).float()
     with torch.no_grad():

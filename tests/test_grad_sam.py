@@ -119,9 +119,9 @@ def test_the_official_mask_is_one_box_of_sums():
 
 
 def test_scores_of_queries_become_those_of_a_latent():
-    made = laid_out(torch.tensor([0.0, 1, 2, 4]), (3, 4, 4))
+    made = laid_out(torch.tensor([[0.0, 1], [2, 4]]), (3, 4, 4))
     assert made.shape == (3, 4, 4) and float(made.max()) == 1 and torch.equal(made[0], made[2])
-    assert laid_out(torch.zeros(4), (1, 4, 4)).abs().max() == 0
+    assert laid_out(torch.zeros(2, 2), (1, 4, 4)).abs().max() == 0
     a, b = randn(2, 3), randn(2, 3, seed=1)
     assert torch.equal(kept(a, b, torch.ones(2, 3, dtype=torch.bool)), a)
 
@@ -154,6 +154,46 @@ def test_a_pipelines_importance_is_its_slope_and_modes_agree_on_what_they_see(do
         assert ask(mode).shape == z.shape[1:] and float(ask(mode).max()) == pytest.approx(1)
     nothing = attention_importance(double, z, 0.6, cond, torch.zeros_like(columns), site)
     assert nothing.abs().max() == 0
+
+
+@pytest.mark.parametrize("sides", [(9, 9), (9, 13)])
+def test_no_query_is_left_out_at_sides_that_do_not_halve(tiny_sdxl, sides):
+    """A U-Net makes 5 of 9 and 7 of 13, more than half."""
+    pipe, z = tiny_sdxl, torch.randn(1, 4, *sides, generator=rng())
+    cond = pipe.encode("a red star")
+    (site,), columns = sites_of(pipe), pipe.find(cond, "star")[0]
+    here, seen = lambda other: other.name == site.name, []
+    with torch.no_grad(), pipe.edit_attention(lambda _, probs: seen.append(probs[0]) or probs, None, here):
+        pipe.denoiser(z, 0.5, cond)
+    w, rows = seen[0], tuple((x + 1) // 2 for x in sides)
+    assert w.shape[1] == rows[0] * rows[1]
+    where = columns.expand(w.shape[1:])
+
+    def respond(added: torch.Tensor) -> torch.Tensor:
+        with pipe.edit_attention(lambda _, probs: probs + added[None], None, here):
+            return pipe.denoiser.predict(z, 0.5, cond, "eps")[0]
+
+    made = attention_importance(pipe, z, 0.5, cond, columns, site)
+    torch.testing.assert_close(made, by_scaling(respond, w, where), rtol=1e-4, atol=1e-6)
+    due = F.interpolate(by_attention(w, where).view(1, 1, *rows), sides, mode="bilinear", align_corners=False)[0]
+    made = attention_importance(pipe, z, 0.5, cond, columns, site, "attention")
+    torch.testing.assert_close(made, (due / due.max()).expand_as(z[0]))
+
+
+def test_an_adapter_whose_gate_is_shut_takes_no_part(tiny_sd):
+    pipe = tiny_sd.copy()
+    z, cond, edit = torch.randn(1, *pipe.latent_shape(), generator=rng()), pipe.encode("a red star"), GradSAM(**SMALL)
+    (site,), columns = sites_of(pipe), pipe.find(cond, "star")[0]
+    ask = lambda mode: attention_importance(pipe, z, 0.5, cond, columns, site, mode)
+    bare, plain = {mode: ask(mode) for mode in ("scaling", "column", "attention")}, edit.edit(pipe, given()).strips
+    adapter = pipe.add_adapter("other", rank=2, alpha=20.0, generator=rng())
+    for up in adapter.up.values():
+        torch.nn.init.normal_(up, std=0.3, generator=rng(1))
+    assert not torch.allclose(ask("scaling"), bare["scaling"], rtol=0.1)
+    adapter.gate = lambda cond: torch.zeros(len(cond))
+    for mode, due in bare.items():
+        torch.testing.assert_close(ask(mode), due, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(edit.edit(pipe, given()).strips, plain, rtol=0, atol=1e-6)
 
 
 SMALL = {"sampling_steps": 4, "subjects": ("star",), "strength": 1.0}

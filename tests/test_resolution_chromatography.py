@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from sfumato.nets import UNet, VideoUNet
 from sfumato.noise import Cosine, DiscreteSchedule, GaussianProcess, Karras, RectifiedFlow, ScaledLinearBeta, Shifted
 from sfumato.noise.analytic import GaussianMixture, MixtureDenoiser
 from sfumato.pipeline import ImageModel, VideoModel
+from sfumato.pipeline.steering import Interceptor
 from sfumato.sample import ddim
 from sfumato.steer import FasterDiffusion, UpsampleGuidance
 from sfumato.steer.parts.cascade import Weighted
@@ -336,6 +338,32 @@ def test_it_nests_with_upsample_guidance(tiny_sd):
         assert torch.equal(draw(), first)
 
 
+@pytest.mark.parametrize("mode", ["switch", "embedding"])
+@pytest.mark.parametrize("upscale", [1, 2, 4])
+def test_small_pictures_are_told_what_the_large_one_is(tiny_sd, mode, upscale):
+    told, steps, scale = {}, 10, max(2, upscale)
+
+    class Watch(Interceptor):
+        def predict(self, forward, call, run):
+            told.setdefault(run.index, []).append((call.z.shape[-1], call.inputs["encoder_hidden_states"]))
+            return forward(call)
+
+    compose = ResolutionChromatography(compose=("2=a blue circle",), mode=mode, upscale=upscale)
+    with ExitStack() as stack:
+        counted = stack.enter_context(compose.patch(tiny_sd))
+        if upscale == 1:
+            stack.enter_context(UpsampleGuidance(eta=1.0).patch(tiny_sd))
+        stack.enter_context(tiny_sd.intercept(Watch(), "features"))  # the innermost
+        tiny_sd.draw("a red star", 0, sampling_steps=steps, size=scale * tiny_sd.size, cfg_scale=1.0, scheduler="ddim")
+    for calls in told.values():
+        assert all(torch.equal(tokens, calls[0][1]) for _, tokens in calls)
+    sides = {side for calls in told.values() for side, _ in calls}
+    assert sides == {tiny_sd.latent_shape()[-1] * n for n in range(1, scale + 1) if scale % n == 0}
+    assert len({float(calls[0][1].sum()) for calls in told.values()}) > 1, "prompts changed on the way"
+    if mode == "switch":
+        assert sum(counted["calls"].values()) == steps
+
+
 # Analysis and bad input
 
 
@@ -351,6 +379,19 @@ def test_a_models_chromatogram_on_the_command_line(tiny_sd, tmp_path, capsys):
     expected = chromatogram(tiny_sd.process.schedule, (1, 2, 4, 8)).peaks.tolist()
     assert peaks == pytest.approx(expected) and (out / "analysis.png").is_file()
     assert "never made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd3", "tiny_flux"])
+def test_the_steps_of_an_analysis_are_those_of_a_run(request, family):
+    p, method = request.getfixturevalue(family), ResolutionChromatography(levels=(1, 4))
+    at, _ = measure(p, ["a red star"], [0, 1], 4)
+    rows = method.analyse(p, None, [0], 4).tables["steps"]
+    assert [row["time"] for row in rows] == pytest.approx(at.tolist(), abs=1e-9)
+    end = float(p.walk(4)[-1])
+    assert end == pytest.approx(p.cleanest if "set_alpha_to_one" in p.pipe.scheduler.config else 0.0)
+    due = signal(p.process.schedule.logsnr(torch.tensor([*at.tolist(), end], dtype=torch.float64)), (1, 4)).diff(dim=1)
+    for level, name in zip(due, [x for x in rows[0] if " x " in x], strict=True):
+        assert [row[name] for row in rows] == pytest.approx(level.tolist(), abs=1e-9)
 
 
 def test_the_chromatogram_of_a_published_schedule_needs_no_prompt():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from sfumato.edit import Riemannian
+from sfumato.edit import Pullback, Riemannian
 from sfumato.edit.base import Given
 from sfumato.edit.parts.directions import FILE
 from sfumato.edit.parts.geometry import dense_basis, geodesic_distance, local_basis, projected, pushed, unit
@@ -65,6 +66,21 @@ def test_over_a_flat_map_a_geodesic_is_a_straight_line(how):
     assert sum(path_length([dense_basis(f, p, 3).u for p in points])) < 1e-8
     inside = unit(basis.u[0] + 2 * basis.u[2])
     torch.testing.assert_close(projected(inside, dense_basis(f, points[-1], 3)), inside)
+
+
+@pytest.mark.parametrize("how", ["gradient", "inverse", "flat"])
+def test_over_a_flat_map_a_global_direction_is_a_straight_line_from_its_first_move(how):
+    a = torch.tensor([8.0, 3, 1, 0.3], dtype=torch.float64)[:, None] * randn(4, 12, seed=1)
+
+    class Flat(Riemannian):
+        def f(self, pipe, time, cond):
+            return lambda rows: rows.flatten(1) @ a.T
+
+    edit, mixed = Flat(carry=how, rank=4, moves=4, stops=4, length=4.0, normalise="none"), randn(1, 4, seed=2)
+    points = edit.moved(SimpleNamespace(adapters={}), randn(3, 2, 2), 0.9, None, (mixed, [])).latents[0]
+    moves = points.diff(dim=0)
+    torch.testing.assert_close(moves, moves[:1].expand_as(moves), rtol=0, atol=1e-8)
+    torch.testing.assert_close(moves.flatten(1).norm(dim=1), torch.ones(8, dtype=torch.float64))
 
 
 def test_one_move_is_the_plain_step(net):
@@ -273,6 +289,12 @@ def test_what_has_no_deviation_is_shifted_only(per_channel):
     flat = plain[:, None, None].expand(3, 4, 4)
     mean = like.mean((-2, -1) if per_channel else (-3, -2, -1), keepdim=True)
     torch.testing.assert_close(matched(flat, like, per_channel), mean.expand(3, 4, 4), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [Pullback, Riemannian])
+def test_fresh_noise_is_refused_for_flows_before_anything_is_computed(tiny_sd3, method):
+    with pytest.raises(BadInput, match="leave boost out"):
+        method(**method.EXAMPLE, boost=0.2).check(tiny_sd3, Given(("a red star",), (0,)))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import torch
 
 from sfumato import cli
 from sfumato.errors import BadInput
+from sfumato.pipeline.attention import grid
 from sfumato.pipeline.conditioning import Role
+from sfumato.steer.faster_diffusion import FasterDiffusion
 from sfumato.steer.parts.concepts import Concepts, phrases
-from sfumato.steer.parts.suppression import grid, smooth
+from sfumato.steer.parts.suppression import smooth
 from sfumato.steer.t2i_zero import T2IZero, cbs, ctnms, similarities
 
 PROMPT = "a red star and a blue circle"
@@ -231,17 +233,57 @@ def test_in_conditional_rows_every_pixel_attends_to_one_concept(request, family)
     kind = "cross" if "cross" in {s.kind for s in p.anatomy.sites()} else "joint"
     patch = T2IZero(cbs_strength=0.0, ctnms_steps=(0.0, 0.5))
     rows = Concepts(p).rows(p.encode(PROMPT))[0]
+    padding = 16 if family == "tiny_zimage" else 0  # its 16 pixels are filled up to 32
     with patch.patch(p), p.record_attention(kind, keep=None) as seen:
         p.draw([PROMPT], [1], sampling_steps=2, cfg_scale=3.0, negative=PROMPT)
     for call, conditional, step in zip(seen.calls, seen.rows, seen.steps, strict=True):
         for site, probs in call.items():
-            pixels = probs[:, :, -(site.resolution**2) :]  # in joint attention the text stands before them
+            end = probs.shape[2] - padding
+            pixels = probs[:, :, end - site.resolution**2 : end]  # in joint attention the text stands before them
+            torch.testing.assert_close(probs[:, :, end:].sum(-1), torch.ones_like(probs[:, :, end:, 0]))
             left = torch.stack([(pixels[..., : rows.shape[1]] * r[: pixels.shape[-1]]).sum(-1) > 0 for r in rows])
             several = left.all(0)
             assert not several[conditional].any() if step == 0 else several[conditional].any(), site
             assert several[~conditional].any()
             sums = pixels.sum(-1)
             torch.testing.assert_close(sums[~conditional], torch.ones_like(sums[~conditional]))
+
+
+@pytest.mark.parametrize("sides", [(4, 4), (6, 6), (4, 6)])
+def test_pixels_lie_where_they_are_also_behind_padding(tiny_zimage, sides):
+    """Z-Image fills 16 or 24 pixels up to 32, 36 up to 64."""
+    p = tiny_zimage.copy()
+    p.pipe.set_progress_bar_config(disable=True)
+    rows, seen = Concepts(p).rows(p.encode(PROMPT))[0], []
+
+    def note(site, probs):
+        seen.append((site.text, probs))
+        return probs
+
+    size = {"height": 4 * sides[0], "width": 4 * sides[1], "num_inference_steps": 1, "guidance_scale": 0.0}
+    patch = T2IZero(cbs_strength=0.0, ctnms_steps=(0.0, 1.0))
+    with p.edit_attention(note, "joint"), patch.patch(p), p.edit_attention(note, "joint"):
+        p(PROMPT, **size, output_type="latent")
+    for (text, before), (_, after) in zip(seen[::2], seen[1::2], strict=True):
+        member = torch.nn.functional.pad(rows, (0, text - rows.shape[1]))
+        due, end = before.clone(), text + sides[0] * sides[1]
+        assert before.shape[2] > end
+        maps = before[:, :, text:end, :text].unflatten(2, sides)
+        due[:, :, text:end, :text] = ctnms(maps, member[None, None]).flatten(2, 3)
+        assert torch.equal(after, due) and not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("steps", [(0.0, 0.5), (0.5, 1.0), (0.3, 0.8)])
+def test_steps_decoded_ahead_are_suppressed_where_they_are_to_be(tiny_sd, steps):
+    patch = T2IZero(cbs_strength=0.0, ctnms_steps=steps)
+
+    def draw(mode: str) -> torch.Tensor:
+        with FasterDiffusion(every=4, alpha=0.0, mode=mode).patch(tiny_sd) as told, patch.patch(tiny_sd):
+            drawn = tiny_sd.draw(PROMPT, 0, sampling_steps=6, cfg_scale=3.0, scheduler="ddim")
+        assert told["encoder_runs"] == 2 and told["decoder_runs"] <= (6 if mode == "serial" else 4)
+        return drawn
+
+    torch.testing.assert_close(draw("parallel"), draw("serial"), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sd3"])

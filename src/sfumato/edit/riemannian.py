@@ -177,7 +177,11 @@ class Riemannian(Traversal):
             if max(wanted) >= len(kept):
                 raise BadInput(f"there are {len(kept)} directions, counted from 0: there is no {max(wanted)}")
             u = torch.stack([projected(x, basis) for x in kept.to(z)[wanted]])
-            v = torch.stack([transported(x, basis, pinv=self.carry != "flat") for x in u])
+            # As they will be carried: u is none of this picture's singular vectors, and v would turn at the first move.
+            if self.carry == "gradient":
+                v = torch.stack([by_gradient(f, z, x)[1] for x in u])
+            else:
+                v = torch.stack([transported(x, basis, pinv=self.carry == "inverse") for x in u])
         told |= {"sigma": basis.sigma.tolist()}
         tracks = []
         with gated(pipe, cond):

@@ -7,6 +7,7 @@ were entered: each sees what the earlier ones have made of the attention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ class AttentionRecord:
         calls: one entry per call of the network, oldest first: site -> probabilities, shaped
             (batch, heads, queries, keys), still in the graph if the call was. Queries run over the rows of a
             square feature map with side ``site.resolution``; keys of cross-attention are the prompt's
-            tokens. In joint attention both run over the prompt's tokens, and then the feature map.
+            tokens. In joint attention both run over the prompt's tokens, and then the feature map. Z-Image pads the
+            latter to a multiple of 32.
         rows: for each of them, which rows of the batch are conditional; None where there was no guidance.
         steps: for each of them, the number of the sampling step, from 0; None outside of sampling.
     """
@@ -51,6 +53,26 @@ class AttentionRecord:
         """The latest call's probabilities of its conditional rows; of all where there was no guidance."""
         rows = self.rows[-1]
         return self.maps if rows is None else {site: probs[rows] for site, probs in self.maps.items()}
+
+
+def pixels_of(site: Site, queries: int, latent: tuple[int, int], side: int) -> tuple[slice, tuple[int, int]]:
+    """Which queries of the call in progress are pixels, and height and width of the feature map that they are.
+
+    Args:
+        latent: height and width of the call's latent.
+        side: of the latent at the default picture size, `Anatomy.side`.
+    """
+    if site.kind != "joint":
+        return slice(0, queries), grid(queries, *latent)
+    # Not by their number: behind the pixels there may be padding.
+    height, width = (site.resolution * x // side for x in latent)
+    return slice(site.text, site.text + height * width), (height, width)
+
+
+def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
+    """The sides of a feature map with so many pixels, of all that there could be the nearest to a latent's shape."""
+    sides = [(h, pixels // h) for h in range(1, pixels + 1) if pixels % h == 0]
+    return min(sides, key=lambda s: abs(math.log(s[0] * width / (s[1] * height))))
 
 
 @contextmanager

@@ -237,6 +237,7 @@ class Text2Image(Organs):
 
     draw = sampling.draw
     invert = sampling.invert
+    walk = sampling.walk
     trajectory = sampling.trajectory
     states = sampling.states
 

@@ -332,6 +332,10 @@ class Model(ABC):
             cond: what the denoiser is told on the way; as many rows, or one for all.
         """
 
+    @abstractmethod
+    def walk(self, sampling_steps: int) -> Float[Tensor, "steps+1"]:
+        """The times that a deterministic draw in so many steps visits, the noisiest first, and that of its end."""
+
     # Copies and files
 
     @abstractmethod

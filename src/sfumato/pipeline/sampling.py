@@ -164,12 +164,7 @@ def invert(
     p: Organs, z: Float[Tensor, "n channel h w"], cond: Condition, sampling_steps: int
 ) -> Float[Tensor, "n channel h w"]:
     """See `Model.invert`: back along the times of the pipeline's deterministic scheduler, "ddim"."""
-    solver = make_scheduler(p, "ddim")
-    sampling_steps = _check(p, sampling_steps)
-    p.clock.begin(solver, sampling_steps, tuple(z.shape))
-    # Where the last step of a draw ends: some tables keep their least noise.
-    end = 0.0 if solver.config.get("set_alpha_to_one", True) else p.cleanest
-    visited = [p.clock.time(t) for t in solver.timesteps.flip(0)]
+    end, *visited = reversed(_visited(p, sampling_steps, tuple(z.shape)))
     if end >= visited[0]:  # a draw's last step begins there already, and changes nothing
         end, *visited = visited
     if not visited:
@@ -178,6 +173,20 @@ def invert(
     cond = cond.repeat(len(z)) if len(cond) == 1 else cond
     with gated(p, cond):
         return inverted(p.denoiser, z, times, cond)
+
+
+def walk(p: Organs, sampling_steps: int) -> Float[Tensor, "steps+1"]:
+    """See `Model.walk`: the times of the pipeline's deterministic scheduler, "ddim", at the default picture size."""
+    return torch.tensor(_visited(p, sampling_steps, p.latent_shape()), dtype=torch.float64)
+
+
+def _visited(p: Organs, sampling_steps: int, shape: tuple[int, ...]) -> list[float]:
+    """The times of a deterministic draw of latents of that shape, and where its last step ends."""
+    solver = make_scheduler(p, "ddim")
+    p.clock.begin(solver, _check(p, sampling_steps), shape)
+    # Some tables keep their least noise.
+    end = 0.0 if solver.config.get("set_alpha_to_one", True) else p.cleanest
+    return [*(p.clock.time(t) for t in solver.timesteps), end]
 
 
 def _states(

@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive, below
 from sfumato.pipeline import Conditioning, Text2Image
+from sfumato.pipeline.sampling import gated
 
 from .base import Protection, See
 from .parts.latents import padded
@@ -157,7 +158,9 @@ def residuals(p: Text2Image, cond: Conditioning, generators: list[torch.Generato
         eps = _normal(z.shape[1:], generators).to(z)
         alpha, sigma = p.process.alpha_sigma(t, z)
         noised = alpha * z + sigma * eps
-        return p.process.convert(p.denoiser(noised, t, cond), noised, t, p.denoiser.prediction, "eps") - eps
+        with gated(p, cond):
+            pred = p.denoiser(noised, t, cond)
+        return p.process.convert(pred, noised, t, p.denoiser.prediction, "eps") - eps
 
     return residual
 

@@ -130,8 +130,8 @@ class DECOR(Patch):
             tokens.append(row)
             told.setdefault("cosines", {}).update(self._near(p, cond, i, found))
         projected = torch.stack(tokens)
-        lost = 1 - projected[chosen].float().square().sum() / cond.tokens[chosen].float().square().sum()
-        told["energy taken away"] = round(float(lost), 4)
+        before, left = (float(x[chosen].float().square().sum()) for x in (cond.tokens, projected))
+        told["energy taken away"] = round(1 - left / before, 4) if before else 0.0  # a prompt may have no words
         pooled = cond.pooled
         if self.pooled and pooled is not None:
             pooled = away(pooled, bases.pooled)

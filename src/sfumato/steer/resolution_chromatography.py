@@ -80,7 +80,8 @@ class ResolutionChromatography(Patch):
     Averaged over blocks of m x m elements, the noise of x_t is m times less, so that level m is as clean as a picture
     at SNR(tau_m) = m^2 SNR(t): coarse levels are made first. Its rate is R_m = -dS_m/dt with S_m = sigmoid(lambda +
     2 log m), and rho_m = R_m / sum R_k says which level is being decided. ``--analyse`` writes this chromatogram for
-    the model's schedule or a published one, and for given prompts the one that a run of the model shows.
+    the model's schedule or a published one, what each step of a run makes (of the model's own deterministic one, for a
+    published schedule in equal steps), and for given prompts the one that a run of the model shows.
 
     ``compose`` gives prompts to coarse levels; the prompt that is drawn is that of level 1, the finest. ``upscale``
     draws at that many times the trained size: as in upsample guidance, of which it is the forerunner, the block means
@@ -174,7 +175,10 @@ class ResolutionChromatography(Patch):
             }
             for i, m in enumerate(levels)
         ]  # fmt: skip
-        grid = torch.linspace(1, 0, sampling_steps + 1, dtype=torch.float64)
+        if self.schedule == "model":
+            grid = model.walk(sampling_steps).double()
+        else:  # nobody's sampler: equal steps
+            grid = torch.linspace(1, 0, sampling_steps + 1, dtype=torch.float64)
         steps = step_rates(schedule, grid, levels)
         shown = chromatogram(schedule, levels, grid[:-1]).dominant
         made = [

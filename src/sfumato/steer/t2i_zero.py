@@ -124,7 +124,7 @@ class T2IZero(Patch):
                 options: dict[str, Any] = {"kernel": self.ctnms_kernel, "sigma": self.ctnms_sigma}
                 options |= {"scope": self.ctnms_scope}
                 options |= {"span": self.ctnms_span, "strength": self.ctnms_strength, "renorm": self.ctnms_renorm}
-                suppression = Suppression(concepts.rows, self.ctnms_steps, options)
+                suppression = Suppression(concepts.rows, p.anatomy.side, self.ctnms_steps, options)
                 stack.enter_context(p.intercept(suppression, "attention"))
                 kind = self._kind(p)
                 wanted = lambda site: not self.ctnms_sides or site.resolution in self.ctnms_sides

@@ -26,7 +26,7 @@ from sfumato.foreign import reading
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline import watermark as marks
 from sfumato.pipeline.contract import Noised, Start
-from sfumato.pipeline.sampling import make_scheduler
+from sfumato.pipeline.sampling import gated, make_scheduler
 from sfumato.sample.inversion import invert
 
 Mode = Literal["noised", "raw", "inverted"]
@@ -206,7 +206,9 @@ def begin(
     if mode == "inverted":
         end = 0.0 if solver.config.get("set_alpha_to_one", True) else pipe.cleanest
         back = torch.tensor([end, *times[first:][::-1]], dtype=torch.float64)
-        z = invert(pipe.denoiser, z, back, pipe.unconditional(1))
+        nothing = pipe.unconditional(1)
+        with gated(pipe, nothing):
+            z = invert(pipe.denoiser, z, back, nothing)
     return (z, times[first]), "ddim"
 
 

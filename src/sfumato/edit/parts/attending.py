@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.anatomy import Site
+from sfumato.pipeline.attention import pixels_of
+from sfumato.pipeline.sampling import gated
 from sfumato.sample import predict
 
 from .importance import Rectifier, Response, by_attention, by_column, by_element, by_scaling, laid_out
@@ -63,23 +65,22 @@ def attention_importance(
     element.
     """
     here, z = lambda other: other.name == site.name, z.contiguous()
-    with sdpa_kernel(SDPBackend.MATH):
-        seen: list[tuple[Tensor, int]] = []
+    with gated(pipe, cond), sdpa_kernel(SDPBackend.MATH):
+        seen: list[tuple[Tensor, int, slice, tuple[int, int]]] = []
 
         def note(at: Site, probs: Tensor) -> Tensor:
-            seen.append((probs[0].detach(), at.text if at.kind == "joint" else 0))
+            pixels, sides = pixels_of(at, probs.shape[2], (z.shape[-2], z.shape[-1]), pipe.anatomy.side)
+            seen.append((probs[0].detach(), at.text if at.kind == "joint" else 0, pixels, sides))
             return probs
 
         with torch.no_grad(), pipe.edit_attention(note, None, here):
             pipe.denoiser(z, t, cond)
-        w, text = seen[-1]  # in joint attention the text's queries and keys come first
-        side = site.resolution * z.shape[-1] // pipe.latent_shape()[-1]
-        picture = slice(text, text + side * side)
+        w, text, picture, sides = seen[-1]  # in joint attention the text's queries and keys come first
         where = torch.zeros(w.shape[1:], dtype=torch.bool, device=w.device)
         read = min(text or w.shape[2], len(columns))
         where[picture, :read] = columns[:read].to(w.device)
         if mode == "attention":
-            return laid_out(by_attention(w, where)[picture], z.shape[1:])
+            return laid_out(by_attention(w, where)[picture].view(sides), z.shape[1:])
 
         def respond(added: Tensor) -> Tensor:
             with pipe.edit_attention(lambda _, probs: probs + added[None], None, here):
@@ -90,4 +91,4 @@ def attention_importance(
             return by_scaling(f, w, where, rectifier)
         if mode == "element":
             return by_element(f, w, where, rectifier, chunk)
-        return laid_out(by_column(f, w, where, rectifier)[picture], z.shape[1:])
+        return laid_out(by_column(f, w, where, rectifier)[picture].view(sides), z.shape[1:])

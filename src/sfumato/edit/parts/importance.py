@@ -7,7 +7,6 @@ which queries and keys count: the picture's, and the subject's. Everything runs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -84,11 +83,9 @@ def by_attention(w: Float[Tensor, "head query key"], where: Bool[Tensor, "query 
     return (w * where).sum(2).mean(0)
 
 
-def laid_out(score: Float[Tensor, "query"], shape: tuple[int, int, int]) -> Float[Tensor, "channel height width"]:
-    """Scores of a square grid of queries as those of a latent: bilinear, divided by the largest, all channels alike."""
-    side = math.isqrt(len(score))
-    grid = score.view(1, 1, side, side)
-    grid = F.interpolate(grid, shape[1:], mode="bilinear", align_corners=False)[0]
+def laid_out(score: Float[Tensor, "row column"], shape: tuple[int, int, int]) -> Float[Tensor, "channel height width"]:
+    """Scores of a feature map as those of a latent: bilinear, divided by the largest, all channels alike."""
+    grid = F.interpolate(score[None, None], shape[1:], mode="bilinear", align_corners=False)[0]
     return (grid / grid.amax().clamp_min(torch.finfo(grid.dtype).tiny)).expand(shape).contiguous()
 
 

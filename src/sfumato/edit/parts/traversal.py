@@ -74,7 +74,7 @@ class Traversal(Edit):
     cfg_scale: float = 1.0
     """Guidance of draws; with a picture that is given, anything but 1 (none) loses it."""
     boost: Share = 0.0
-    """Below this time drawing adds fresh noise, as the papers do below 0.2 in pixel models; 0: nowhere."""
+    """Below this time draws add fresh noise, as the papers do below 0.2 in pixel models; 0: nowhere. Not for flows."""
     where: str = "bottleneck"
     """Whose features measure change: the middle block's, or those of a module of the network."""
     chunk: Count = 8
@@ -102,6 +102,8 @@ class Traversal(Edit):
     def check(self, pipe: Text2Image, given: Given) -> None:
         super().check(pipe, given)
         pipe.anatomy.place(self.where)
+        if self.boost and pipe.prediction == "flow":
+            raise BadInput("samplers of a flow add no fresh noise: leave boost out")
 
     def prepared(self, pipe: Text2Image, time: float, size: int | None = None) -> Any:
         """What is the same for all pictures of a size, such as directions of a file; `moved` gets it."""

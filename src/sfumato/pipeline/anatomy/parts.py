@@ -140,6 +140,8 @@ class Call:
         rows: which rows are conditional; None where there is no guidance, or none is known of.
         step: the number of the sampling step, from 0; None outside of sampling.
         encoded: gives `said`.
+        larger: the number of the call that this one, for a smaller picture, is made for; None where it is for none.
+        until: the step from which on attention is changed otherwise than in this one; None: in none of the run.
     """
 
     anatomy: Called
@@ -149,6 +151,8 @@ class Call:
     rows: Bool[Tensor, "batch"] | None = None
     step: int | None = None
     encoded: Callable[[], Conditioning | None] = lambda: None
+    larger: Tensor | float | None = None
+    until: int | None = None
 
     @property
     def network(self) -> nn.Module:

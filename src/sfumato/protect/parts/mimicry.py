@@ -17,6 +17,7 @@ from sfumato.pipeline.contract import Guide
 from sfumato.train.loop import Run
 from sfumato.train.recipe import Loose, Recipe
 from sfumato.train.schedule import Tuning
+from sfumato.train.words import denoising_loss
 
 STRENGTHS = (0.01, 0.05, 0.1, 0.2, 0.3)
 """The paper's, of 100 DDIM steps without guidance."""
@@ -117,12 +118,8 @@ class Word(Recipe):
 
     def loss(self, batch: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         z0 = self.latents[batch["at"].to(self.latents.device)]
-        t, eps = batch["t"].cpu(), batch["eps"].to(z0)
-        alpha, sigma = self.p.process.alpha_sigma(t, z0)
         cond = self.p.encode([f"a photo of {self.token.word}"], grad=True)
-        target = compose(z0, eps, alpha, sigma, self.p.denoiser.prediction)
-        cond = cond[[0] * len(z0)]
-        return (self.p.denoiser(alpha * z0 + sigma * eps, t, cond) - target).square().mean(), {}
+        return denoising_loss(self.p, z0, batch["t"].cpu(), batch["eps"].to(z0), cond[[0] * len(z0)]), {}
 
 
 def imitated(

@@ -22,16 +22,18 @@ def resized(call: Call, z: Tensor, size: tuple[int, int], factors: tuple[int, ..
 
     Args:
         size: (height, width) in pixels that the network is told, where it is told any.
-        factors: by which residuals of a ControlNet are averaged.
+        factors: by which it is smaller, and by which residuals of a ControlNet are averaged; none of the same picture.
     """
     cond = call.cond
     small = cond
     if cond.size_ids is not None and cond.size_ids.shape[1] == 6:  # (original, crop, target); a refiner has others
         small = cond.replace(size_ids=cond.size_ids.new_tensor([[*size, 0, 0, *size]]).expand(len(cond), 6))
     inputs = _changed(call, z, cond, small)
+    larger = call.larger
     if factors:
         inputs |= {name: _pooled(inputs[name], factors) for name in ENCODER_ONLY if inputs.get(name) is not None}
-    return replace(call, z=z, inputs=inputs)
+        larger = call.timestep if larger is None else larger
+    return replace(call, z=z, inputs=inputs, larger=larger)
 
 
 def retold(call: Call, conds: Sequence[Conditioning], weights: Sequence[float]) -> Call:

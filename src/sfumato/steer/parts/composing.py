@@ -57,8 +57,11 @@ def prompt_schedule(
 class Composing(Interceptor):
     """Tells a pipeline's network, in the conditional rows, what the time's resolution is to show.
 
+    Levels are those of the picture that is drawn: a smaller one that corrects it, as in upsample guidance, is told the
+    same.
+
     Attributes:
-        told: how many calls each level was given.
+        told: how many calls each level was given, not counting those for smaller pictures.
     """
 
     def __init__(self, p: Text2Image, prompts: Mapping[int, str], mode: Mode):
@@ -68,14 +71,15 @@ class Composing(Interceptor):
         self.told = {str(m): 0 for m in self.levels}
 
     def predict(self, forward: Forward, call: Call, run: Run | None) -> Tensor:
-        time = self.p.clock.time_of(torch.as_tensor(call.timestep).cpu())
+        number = call.timestep if call.larger is None else call.larger
+        time = self.p.clock.time_of(torch.as_tensor(number).cpu())
         if time.max() != time.min():
             raise BadInput("prompts by resolution need one time for all pictures of a batch")
         weights = shares(self.p.process.logsnr(float(time.max())), self.levels)
         if self.mode == "switch":
             weights = torch.nn.functional.one_hot(weights.argmax(), len(self.levels)).double()
         for m, weight in zip(self.levels, weights.tolist(), strict=True):
-            self.told[str(m)] += weight > 0
+            self.told[str(m)] += weight > 0 and call.larger is None
         own, *others = weights.tolist()
         if own == 1:
             return forward(call)

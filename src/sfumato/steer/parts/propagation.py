@@ -157,6 +157,7 @@ class Propagation(Interceptor):
                 self._count("decoder", rows)
                 return forward(call)
             slot.features = encode(call.network, call.z, call.timestep, **call.inputs)
+        end = end if call.until is None else min(end, call.until)
         n = min(end - i, self.ahead or end - i) if slot.steady else 1
         self._count("decoder", n * rows)
         if n == 1:

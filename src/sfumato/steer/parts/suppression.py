@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.pipeline import Conditioning
 from sfumato.pipeline.anatomy import Call, Site
+from sfumato.pipeline.attention import pixels_of
 from sfumato.pipeline.steering import Forward, Interceptor, Run
 
 from .retelling import heard
@@ -92,17 +93,12 @@ def _members(concepts: Any, maps: Tensor) -> Bool[Tensor, "*#batch concept token
     return member
 
 
-def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
-    """The sides of a feature map with so many pixels, of all that there could be the nearest to a latent's shape."""
-    sides = [(h, pixels // h) for h in range(1, pixels + 1) if pixels % h == 0]
-    return min(sides, key=lambda s: abs(math.log(s[0] * width / (s[1] * height))))
-
-
 class Suppression(Interceptor):
     """`ctnms` at attention sites, in the conditional rows of the calls of a run.
 
     Args:
         rows: which tokens of each prompt belong to which concept.
+        side: of the latent at the default picture size.
         steps: shares of the run, from which to which to act.
         options: of `ctnms`.
     """
@@ -110,10 +106,11 @@ class Suppression(Interceptor):
     def __init__(
         self,
         rows: Callable[[Conditioning], Bool[Tensor, "batch concept length"]],
+        side: int,
         steps: tuple[float, float],
         options: Mapping[str, Any],
     ):
-        self.rows, self.steps, self.options = rows, steps, {**options, "renorm": False}
+        self.rows, self.side, self.steps, self.options = rows, side, steps, {**options, "renorm": False}
         self.renorm = options["renorm"]
         self._current: tuple[Bool[Tensor, "picture concept length"], tuple[int, int]] | None = None
 
@@ -123,8 +120,11 @@ class Suppression(Interceptor):
     def predict(self, forward: Forward, call: Call, run: Run | None) -> Tensor:
         if run is None or (call.rows is not None and not bool(call.rows.any())):
             return forward(call)
-        share = run.index / len(run.timesteps)
-        if not self.steps[0] <= share < self.steps[1]:
+        acts = [self.steps[0] <= i / len(run.timesteps) < self.steps[1] for i in range(len(run.timesteps))]
+        # Who decodes later steps together with this one is to go no further.
+        until = next((i for i in range(run.index, len(acts)) if acts[i] != acts[run.index]), None)
+        call = replace(call, until=until)
+        if not acts[run.index]:
             return forward(call)
         height, width = call.z.shape[-2:]
         self._current = self.rows(heard(call)), (height, width)
@@ -145,12 +145,13 @@ class Suppression(Interceptor):
         # Rows of several steps may be one batch, picture by picture inside each half.
         picture = torch.arange(len(which), device=member.device) % len(member)
         member = F.pad(member, (0, length - member.shape[-1]))[picture].to(probs.device)
-        before = probs[which, :, text:]
-        maps = before[..., :length].unflatten(2, grid(before.shape[2], *sides))
+        pixels, sides = pixels_of(site, probs.shape[2], sides, self.side)
+        before = probs[which, :, pixels]
+        maps = before[..., :length].unflatten(2, sides)
         maps = ctnms(maps, member[:, None], **self.options).flatten(2, 3)
         after = torch.cat([maps, before[..., length:]], dim=-1)
         if self.renorm:
             after = after / after.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(after.dtype).tiny)
         changed = probs.clone()
-        changed[which, :, text:] = after
+        changed[which, :, pixels] = after
         return changed
