@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
 
 from sfumato.customize import DreamCreature
 from sfumato.customize.dreamcreature import snr_weights
+from sfumato.customize.parts.features import patches
 from sfumato.customize.parts.parts import (
     PartDictionary,
     TokenMapper,
@@ -80,6 +83,26 @@ def test_parts_and_variants_are_found(creatures, tmp_path):
     torch.testing.assert_close(exact_matches(one, codes, found.variants), torch.full((8,), 2 / 3))
     with pytest.raises(BadInput, match="all alike"):
         discover(torch.ones(4, 8, 8, 6))
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    """A tiny DINOv2 whose own rule for pictures cuts their border off."""
+    folder = tmp_path_factory.mktemp("dino")
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder)
+    rule = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 28, "width": 28}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(rule))
+    return str(folder)
+
+
+def test_patches_are_of_the_whole_picture(dino):
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    framed = pictures.clone()
+    framed[..., :1] = framed[..., -1:] = 1
+    plain = patches(pictures, dino)
+    assert plain.shape == (2, 4, 4, 8) and (patches(framed, dino) - plain).abs().max() > 1e-3
 
 
 def test_the_loss_looks_at_parts_beside_one_another():

@@ -63,7 +63,8 @@ class DreamCreature(OneWord):
     labels in place of variants are not taken; which cluster is the foreground is decided without an eye; the denoising
     loss counts everywhere (the published ``masked_training`` is not here), and parts have numbers, no names. Features
     are those of ``encoder``, DINOv2 in the paper; without one, those of the package's own small network for the sketch
-    world, which knows other pictures badly.
+    world, which knows other pictures badly. They are always of the whole picture, as masks are in the paper; its
+    codebooks are made of centre crops.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
