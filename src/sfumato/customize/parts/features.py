@@ -36,7 +36,7 @@ def patches(
     from sfumato.metrics.vision import load_vision
 
     vision, found = load_vision(encoder, AutoModel), []
-    prepare = whole(vision.prepare)  # a crop's patches would lie elsewhere than the attention that they are held against
+    prepare = whole(vision.prepare)  # a crop's patches lie elsewhere than attention's, which masks are held to
     size = getattr(vision.network.config, "patch_size", None)
     for some in pictures.split(batch):
         x = prepare(some.to(vision.device))
