@@ -150,6 +150,13 @@ def test_words_keys_and_values_are_learned(tiny_sd, example):
     assert learned.about["masks found anew"] >= 1 and len(learned.about["sampling ratios"][0]) == 3
 
 
+@pytest.mark.parametrize("side", [24, 32])
+def test_pictures_of_another_size_than_the_models(tiny_sd, example, side):
+    pictures = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    learned = replace(example, updates=2).learn(tiny_sd, pictures)
+    assert all(map(math.isfinite, learned.about["losses"])) and learned.about["masks found anew"] >= 1
+
+
 def test_a_rejected_refresh_and_the_second_version_keep_the_masks(tiny_sd, example):
     of = lambda **more: AttenCraft(**{**AttenCraft.EXAMPLE, "updates": 3, **more}).learn(tiny_sd, PICTURES[:1]).about
     strict, second = of(ssim=1.1), of(version="second")

@@ -173,6 +173,13 @@ def test_every_present_variant_has_a_word(tiny_sd):
     assert DreamCreature(word="<bird->").named(2, 17) == "<bird-2:17>"
 
 
+@pytest.mark.parametrize("side", [8, 32])
+def test_pictures_of_another_size_than_the_models(tiny_sd, side):
+    pictures = torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(0))
+    losses = DreamCreature(**DreamCreature.EXAMPLE).learn(tiny_sd, pictures).about["losses"]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [({"parts": 11}, "do not fit"), ({"dictionary": "no"}, "no file of parts"), ({"word": "a b"}, "without spaces")],

@@ -25,7 +25,7 @@ from sfumato.train.words import encode_once
 from .base import OneWord
 from .parts.features import patches
 from .parts.learning import Drawn, Given, Learning
-from .parts.maps import averaged, nearest_resolution
+from .parts.maps import averaged, nearest_resolution, square_side
 from .parts.parts import PartDictionary, TokenMapper, discover, part_loss
 from .parts.products import factors, on_attention, products_of
 
@@ -153,9 +153,9 @@ class DreamCreature(OneWord):
         assert given.pictures is not None
         dictionary, features = self.found(given.pictures)
         views = [features, patches(given.pictures.flip(-1), self.encoder)] if self.flip else [features]
-        side = nearest_resolution(pipe, "cross", given.latents.mean.shape[-1] / 4)
+        layers = nearest_resolution(pipe, "cross", 1 / 4)
         codes = torch.stack([dictionary.codes(view) for view in views]).cpu()
-        masks = torch.stack([F.interpolate(dictionary.masks(view), (side, side)) for view in views]).to(pipe.device)
+        masks = torch.stack([dictionary.masks(view) for view in views]).to(pipe.device)
         M, K = len(dictionary.coarse), dictionary.variants
         present = sorted({(m, k) for m in range(M) for k in codes[..., m].unique().tolist() if k < K})
         words = [self.named(m, k) for m, k in present]
@@ -177,15 +177,16 @@ class DreamCreature(OneWord):
             process, prediction = student.denoiser.process, student.denoiser.prediction
             alpha, sigma = process.alpha_sigma(drawn.t, drawn.z0)
             target = compose(drawn.z0, drawn.eps, alpha, sigma, prediction)
-            with averaged(student, "cross", side) as seen:
+            with averaged(student, "cross", layers) as seen:
                 pred = student.denoiser(alpha * drawn.z0 + sigma * drawn.eps, drawn.t, cond)
             weights = snr_weights((alpha / sigma).square().flatten(), prediction, self.snr_gamma)
             denoising = (weights * (pred - target).square().flatten(1).mean(dim=1)).mean()
             columns = [[student.find(cond[i], self.named(m, k))[0] if k < K else None for m, k in enumerate(code)]
                        for i, code in enumerate(own.tolist())]  # fmt: skip
-            maps = torch.stack([self.maps(x, some, side) for x, some in zip(seen.mean, columns, strict=True)])
+            maps = torch.stack([self.maps(x, some) for x, some in zip(seen.mean, columns, strict=True)])
             there = (own < K).to(maps.device) if self.said_only else None
-            attention = part_loss(maps, masks[drawn.mirrored.to(masks.device), drawn.at.to(masks.device)], there)
+            places = masks[drawn.mirrored.to(masks.device), drawn.at.to(masks.device)]
+            attention = part_loss(maps, F.interpolate(places, maps.shape[-2:]), there)
             return denoising + self.attention_weight * attention, {"denoising": denoising, "attention": attention}
 
         modules = {"mapper": mappers, "lora": factors(adapter)}
@@ -207,9 +208,10 @@ class DreamCreature(OneWord):
 
     @staticmethod
     def maps(
-        attention: Float[Tensor, "cells length"], columns: Sequence[Tensor | None], side: int
+        attention: Float[Tensor, "cells length"], columns: Sequence[Tensor | None]
     ) -> Float[Tensor, "part side side"]:
         """The attention to each part's word; 0 for a part without one."""
         zero = attention.new_zeros(len(attention))
         each = [zero if c is None else attention[:, c.to(attention.device)].sum(dim=1) for c in columns]
+        side = square_side(len(attention))
         return torch.stack(each).view(len(each), side, side)
