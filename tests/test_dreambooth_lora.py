@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sfumato.customize import DreamBoothLoRA
+from sfumato.customize.parts.products import on_attention
 
 PICTURES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -31,6 +33,16 @@ def test_products_on_every_projection_of_attention(tiny_sd):
     learned = DreamBoothLoRA(**DreamBoothLoRA.EXAMPLE).learn(tiny_sd, PICTURES)
     assert set(learned.products) == {p.name for p in tiny_sd.projections()}
     assert all(x.rank == 2 and x.up.abs().max() > 0 for x in learned.products.values())
+
+
+def test_products_start_as_in_diffusers_scripts(tiny_sdxl):
+    pipe = tiny_sdxl.copy()
+    for rank in (2, 8):
+        adapter = on_attention(pipe, rank, seed=0)
+        down = torch.cat([x.detach().flatten() for x in adapter.down.values()])
+        assert float(down.std()) == pytest.approx(1 / rank, rel=0.02) and abs(float(down.mean())) < 0.02 / rank
+        assert float(down.abs().max()) > 3 / rank and not any(x.any() for x in adapter.up.values())
+        adapter.remove()
 
 
 def test_the_class_weighs_as_said(tiny_sd):
