@@ -173,6 +173,44 @@ def test_every_present_variant_has_a_word(tiny_sd):
     assert DreamCreature(word="<bird->").named(2, 17) == "<bird-2:17>"
 
 
+def test_attention_to_each_word_is_held_to_the_places_of_its_part(tiny_sd, monkeypatch):
+    """Where every cell attends to the word of the part that is there, nothing is lost; to another's, all is."""
+    runs, texts = [], []
+    said = DreamCreature.said
+    monkeypatch.setattr(DreamCreature, "fit", lambda self, recipe, folder: runs.append(recipe) or {})
+    monkeypatch.setattr(DreamCreature, "said", lambda self, *args: texts.append(said(self, *args)) or texts[-1])
+    method = DreamCreature(**{**DreamCreature.EXAMPLE, "flip": 0.5, "attention_weight": 2.0})
+    codes = torch.tensor(method.learn(tiny_sd, PICTURES).about["codes"])
+    dictionary, features = method.found(PICTURES)
+    whole = (codes < dictionary.variants).all(dim=1).nonzero().flatten()[:4]
+    assert len(whole) == 4
+    (recipe,) = runs
+    views = torch.tensor([0, 0, 1, 1])
+    views_of = [dictionary.masks(x) for x in (features, patches(PICTURES.flip(-1)))]
+    batch = {**recipe.batch(0, torch.Generator().manual_seed(0), 4), "at": whole, "view": views}
+    figures = {}
+    for exchanged in (False, True):
+        texts.clear()
+
+        def attend(site, probs, exchanged=exchanged):
+            side = round(probs.shape[2] ** 0.5)
+            made = torch.zeros_like(probs)
+            for i, (at, view) in enumerate(zip(whole.tolist(), views.tolist(), strict=True)):
+                masks = F.interpolate(views_of[view][at : at + 1], (side, side))[0].flatten(1)
+                words = texts[i].split()
+                for m, mask in enumerate(masks.flip(0) if exchanged else masks):
+                    (place,) = (k for k, word in enumerate(words) if word.startswith(f"<{m}:"))
+                    made[i, :, :, 1 + place] = mask.to(made)
+            return made
+
+        with recipe.pipe.edit_attention(attend, "cross"):
+            total, told = recipe.loss(batch, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(total, told["denoising"] + 2 * told["attention"])
+        figures[exchanged] = float(told["attention"])
+    assert {text.index("<1:") > text.index("<0:") for text in texts} == {False, True}
+    assert figures == {False: 0, True: pytest.approx(100)}
+
+
 @pytest.mark.parametrize("side", [8, 32])
 def test_pictures_of_another_size_than_the_models(tiny_sd, side):
     pictures = torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(0))
