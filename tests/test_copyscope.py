@@ -179,6 +179,14 @@ def test_views_of_one_original():
     made = utility.views(torch.full((1, 3, 16, 16), 0.5), 5)
     assert made.shape == (5, 3, 16, 16)
     torch.testing.assert_close(made, torch.full_like(made, 0.5))
+    for height, width in ((8, 96), (96, 8), (40, 80)):
+        down = torch.linspace(0, 1, height)[:, None].expand(height, width)
+        across = torch.linspace(0, 1, width).expand(height, width)
+        made = utility.views(torch.stack([down, across, down])[None], 12)
+        assert made.shape == (12, 3, height, width)
+        spans = torch.stack([made[:, 0, -1, 0] - made[:, 0, 0, 0], (made[:, 1, 0, -1] - made[:, 1, 0, 0]).abs()])
+        assert (spans > 0.6).all() and (spans < 1.01).all() and (spans[0] - spans[1]).abs().max() < 0.15
+        assert spans.min(1).values.max() < 0.95
 
 
 def test_distances_that_cannot_be():
