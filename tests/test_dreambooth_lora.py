@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sfumato.customize import DreamBoothLoRA
+from sfumato.customize import AnchoredComposition, DreamBoothLoRA
 from sfumato.customize.parts.products import on_attention
 
 PICTURES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -50,3 +50,12 @@ def test_the_class_weighs_as_said(tiny_sd):
     of = lambda **more: DreamBoothLoRA(**{**settings, **more}).learn(tiny_sd, PICTURES).about["losses"][0]
     alone, once, twice = of(n_prior=0), of(), of(prior_weight=2.0)
     assert once > alone and abs((twice - alone) - 2 * (once - alone)) < 1e-5
+
+
+def test_the_defaults_are_those_of_diffusers_script():
+    scripts = {"lr": 5e-4, "weight_decay": 1e-2, "clip_norm": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "warmup": 0,
+               "rank": 4, "n_prior": 100, "prior_weight": 1.0, "flip": 0.0}  # fmt: skip
+    readmes = {"batch": 1, "updates": 500}
+    method = DreamBoothLoRA(**DreamBoothLoRA.presets["diffusers"])
+    assert {name: getattr(method, name) for name in (*scripts, *readmes)} == {**scripts, **readmes}
+    assert AnchoredComposition().flip == 0

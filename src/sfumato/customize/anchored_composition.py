@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfumato.data.cases import say
 from sfumato.errors import BadInput, unknown
-from sfumato.fields import Count, Natural, NotNegative, Positive
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.noise.process import compose as combined
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.customization import Customization, add_words
@@ -89,6 +89,7 @@ class AnchoredComposition(Customizer):
     lr: Positive = 1e-4
     weight_decay: NotNegative = 1e-2
     clip_norm: NotNegative = 1.0
+    flip: Share = 0.0
     words: tuple[str, ...] = ("<mine1>", "<mine2>")
     """The new words, as prompts will say them; each before its class noun."""
     classes: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Natural, NotNegative, Positive
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.memory import require_memory
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.customization import Customization, add_words
@@ -46,13 +46,15 @@ class DreamBoothLoRA(OneWord):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "diffusers": {}, "sketch": {"updates": 150, "lr": 2e-3, "batch": 4, "n_prior": 16, "prior_steps": 20, **SKETCH},
     }  # fmt: skip
-    """Settings by name: those of diffusers' script (the defaults), and some for models as small as the embedded one."""
+    """Settings by name: those of diffusers' script (the defaults; batch and updates as in its README's command, for the
+    script's own are 4 and an epoch), and some for models as small as the embedded one."""
     rows_per_picture: ClassVar[float] = 6.0
 
     updates: Natural = 500
     lr: Positive = 5e-4
     weight_decay: NotNegative = 1e-2
     clip_norm: NotNegative = 1.0
+    flip: Share = 0.0
     templates: tuple[str, ...] = ("a photo of {}",)
     """Phrases with {} where identifier and class noun stand."""
     rank: Count = 4
