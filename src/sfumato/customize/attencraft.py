@@ -186,7 +186,7 @@ class AttenCraft(Customizer):
         told = {
             "losses": losses.get("loss", []), "sampling ratios": [x.tolist() for x in run.ratios],
             "share of cells by word and background": run.kept.masks.mean(dim=(-2, -1)).tolist(),
-            "masks found at": list(run.times), "masks found anew": run.refreshed,
+            "masks found at": list(run.times), "masks found anew": int(run.kept.renewed),
         }  # fmt: skip
         return Customization({t.word: _rows(t) for t in tokens}, products, about=told)
 

@@ -44,11 +44,13 @@ class NoPlace(BadInput):
 
 
 class Masks(nn.Module):
-    """The masks of every picture's words and background, which change while learning and belong to the checkpoint."""
+    """The masks of every picture's words and background, which change while learning and belong to the checkpoint; and
+    how often they were found anew."""
 
     def __init__(self, masks: Float[Tensor, "picture word side side"]):
         super().__init__()
         self.register_buffer("masks", masks)
+        self.register_buffer("renewed", torch.zeros((), dtype=torch.long))
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,6 @@ class Course:
         masks = torch.zeros(len(found), len(method.words) + 1, *found[0].masks.shape[1:], device=student.device)
         for i, each in enumerate(found):
             masks[i, [*self.held[i], len(method.words)]] = each.masks.to(masks)
-        self.refreshed = 0
         self.kept = Masks(masks)
         self.prior = self.of_prior(pipe) if method.n_prior and method.prior_weight else None
         self.prior_cond = pipe.encode(method.prior_prompt)
@@ -236,4 +237,4 @@ class Course:
             if found.distinct and min(alike) >= self.method.ssim:
                 mirrored = int(drawn.mirrored[row])
                 self.kept.masks[int(drawn.at[row]), where] = new.flip(-1) if mirrored else new
-                self.refreshed += 1
+                self.kept.renewed += 1
