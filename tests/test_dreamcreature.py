@@ -211,6 +211,19 @@ def test_attention_to_each_word_is_held_to_the_places_of_its_part(tiny_sd, monke
     assert figures == {False: 0, True: pytest.approx(100)}
 
 
+def test_one_mapper_serves_all_encoders(tiny_sdxl, monkeypatch):
+    """As in the SDXL script, whose one mapper is as wide as both encoders; its rows are cut into their parts."""
+    runs = []
+    monkeypatch.setattr(DreamCreature, "fit", lambda self, recipe, folder: runs.append(recipe) or {})
+    learned = DreamCreature(**{**DreamCreature.EXAMPLE, "layers": 1}).learn(tiny_sdxl, PICTURES)
+    mapper, widths = runs[0].modules()["mapper"], [table.shape[1] for table in tiny_sdxl.word_tables]
+    assert mapper.projection[0].weight.shape == (sum(widths), sum(widths)) and len(widths) == 2
+    for word, rows in learned.words.items():
+        m, k = (torch.tensor([int(x)]) for x in word.strip("<>").split(":"))
+        assert [x.shape[1] for x in rows] == widths
+        torch.testing.assert_close(torch.cat(rows, dim=1), mapper(m, k).detach())
+
+
 @pytest.mark.parametrize("side", [8, 32])
 def test_pictures_of_another_size_than_the_models(tiny_sd, side):
     pictures = torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -165,14 +165,15 @@ class DreamCreature(OneWord):
         adapter = on_attention(student, self.rank, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            mappers = torch.nn.ModuleList([TokenMapper(M, K, width, self.layers) for width in widths]).to(pipe.device)
+            # One for all text encoders, cut into their parts, as the SDXL script has it.
+            mapper = TokenMapper(M, K, sum(widths), self.layers).to(pipe.device)
         part, variant = (torch.tensor(x, device=pipe.device) for x in zip(*present, strict=True))
 
         def loss(drawn: Drawn, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             order = uniform(len(drawn.z0), rng).tolist()
             own = codes[drawn.mirrored.cpu(), drawn.at.cpu()]
             said = [self.said(text, code, K, o) for text, code, o in zip(drawn.said, own, order, strict=True)]
-            with standing_in(student, words[0], [mapper(part, variant) for mapper in mappers]):
+            with standing_in(student, words[0], mapper(part, variant).split(widths, dim=1)):
                 cond = encode_once(student, said)
             process, prediction = student.denoiser.process, student.denoiser.prediction
             alpha, sigma = process.alpha_sigma(drawn.t, drawn.z0)
@@ -189,13 +190,13 @@ class DreamCreature(OneWord):
             attention = part_loss(maps, F.interpolate(places, maps.shape[-2:]), there)
             return denoising + self.attention_weight * attention, {"denoising": denoising, "attention": attention}
 
-        modules = {"mapper": mappers, "lora": factors(adapter)}
+        modules = {"mapper": mapper, "lora": factors(adapter)}
         recipe = Learning(
             "dreamcreature", student, modules, given, loss, self.flip, self.sample_posterior, partial=True
         )
         losses = self.fit(recipe, folder)
         with torch.no_grad():
-            rows = [mapper(part, variant).cpu() for mapper in mappers]
+            rows = mapper(part, variant).cpu().split(widths, dim=1)
         found = {word: tuple(x[i : i + 1].clone() for x in rows) for i, word in enumerate(words)}
         told = {"losses": losses.get("loss", []), "background": dictionary.background, "codes": codes[0].tolist()}
         return Customization(found, products_of(adapter), about=told)
