@@ -97,6 +97,17 @@ def dino(tmp_path_factory):
     return str(folder)
 
 
+def test_parts_are_told_out_of_some_pictures_and_variants_out_of_all(creatures):
+    features, _ = creatures
+    chosen = torch.randperm(8, generator=torch.Generator().manual_seed(0))[:4]
+    left = [i for i in range(8) if i not in chosen]
+    other = features.clone()
+    other[left, 2:4, 2:6] += torch.tensor([0, 0, 0, 0, 0, 2.0]).double()
+    plain, found = (discover(x, parts=3, variants=2, sample=4) for x in (features, other))
+    assert torch.equal(found.split, plain.split) and torch.equal(found.coarse, plain.coarse)
+    assert any(not torch.equal(a, b) for a, b in zip(found.fine, plain.fine, strict=True))
+
+
 def test_patches_are_of_the_whole_picture(dino):
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     framed = pictures.clone()
