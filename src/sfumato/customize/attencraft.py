@@ -44,10 +44,11 @@ class AttenCraft(Customizer):
     `sampling_ratios` estimated from attention. More than two words, which the released code does not take.
 
     Differs from the paper: masks that collide are looked for again at other times before a picture is refused; weight
-    decay reaches the new rows only, not all words; resolutions of attention follow the network's (a quarter and half
-    of the latent's side, which are the paper's 16 and 32); masks are first refreshed after ``refresh`` updates (in the
-    released code in the first one too, right after they were made). Change of keys and values is written as products
-    of full rank, which diffusers loads as a LoRA.
+    decay reaches the new rows only, not all words; all new words are learned, as the paper has it (by a slip of its
+    index the released code zeroes the gradient of the last one); resolutions of attention follow the network's (a
+    quarter and half of the latent's side, which are the paper's 16 and 32); masks are first refreshed after ``refresh``
+    updates (in the released code in the first one too, right after they were made). Change of keys and values is
+    written as products of full rank, which diffusers loads as a LoRA.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
