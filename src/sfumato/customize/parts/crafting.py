@@ -16,9 +16,9 @@ from sfumato.memory import require_memory
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.train.draw import integers, normal, uniform
-from sfumato.train.words import denoising_loss, encode_once, latents_of
+from sfumato.train.words import Latents, denoising_loss, encode_once, latents_of
 
-from .learning import Drawn, Given
+from .learning import Drawn, Given, of_posterior
 from .maps import (
     affinity,
     assigned,
@@ -96,13 +96,13 @@ class Course:
         self.prior = self.of_prior(pipe) if method.n_prior and method.prior_weight else None
         self.prior_cond = pipe.encode(method.prior_prompt)
 
-    def of_prior(self, pipe: Text2Image) -> Float[Tensor, "n channel h w"]:
+    def of_prior(self, pipe: Text2Image) -> Latents:
         m = self.method
         require_memory(12 * pipe.size**2 * m.n_prior, f"{m.n_prior:,} pictures to keep the model")
         seeds = [2**20 + m.seed * m.n_prior + i for i in range(m.n_prior)]
         steps = m.prior_steps or None
         drawn = pipe.draw([m.prior_prompt] * m.n_prior, seeds, sampling_steps=steps, progress=m.progress)
-        return latents_of(pipe, drawn, mirrored=False).mean[0]
+        return latents_of(pipe, drawn, mirrored=False)
 
     @torch.no_grad()
     def first(self, i: int) -> tuple[Found, float]:
@@ -219,7 +219,8 @@ class Course:
 
     def prior_loss(self, n: int, rng: torch.Generator) -> Float[Tensor, ""]:
         pipe, T = self.student, self.student.clock.timesteps
-        z0 = self.prior[integers(len(self.prior), n, rng).to(self.prior.device)]
+        row = integers(self.method.n_prior, n, rng).to(pipe.device)
+        z0 = of_posterior(self.prior, (0, row), rng if self.method.sample_posterior else None)
         t = ((integers(T, n, rng) + 1) / T).to(z0)
         with pipe.edit_attention(start_detached, "cross", stage="kv"):
             return denoising_loss(pipe, z0, t, normal(z0.shape, rng).to(z0), self.prior_cond.repeat(n))
