@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from sfumato.customize import AttenCraft
+from sfumato.customize.parts.crafting import Course
+from sfumato.customize.parts.learning import Drawn, Given
 from sfumato.customize.parts.maps import (
     affinity,
     assigned,
     attention_loss,
+    averaged,
     js_divergence,
     masked_loss,
     minmax,
@@ -26,6 +31,7 @@ from sfumato.customize.parts.maps import (
     structural_similarity,
 )
 from sfumato.errors import BadInput
+from sfumato.train.words import latents_of
 
 PICTURES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -86,7 +92,7 @@ def test_denoising_inside_a_mask():
     torch.testing.assert_close(masked_loss(pred, target, half, "mean"), wanted)
 
 
-def test_ratios_and_how_often_words_are_asked_for():
+def test_ratios_of_words_and_of_all_together():
     assert sampling_ratios([0.3, 0.1], estimated=False).tolist() == pytest.approx([1 / 3] * 3)
     assert sampling_ratios([0.3, 0.1], estimated=True).tolist() == pytest.approx([1 / 6, 1 / 2, 1 / 3])
     assert sampling_ratios([0.5], estimated=True).tolist() == [0, 1]
@@ -150,6 +156,29 @@ def test_words_keys_and_values_are_learned(tiny_sd, example):
     assert learned.about["masks found anew"] >= 1 and len(learned.about["sampling ratios"][0]) == 3
 
 
+@pytest.mark.parametrize("side", [24, 32])
+def test_pictures_of_another_size_than_the_models(tiny_sd, example, side):
+    pictures = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    learned = replace(example, updates=2).learn(tiny_sd, pictures)
+    assert all(map(math.isfinite, learned.about["losses"])) and learned.about["masks found anew"] >= 1
+
+
+def test_a_killed_run_tells_what_a_whole_one_does(tiny_sd, example, tmp_path, monkeypatch):
+    whole = replace(example, updates=5).learn(tiny_sd, PICTURES[:1], folder=tmp_path / "whole")
+    loss = Course.loss
+
+    def killed(self, drawn, rng):
+        if drawn.step == 4:
+            raise KeyboardInterrupt
+        return loss(self, drawn, rng)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Course, "loss", killed)
+        replace(example, updates=5).learn(tiny_sd, PICTURES[:1], folder=tmp_path / "killed")
+    again = replace(example, updates=5).learn(tiny_sd, PICTURES[:1], folder=tmp_path / "killed")
+    assert again.about == whole.about and whole.about["masks found anew"] > 1
+
+
 def test_a_rejected_refresh_and_the_second_version_keep_the_masks(tiny_sd, example):
     of = lambda **more: AttenCraft(**{**AttenCraft.EXAMPLE, "updates": 3, **more}).learn(tiny_sd, PICTURES[:1]).about
     strict, second = of(ssim=1.1), of(version="second")
@@ -157,6 +186,84 @@ def test_a_rejected_refresh_and_the_second_version_keep_the_masks(tiny_sd, examp
     assert strict["masks found anew"] == second["masks found anew"] == 0 and strict[area] == second[area]
     ratios = second["sampling ratios"][0]
     assert ratios[2] == pytest.approx(1 / 3) and ratios[0] != pytest.approx(1 / 3)
+
+
+@contextmanager
+def course(pipe, **settings):
+    """A run that has found its masks, and rows of an update to come, with the new words active."""
+    method = AttenCraft(**{**AttenCraft.EXAMPLE, **settings})
+    given = Given(latents_of(pipe, PICTURES[:1], mirrored=True), method.texts(pipe, [""]), PICTURES[:1])
+    student = pipe.copy(own=[f"{p.name}.weight" for p in pipe.projections("cross.k", "cross.v")])
+    with ExitStack() as active:
+        for word, init in zip(method.words, method.init_words, strict=True):
+            active.enter_context(student.add_token(word, init))
+        yield Course(method, pipe, student, given)
+
+
+def rows(run, n, step=1):
+    z0, eps = run.given.latents.mean[0, :1].repeat(n, 1, 1, 1), torch.randn(n, *run.given.latents.mean.shape[2:])
+    at = torch.zeros(n, dtype=torch.long)
+    return Drawn(at, at, z0, torch.full((n,), 0.3).to(z0), eps.to(z0), [""] * n, step)
+
+
+def test_words_are_asked_for_as_often_as_the_ratios_say(tiny_sd):
+    n, rng = 4000, torch.Generator().manual_seed(0)
+    with course(tiny_sd, refresh=20, n_prior=0) as run:
+        run.ratios = [torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)]
+        asked = Counter(map(tuple, run.chosen(rows(run, n), rng)))
+        wanted = {(0,): 0.2, (1,): 0.5, (0, 1): 0.15, (1, 0): 0.15}
+        assert asked.keys() == wanted.keys()
+        chi_square = sum((asked[k] - n * share) ** 2 / (n * share) for k, share in wanted.items())
+        assert chi_square < 16.27  # 0.1 % of three degrees of freedom
+        assert run.chosen(rows(run, 3, step=20), rng) == [[0, 1]] * 3
+
+
+def test_maps_are_those_of_the_words_said(tiny_sd):
+    with course(tiny_sd, described=("{} star", "red {}"), n_prior=0) as run:
+        cond = run.student.encode(["<new2>", "red <new2> <new1> star"])  # start, red, <new2>, <new1>, star
+        cross = random(16, cond.ids.shape[1])
+        column = lambda k: cross[:, k].view(4, 4)
+        alone, strongest = (run.words_of(cross, cond, 1, [0, 1], spans=spans) for spans in (False, True))
+        assert torch.equal(alone, torch.stack([column(3), column(2), column(0)]))
+        of = [column(3).maximum(column(4)), column(1).maximum(column(2)), column(0)]
+        assert torch.equal(strongest, torch.stack(of))
+        assert torch.equal(run.words_of(cross, cond, 0, [1], spans=False)[0], column(1))
+
+
+def test_the_loss_is_made_of_its_parts(tiny_sd):
+    """Of each word said, and the background, attention is held to its own mask; the start token learns nothing."""
+    told, keys = [], []
+
+    def kept(site, key, value):
+        for x in (key, value):
+            x.retain_grad()
+        keys.extend((key, value))
+        return key, value
+
+    for attention, prior in ((1.0, 1.0), (3.0, 0.5)):
+        with course(tiny_sd, attention_weight=attention, prior_weight=prior, refresh=0) as run:
+            run.ratios = [torch.tensor([0.0, 0.0, 1.0])]
+            run.kept.masks[0] = (random(3, *run.kept.masks.shape[2:], seed=3) > 0.5).to(run.kept.masks)
+            torch.manual_seed(0)
+            drawn, rng = rows(run, 1), torch.Generator().manual_seed(1)
+            with ExitStack() as looking:
+                looking.enter_context(run.student.edit_attention(kept, "cross", stage="kv"))
+                seen = looking.enter_context(averaged(run.student, "cross", run.cross))
+                asked = run.chosen(drawn, torch.Generator().manual_seed(1))[0]
+                run.prior_loss, count = lambda n, rng: torch.tensor(0.7), len(keys)
+                total, figures = run.loss(drawn, rng)
+            total.backward()
+            assert len(keys) > count and all(x.grad[:, :, 0].abs().max() == 0 for x in keys[count:])
+            assert all(x.grad[:, :, 1:].abs().max() > 0 for x in keys[count:])
+            maps = seen.mean[0].detach()[:, [1, 2, 0]].T.unflatten(1, (round(len(seen.mean[0]) ** 0.5), -1))
+            masks = run.kept.masks[0, [*asked, 2]]
+            by_hand = attention_loss(resized(maps, masks.shape[-1]), masks)
+            torch.testing.assert_close(figures["attention"].detach(), by_hand)
+            assert by_hand > 0 and figures["prior"] == pytest.approx(0.7)
+            sum_ = figures["denoising"] + attention * figures["attention"] + prior * figures["prior"]
+            torch.testing.assert_close(total, sum_)
+            told.append(figures["denoising"].detach())
+    torch.testing.assert_close(*told)
 
 
 def test_a_picture_shows_what_its_prompt_names(tiny_sd, example):

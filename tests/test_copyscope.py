@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,6 +180,14 @@ def test_views_of_one_original():
     made = utility.views(torch.full((1, 3, 16, 16), 0.5), 5)
     assert made.shape == (5, 3, 16, 16)
     torch.testing.assert_close(made, torch.full_like(made, 0.5))
+    for height, width in ((8, 96), (96, 8), (40, 80)):
+        down = torch.linspace(0, 1, height)[:, None].expand(height, width)
+        across = torch.linspace(0, 1, width).expand(height, width)
+        made = utility.views(torch.stack([down, across, down])[None], 12)
+        assert made.shape == (12, 3, height, width)
+        spans = torch.stack([made[:, 0, -1, 0] - made[:, 0, 0, 0], (made[:, 1, 0, -1] - made[:, 1, 0, 0]).abs()])
+        assert (spans > 0.6).all() and (spans < 1.01).all() and (spans[0] - spans[1]).abs().max() < 0.15
+        assert spans.min(1).values.max() < 0.95
 
 
 def test_distances_that_cannot_be():
@@ -272,6 +281,19 @@ def test_parts_switch_phrases_loras_and_checkpoints(tiny_sd, tmp_path):
     adapter.scale = 0.5
     torch.testing.assert_close(drawn(flow, 0b0100, [0]), changed.draw(["a"], [0], sampling_steps=1))
     assert not tiny_sd.adapters and not torch.allclose(drawn(flow, 0b0100, [0]), plain("a"), atol=1e-3)
+
+
+def test_a_checkpoint_is_drawn_as_the_base_is(tiny_sd, tmp_path):
+    """Its own steps, guidance and size would be taken for what its weights do."""
+    other, base = tiny_sd.copy(own="all"), tiny_sd.copy()
+    other.defaults = {**other.defaults, "sampling_steps": 3, "cfg_scale": 2.0}
+    base.defaults = {**base.defaults, "sampling_steps": 5, "cfg_scale": 6.0}
+    part = Part(name="same", kind="checkpoint", source=str(other.save(tmp_path / "other")))
+    flow = Workflow(model=base, prompt="a star", parts=(part,), seeds=(0,))
+    torch.testing.assert_close(drawn(flow, 1, [0]), drawn(flow, 0, [0]))
+    torch.testing.assert_close(drawn(flow, 0, [0]), base.draw(["a star"], [0], sampling_steps=5, cfg_scale=6.0))
+    said = replace(flow, sampling_steps=2, cfg_scale=1.0)
+    torch.testing.assert_close(drawn(said, 1, [0]), base.draw(["a star"], [0], sampling_steps=2, cfg_scale=1.0))
 
 
 def test_files_of_customize_bring_their_words_and_act_beside_loras(tiny_sd, tmp_path):

@@ -355,6 +355,13 @@ def test_presets_make_networks_that_cross_where_they_say(preset):
     assert len(net.layers("v")) == 1 + len(recipe.crossing) * (2 * recipe.layers + 1)
 
 
+def test_the_classifiers_pictures_are_mirrored_where_the_published_code_mirrors_them():
+    mirrored = lambda **settings: (CPDM(**settings).flip, CPDM(**settings).judge().flip)
+    assert mirrored() == (True, False) and mirrored(**CPDM.presets["imagenet"]) == (True, True)
+    assert mirrored(**CPDM.presets["small-cifar10"]) == (True, False)
+    assert mirrored(**CPDM.presets["small-digits"]) == (False, False)
+
+
 def test_without_weights_for_it_the_prototype_says_nothing():
     model = stirred(small())
     z, cond = torch.randn(2, 3, 8, 8, generator=rng()), model.told(["cat", "owl"])

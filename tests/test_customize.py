@@ -13,14 +13,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sfumato import cli
-from sfumato.customize import DreamBoothLoRA, TextualInversion
+from sfumato import cli, customize
+from sfumato.customize import DreamBoothLoRA, TextualInversion, anchored_composition, dreambooth_lora
+from sfumato.customize.parts import crafting
 from sfumato.data.pictures import read_pictures
 from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.customization import HEADER, HOW, Customization, attach, holds_one, load, save
 from sfumato.pipeline.equip import equip
 from sfumato.pipeline.lora import Product
+from sfumato.train.words import Latents, denoising_loss
 
 PROMPTS = ["a <mine>", "a star"]
 
@@ -173,3 +175,22 @@ def test_names_of_pictures_are_no_prompts(given, tmp_path):
     assert cli.main([*line, "--template", "a photo of {}", "--no-progress"]) == 0
     (photos / "IMG_1231.txt").write_text("a <mine> at night")
     assert read_pictures(photos, 16, names=False)[1] == ["", "a <mine> at night"]
+
+
+@pytest.mark.parametrize("name", ["DreamBoothLoRA", "AttenCraft", "AnchoredComposition"])
+def test_pictures_that_keep_the_model_are_of_the_posterior_too(tiny_sd, name, monkeypatch):
+    """Their latents are drawn anew, as those of the given pictures are, or both are means."""
+    seen, few = [], torch.zeros(1, 1, *tiny_sd.latent_shape())
+    watched = lambda pipe, z0, *rest: seen.append(z0) or denoising_loss(pipe, z0, *rest)
+    for module in (dreambooth_lora, anchored_composition, crafting):
+        monkeypatch.setattr(module, "denoising_loss", watched)
+    monkeypatch.setattr(dreambooth_lora.DreamBoothLoRA, "prior", lambda self, pipe: Latents(few, few + 1))
+    monkeypatch.setattr(crafting.Course, "of_prior", lambda self, pipe: Latents(few, few + 1))
+    for sample in (False, True):
+        seen.clear()
+        method = getattr(customize, name)
+        settings = {**method.EXAMPLE, "sample_posterior": sample, "batch": 4, "updates": 1}
+        method(**settings).learn(tiny_sd, torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+        z0 = seen[-1]
+        assert len(z0) == 4 and (z0[0] - z0[1]).abs().max() > 0 if sample else not z0.any()
+        assert not sample or float(z0.std()) == pytest.approx(1, abs=0.2)

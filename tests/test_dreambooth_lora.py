@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from sfumato.customize import DreamBoothLoRA
+from sfumato.customize import AnchoredComposition, DreamBoothLoRA
+from sfumato.customize.parts.products import on_attention
 
 PICTURES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -33,8 +35,27 @@ def test_products_on_every_projection_of_attention(tiny_sd):
     assert all(x.rank == 2 and x.up.abs().max() > 0 for x in learned.products.values())
 
 
+def test_products_start_as_in_diffusers_scripts(tiny_sdxl):
+    pipe = tiny_sdxl.copy()
+    for rank in (2, 8):
+        adapter = on_attention(pipe, rank, seed=0)
+        down = torch.cat([x.detach().flatten() for x in adapter.down.values()])
+        assert float(down.std()) == pytest.approx(1 / rank, rel=0.02) and abs(float(down.mean())) < 0.02 / rank
+        assert float(down.abs().max()) > 3 / rank and not any(x.any() for x in adapter.up.values())
+        adapter.remove()
+
+
 def test_the_class_weighs_as_said(tiny_sd):
     settings = {**DreamBoothLoRA.EXAMPLE, "updates": 1}
     of = lambda **more: DreamBoothLoRA(**{**settings, **more}).learn(tiny_sd, PICTURES).about["losses"][0]
     alone, once, twice = of(n_prior=0), of(), of(prior_weight=2.0)
     assert once > alone and abs((twice - alone) - 2 * (once - alone)) < 1e-5
+
+
+def test_the_defaults_are_those_of_diffusers_script():
+    scripts = {"lr": 5e-4, "weight_decay": 1e-2, "clip_norm": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "warmup": 0,
+               "rank": 4, "n_prior": 100, "prior_weight": 1.0, "flip": 0.0}  # fmt: skip
+    readmes = {"batch": 1, "updates": 500}
+    method = DreamBoothLoRA(**DreamBoothLoRA.presets["diffusers"])
+    assert {name: getattr(method, name) for name in (*scripts, *readmes)} == {**scripts, **readmes}
+    assert AnchoredComposition().flip == 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
 
 from sfumato.customize import DreamCreature
 from sfumato.customize.dreamcreature import snr_weights
+from sfumato.customize.parts.features import patches
 from sfumato.customize.parts.parts import (
     PartDictionary,
     TokenMapper,
@@ -82,6 +85,37 @@ def test_parts_and_variants_are_found(creatures, tmp_path):
         discover(torch.ones(4, 8, 8, 6))
 
 
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    """A tiny DINOv2 whose own rule for pictures cuts their border off."""
+    folder = tmp_path_factory.mktemp("dino")
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder)
+    rule = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 28, "width": 28}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(rule))
+    return str(folder)
+
+
+def test_parts_are_told_out_of_some_pictures_and_variants_out_of_all(creatures):
+    features, _ = creatures
+    chosen = torch.randperm(8, generator=torch.Generator().manual_seed(0))[:4]
+    left = [i for i in range(8) if i not in chosen]
+    other = features.clone()
+    other[left, 2:4, 2:6] += torch.tensor([0, 0, 0, 0, 0, 2.0]).double()
+    plain, found = (discover(x, parts=3, variants=2, sample=4) for x in (features, other))
+    assert torch.equal(found.split, plain.split) and torch.equal(found.coarse, plain.coarse)
+    assert any(not torch.equal(a, b) for a, b in zip(found.fine, plain.fine, strict=True))
+
+
+def test_patches_are_of_the_whole_picture(dino):
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    framed = pictures.clone()
+    framed[..., :1] = framed[..., -1:] = 1
+    plain = patches(pictures, dino)
+    assert plain.shape == (2, 4, 4, 8) and (patches(framed, dino) - plain).abs().max() > 1e-3
+
+
 def test_the_loss_looks_at_parts_beside_one_another():
     maps, masks = random(2, 3, 4, 4), F.one_hot(torch.arange(16).view(4, 4) % 3, 3).permute(2, 0, 1).double()
     masks = masks.expand(2, 3, 4, 4)
@@ -148,6 +182,64 @@ def test_every_present_variant_has_a_word(tiny_sd):
     assert all(x.up.abs().max() > 0 for x in learned.products.values())
     assert sorted(method.said("a {}", torch.tensor([1, 0]), 2, 0.3).split()) == ["<0:1>", "<1:0>", "a"]
     assert DreamCreature(word="<bird->").named(2, 17) == "<bird-2:17>"
+
+
+def test_attention_to_each_word_is_held_to_the_places_of_its_part(tiny_sd, monkeypatch):
+    """Where every cell attends to the word of the part that is there, nothing is lost; to another's, all is."""
+    runs, texts = [], []
+    said = DreamCreature.said
+    monkeypatch.setattr(DreamCreature, "fit", lambda self, recipe, folder: runs.append(recipe) or {})
+    monkeypatch.setattr(DreamCreature, "said", lambda self, *args: texts.append(said(self, *args)) or texts[-1])
+    method = DreamCreature(**{**DreamCreature.EXAMPLE, "flip": 0.5, "attention_weight": 2.0})
+    codes = torch.tensor(method.learn(tiny_sd, PICTURES).about["codes"])
+    dictionary, features = method.found(PICTURES)
+    whole = (codes < dictionary.variants).all(dim=1).nonzero().flatten()[:4]
+    assert len(whole) == 4
+    (recipe,) = runs
+    views = torch.tensor([0, 0, 1, 1])
+    views_of = [dictionary.masks(x) for x in (features, patches(PICTURES.flip(-1)))]
+    batch = {**recipe.batch(0, torch.Generator().manual_seed(0), 4), "at": whole, "view": views}
+    figures = {}
+    for exchanged in (False, True):
+        texts.clear()
+
+        def attend(site, probs, exchanged=exchanged):
+            side = round(probs.shape[2] ** 0.5)
+            made = torch.zeros_like(probs)
+            for i, (at, view) in enumerate(zip(whole.tolist(), views.tolist(), strict=True)):
+                masks = F.interpolate(views_of[view][at : at + 1], (side, side))[0].flatten(1)
+                words = texts[i].split()
+                for m, mask in enumerate(masks.flip(0) if exchanged else masks):
+                    (place,) = (k for k, word in enumerate(words) if word.startswith(f"<{m}:"))
+                    made[i, :, :, 1 + place] = mask.to(made)
+            return made
+
+        with recipe.pipe.edit_attention(attend, "cross"):
+            total, told = recipe.loss(batch, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(total, told["denoising"] + 2 * told["attention"])
+        figures[exchanged] = float(told["attention"])
+    assert {text.index("<1:") > text.index("<0:") for text in texts} == {False, True}
+    assert figures == {False: 0, True: pytest.approx(100)}
+
+
+def test_one_mapper_serves_all_encoders(tiny_sdxl, monkeypatch):
+    """As in the SDXL script, whose one mapper is as wide as both encoders; its rows are cut into their parts."""
+    runs = []
+    monkeypatch.setattr(DreamCreature, "fit", lambda self, recipe, folder: runs.append(recipe) or {})
+    learned = DreamCreature(**{**DreamCreature.EXAMPLE, "layers": 1}).learn(tiny_sdxl, PICTURES)
+    mapper, widths = runs[0].modules()["mapper"], [table.shape[1] for table in tiny_sdxl.word_tables]
+    assert mapper.projection[0].weight.shape == (sum(widths), sum(widths)) and len(widths) == 2
+    for word, rows in learned.words.items():
+        m, k = (torch.tensor([int(x)]) for x in word.strip("<>").split(":"))
+        assert [x.shape[1] for x in rows] == widths
+        torch.testing.assert_close(torch.cat(rows, dim=1), mapper(m, k).detach())
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_pictures_of_another_size_than_the_models(tiny_sd, side):
+    pictures = torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(0))
+    losses = DreamCreature(**DreamCreature.EXAMPLE).learn(tiny_sd, pictures).about["losses"]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,33 @@ def test_small_updates_are_not_lost_in_half_precision(dtype, tmp_path):
     assert torch.equal(again.x, slopes.x), "masters are what a checkpoint holds"
 
 
+class Steep(Slopes):
+    """Gradients that overflow at the first scale, or are not finite at any."""
+
+    def __init__(self, factor: float = 100.0):
+        super().__init__(torch.float16)
+        self.factor = factor
+
+    def loss(self, batch, rng):
+        return (self.factor * self.x.float()).mean(), {}
+
+
+def test_an_update_that_is_left_out_ends_no_run(tmp_path):
+    runs = []
+    for every in (1, 100):
+        folder = tmp_path / str(every)
+        run = Run(Steep(), Schedule(updates=24, batch=1, lr=1e-5, checkpoint_every=every, **QUIET), folder)
+        run.fit(progress=False)
+        logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert logged[-1]["grad_norm"] == pytest.approx(100 / 8) and run.scale.value < run.scale.FIRST
+        runs.append(run)
+    assert "grad_norm" not in json.loads((tmp_path / "1" / "log.jsonl").read_text().splitlines()[0])
+    many, few = (next(iter(run.masters.values())).detach() for run in runs)
+    assert torch.equal(many, few)
+    with pytest.raises(SfumatoError, match="not finite at step 1 "):
+        Run(Steep(math.inf), Schedule(updates=3, batch=1, lr=1e-5, **QUIET)).fit(progress=False)
+
+
 def test_the_scale_of_losses_follows_their_gradients():
     scale = LossScale(True)
     assert not scale.sound(torch.tensor(float("inf"))) and scale.value == 2.0**15

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from sfumato.data.cases import say
 from sfumato.errors import BadInput, unknown
-from sfumato.fields import Count, Natural, NotNegative, Positive
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.noise.process import compose as combined
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.customization import Customization, add_words
 from sfumato.train.draw import integers, normal
-from sfumato.train.words import check_length, denoising_loss
+from sfumato.train.words import Latents, check_length, denoising_loss
 
 from .base import SKETCH, Customizer, before_noun, check_new_words
 from .dreambooth_lora import CLASS, DreamBoothLoRA
 from .parts.anchor import compose, verify
-from .parts.learning import Drawn, Given, Learning
+from .parts.learning import Drawn, Given, Learning, of_posterior
 from .parts.products import factors, on_attention, products_of
 
 __all__ = ["ORIGINS", "AnchoredComposition", "compose", "even_weights", "joint_loss", "verify"]
@@ -89,6 +89,7 @@ class AnchoredComposition(Customizer):
     lr: Positive = 1e-4
     weight_decay: NotNegative = 1e-2
     clip_norm: NotNegative = 1.0
+    flip: Share = 0.0
     words: tuple[str, ...] = ("<mine1>", "<mine2>")
     """The new words, as prompts will say them; each before its class noun."""
     classes: tuple[str, ...] = ()
@@ -185,7 +186,8 @@ class AnchoredComposition(Customizer):
         weights = even_weights(groups).to(student.device)
         kept, of_class = None, None
         if self.n_prior and self.prior_weight:
-            kept = torch.stack([each.prior(pipe) for each in self.singles.values()])
+            each = [single.prior(pipe) for single in self.singles.values()]
+            kept = Latents(torch.cat([x.mean for x in each]), torch.cat([x.std for x in each]))  # a class is a view
             of_class = student.encode([CLASS.format(noun) for noun in self.classes])
 
         def loss(drawn: Drawn, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -198,8 +200,9 @@ class AnchoredComposition(Customizer):
             if kept is None or of_class is None:
                 return own, {}
             n, T = len(drawn.z0), student.clock.timesteps
-            which, row = integers(len(kept), n, rng), integers(kept.shape[1], n, rng)
-            z0 = kept[which.to(kept.device), row.to(kept.device)]
+            which, row = integers(len(kept.mean), n, rng), integers(self.n_prior, n, rng)
+            rows = (which.to(kept.mean.device), row.to(kept.mean.device))
+            z0 = of_posterior(kept, rows, rng if self.sample_posterior else None)
             t = ((integers(T, n, rng) + 1) / T).to(z0)
             prior = denoising_loss(student, z0, t, normal(z0.shape, rng).to(z0), of_class[which.tolist()])
             return own + self.prior_weight * prior, {"own": own, "prior": prior}

@@ -44,10 +44,11 @@ class AttenCraft(Customizer):
     `sampling_ratios` estimated from attention. More than two words, which the released code does not take.
 
     Differs from the paper: masks that collide are looked for again at other times before a picture is refused; weight
-    decay reaches the new rows only, not all words; resolutions of attention follow the network's (a quarter and half
-    of the latent's side, which are the paper's 16 and 32); masks are first refreshed after ``refresh`` updates (in the
-    released code in the first one too, right after they were made). Change of keys and values is written as products
-    of full rank, which diffusers loads as a LoRA.
+    decay reaches the new rows only, not all words; all new words are learned, as the paper has it (by a slip of its
+    index the released code zeroes the gradient of the last one); resolutions of attention follow the network's (a
+    quarter and half of the latent's side, which are the paper's 16 and 32); masks are first refreshed after ``refresh``
+    updates (in the released code in the first one too, right after they were made). Change of keys and values is
+    written as products of full rank, which diffusers loads as a LoRA.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -186,7 +187,7 @@ class AttenCraft(Customizer):
         told = {
             "losses": losses.get("loss", []), "sampling ratios": [x.tolist() for x in run.ratios],
             "share of cells by word and background": run.kept.masks.mean(dim=(-2, -1)).tolist(),
-            "masks found at": run.times, "masks found anew": run.refreshed,
+            "masks found at": list(run.times), "masks found anew": int(run.kept.renewed),
         }  # fmt: skip
         return Customization({t.word: _rows(t) for t in tokens}, products, about=told)
 

@@ -12,15 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import BadInput
-from sfumato.fields import Count, Natural, NotNegative, Positive
+from sfumato.fields import Count, Natural, NotNegative, Positive, Share
 from sfumato.memory import require_memory
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.customization import Customization, add_words
 from sfumato.train.draw import integers, normal
-from sfumato.train.words import denoising_loss, latents_of
+from sfumato.train.words import Latents, denoising_loss, latents_of
 
 from .base import SKETCH, OneWord
-from .parts.learning import Drawn, Given, Learning
+from .parts.learning import Drawn, Given, Learning, of_posterior
 from .parts.products import factors, on_attention, products_of
 
 CLASS = "a photo of {}"
@@ -46,13 +46,15 @@ class DreamBoothLoRA(OneWord):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "diffusers": {}, "sketch": {"updates": 150, "lr": 2e-3, "batch": 4, "n_prior": 16, "prior_steps": 20, **SKETCH},
     }  # fmt: skip
-    """Settings by name: those of diffusers' script (the defaults), and some for models as small as the embedded one."""
+    """Settings by name: those of diffusers' script (the defaults; batch and updates as in its README's command, for the
+    script's own are 4 and an epoch), and some for models as small as the embedded one."""
     rows_per_picture: ClassVar[float] = 6.0
 
     updates: Natural = 500
     lr: Positive = 5e-4
     weight_decay: NotNegative = 1e-2
     clip_norm: NotNegative = 1.0
+    flip: Share = 0.0
     templates: tuple[str, ...] = ("a photo of {}",)
     """Phrases with {} where identifier and class noun stand."""
     rank: Count = 4
@@ -87,7 +89,8 @@ class DreamBoothLoRA(OneWord):
             if kept is None or of_class is None:
                 return own, {}
             n, T = len(drawn.z0), student.clock.timesteps
-            z0 = kept[integers(len(kept), n, rng).to(kept.device)]
+            row = integers(self.n_prior, n, rng).to(kept.mean.device)
+            z0 = of_posterior(kept, (0, row), rng if self.sample_posterior else None)
             t = ((integers(T, n, rng) + 1) / T).to(z0)
             prior = denoising_loss(student, z0, t, normal(z0.shape, rng).to(z0), of_class.repeat(n))
             return own + self.prior_weight * prior, {"own": own, "prior": prior}
@@ -105,10 +108,10 @@ class DreamBoothLoRA(OneWord):
             rows.append(row / row.norm() * float(weight.float().norm(dim=1).median()))
         return tuple(rows)
 
-    def prior(self, pipe: Text2Image) -> Float[Tensor, "n channel h w"]:
-        """Latents of pictures of the class as the pipeline draws them before it learns."""
+    def prior(self, pipe: Text2Image) -> Latents:
+        """Of pictures of the class as the pipeline draws them before it learns."""
         require_memory(12 * pipe.size**2 * self.n_prior, f"{self.n_prior:,} pictures of the class")
         seeds = [2**20 + self.seed * self.n_prior + i for i in range(self.n_prior)]
         said, steps = [CLASS.format(self.init_word)] * self.n_prior, self.prior_steps or None
         drawn = pipe.draw(said, seeds, sampling_steps=steps, progress=self.progress)
-        return latents_of(pipe, drawn, mirrored=False).mean[0]
+        return latents_of(pipe, drawn, mirrored=False)

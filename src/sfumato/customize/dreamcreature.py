@@ -25,7 +25,7 @@ from sfumato.train.words import encode_once
 from .base import OneWord
 from .parts.features import patches
 from .parts.learning import Drawn, Given, Learning
-from .parts.maps import averaged, nearest_resolution
+from .parts.maps import averaged, nearest_resolution, square_side
 from .parts.parts import PartDictionary, TokenMapper, discover, part_loss
 from .parts.products import factors, on_attention, products_of
 
@@ -63,7 +63,8 @@ class DreamCreature(OneWord):
     labels in place of variants are not taken; which cluster is the foreground is decided without an eye; the denoising
     loss counts everywhere (the published ``masked_training`` is not here), and parts have numbers, no names. Features
     are those of ``encoder``, DINOv2 in the paper; without one, those of the package's own small network for the sketch
-    world, which knows other pictures badly.
+    world, which knows other pictures badly. They are always of the whole picture, as masks are in the paper; its
+    codebooks are made of centre crops.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -152,9 +153,9 @@ class DreamCreature(OneWord):
         assert given.pictures is not None
         dictionary, features = self.found(given.pictures)
         views = [features, patches(given.pictures.flip(-1), self.encoder)] if self.flip else [features]
-        side = nearest_resolution(pipe, "cross", given.latents.mean.shape[-1] / 4)
+        layers = nearest_resolution(pipe, "cross", 1 / 4)
         codes = torch.stack([dictionary.codes(view) for view in views]).cpu()
-        masks = torch.stack([F.interpolate(dictionary.masks(view), (side, side)) for view in views]).to(pipe.device)
+        masks = torch.stack([dictionary.masks(view) for view in views]).to(pipe.device)
         M, K = len(dictionary.coarse), dictionary.variants
         present = sorted({(m, k) for m in range(M) for k in codes[..., m].unique().tolist() if k < K})
         words = [self.named(m, k) for m, k in present]
@@ -164,36 +165,38 @@ class DreamCreature(OneWord):
         adapter = on_attention(student, self.rank, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            mappers = torch.nn.ModuleList([TokenMapper(M, K, width, self.layers) for width in widths]).to(pipe.device)
+            # One for all text encoders, cut into their parts, as the SDXL script has it.
+            mapper = TokenMapper(M, K, sum(widths), self.layers).to(pipe.device)
         part, variant = (torch.tensor(x, device=pipe.device) for x in zip(*present, strict=True))
 
         def loss(drawn: Drawn, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             order = uniform(len(drawn.z0), rng).tolist()
             own = codes[drawn.mirrored.cpu(), drawn.at.cpu()]
             said = [self.said(text, code, K, o) for text, code, o in zip(drawn.said, own, order, strict=True)]
-            with standing_in(student, words[0], [mapper(part, variant) for mapper in mappers]):
+            with standing_in(student, words[0], mapper(part, variant).split(widths, dim=1)):
                 cond = encode_once(student, said)
             process, prediction = student.denoiser.process, student.denoiser.prediction
             alpha, sigma = process.alpha_sigma(drawn.t, drawn.z0)
             target = compose(drawn.z0, drawn.eps, alpha, sigma, prediction)
-            with averaged(student, "cross", side) as seen:
+            with averaged(student, "cross", layers) as seen:
                 pred = student.denoiser(alpha * drawn.z0 + sigma * drawn.eps, drawn.t, cond)
             weights = snr_weights((alpha / sigma).square().flatten(), prediction, self.snr_gamma)
             denoising = (weights * (pred - target).square().flatten(1).mean(dim=1)).mean()
             columns = [[student.find(cond[i], self.named(m, k))[0] if k < K else None for m, k in enumerate(code)]
                        for i, code in enumerate(own.tolist())]  # fmt: skip
-            maps = torch.stack([self.maps(x, some, side) for x, some in zip(seen.mean, columns, strict=True)])
+            maps = torch.stack([self.maps(x, some) for x, some in zip(seen.mean, columns, strict=True)])
             there = (own < K).to(maps.device) if self.said_only else None
-            attention = part_loss(maps, masks[drawn.mirrored.to(masks.device), drawn.at.to(masks.device)], there)
+            places = masks[drawn.mirrored.to(masks.device), drawn.at.to(masks.device)]
+            attention = part_loss(maps, F.interpolate(places, maps.shape[-2:]), there)
             return denoising + self.attention_weight * attention, {"denoising": denoising, "attention": attention}
 
-        modules = {"mapper": mappers, "lora": factors(adapter)}
+        modules = {"mapper": mapper, "lora": factors(adapter)}
         recipe = Learning(
             "dreamcreature", student, modules, given, loss, self.flip, self.sample_posterior, partial=True
         )
         losses = self.fit(recipe, folder)
         with torch.no_grad():
-            rows = [mapper(part, variant).cpu() for mapper in mappers]
+            rows = mapper(part, variant).cpu().split(widths, dim=1)
         found = {word: tuple(x[i : i + 1].clone() for x in rows) for i, word in enumerate(words)}
         told = {"losses": losses.get("loss", []), "background": dictionary.background, "codes": codes[0].tolist()}
         return Customization(found, products_of(adapter), about=told)
@@ -206,9 +209,10 @@ class DreamCreature(OneWord):
 
     @staticmethod
     def maps(
-        attention: Float[Tensor, "cells length"], columns: Sequence[Tensor | None], side: int
+        attention: Float[Tensor, "cells length"], columns: Sequence[Tensor | None]
     ) -> Float[Tensor, "part side side"]:
         """The attention to each part's word; 0 for a part without one."""
         zero = attention.new_zeros(len(attention))
         each = [zero if c is None else attention[:, c.to(attention.device)].sum(dim=1) for c in columns]
+        side = square_side(len(attention))
         return torch.stack(each).view(len(each), side, side)

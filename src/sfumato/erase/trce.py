@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 
 from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, NotNegative, Positive
+from sfumato.finite import finite
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.backward import Learning
 from sfumato.text import counted
@@ -268,7 +269,9 @@ class Contrast(Finetuning):
 
     @torch.no_grad()
     def gradients(self, turn: Turn, gradients: Gradients) -> Gradients:
-        return gradients if self.total is None else self.total.added(gradients)
+        if self.total is None or not all(finite(x) for x in gradients.values()):
+            return gradients  # in float16 the loop leaves such an update out; the sum would never be rid of it
+        return self.total.added(gradients)
 
 
 class _Total(nn.Module):

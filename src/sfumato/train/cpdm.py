@@ -72,7 +72,8 @@ class CPDM(PixelRecipe):
     }  # fmt: skip
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet": {
-            "updates": 150_000, "classifier_batch": 64, "classifier_epochs": 30, "widths": (64, 128, 256, 512),
+            "updates": 150_000, "classifier_batch": 64, "classifier_epochs": 30, "classifier_flip": True,
+            "widths": (64, 128, 256, 512),
         },
         "small-digits": {
             "data": "digits", "size": 8, "tasks": ("0+1+2+3", "4+5+6", "7+8+9"), "flip": False, "updates": 1000,
@@ -94,7 +95,8 @@ class CPDM(PixelRecipe):
     label_dropout: Decay = 0.2
     """Share of pictures shown without their class's text, for guidance; the prototype is always shown."""
     flip: bool = True
-    """Mirror half of the pictures; not where that changes what they show, such as digits."""
+    """Mirror half of the pictures that the diffusion model learns from; not where that changes what they show, such as
+    digits."""
     updates: Count = 15_000
     """Updates of the diffusion model in each task."""
     batch: Count = 64
@@ -173,6 +175,8 @@ class CPDM(PixelRecipe):
     """Of its "resnet"."""
     classifier_batch: Count = 256
     """New pictures in an update of the classifier, and as many drawn ones."""
+    classifier_flip: bool = False
+    """Mirror half of the classifier's pictures, as the published code does for ImageNet alone."""
     classifier_epochs: Count = 100
     """Epochs of the classifier in each task, at most."""
     classifier_lr: tuple[Positive, ...] = (5e-2, 1e-2, 5e-3, 1e-3, 1e-4, 1e-5)
@@ -252,11 +256,12 @@ class CPDM(PixelRecipe):
     def judge(self) -> Any:
         """The method of `sfumato classify` that gives the classifier, and cuts the data."""
         method: Any = catalog.get(self.classifier, "classify").load()
-        same = ("data", "test", "held_out", "pictures", "size", "flip", "seed", "backbone", "widths", "momentum")
+        same = ("data", "test", "held_out", "pictures", "size", "seed", "backbone", "widths", "momentum")
         settings = {name: getattr(self, name) for name in same}
         settings |= {
-            "label_smoothing": 0.0, "shift": 0.0, "update_rule": "sgd", "batch": self.classifier_batch,
-            "lr": self.classifier_lr[0], "weight_decay": self.classifier_weight_decay, "track": "none",
+            "flip": self.classifier_flip, "label_smoothing": 0.0, "shift": 0.0, "update_rule": "sgd",
+            "batch": self.classifier_batch, "lr": self.classifier_lr[0], "weight_decay": self.classifier_weight_decay,
+            "track": "none",
         }  # fmt: skip
         known = {f.name for f in fields(method) if f.init}
         return method(**{name: value for name, value in settings.items() if name in known})

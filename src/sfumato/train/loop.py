@@ -230,8 +230,8 @@ class Run:
         for name, master in updated.weights.items():
             master.grad = gradients.get(name)
         norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-        logs["grad_norm"] = state.whole(norm).detach() / self.accelerator.num_processes
-        if self.scale.sound(norm):
+        if self.scale.sound(norm):  # that of an update that is left out is no figure, and would end the run
+            logs["grad_norm"] = state.whole(norm).detach() / self.accelerator.num_processes
             if turn.clip_value:
                 torch.nn.utils.clip_grad_value_(weights, turn.clip_value)
                 norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])

@@ -128,16 +128,19 @@ def check_distance(name: str) -> None:
         raise unknown("distance", name, DISTANCES)
 
 
-def views(original: Float[Tensor, "m 3 side side"], n: int = VIEWS, seed: int = 0) -> Float[Tensor, "k 3 side side"]:
+def views(
+    original: Float[Tensor, "m 3 height width"], n: int = VIEWS, seed: int = 0
+) -> Float[Tensor, "k 3 height width"]:
     """``n`` views of too few originals for a distance of sets: mirrored or not, cut to 80 to 100 % of their sides."""
     rng = torch.Generator().manual_seed(seed)
-    side, made = original.shape[-1], []
+    size, made = original.shape[-2:], []
     for i in range(n):
         x = original[i % len(original)][None]
-        cut = max(1, round(side * (0.8 + 0.2 * float(torch.rand((), generator=rng)))))
-        top, left = (int(torch.randint(side - cut + 1, (), generator=rng)) for _ in range(2))
-        x = x[..., top : top + cut, left : left + cut]
-        x = torch.nn.functional.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        share = 0.8 + 0.2 * float(torch.rand((), generator=rng))
+        h, w = (max(1, round(side * share)) for side in size)
+        top, left = (int(torch.randint(s - cut + 1, (), generator=rng)) for s, cut in zip(size, (h, w), strict=True))
+        x = x[..., top : top + h, left : left + w]
+        x = torch.nn.functional.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
         made.append(x.flip(-1) if torch.rand((), generator=rng) < 0.5 else x)
     return torch.cat(made).clamp(0, 1)
 

@@ -111,6 +111,8 @@ class Workflow:
         prompt: what is asked for; {NAME} is where the phrase of that name goes, others come at the end.
         parts: the players.
         seeds: one picture each, the same for every alliance.
+        sampling_steps, cfg_scale, negative, size: None: the base model's own, with every checkpoint. (The sampler goes
+            with the checkpoint, whose weights may need it.)
     """
 
     model: str | Text2Image
@@ -195,13 +197,16 @@ def drawn(
     workflow: Workflow, alliance: int, seeds: Sequence[int], batch: int = 32, device: str | None = None
 ) -> Tensor:
     """What the parts of ``alliance`` (bit i: part i is on) draw with these seeds, in [0, 1]."""
-    setup = Setup(base_of(workflow, device).copy(), workflow.prompt)
+    base = base_of(workflow, device)
+    setup = Setup(base.copy(), workflow.prompt)
     on = [part for i, part in enumerate(workflow.parts) if alliance >> i & 1]
     for part in sorted(on, key=lambda part: ORDER[part.kind]):
         setup = part.on(setup)
     off = [part.name for part in workflow.parts if part not in on]
     prompt = tidy(_without(setup.prompt, off))
-    how: dict[str, Any] = {k: getattr(workflow, k) for k in ("sampling_steps", "cfg_scale", "negative", "size")}
+    own = {k: base.defaults.get(k) for k in ("cfg_scale", "negative")}
+    own |= {"sampling_steps": base.sampling_steps, "size": base.size}
+    how: dict[str, Any] = {k: x if getattr(workflow, k) is None else getattr(workflow, k) for k, x in own.items()}
     if setup.control is None:
         pictures = setup.pipe.draw([prompt], list(seeds), batch=batch, **how)
     else:
@@ -247,16 +252,15 @@ def _controlled(
     network, image, weight = setup.control
     made: Any = setup.pipe.with_control(network)
     wrap(made, controlled=True)
-    side = how["size"] or setup.pipe.size
+    side = how["size"]
     given = image.convert("RGB").resize((side, side))
-    scale = setup.pipe.defaults["cfg_scale"] if how["cfg_scale"] is None else how["cfg_scale"]
     pictures = []
     for i in range(0, len(seeds), batch):
         some = list(seeds[i : i + batch])
         pictures.append(
             made(
                 [prompt] * len(some), image=[given] * len(some), height=side, width=side, output_type="pt",
-                num_inference_steps=how["sampling_steps"] or setup.pipe.sampling_steps, guidance_scale=scale,
+                num_inference_steps=how["sampling_steps"], guidance_scale=how["cfg_scale"],
                 negative_prompt=[how["negative"]] * len(some) if how["negative"] else None,
                 generator=[torch.Generator().manual_seed(s) for s in some],
                 controlnet_conditioning_scale=float(weight),

@@ -16,9 +16,9 @@ from sfumato.memory import require_memory
 from sfumato.noise.process import compose
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.train.draw import integers, normal, uniform
-from sfumato.train.words import denoising_loss, encode_once, latents_of
+from sfumato.train.words import Latents, denoising_loss, encode_once, latents_of
 
-from .learning import Drawn, Given
+from .learning import Drawn, Given, of_posterior
 from .maps import (
     affinity,
     assigned,
@@ -30,6 +30,7 @@ from .maps import (
     resized,
     sampling_ratios,
     separated,
+    square_side,
     start_detached,
     structural_similarity,
 )
@@ -43,11 +44,13 @@ class NoPlace(BadInput):
 
 
 class Masks(nn.Module):
-    """The masks of every picture's words and background, which change while learning and belong to the checkpoint."""
+    """The masks of every picture's words and background, which change while learning and belong to the checkpoint; and
+    how often they were found anew."""
 
     def __init__(self, masks: Float[Tensor, "picture word side side"]):
         super().__init__()
         self.register_buffer("masks", masks)
+        self.register_buffer("renewed", torch.zeros((), dtype=torch.long))
 
 
 @dataclass(frozen=True)
@@ -79,31 +82,27 @@ class Course:
 
     def __init__(self, method: Any, pipe: Text2Image, student: Text2Image, given: Given):
         self.method, self.student, self.given = method, student, given
-        side = given.latents.mean.shape[-1]
-        self.cross = nearest_resolution(student, "cross", side / 4)
-        self.side = nearest_resolution(student, "self", side / 2)
-        require_memory(24 * self.side**4, f"self-attention between {self.side**2:,} cells")
+        self.cross, self.own = (nearest_resolution(student, *x) for x in (("cross", 1 / 4), ("self", 1 / 2)))
+        side = self.own * given.latents.mean.shape[-1] // student.latent_shape()[-1]
+        require_memory(24 * side**4, f"self-attention between {side**2:,} cells")
         self.full = [text for (text,) in given.texts]
         self.held = [[k for k, word in enumerate(method.words) if word in text] for text in self.full]
-        n, words = len(self.full), len(method.words)
-        masks = torch.zeros(n, words + 1, self.side, self.side, device=student.device)
-        self.ratios, self.times, self.refreshed = [], [], 0
-        for i in range(n):
-            found, t = self.first(i)
-            masks[i, [*self.held[i], words]] = found.masks.to(masks)
-            self.ratios.append(sampling_ratios(found.scores, method.version == "second"))
-            self.times.append(t)
+        found, self.times = zip(*(self.first(i) for i in range(len(self.full))), strict=True)
+        self.ratios = [sampling_ratios(each.scores, method.version == "second") for each in found]
+        masks = torch.zeros(len(found), len(method.words) + 1, *found[0].masks.shape[1:], device=student.device)
+        for i, each in enumerate(found):
+            masks[i, [*self.held[i], len(method.words)]] = each.masks.to(masks)
         self.kept = Masks(masks)
         self.prior = self.of_prior(pipe) if method.n_prior and method.prior_weight else None
         self.prior_cond = pipe.encode(method.prior_prompt)
 
-    def of_prior(self, pipe: Text2Image) -> Float[Tensor, "n channel h w"]:
+    def of_prior(self, pipe: Text2Image) -> Latents:
         m = self.method
         require_memory(12 * pipe.size**2 * m.n_prior, f"{m.n_prior:,} pictures to keep the model")
         seeds = [2**20 + m.seed * m.n_prior + i for i in range(m.n_prior)]
         steps = m.prior_steps or None
         drawn = pipe.draw([m.prior_prompt] * m.n_prior, seeds, sampling_steps=steps, progress=m.progress)
-        return latents_of(pipe, drawn, mirrored=False).mean[0]
+        return latents_of(pipe, drawn, mirrored=False)
 
     @torch.no_grad()
     def first(self, i: int) -> tuple[Found, float]:
@@ -120,7 +119,7 @@ class Course:
             t = (int(torch.randint(max(1, int(T * self.method.latest)), (), generator=rng)) + 1) / T
             eps = torch.randn(z0.shape, generator=rng).to(z0)
             z = pipe.denoiser.process.diffuse(z0, t, eps)
-            with averaged(pipe, "cross", self.cross) as cross, averaged(pipe, "self", self.side) as own:
+            with averaged(pipe, "cross", self.cross) as cross, averaged(pipe, "self", self.own) as own:
                 pipe.denoiser(z, t, cond)
             found = self.found(self.words_of(cross.mean[0], cond, 0, self.held[i], spans=True), own.mean[0])
             if found.distinct:
@@ -133,8 +132,9 @@ class Course:
             "name what it shows (--init-words), lower --threshold, or leave the picture out"
         )
 
-    def found(self, maps: Float[Tensor, "word side side"], own: Float[Tensor, "cells cells"]) -> Found:
-        """Masks by a picture's cross- and self-attention."""
+    def found(self, maps: Float[Tensor, "word h w"], own: Float[Tensor, "cells cells"]) -> Found:
+        """Masks by a picture's cross- and self-attention, at the side of the latter's maps."""
+        maps = resized(maps, square_side(len(own)))
         spread = refined(maps, affinity(own))
         masks = separated(spread, self.method.threshold)
         area = masks.flatten(1).sum(dim=1).clamp(min=1)
@@ -143,8 +143,8 @@ class Course:
 
     def words_of(
         self, cross: Float[Tensor, "cells length"], cond: Conditioning, row: int, which: Sequence[int], spans: bool
-    ) -> Float[Tensor, "word side side"]:
-        """The maps of some words and, last, of the start token, at the side of the masks.
+    ) -> Float[Tensor, "word h w"]:
+        """The maps of some words and, last, of the start token.
 
         Args:
             spans: of a described word the strongest of its tokens; else always the word's own.
@@ -156,8 +156,8 @@ class Course:
             where = pipe.find(cond[row], phrase)[0]
             columns.append(cross[:, where.to(cross.device)].amax(dim=1))
         columns.append(cross[:, 0])
-        side = round(len(cross) ** 0.5)
-        return resized(torch.stack(columns).view(len(columns), side, side), self.side)
+        side = square_side(len(cross))
+        return torch.stack(columns).view(len(columns), side, side)
 
     def chosen(self, drawn: Drawn, rng: torch.Generator) -> list[list[int]]:
         """For each row the words that are asked for, in the order in which they are said."""
@@ -191,15 +191,17 @@ class Course:
         with ExitStack() as looking:
             looking.enter_context(pipe.edit_attention(start_detached, "cross", stage="kv"))
             cross = looking.enter_context(averaged(pipe, "cross", self.cross))
-            own = looking.enter_context(averaged(pipe, "self", self.side)) if due else None
+            own = looking.enter_context(averaged(pipe, "self", self.own)) if due else None
             pred = pipe.denoiser(noisy, drawn.t, cond)
         masks = [self.masks_of(drawn, row) for row in range(len(chosen))]
         inside = torch.stack([x[some].amax(dim=0) for x, some in zip(masks, chosen, strict=True)])[:, None]
         mask = resized(inside, pred.shape[-1], m.upsampling) if m.masked else torch.ones_like(inside[:, :, :1, :1])
         denoising = masked_loss(pred, target, mask, m.per)
-        seen = cross.mean
+        seen, side = cross.mean, inside.shape[-1]
         pulled = torch.stack([
-            attention_loss(self.words_of(seen[row], cond, row, some, spans=False), masks[row][[*some, last]])
+            attention_loss(
+                resized(self.words_of(seen[row], cond, row, some, spans=False), side), masks[row][[*some, last]]
+            )
             for row, some in enumerate(chosen)
         ]).mean()  # fmt: skip
         if own is not None:
@@ -217,7 +219,8 @@ class Course:
 
     def prior_loss(self, n: int, rng: torch.Generator) -> Float[Tensor, ""]:
         pipe, T = self.student, self.student.clock.timesteps
-        z0 = self.prior[integers(len(self.prior), n, rng).to(self.prior.device)]
+        row = integers(self.method.n_prior, n, rng).to(pipe.device)
+        z0 = of_posterior(self.prior, (0, row), rng if self.method.sample_posterior else None)
         t = ((integers(T, n, rng) + 1) / T).to(z0)
         with pipe.edit_attention(start_detached, "cross", stage="kv"):
             return denoising_loss(pipe, z0, t, normal(z0.shape, rng).to(z0), self.prior_cond.repeat(n))
@@ -235,4 +238,4 @@ class Course:
             if found.distinct and min(alike) >= self.method.ssim:
                 mirrored = int(drawn.mirrored[row])
                 self.kept.masks[int(drawn.at[row]), where] = new.flip(-1) if mirrored else new
-                self.refreshed += 1
+                self.kept.renewed += 1

@@ -18,7 +18,8 @@ def patches(
 
     Args:
         encoder: a folder or hub id of one of `transformers`' vision transformers, of which the last layer's patch
-            tokens are taken; empty: the third layer of the sketch world's oracle, 16x16 patches of 48 numbers.
+            tokens are taken, each picture resized as a whole to the size of its crop; empty: the third layer of the
+            sketch world's oracle, 16x16 patches of 48 numbers.
 
     Raises:
         BadInput: no such model, or one without a square grid of patch tokens.
@@ -31,12 +32,14 @@ def patches(
         return torch.cat([layers(resize(x.cpu())) for x in pictures.split(batch)]).permute(0, 2, 3, 1)
     from transformers import AutoModel
 
+    from sfumato.metrics.extractors import whole
     from sfumato.metrics.vision import load_vision
 
     vision, found = load_vision(encoder, AutoModel), []
+    prepare = whole(vision.prepare)  # a crop's patches lie elsewhere than attention's, which masks are held to
     size = getattr(vision.network.config, "patch_size", None)
     for some in pictures.split(batch):
-        x = vision.prepare(some.to(vision.device))
+        x = prepare(some.to(vision.device))
         tokens = getattr(vision.network(pixel_values=x), "last_hidden_state", None)
         side = x.shape[-1] // size if isinstance(size, int) else 0
         if tokens is None or tokens.ndim != 3 or not 0 < side**2 <= tokens.shape[1]:

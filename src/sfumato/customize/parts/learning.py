@@ -58,6 +58,14 @@ StepLoss = Callable[[Drawn, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 """(rows, generator) -> a mean over the rows, and figures to log."""
 
 
+def of_posterior(
+    latents: Latents, rows: tuple[Any, Any], rng: torch.Generator | None
+) -> Float[Tensor, "batch channel h w"]:
+    """Clean latents of some views of some pictures, drawn anew; without a generator their means."""
+    mean = latents.mean[rows]
+    return mean if rng is None else mean + latents.std[rows] * normal(mean.shape, rng).to(mean)
+
+
 class Learning(Recipe):
     """Whatever is trained on a few pictures by one loss; all that is random follows from seed, update and row.
 

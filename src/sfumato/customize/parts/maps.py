@@ -149,9 +149,14 @@ class Averaged:
         return self.total / self.heads
 
 
+def square_side(cells: int) -> int:
+    """The side of a square map of so many cells."""
+    return round(cells**0.5)
+
+
 @contextmanager
 def averaged(pipe: Text2Image, kind: str, resolution: int) -> Iterator[Averaged]:
-    """What the layers of one kind with maps of one side attend to, in the calls inside the block."""
+    """What the layers of one kind and one `nearest_resolution` attend to, in the calls inside the block."""
     seen = Averaged()
 
     def note(site: Site, probs: Tensor) -> Tensor:
@@ -162,8 +167,12 @@ def averaged(pipe: Text2Image, kind: str, resolution: int) -> Iterator[Averaged]
         yield seen
 
 
-def nearest_resolution(pipe: Text2Image, kind: str, wanted: float) -> int:
-    """The side of attention maps of one kind that is nearest to the wanted one; of two the larger."""
+def nearest_resolution(pipe: Text2Image, kind: str, share: float) -> int:
+    """The side of attention maps of one kind that is nearest to a share of the latent's; of two the larger.
+
+    Both as they are at the pipeline's own size, by which its layers are known: pictures of other sizes have other maps.
+    """
     pipe.anatomy.check_site_kind(kind)
+    wanted = share * pipe.latent_shape()[-1]
     sides = {site.resolution for site in pipe.anatomy.sites() if site.kind == kind}
     return min(sides, key=lambda side: (abs(side - wanted), -side))

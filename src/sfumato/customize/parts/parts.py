@@ -139,7 +139,7 @@ def discover(
     patches.
 
     Args:
-        sample: pictures out of which the foreground is told.
+        sample: pictures, drawn at random, out of which foreground and parts are told; variants are of all.
 
     Raises:
         BadInput: features that are all alike, or not finite.
@@ -155,10 +155,10 @@ def discover(
     edge[1:-1, 1:-1] = False
     share = [float((label[:, edge] == i).sum() / (label == i).sum().clamp(min=1)) for i in range(2)]
     foreground = int(share[1] < share[0])
-    front = nearest(features.flatten(0, 2), split).view(n, h, w) == foreground
+    front = label == foreground
     if not front.any():
         raise BadInput("no patch of these pictures is foreground: give pictures in which something stands out")
-    seen = torch.where(front[..., None], features, -torch.ones_like(features)).flatten(0, 2)
+    seen = torch.where(front[..., None], chosen, -torch.ones_like(chosen)).flatten(0, 2)
     coarse = cosine_kmeans(seen, min(parts, len(seen)), rng)
     background = int(nearest(-torch.ones_like(seen[:1]), coarse))
     variants = max(1, min(variants, n // 4))

@@ -11,10 +11,17 @@ from sfumato.train.recipe import Loose
 
 
 def on_attention(pipe: Text2Image, rank: int, seed: int) -> Adapter:
-    """A fresh adapter on every query, key, value and output projection of attention."""
-    kinds = ("q", "k", "v", "out")
+    """A fresh adapter on every query, key, value and output projection of attention.
+
+    V (down) is normal with a standard deviation of 1 / rank, as diffusers' scripts start it, whose learning rates are
+    for that; U (up) is 0.
+    """
+    kinds, rng = ("q", "k", "v", "out"), torch.Generator().manual_seed(seed)
     targets = [p.name for p in pipe.projections() if p.kind.rpartition(".")[2] in kinds and p.resolution]
-    return pipe.add_adapter("lora", rank, rank, targets, torch.Generator().manual_seed(seed))
+    adapter = pipe.add_adapter("lora", rank, rank, targets, rng)
+    for down in adapter.down.values():
+        down.data.copy_(torch.randn(down.shape, generator=rng) / rank)
+    return adapter
 
 
 def factors(adapter: Adapter) -> Loose:
