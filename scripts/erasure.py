@@ -147,9 +147,8 @@ def page(bench: dict[str, Any], printed: str, concept: str, name: str) -> str:
         "attack that does best of those that leave the weights as they are. *kept*: share of other words that are "
         "still drawn, those of the same kind as the concept (near) and the others (far). *alignment*: share of what "
         "retained prompts ask for that is there, after the edit less before it. *time*: of the edit, two at a time on "
-        "two cores, not of the same machine for all: a factor of two tells nothing. Means over cells; in "
-        "brackets, where there are several, 95 % intervals for concepts like these, by Student's t: three concepts tell "
-        "little of the next one.",
+        "two cores, not of the same machine for all: a factor of two tells nothing. Means over cells; in brackets, "
+        "where there are several, 95 % intervals for concepts like these, by Student's t: three tell little of others.",
         "",
         "What each attack recovers, in per cent of pictures; `recovery` trains the erased model on, on eight pictures:",
         "",
