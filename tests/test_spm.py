@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 
 from conftest import noise_behind
+from matrix.families import FAMILIES
 from sfumato.erase.esd import negative_guidance_target
 from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
 from sfumato.errors import BadInput, SfumatoError
@@ -123,12 +124,21 @@ def test_anchor_rejection_is_inert_in_the_width_of_real_encoders():
 
 def test_tokens_and_pooled_embeddings_are_drawn_apart(tiny_sdxl):
     cond = tiny_sdxl.encode("star")
-    (first, second) = random_conditionings(cond, 2, generator())
+    (first, second) = random_conditionings(tiny_sdxl, cond, 2, generator())
     assert first.tokens.shape == cond.tokens.shape and first.pooled.shape == cond.pooled.shape
     for anchor in (first, second):
         assert 0.8 - 1e-5 <= float(anchor.pooled.norm() / cond.pooled.norm()) <= 1.2 + 1e-5
         assert 0.8 - 1e-5 <= float(anchor.tokens.norm() / cond.tokens.norm()) <= 1.2 + 1e-5
     assert not torch.equal(first.tokens, second.tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_anchors_are_as_long_as_the_concept_in_what_the_network_looks_at(family, request):
+    p = request.getfixturevalue(family)
+    cond = p.encode(["star"])
+    anchors = random_conditionings(p, cond, 4, generator())
+    norms = [float(p.as_seen(c).tokens.norm()) for c in (cond, *anchors)]
+    assert 0.8 - 1e-5 <= min(norms[1:]) / norms[0] and max(norms[1:]) / norms[0] <= 1.2 + 1e-5
 
 
 # The loss
@@ -171,7 +181,7 @@ def test_anchoring_is_silent_at_the_start_and_only_up_learns(pipe):
     student = pipe.copy()
     adapter = student.add_adapter("spm", generator=generator())
     cond = pipe.encode("star")
-    anchors = random_conditionings(cond, 1, generator())[0]
+    anchors = random_conditionings(pipe, cond, 1, generator())[0]
     z = latents(pipe, 1)
     with torch.no_grad():
         original = pipe.denoiser(z, 0.5, anchors)
@@ -393,7 +403,7 @@ def test_it_works_on_sdxl(tiny_sdxl):
 @pytest.mark.parametrize("changes", [{}, {"preserve": ("blue",)}, {"anchor_empty": True}])
 def test_without_random_anchors_what_is_left_is_held(tiny_sd, tiny_sdxl, changes):
     for pipe in (tiny_sd, tiny_sdxl):
-        assert random_conditionings(pipe.encode("star"), 0, generator()) == []
+        assert random_conditionings(pipe, pipe.encode("star"), 0, generator()) == []
     student = tiny_sd.copy()
     adapter = student.add_adapter("spm", generator=generator())
     for up in adapter.up.values():

@@ -212,7 +212,7 @@ class SPM(ByGradient):
             if not self.anchor_weight:
                 return []
             real = [] if kept is None else [kept[uniform(len(kept), generator)]]
-            return [*random_conditionings(concept, self.n_anchors, generator), *fixed, *real]
+            return [*random_conditionings(base, concept, self.n_anchors, generator), *fixed, *real]
 
         def loss_of(generator: torch.Generator, share: slice = ALL) -> Tensor:
             m = 1 + uniform(M - 1, generator)
@@ -247,11 +247,16 @@ class SPM(ByGradient):
         return make_plan(pipe, title, trained, passes)
 
 
-def random_conditionings(cond: Conditioning, n: int, generator: torch.Generator) -> list[Conditioning]:
+def random_conditionings(
+    pipe: Text2Image, cond: Conditioning, n: int, generator: torch.Generator
+) -> list[Conditioning]:
     """``n`` conditionings like the single row of ``cond``, with `draw_anchors` for its embeddings.
 
-    Token and pooled embeddings (SDXL) are drawn separately, as in the published code.
+    Token and pooled embeddings (SDXL) are drawn separately, as in the published code. Where the network does not look
+    at padding, which may be many times a text, the norm is of the rows that it looks at, and goes to these.
     """
-    tokens = draw_anchors(cond.tokens[0], n, generator)
+    seen = cond.mask[0] if pipe.masked else torch.ones_like(cond.mask[0])
+    tokens = cond.tokens.repeat(n, 1, 1)
+    tokens[:, seen] = draw_anchors(cond.tokens[0, seen], n, generator)
     pooled = [None] * n if cond.pooled is None else draw_anchors(cond.pooled[0], n, generator)[:, None]
     return [cond.replace(tokens=tokens[i][None], pooled=pooled[i], prompts=("",)) for i in range(n)]
