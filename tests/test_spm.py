@@ -177,6 +177,30 @@ def test_first_loss_on_the_pipeline_is_the_squared_guidance(tiny_sd):
     torch.testing.assert_close(loss, (1 + 1.5) ** 2 * (ec - e0).square().mean(), rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux"])
+def test_the_network_is_told_the_time_that_the_latents_of_a_flow_have(family, request, monkeypatch):
+    """Their schedulers' shift moves the times of all steps."""
+    p, told, passed = request.getfixturevalue(family), [], []
+    student = p.copy()
+    student.add_adapter("spm", generator=generator())
+    walk, M = student.trajectory, 7
+
+    def noted(*args, stop_after, **options):
+        z, t = walk(*args, stop_after=stop_after, **options)
+        passed.append((stop_after, t))
+        return z, t
+
+    monkeypatch.setattr(student, "trajectory", noted)
+    hook = p.network.register_forward_pre_hook(lambda _, args, given: told.append(given["timestep"]), with_kwargs=True)
+    try:
+        for seed in range(3):
+            SPM(concepts="star", sampling_steps=M, n_anchors=1).loss(p, student, 0)(generator(seed))
+            assert (told[-1] == p.clock.number(passed[-1][1]).to(told[-1])).all()
+    finally:
+        hook.remove()
+    assert all(abs(t - (1 - m / M)) > 1e-2 for m, t in passed) and len(set(passed)) > 1
+
+
 def test_anchoring_is_silent_at_the_start_and_only_up_learns(pipe):
     student = pipe.copy()
     adapter = student.add_adapter("spm", generator=generator())

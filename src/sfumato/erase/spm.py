@@ -108,7 +108,8 @@ class SPM(ByGradient):
     twice the empty prompt; ``anchor_empty`` adds that one); the unconditional half of unguided predictions is
     not computed; resolution is fixed; AdamW in full precision; latents are sampled with the model's own spacing of
     steps (the script's is fixed) and, on SDXL, without its rescaling of guidance. As published, the network is told
-    the time 1 - m / M of latents after m of M steps, whatever the spacing. ``preserve`` adds real prompts to the
+    the time 1 - m / M of latents after m of M steps, whatever the spacing; of a flow, whose shift moves the times of
+    all steps and may depend on their number, the one that the latents have. ``preserve`` adds real prompts to the
     anchors, which the paper does not.
     """
 
@@ -218,8 +219,9 @@ class SPM(ByGradient):
             m = 1 + uniform(M - 1, generator)
             starts = seeds(self.batch, generator)[share]
             n = len(starts)
-            z, _ = student.trajectory(concept, starts, stop_after=m, **options)
-            t = 1 - (m * T // M) / T
+            z, t = student.trajectory(concept, starts, stop_after=m, **options)
+            if base.clock.prediction != "flow":
+                t = 1 - (m * T // M) / T
             others = [a.repeat(n) for a in anchors(generator)]
             with torch.no_grad():
                 e0, ec, *original = predict_each(base, z, t, [neutral.repeat(n), concept.repeat(n), *others])
