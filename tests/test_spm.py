@@ -283,6 +283,13 @@ def test_strength_goes_by_what_the_network_looks_at(tiny_pixart):
     assert gamma(cond) == gamma(noise_behind(cond)) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_strength_depends_on_no_other_prompt_of_the_batch(tiny_omnigen):
+    """Which may have been padded with what the network does not look at."""
+    gamma, asked = gamma_of(tiny_omnigen, ("red star",), "embedding"), ["blue circle", "a photo of a red star"]
+    together = gamma(tiny_omnigen.encode(asked))
+    torch.testing.assert_close(together, torch.cat([gamma(tiny_omnigen.encode([one])) for one in asked]))
+
+
 def gates(pipe):
     """The adapters' strengths for some prompts, as sampling would set them."""
     return lambda prompts: torch.stack([a.gate(pipe.encode(prompts)) for a in pipe.adapters.values()])
