@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from sfumato.audit.protocol import edit_record, method_of
 from sfumato.cli import main
 from sfumato.erase.eap import EAP, Words, erasing_loss, gumbel_softmax, mixed, preserving_loss
-from sfumato.erase.parts.candidates import allowed, legible, line_centres, similarity, spread, vocabulary
+from sfumato.erase.parts.candidates import allowed, legible, line_centres, similarities, similarity, spread, vocabulary
 from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess, ScaledLinearBeta
 from sfumato.train.draw import Share
@@ -286,3 +286,9 @@ def test_what_is_near_a_concept_is_told_by_what_the_network_looks_at(tiny_pixart
     plain = eap.candidates(tiny_pixart)
     noisy_padding()
     assert eap.candidates(tiny_pixart) == plain
+
+
+def test_how_near_a_word_is_depends_on_no_other_word_of_the_batch(tiny_omnigen):
+    words = ("circle", "a photo of a blue square", "art")
+    near = lambda some: similarities(["star"], some, "l2", lambda x: tiny_omnigen.as_seen(tiny_omnigen.encode(x)))
+    torch.testing.assert_close(near(words), torch.cat([near([word]) for word in words], dim=1))

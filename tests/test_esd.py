@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfumato.erase.esd import ESD, SUBSETS, ESDu, ESDx, negative_guidance_target
+from sfumato.erase.parts import visited
 from sfumato.errors import BadInput
 from sfumato.noise import GaussianProcess, ScaledLinearBeta
 
@@ -135,6 +136,24 @@ def test_a_pool_gives_the_teachers_own_latents(tiny_sd):
         (state,) = (z_i for z_i, t_i in every if t_i == t)
         assert any(torch.equal(z[0], state[k]) for k in (1, 3)), "a row of concept 1"
         assert any(torch.equal(z[1], state[k]) for k in (0, 2)), "a row of concept 0"
+
+
+@pytest.mark.parametrize("of", [visited.pooled, visited.noised])
+def test_a_pool_is_sampled_in_parts_that_fit_and_is_the_same(tiny_sd, of, monkeypatch):
+    asked, at_once = tiny_sd.encode(["star", "circle"]), []
+    draw = lambda: of(tiny_sd, asked, 5, 0, 3, cfg_scale=3.0)
+    whole = draw()
+    monkeypatch.setattr(visited, "AT_ONCE", 2)
+    hook = tiny_sd.network.register_forward_pre_hook(lambda _, args: at_once.append(len(args[0])))
+    try:
+        parts = draw()
+    finally:
+        hook.remove()
+    assert max(at_once) == 4, "two trajectories, both halves of guidance"
+    for trial in range(6):
+        (a, t), (b, same) = (latents(torch.tensor([1, 0, 1]), step(trial)) for latents in (whole, parts))
+        assert t == same
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # the rounding of batching
 
 
 def test_hosts_anchors_and_preserved_prompts(tiny_sd):

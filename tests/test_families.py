@@ -197,6 +197,7 @@ def own_prediction(p, z, timestep, cond):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("any_family", [*ALL, "tiny_omnigen"], indirect=True)
 def test_what_a_network_does_not_look_at_is_what_changes_nothing(any_family):
     p = any_family
     z = torch.randn(2, *p.latent_shape(), generator=torch.Generator().manual_seed(0))

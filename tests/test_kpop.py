@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.functional import mse_loss
 from anatomy_cases import latent, make, number, told
 from sfumato.erase.esd import ESDx
 from sfumato.erase.kpop import KPOP, Exchange, first_rows, hiding_loss, removal_loss
+from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.pipeline.anatomy.explicit import Listener
 from sfumato.pipeline.attention import listen
@@ -300,6 +302,16 @@ def test_records_tell_keys_apart_and_no_weights_stand_for_one(tiny_sd, key, tmp_
     assert not (tmp_path / "a").exists()
     with pytest.raises(BadInput, match="merge or remove"):
         attach(made, [key])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_nothing_is_solved_for_beneath_keys(tiny_sd, key, several, monkeypatch):
+    """One alone acts always, several have gates: no weights stand for them, whichever it is."""
+    made = attach(tiny_sd, [key, replace(key, concept="circle")][: 1 + several])
+    monkeypatch.setattr(UCE, "solve", lambda *_: pytest.fail("it was solved"))
+    with pytest.raises(BadInput, match="the key of 'star' is no part of any weights: remove it first"):
+        UCE(concepts=("square",)).apply(made)
+    assert len(made.adapters) == 1 + several
 
 
 def test_keys_that_are_none(tiny_sd, tiny_sdxl, key, tmp_path):

@@ -11,8 +11,9 @@ from accelerate import cpu_offload
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from conftest import make_tiny_sdxl
 from sfumato.errors import BadInput
-from sfumato.pipeline import load, wrap
+from sfumato.pipeline import Noised, load, wrap
 
 PIPES = ["tiny_sd", "tiny_sdxl"]
 
@@ -123,6 +124,33 @@ def test_in_float16_the_pipeline_s_own_call_draws_too(p, tmp_path):
         pictures = [vae.decode(half).sample for half in (z.half(), z.half().float())]
         latents = [vae.encode(half).latent_dist.mean for half in (x.half(), x.half().float())]
         assert torch.equal(*pictures) and torch.equal(*latents) and pictures[0].dtype == torch.float32
+
+
+def test_a_float16_pipeline_that_is_wrapped_draws_and_encodes_and_stays_as_it_was(tmp_path_factory):
+    """Its autoencoder's activations leave float16 and come back, as in the released one of SDXL."""
+    made = [make_tiny_sdxl(tmp_path_factory) for _ in range(2)]
+    for pipe in made:
+        with torch.no_grad():
+            for half in (pipe.vae.encoder, pipe.vae.decoder):
+                half.mid_block.resnets[1].conv2.weight.mul_(4e5)
+    exact, pipe = made[0], made[1].to(torch.float16)
+    assert all(x.isfinite().all() for x in pipe.vae.parameters())
+    p, x = wrap(pipe), 2 * torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
+    z = p.encode_image(x.half())
+    torch.testing.assert_close(z.float(), wrap(exact).encode_image(x), rtol=0.02, atol=0.02)
+    seen = x.clone().requires_grad_()
+    mean, _ = p.posterior(seen)
+    (slope,) = torch.autograd.grad(mean.sum(), seen)
+    assert slope.isfinite().all() and slope.any()
+    pictures = p.decode_latents(z)
+    torch.testing.assert_close(pictures.float(), wrap(exact).decode_latents(z.float()), rtol=0.02, atol=0.02)
+    assert p.draw("a red star", 3, sampling_steps=2).isfinite().all()
+    start = Noised((x + 1) / 2, 0.6)
+    assert p.copy().draw("a red star", 3, sampling_steps=2, start=start).isfinite().all()
+    assert {x.dtype for x in pipe.vae.parameters()} == {torch.float16}
+    cpu_offload(pipe.vae, torch.device("cpu"))
+    with pytest.raises(BadInput, match="make it float32 before"):
+        p.encode_image(x)
 
 
 def test_an_existing_folder_is_kept_unless_overwritten(tiny_sd, saved):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sfumato.erase.parts.closed_form import gram, ridge_edit
 from sfumato.erase.parts.revival import Stack, adversarial_embeddings, rounds
-from sfumato.erase.rece import RECE
-from sfumato.erase.uce import UCE
+from sfumato.erase.rece import RECE, paired_rows
+from sfumato.erase.uce import UCE, aligned_rows, as_read
 from sfumato.errors import BadInput
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}  # several systems in a row, each with a condition number up to about 1e4
@@ -204,6 +204,26 @@ def test_skipping_the_start_token_leaves_its_row_out_of_every_round(tiny_sd):
 def test_a_text_without_a_start_token_loses_no_word_for_it(tiny_pixart):
     plain, skipping = (RECE(concepts=("star",), skip_start_token=skip).solve(tiny_pixart) for skip in (False, True))
     assert torch.equal(plain.embeddings, skipping.embeddings)
+
+
+@pytest.mark.parametrize("family", ["tiny_pixart", "tiny_sana"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_every_row_of_a_concept_that_the_network_looks_at_is_redirected_to_one_of_its_anchors(family, skip, request):
+    p, words = request.getfixturevalue(family), ("star", "blue circle")
+    eraser = RECE(concepts=words, epochs=1, skip_start_token=skip)
+    concept, anchor = (as_read(p, p.encode(some)) for some in eraser.pairs())
+    first = 1 if skip and family == "tiny_sana" else 0
+    rows, targets = paired_rows(p, concept, anchor, first)
+    for i, seen in enumerate(concept.mask.sum(dim=1).tolist()):
+        own = anchor.tokens[i, : int(anchor.mask[i].sum())]
+        assert torch.equal(rows[i, : seen - first], concept.tokens[i, first:seen])
+        assert not rows[i, seen - first :].any() and not targets[i, seen - first :].any()
+        assert (targets[i, : seen - first].norm(dim=-1) > 0).all()
+        assert torch.equal(targets[i, : seen - first], own[[min(n, len(own) - 1) for n in range(first, seen)]])
+        # From the last word on it is what UCE says: the anchor has nothing but its first rows here.
+        ends, _ = aligned_rows(p, concept[i], anchor[i], "from-last-word")
+        assert torch.equal(rows[i, : seen - first][-len(ends) :], ends)
+    assert eraser.solve(p).embeddings.shape[1:] == rows.shape
 
 
 def test_stops_when_nothing_is_left_to_revive(tiny_sd):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import mse_loss
 
 from conftest import noise_behind
+from matrix.families import FAMILIES
 from sfumato.erase.esd import negative_guidance_target
 from sfumato.erase.spm import SPM, draw_anchors, random_conditionings, spm_loss
 from sfumato.errors import BadInput, SfumatoError
@@ -123,12 +124,21 @@ def test_anchor_rejection_is_inert_in_the_width_of_real_encoders():
 
 def test_tokens_and_pooled_embeddings_are_drawn_apart(tiny_sdxl):
     cond = tiny_sdxl.encode("star")
-    (first, second) = random_conditionings(cond, 2, generator())
+    (first, second) = random_conditionings(tiny_sdxl, cond, 2, generator())
     assert first.tokens.shape == cond.tokens.shape and first.pooled.shape == cond.pooled.shape
     for anchor in (first, second):
         assert 0.8 - 1e-5 <= float(anchor.pooled.norm() / cond.pooled.norm()) <= 1.2 + 1e-5
         assert 0.8 - 1e-5 <= float(anchor.tokens.norm() / cond.tokens.norm()) <= 1.2 + 1e-5
     assert not torch.equal(first.tokens, second.tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_anchors_are_as_long_as_the_concept_in_what_the_network_looks_at(family, request):
+    p = request.getfixturevalue(family)
+    cond = p.encode(["star"])
+    anchors = random_conditionings(p, cond, 4, generator())
+    norms = [float(p.as_seen(c).tokens.norm()) for c in (cond, *anchors)]
+    assert 0.8 - 1e-5 <= min(norms[1:]) / norms[0] and max(norms[1:]) / norms[0] <= 1.2 + 1e-5
 
 
 # The loss
@@ -167,11 +177,35 @@ def test_first_loss_on_the_pipeline_is_the_squared_guidance(tiny_sd):
     torch.testing.assert_close(loss, (1 + 1.5) ** 2 * (ec - e0).square().mean(), rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("family", ["tiny_sd3", "tiny_flux"])
+def test_the_network_is_told_the_time_that_the_latents_of_a_flow_have(family, request, monkeypatch):
+    """Their schedulers' shift moves the times of all steps."""
+    p, told, passed = request.getfixturevalue(family), [], []
+    student = p.copy()
+    student.add_adapter("spm", generator=generator())
+    walk, M = student.trajectory, 7
+
+    def noted(*args, stop_after, **options):
+        z, t = walk(*args, stop_after=stop_after, **options)
+        passed.append((stop_after, t))
+        return z, t
+
+    monkeypatch.setattr(student, "trajectory", noted)
+    hook = p.network.register_forward_pre_hook(lambda _, args, given: told.append(given["timestep"]), with_kwargs=True)
+    try:
+        for seed in range(3):
+            SPM(concepts="star", sampling_steps=M, n_anchors=1).loss(p, student, 0)(generator(seed))
+            assert (told[-1] == p.clock.number(passed[-1][1]).to(told[-1])).all()
+    finally:
+        hook.remove()
+    assert all(abs(t - (1 - m / M)) > 1e-2 for m, t in passed) and len(set(passed)) > 1
+
+
 def test_anchoring_is_silent_at_the_start_and_only_up_learns(pipe):
     student = pipe.copy()
     adapter = student.add_adapter("spm", generator=generator())
     cond = pipe.encode("star")
-    anchors = random_conditionings(cond, 1, generator())[0]
+    anchors = random_conditionings(pipe, cond, 1, generator())[0]
     z = latents(pipe, 1)
     with torch.no_grad():
         original = pipe.denoiser(z, 0.5, anchors)
@@ -247,6 +281,13 @@ def test_strength_goes_by_what_the_network_looks_at(tiny_pixart):
     mine, other = rows(concept), rows(cond)
     expected = mine @ other[: len(mine)] / (mine.norm() * other.norm())
     assert gamma(cond) == gamma(noise_behind(cond)) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_strength_depends_on_no_other_prompt_of_the_batch(tiny_omnigen):
+    """Which may have been padded with what the network does not look at."""
+    gamma, asked = gamma_of(tiny_omnigen, ("red star",), "embedding"), ["blue circle", "a photo of a red star"]
+    together = gamma(tiny_omnigen.encode(asked))
+    torch.testing.assert_close(together, torch.cat([gamma(tiny_omnigen.encode([one])) for one in asked]))
 
 
 def gates(pipe):
@@ -393,7 +434,7 @@ def test_it_works_on_sdxl(tiny_sdxl):
 @pytest.mark.parametrize("changes", [{}, {"preserve": ("blue",)}, {"anchor_empty": True}])
 def test_without_random_anchors_what_is_left_is_held(tiny_sd, tiny_sdxl, changes):
     for pipe in (tiny_sd, tiny_sdxl):
-        assert random_conditionings(pipe.encode("star"), 0, generator()) == []
+        assert random_conditionings(pipe, pipe.encode("star"), 0, generator()) == []
     student = tiny_sd.copy()
     adapter = student.add_adapter("spm", generator=generator())
     for up in adapter.up.values():

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.fields import Natural, NotNegative
-from sfumato.pipeline import Text2Image
+from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.anatomy import Projection
 from sfumato.pipeline.conditioning import Role
 
@@ -31,8 +32,8 @@ class RECE(UCE):
     Implements Gong et al., "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models" (ECCV 2024,
     arXiv:2407.12383): its edit (eq. 3, that of UCE) and its closed-form search (`adversarial_embeddings`), as in the
     released code. The fields of `UCE` govern the edit it starts from; in the rounds, every token of the context is
-    paired with the anchor's, targets and ``lam`` refer to the weights as they then are, and only the search refers
-    to the original ones.
+    paired with the anchor's (on PixArt and Sana every one that the network looks at), targets and ``lam`` refer to the
+    weights as they then are, and only the search refers to the original ones.
 
     On SD3 and Flux.1 it works on the two maps that read the encoders' embeddings, each by itself; `UCE` says how far
     that reaches. What revives a concept inside joint attention is not searched for.
@@ -114,7 +115,10 @@ class RECE(UCE):
         conds = [as_read(pipe, pipe.encode(words)) for words in self.pairs()]
         started = read == "tokens" and all(bool((c.roles[:, 0] == Role.START).all()) for c in conds)
         first = 1 if self.skip_start_token and started else 0
-        concept, anchor = (c.pooled[:, None] if read == "pooled" else c.tokens[:, first:] for c in conds)
+        if read == "pooled":
+            concept, anchor = (c.pooled[:, None] for c in conds)
+        else:
+            concept, anchor = paired_rows(pipe, *conds, first)
         kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word", read)
 
         def finish(maps: list[Tensor]) -> Edit:
@@ -151,3 +155,20 @@ class RECE(UCE):
             **({"scores": scores} if score else {}),
         }
         return replace(finish(maps), log=log, embeddings=torch.stack([s.embeddings for s in done]))
+
+
+def paired_rows(
+    pipe: Text2Image, concept: Conditioning, anchor: Conditioning, first: int = 0
+) -> tuple[Float[Tensor, "concept length dim"], Float[Tensor, "concept length dim"]]:
+    """The rows of concepts from the ``first`` on, and one of each one's anchor for every row.
+
+    Where the network does not look at padding, a concept's rows go as far as its end, and its anchor's last one stands
+    for what that has fewer, as in UCE; behind the end, up to that of the longest, both are zeros and count for nothing.
+    """
+    if not pipe.masked:
+        return concept.tokens[:, first:], anchor.tokens[:, first:]
+    at = torch.arange(first, int(concept.mask.sum(dim=1).max()), device=pipe.device)
+    last = anchor.mask.sum(dim=1, keepdim=True) - 1
+    of = torch.arange(len(anchor), device=pipe.device)[:, None]
+    rows = anchor.tokens[of, torch.minimum(at, last)]
+    return concept.tokens[:, at], torch.where(concept.mask[:, at, None], rows, 0)

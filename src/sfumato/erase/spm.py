@@ -108,7 +108,8 @@ class SPM(ByGradient):
     twice the empty prompt; ``anchor_empty`` adds that one); the unconditional half of unguided predictions is
     not computed; resolution is fixed; AdamW in full precision; latents are sampled with the model's own spacing of
     steps (the script's is fixed) and, on SDXL, without its rescaling of guidance. As published, the network is told
-    the time 1 - m / M of latents after m of M steps, whatever the spacing. ``preserve`` adds real prompts to the
+    the time 1 - m / M of latents after m of M steps, whatever the spacing; of a flow, whose shift moves the times of
+    all steps and may depend on their number, the one that the latents have. ``preserve`` adds real prompts to the
     anchors, which the paper does not.
     """
 
@@ -212,14 +213,15 @@ class SPM(ByGradient):
             if not self.anchor_weight:
                 return []
             real = [] if kept is None else [kept[uniform(len(kept), generator)]]
-            return [*random_conditionings(concept, self.n_anchors, generator), *fixed, *real]
+            return [*random_conditionings(base, concept, self.n_anchors, generator), *fixed, *real]
 
         def loss_of(generator: torch.Generator, share: slice = ALL) -> Tensor:
             m = 1 + uniform(M - 1, generator)
             starts = seeds(self.batch, generator)[share]
             n = len(starts)
-            z, _ = student.trajectory(concept, starts, stop_after=m, **options)
-            t = 1 - (m * T // M) / T
+            z, t = student.trajectory(concept, starts, stop_after=m, **options)
+            if base.clock.prediction != "flow":
+                t = 1 - (m * T // M) / T
             others = [a.repeat(n) for a in anchors(generator)]
             with torch.no_grad():
                 e0, ec, *original = predict_each(base, z, t, [neutral.repeat(n), concept.repeat(n), *others])
@@ -247,11 +249,16 @@ class SPM(ByGradient):
         return make_plan(pipe, title, trained, passes)
 
 
-def random_conditionings(cond: Conditioning, n: int, generator: torch.Generator) -> list[Conditioning]:
+def random_conditionings(
+    pipe: Text2Image, cond: Conditioning, n: int, generator: torch.Generator
+) -> list[Conditioning]:
     """``n`` conditionings like the single row of ``cond``, with `draw_anchors` for its embeddings.
 
-    Token and pooled embeddings (SDXL) are drawn separately, as in the published code.
+    Token and pooled embeddings (SDXL) are drawn separately, as in the published code. Where the network does not look
+    at padding, which may be many times a text, the norm is of the rows that it looks at, and goes to these.
     """
-    tokens = draw_anchors(cond.tokens[0], n, generator)
+    seen = cond.mask[0] if pipe.masked else torch.ones_like(cond.mask[0])
+    tokens = cond.tokens.repeat(n, 1, 1)
+    tokens[:, seen] = draw_anchors(cond.tokens[0, seen], n, generator)
     pooled = [None] * n if cond.pooled is None else draw_anchors(cond.pooled[0], n, generator)[:, None]
     return [cond.replace(tokens=tokens[i][None], pooled=pooled[i], prompts=("",)) for i in range(n)]

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from sfumato.errors import BadInput
+
+from . import offload
 
 
 def overflows(vae: Any) -> bool:
@@ -78,7 +81,7 @@ class Codec:
 
         A deterministic autoencoder (DC-AE) has no posterior, and takes no notice of the generator.
         """
-        encoded = self.vae.encode(x.to(self.vae.dtype))
+        encoded = self._asked("encode", x)
         if hasattr(encoded, "latent_dist"):
             posterior = encoded.latent_dist
             z = posterior.mode() if generator is None else posterior.sample(generator=generator)
@@ -93,7 +96,7 @@ class Codec:
 
         The deviation of a deterministic autoencoder (DC-AE) is 0.
         """
-        encoded = self.vae.encode(x.to(self.vae.dtype))
+        encoded = self._asked("encode", x)
         if not hasattr(encoded, "latent_dist"):
             z = self.scale(encoded.latent).to(x.dtype)
             return z, torch.zeros_like(z)
@@ -102,7 +105,7 @@ class Codec:
 
     def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pictures in about [-1, 1] (not clipped) of scaled latents, in the type of ``z``."""
-        return self.vae.decode(self.unscale(z).to(self.vae.dtype), return_dict=False)[0].to(z.dtype)
+        return self._asked("decode", self.unscale(z)).sample.to(z.dtype)
 
     def scale(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         """The autoencoder's own latents as the network sees them."""
@@ -114,12 +117,44 @@ class Codec:
         mean, std = self._statistics(z)
         return z / self.vae.config.get("scaling_factor", 1.0) * std + mean
 
+    def _asked(self, what: str, x: Tensor) -> Any:
+        """What the autoencoder encodes or decodes, in float32 where it is in float16 and overflows.
+
+        As diffusers' own call does it, but with weights converted for this call alone: they are the caller's, and a
+        gradient may still need them as they were.
+
+        Raises:
+            BadInput: that, and its weights are offloaded layer by layer.
+        """
+        if self.vae.dtype != torch.float16 or not overflows(self.vae):
+            return getattr(self.vae, what)(x.to(self.vae.dtype))
+        offload.wake(self.vae)
+        weights = [*self.vae.named_parameters(), *self.vae.named_buffers()]
+        if any(w.is_meta for _, w in weights):
+            raise BadInput(
+                "the autoencoder of this pipeline overflows in float16, and its weights are offloaded layer by layer: "
+                "make it float32 before they are, pipe.vae.to(torch.float32)"
+            )
+        wide = {f"vae.{name}": w.float() if w.is_floating_point() else w for name, w in weights}
+        return functional_call(_Asked(self.vae, what), wide, (x.float(),))
+
     def _statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
             return config.get("shift_factor") or 0.0, 1.0
         return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
+
+
+class _Asked(nn.Module):
+    """An autoencoder as a function of pictures or latents, to be called with other weights."""
+
+    def __init__(self, vae: Any, what: str):
+        super().__init__()
+        self.vae, self.what = vae, what
+
+    def forward(self, x: Tensor) -> Any:
+        return getattr(self.vae, self.what)(x)
 
 
 class PatchCodec(Codec):

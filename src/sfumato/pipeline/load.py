@@ -205,6 +205,8 @@ def wrap(
 ) -> Text2Image:
     """The adapter for a diffusers pipeline; a `Text2Image` is returned as it is. Freezes the weights.
 
+    An autoencoder that overflows in float16 is asked in float32, and stays as it is.
+
     Args:
         controlled: take pipelines with a ControlNet too, for what acts on the pipeline's own call only: the adapter
             itself draws without the control.

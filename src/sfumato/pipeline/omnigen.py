@@ -80,6 +80,7 @@ class OmniGen(Text2Image):
     guides = True
     conditional_first = True
     padding = "longest"
+    masked = True
     anatomy: OmniGenAnatomy
     remember: bool = False
     """Whether a draw keeps keys and values of text and input pictures: memory for time, and other last bits."""

@@ -15,8 +15,11 @@ def beneath(p: Text2Image) -> Text2Image:
     with a gate, whose strength depends on the prompt, is left out: no weights say what it adds.
 
     Raises:
-        BadInput: an adapter's scale differs from row to row.
+        BadInput: an adapter's scale differs from row to row; a key is attached, with a gate or without one.
     """
+    for key, a in p.adapters.items():
+        if not a.layers:  # of a key, which cannot be attached to layers again; it says what to do
+            a.strength(key)
     fixed = {key: a for key, a in p.adapters.items() if a.gate is None}
     for key, a in fixed.items():
         if torch.is_tensor(a.scale) and a.scale.ndim:

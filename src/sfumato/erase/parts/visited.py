@@ -12,6 +12,9 @@ from sfumato.pipeline import Conditioning, Text2Image
 
 from .finetune import ALL, seeds, uniform
 
+AT_ONCE = 32
+"""Trajectories that are sampled together, as many as a draw takes."""
+
 Latents = Callable[..., tuple[Tensor, float]]
 """(rows of what is asked for, generator, share of the rows) -> (latents of the share, the time of all of them)."""
 
@@ -34,12 +37,14 @@ def pooled(
 ) -> Latents:
     """The same out of ``n`` whole trajectories, sampled once, here; at least one for each row of ``asked``.
 
-    Memory: ``n`` times ``sampling_steps`` latents.
+    Memory: ``n`` times ``sampling_steps`` latents, and what sampling `AT_ONCE` of them takes.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(max(n, len(asked))) % len(asked)
     starts = seeds(len(rows), generator)
-    states = list(source.states(asked[rows], starts, sampling_steps=sampling_steps, **guidance))[:-1]
+    whole = lambda some: source.states(asked[rows[some]], starts[some], sampling_steps=sampling_steps, **guidance)
+    steps = zip(*(list(whole(some))[:-1] for some in _parts(len(rows))), strict=True)
+    states = [(torch.cat([z for z, _ in step]), step[0][1]) for step in steps]
 
     def drawn(wanted: Tensor, generator: torch.Generator, share: slice = ALL) -> tuple[Tensor, float]:
         z, t = states[uniform(sampling_steps, generator)]
@@ -61,7 +66,8 @@ def noised(source: Text2Image, asked: Conditioning, n: int, seed: int, sampling_
     )[0]
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(max(n, len(asked)) if n else 0) % len(asked)
-    kept = draw(asked[rows], seeds(len(rows), generator)) if n else None
+    starts = seeds(len(rows), generator)
+    kept = torch.cat([draw(asked[rows[some]], starts[some]) for some in _parts(len(rows))]) if n else None
 
     def drawn(wanted: Tensor, generator: torch.Generator, share: slice = ALL) -> tuple[Tensor, float]:
         t = (1 + uniform(T, generator)) / T
@@ -74,3 +80,7 @@ def noised(source: Text2Image, asked: Conditioning, n: int, seed: int, sampling_
         return process.diffuse(x, t, eps.to(x)), t
 
     return drawn
+
+
+def _parts(n: int) -> list[slice]:
+    return [slice(start, start + AT_ONCE) for start in range(0, n, AT_ONCE)]
