@@ -104,6 +104,14 @@ def test_templates_may_have_other_braces_and_one_may_stand_alone(tiny_sd):
     assert recipe.harmful.prompts == ("star {0}",) and recipe.safe.prompts == ("circle {0}",)
 
 
+def test_a_safe_phrase_of_nothing_is_no_prompt(tiny_sdxl):
+    """As guidance takes it, so that its amplified prediction is the unprompted one: on SDXL not the encoded ""."""
+    bare = {**SHORT, "concepts": ("star", "square"), "anchors": ("", "circle"), "prompt": "{}", "updates": 1}
+    recipe = Contrast(TRCE(**bare), tiny_sdxl, tiny_sdxl, tiny_sdxl)
+    for told, null in ((recipe.safe.tokens, recipe.empty.tokens), (recipe.safe.pooled, recipe.empty.pooled)):
+        assert torch.equal(told[:1], null) and told[1].abs().max() > 0
+
+
 def test_rows_and_their_weights(tiny_sd):
     method = TRCE(**{**SHORT, "concepts": "a star", "token_weights": (0.25, 1.0, 0.5, 2.0), "templates": ("red {}",)})
     harmful, safe, weights = method.rows(tiny_sd)

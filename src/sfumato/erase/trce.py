@@ -22,7 +22,7 @@ from sfumato.train.recipe import Gradients, Turn
 
 from .parts.finetune import ByGradient, Finetuning, make_plan, seeds, step_generator, uniform
 from .parts.textual import SKETCH, STYLE, Textual
-from .parts.words import encode_words
+from .parts.words import encode_words, nothing_where_empty
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -213,8 +213,9 @@ class Contrast(Finetuning):
         self.method, self.first, self.student = m, first, student
         self.harmful = encode_words(original, [m.prompt.replace("{}", c) for c in m.concepts])
         anchors = [m.anchor_for(i, "") for i in range(len(m.concepts))]
-        self.safe = original.encode([m.prompt.replace("{}", a).strip() for a in anchors])
         self.empty = original.unconditional()
+        safe = original.encode([m.prompt.replace("{}", a).strip() for a in anchors])
+        self.safe = nothing_where_empty(safe, self.empty)  # so that nothing, amplified, stays what it is
         steps = [m.wanted(i) for i in range(m.updates)]
         rows = torch.arange(len(m.concepts)).repeat_interleave(m.per_concept)
         self.early = self.latents([w for some, _ in steps for w in some], self.harmful[rows], m.start_guidance, 0)
