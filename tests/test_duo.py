@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from sfumato.erase.duo import DUO, duo_loss, fresh_adapter, improvement, preference_loss, scaled
 from sfumato.erase.parts.lora_files import file_names
-from sfumato.erase.parts.pairs import Pairs, draw_pairs, read_pairs
+from sfumato.erase.parts.pairs import Pairs, _until, draw_pairs, read_pairs
 from sfumato.errors import BadInput
 
 SHORT = {"updates": 2, "pairs": 2, "sampling_steps": 2, "batch": 2, "beta": 100.0, "lr": 1e-2, "rank": 2}
@@ -205,6 +205,14 @@ def test_pictures_are_drawn_until_the_detector_agrees(tiny_sd):
     assert len(plain) == 3 and plain.drawn == (3, 3)
     assert torch.equal(plain.shown[0], found.shown[0]) and not torch.equal(plain.shown[1], found.shown[1])
     assert not torch.equal(plain.shown, plain.removed)
+
+
+def test_pictures_that_are_kept_hold_none_that_were_rejected():
+    seen = Scripted(False, True, False, True, True, True)
+    draw = lambda rows, starts: torch.stack([torch.full((3, 2, 2), float(i)) for i in rows])
+    found, drawn = _until(draw, torch.arange(4), seen, 3, 4, generator())
+    assert {i: float(x.mean()) for i, x in found.items()} == {1: 1, 3: 3, 0: 0, 2: 2} and drawn == 6
+    assert all(x.untyped_storage().nbytes() == 2 * x.nbytes for x in found.values())  # two each time
 
 
 @pytest.mark.parametrize(("answers", "message"), [([False], "does the model know it"), ([True] * 2, "raise strength")])

@@ -256,7 +256,8 @@ class Contrast(Finetuning):
                 negative=self.empty if cfg_scale != 1.0 else None,
             )  # fmt: skip
             for k, (z, t) in zip(range(1 + max(k for _, k in here)), states, strict=False):
-                found |= {(i, k): (z[row], t) for row, i in enumerate(some) if (i, k) in here}
+                # Copies: a row alone would hold the latents of all, at every wanted step.
+                found |= {(i, k): (z[row].clone(), t) for row, i in enumerate(some) if (i, k) in here}
         return found
 
     def gathered(self, latents: dict[tuple[int, int], tuple[Tensor, float]], wanted: Wanted) -> tuple[Tensor, Tensor]:

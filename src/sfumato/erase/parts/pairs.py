@@ -175,7 +175,8 @@ def _until(
         pictures = draw(rows, starts)
         count += len(rows)
         good = torch.ones(len(rows), dtype=torch.bool) if right is None else right(pictures)
-        found |= {int(i): x for i, x, fits in zip(rows, pictures, good, strict=True) if fits}
+        # Picked out, not looked at where they are: one picture would hold those that were rejected with it.
+        found |= dict(zip(rows[good].tolist(), pictures[good.to(pictures.device)], strict=True))
         rows = rows[~good]
         if not len(rows):
             break
