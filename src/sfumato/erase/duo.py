@@ -309,7 +309,8 @@ class DUO(ByGradient):
 def fresh_adapter(pipe: Text2Image, rank: int, alpha: float, generator: torch.Generator) -> Adapter:
     """An adapter on the picture's own attention that changes nothing yet: down normal with deviation 1 / rank, up zero.
 
-    That is all of self-attention, and where attention is joint the picture's side of it: never what reads the text.
+    That is all of self-attention, and where attention is joint the layers that only the picture's rows pass. Where
+    text and picture pass the same ones (Flux's single blocks, Z-Image) it acts on both.
     """
     kinds = [kind for kind in pipe.anatomy.kinds if kind.startswith(("self.", "joint."))]
     adapter = pipe.add_adapter("duo", rank, alpha, kinds, generator)
