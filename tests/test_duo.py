@@ -252,6 +252,14 @@ def test_a_file_for_each_concept_that_acts_as_the_adapter_does(tiny_sd, tmp_path
 
 def test_names_of_files():
     assert file_names(["Red Star!", "red star", "...", "été"]) == ["red-star", "red-star-1", "concept", "été"]
+    assert file_names(["x 2", "x", "x!"]) == ["x-2", "x", "x-3"], "a number may be a concept's own"
+    long = ["é" * 300, "é" * 301, " ".join(["a picture of"] * 30)]
+    assert file_names(long) == ["é" * 40, f"{'é' * 40}-1", "-".join(["a-picture-of"] * 6) + "-a"]
+
+
+def test_a_long_concept_is_saved(tiny_sd, tmp_path):
+    DUO(concepts=" ".join(["a photo of a red star"] * 16), **{**SHORT, "updates": 1}).apply(tiny_sd).save(tmp_path / "e")
+    assert len(list((tmp_path / "e" / "lora").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(
