@@ -228,6 +228,30 @@ def test_the_detector_is_asked_before_anything_is_drawn(tiny_sd):
         DUO(concepts="art", **SHORT, detector="oracle").apply(tiny_sd)
 
 
+@pytest.mark.parametrize("other", [{"anchors": "square"}, {"seed": 1}, {"strength": 0.5}, {"templates": ("a {}",)}])
+def test_pairs_in_a_folder_go_with_their_settings_alone(tiny_sd, tmp_path, monkeypatch, other):
+    """Killed between the pairs and the first checkpoint."""
+    options = {"concepts": "star", "anchors": "circle", **SHORT}
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(DUO, "train_one", killed)
+        DUO(**options).run(tiny_sd, tmp_path)
+    with pytest.raises(BadInput, match="holds pairs that were made with .* another folder"):
+        DUO(**{**options, **other}).run(tiny_sd, tmp_path)
+    if "seed" in other:  # the cheapest of them
+        model = tiny_sd.copy(own="xattn")
+        torch.nn.init.zeros_(next(iter(model.parameters("xattn").values())))
+        with pytest.raises(BadInput, match="model="):
+            DUO(**options).run(model, tmp_path)
+        expected = DUO(**options).pairs_of(tiny_sd, 0)
+        monkeypatch.setattr("sfumato.erase.duo.draw_pairs", lambda *given, **more: pytest.fail("drawn again"))
+        again = DUO(**{**options, "lr": 1e-3, "updates": 1}).pairs_of(tiny_sd, 0, tmp_path / "0")
+        assert torch.equal(again.removed, expected.removed) and again.drawn == expected.drawn
+
+
 # Files
 
 
@@ -258,7 +282,8 @@ def test_names_of_files():
 
 
 def test_a_long_concept_is_saved(tiny_sd, tmp_path):
-    DUO(concepts=" ".join(["a photo of a red star"] * 16), **{**SHORT, "updates": 1}).apply(tiny_sd).save(tmp_path / "e")
+    erased = DUO(concepts=" ".join(["a photo of a red star"] * 16), **{**SHORT, "updates": 1}).apply(tiny_sd)
+    erased.save(tmp_path / "e")
     assert len(list((tmp_path / "e" / "lora").glob("*.safetensors"))) == 1
 
 

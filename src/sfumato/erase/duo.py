@@ -210,13 +210,14 @@ class DUO(ByGradient):
         """The pairs for concept number ``index``; drawn ones are kept in ``folder``.
 
         Raises:
-            BadInput: as `read_pairs` and `draw_pairs`.
+            BadInput: as `read_pairs` and `draw_pairs`; the folder holds pairs of other settings, or of another model.
         """
         if self.data:
             return read_pairs(Path(self.data[index]), pipe.size)
         file = None if folder is None else folder / "pairs.safetensors"
+        made = {} if file is None else self.making(pipe, index)
         if file is not None and file.exists():
-            return Pairs.load(file)
+            return Pairs.load(file, made)
         concept, anchor, judge = self.concepts[index], self.anchor_for(index, ""), self.judge()
         pairs = draw_pairs(
             pipe,
@@ -231,8 +232,14 @@ class DUO(ByGradient):
             tries=self.tries,
         )
         if file is not None:
-            pairs.save(file)
+            pairs.save(file, made)
         return pairs
+
+    def making(self, pipe: Text2Image, index: int) -> dict[str, Any]:
+        """All that drawn pairs of concept number ``index`` depend on."""
+        named = ("templates", "pairs", "strength", "sampling_steps", "cfg_scale", "detector", "tries", "seed")
+        own = {"concept": self.concepts[index], "anchor": self.anchor_for(index, "")}
+        return {**own, **{name: getattr(self, name) for name in named}, "model": pipe.describe()["sha256"]}
 
     def train_one(
         self, pipe: Text2Image, index: int, pairs: Pairs, folder: Path | None = None

@@ -58,8 +58,7 @@ def write_loras(folder: Path, loras: Sequence[Lora]) -> None:
 
 
 def file_names(concepts: Sequence[str]) -> list[str]:
-    """A file's name for each concept: its letters and digits, as far as `LONGEST`, and a number where two would have the
-    same."""
+    """A file's name for each concept: its letters and digits, `LONGEST` at most, and a number where two would have one."""
     names: list[str] = []
     for concept in concepts:
         letters = "".join(c if c.isalnum() else " " for c in concept.lower())
