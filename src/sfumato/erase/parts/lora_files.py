@@ -58,7 +58,7 @@ def write_loras(folder: Path, loras: Sequence[Lora]) -> None:
 
 
 def file_names(concepts: Sequence[str]) -> list[str]:
-    """A file's name for each concept: its letters and digits, `LONGEST` at most, and a number where two would have one."""
+    """A file's name for each concept: its letters and digits, `LONGEST` at most, and a number where it is taken."""
     names: list[str] = []
     for concept in concepts:
         letters = "".join(c if c.isalnum() else " " for c in concept.lower())
