@@ -100,7 +100,7 @@ class By(Link):
         return _there(self.images)
 
     def _erase(self, chained: Chained, given: Given) -> Chained:
-        return replace(chained, pipe=self.method.run(chained.whole)[0])
+        return replace(chained, pipe=self.method.run(chained.whole, given.folder)[0])
 
     def _steer(self, chained: Chained, given: Given) -> Chained:
         self._fits(chained.pipe)
