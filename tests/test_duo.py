@@ -239,7 +239,7 @@ def test_pairs_in_a_folder_go_with_their_settings_alone(tiny_sd, tmp_path, monke
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(DUO, "train_one", killed)
         DUO(**options).run(tiny_sd, tmp_path)
-    with pytest.raises(BadInput, match="holds pairs that were made with .* another folder"):
+    with pytest.raises(BadInput, match=r"holds pairs that were made with .* another folder"):
         DUO(**{**options, **other}).run(tiny_sd, tmp_path)
     if "seed" in other:  # the cheapest of them
         model = tiny_sd.copy(own="xattn")
