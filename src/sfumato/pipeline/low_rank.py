@@ -167,7 +167,7 @@ def check_style(base: Organs, style: str) -> None:
     if style == "kohya" and base.family not in KOHYA:
         raise BadInput(
             f"no other tool reads kohya's spelling of {base.family}, of which diffusers would attach nothing and say "
-            "so nowhere: choose --format lora or peft"
+            "so nowhere: choose --format lora or peft, in Python style='diffusers'"
         )
 
 

@@ -242,7 +242,7 @@ def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", over
         style: "diffusers" or "webui"; see `sfumato.pipeline.lora.save`.
 
     Raises:
-        BadInput: a scale differs from row to row; a key is attached; the file exists.
+        BadInput: a scale differs from row to row; a key is attached; as `Adapter.save_lora`.
     """
     adapters = list(pipe.adapters.values())
     strengths = [a.strength(key) for key, a in pipe.adapters.items()]
