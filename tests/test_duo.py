@@ -281,6 +281,7 @@ def test_names_of_files():
     assert file_names(long) == ["é" * 40, f"{'é' * 40}-1", "-".join(["a-picture-of"] * 6) + "-a"]
 
 
+@pytest.mark.filterwarnings("ignore:the prompt has")
 def test_a_long_concept_is_saved(tiny_sd, tmp_path):
     erased = DUO(concepts=" ".join(["a photo of a red star"] * 16), **{**SHORT, "updates": 1}).apply(tiny_sd)
     erased.save(tmp_path / "e")
