@@ -7,6 +7,7 @@ from sfumato.errors import BadInput
 from sfumato.pipeline import wrap
 from sfumato.pipeline.adapter import Adapter
 from sfumato.pipeline.anatomy import UNetAnatomy
+from sfumato.pipeline.membrane import save_lora
 
 PIPES = ["tiny_sd", "tiny_sdxl"]
 
@@ -208,6 +209,17 @@ def test_the_lora_file_loads_in_diffusers_and_here(request, tmp_path, style, tar
         ).images
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
         assert (plain - ours).abs().max() > 1e-2
+
+
+def test_a_spelling_that_no_other_tool_reads_is_refused(tiny_sd3, tmp_path):
+    p, file = tiny_sd3.copy(), tmp_path / "a.safetensors"
+    adapter = p.add_adapter("a", rank=2, generator=torch.Generator().manual_seed(0))
+    for save in (lambda style: adapter.save_lora(file, style), lambda style: save_lora(file, p, style)):
+        with pytest.raises(BadInput, match="no other tool reads kohya's spelling of sd3"):
+            save("webui")
+        assert not file.exists()
+        save("diffusers")
+        file.unlink()
 
 
 def test_state_dict_round_trip_is_strict(p):

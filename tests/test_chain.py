@@ -17,6 +17,7 @@ from sfumato.cells import Failed
 from sfumato.commands.links import links_of
 from sfumato.customize.prospect import ProSpect
 from sfumato.distill.multistep_cm import MultistepCM
+from sfumato.erase.esd import ESDx
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.metrics.bootstrap import wilson
@@ -25,6 +26,7 @@ from sfumato.report.audit import AuditReport
 from sfumato.report.composition import Composition, Stage
 from sfumato.report.schema import PROTOCOL_KEYS, Interval
 from sfumato.steer.faster_diffusion import FasterDiffusion
+from sfumato.train.loop import Run
 from test_audit import SMALL, Fixed, reddish
 from test_bench import tiny_classifier
 
@@ -71,6 +73,41 @@ def test_fine_tuning_changes_the_asked_subset_only_and_goes_on_after_a_kill(tiny
     again = after(link, erased, tiny_sd, folder=tmp_path / "a").pipe  # finished: only what was kept is read
     assert not changed(again, made)
     assert not changed(after(FineTune(updates=0, n_images=1), erased, tiny_sd).pipe, erased)
+
+
+def test_what_no_lora_holds_is_said_by_the_link_that_leaves_it_out(tiny_sd, erased, tmp_path):
+    assert after(Export(format="lora"), erased, tiny_sd).said == ""  # projections alone
+    edited = tiny_sd.copy(own="xattn")
+    with torch.no_grad():
+        for name, x in edited.parameters("xattn").items():
+            x.add_(0.01 if name.endswith((".to_out.0.bias", ".to_k.weight")) else 0.0)
+    told = after(Export(format="lora"), edited, tiny_sd).said
+    assert re.fullmatch(r"left out: \d+ parameters that no LoRA holds \(unet\..*to_out\.0\.bias.*\)", told)
+    audit = Audit(before=tiny_sd, after=edited, concepts=["star"], detector=LOOKS, **SMALL)
+    made = Chain(audit=audit, links=[Export(format="lora"), Cast(dtype="bfloat16")]).run()
+    assert [stage.said for stage in made.stages] == ["", told, ""]
+    folder = made.save(tmp_path / "out")
+    kept = json.loads((folder / "composition.json").read_text())["stages"]
+    assert [one.get("said") for one in kept] == [None, told, None]
+    assert "that no LoRA holds (unet." in (folder / "index.html").read_text()
+
+
+def test_an_eraser_that_trains_goes_on_after_a_kill(tiny_sd, erased, tmp_path, monkeypatch):
+    link = By(ESDx(concepts=("circle",), updates=3, sampling_steps=2, lr=1e-3, checkpoint_every=1))
+    expected, step = after(link, erased, tiny_sd).pipe, Run.one_step
+
+    def killed(run):
+        if run.step == 2:
+            raise KeyboardInterrupt
+        return step(run)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Run, "one_step", killed)
+        after(link, erased, tiny_sd, folder=tmp_path)
+    taken = []
+    monkeypatch.setattr(Run, "one_step", lambda run: taken.append(run.step) or step(run))
+    assert not changed(after(link, erased, tiny_sd, folder=tmp_path).pipe, expected)
+    assert taken == [2]
 
 
 def levels(one, other):

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from sfumato.erase.duo import DUO, duo_loss, fresh_adapter, improvement, preference_loss, scaled
 from sfumato.erase.parts.lora_files import file_names
-from sfumato.erase.parts.pairs import Pairs, draw_pairs, read_pairs
+from sfumato.erase.parts.pairs import Pairs, _until, draw_pairs, read_pairs
 from sfumato.errors import BadInput
 
 SHORT = {"updates": 2, "pairs": 2, "sampling_steps": 2, "batch": 2, "beta": 100.0, "lr": 1e-2, "rank": 2}
@@ -207,6 +207,14 @@ def test_pictures_are_drawn_until_the_detector_agrees(tiny_sd):
     assert not torch.equal(plain.shown, plain.removed)
 
 
+def test_pictures_that_are_kept_hold_none_that_were_rejected():
+    seen = Scripted(False, True, False, True, True, True)
+    draw = lambda rows, starts: torch.stack([torch.full((3, 2, 2), float(i)) for i in rows])
+    found, drawn = _until(draw, torch.arange(4), seen, 3, 4, generator())
+    assert {i: float(x.mean()) for i, x in found.items()} == {1: 1, 3: 3, 0: 0, 2: 2} and drawn == 6
+    assert all(x.untyped_storage().nbytes() == 2 * x.nbytes for x in found.values())  # two each time
+
+
 @pytest.mark.parametrize(("answers", "message"), [([False], "does the model know it"), ([True] * 2, "raise strength")])
 def test_pairs_that_cannot_be_had(tiny_sd, answers, message):
     with pytest.raises(BadInput, match=message):
@@ -218,6 +226,30 @@ def test_pairs_that_cannot_be_had(tiny_sd, answers, message):
 def test_the_detector_is_asked_before_anything_is_drawn(tiny_sd):
     with pytest.raises(BadInput, match="sketch world"):
         DUO(concepts="art", **SHORT, detector="oracle").apply(tiny_sd)
+
+
+@pytest.mark.parametrize("other", [{"anchors": "square"}, {"seed": 1}, {"strength": 0.5}, {"templates": ("a {}",)}])
+def test_pairs_in_a_folder_go_with_their_settings_alone(tiny_sd, tmp_path, monkeypatch, other):
+    """Killed between the pairs and the first checkpoint."""
+    options = {"concepts": "star", "anchors": "circle", **SHORT}
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(DUO, "train_one", killed)
+        DUO(**options).run(tiny_sd, tmp_path)
+    with pytest.raises(BadInput, match=r"holds pairs that were made with .* another folder"):
+        DUO(**{**options, **other}).run(tiny_sd, tmp_path)
+    if "seed" in other:  # the cheapest of them
+        model = tiny_sd.copy(own="xattn")
+        torch.nn.init.zeros_(next(iter(model.parameters("xattn").values())))
+        with pytest.raises(BadInput, match="model="):
+            DUO(**options).run(model, tmp_path)
+        expected = DUO(**options).pairs_of(tiny_sd, 0)
+        monkeypatch.setattr("sfumato.erase.duo.draw_pairs", lambda *given, **more: pytest.fail("drawn again"))
+        again = DUO(**{**options, "lr": 1e-3, "updates": 1}).pairs_of(tiny_sd, 0, tmp_path / "0")
+        assert torch.equal(again.removed, expected.removed) and again.drawn == expected.drawn
 
 
 # Files
@@ -244,6 +276,16 @@ def test_a_file_for_each_concept_that_acts_as_the_adapter_does(tiny_sd, tmp_path
 
 def test_names_of_files():
     assert file_names(["Red Star!", "red star", "...", "été"]) == ["red-star", "red-star-1", "concept", "été"]
+    assert file_names(["x 2", "x", "x!"]) == ["x-2", "x", "x-3"], "a number may be a concept's own"
+    long = ["é" * 300, "é" * 301, " ".join(["a picture of"] * 30)]
+    assert file_names(long) == ["é" * 40, f"{'é' * 40}-1", "-".join(["a-picture-of"] * 6) + "-a"]
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_a_long_concept_is_saved(tiny_sd, tmp_path):
+    erased = DUO(concepts=" ".join(["a photo of a red star"] * 16), **{**SHORT, "updates": 1}).apply(tiny_sd)
+    erased.save(tmp_path / "e")
+    assert len(list((tmp_path / "e" / "lora").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sfumato.data.base import Rows
 from sfumato.erase.integrity import Integrity, bounded_ascent, projected, saliency_mask
-from sfumato.erase.parts.unlearning import drawn, out_of
+from sfumato.erase.parts.trained import student_of
+from sfumato.erase.parts.unlearning import Unlearning, drawn, out_of
 from sfumato.errors import BadInput
 from sfumato.metrics.detectors import Detection, Detector
 
@@ -110,10 +111,13 @@ def test_a_concept_in_its_own_place_is_nothing_to_forget(tiny_sd):
     assert all(p.grad is None or p.grad.abs().max() <= 1e-6 for p in student.parameters("full").values())
 
 
-def test_no_push_is_the_empty_prompt(tiny_sd):
-    (negative, _), _ = at_start(tiny_sd, forget="negative", eta=0.0)
-    (overwrite, _), _ = at_start(tiny_sd)
-    (pushed, _), _ = at_start(tiny_sd, forget="negative", eta=1.0)
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sana"])
+def test_no_push_is_the_empty_prompt(family, request):
+    """As guidance takes it: on SDXL and Sana that is not the encoded ""."""
+    pipe = request.getfixturevalue(family)
+    (negative, _), _ = at_start(pipe, forget="negative", eta=0.0)
+    (overwrite, _), _ = at_start(pipe)
+    (pushed, _), _ = at_start(pipe, forget="negative", eta=1.0)
     torch.testing.assert_close(negative, overwrite, rtol=1e-4, atol=1e-9)  # float32 network
     torch.testing.assert_close(pushed, 4 * overwrite, rtol=1e-3, atol=1e-9)
 
@@ -198,6 +202,28 @@ def test_only_the_salient_weights_change(tiny_sd, weight_decay):
     changed = sum(int((p != before[n]).sum()) for n, p in erased.parameters("full").items())
     total = sum(p.numel() for p in before.values())
     assert 0.05 < changed / total <= 0.11
+
+
+def salient(pipe, factor: float = 1.0) -> torch.Tensor:
+    """Which numbers may change where the forgetting's loss is multiplied by ``factor``."""
+    it = Integrity(concepts="star", preserve="art", **SHORT)
+    student, module = student_of(pipe, "full", "integrity", 8, 0)
+    forget, retain = it.losses(pipe, student)
+    small = lambda generator, share=slice(None): factor * forget(generator, share)
+    recipe = Unlearning(it.concepts, pipe, module, small, retain, 0, torch.optim.AdamW, 1.0, "sum")
+    recipe.keep_to(0.1, 2)
+    assert all(p.grad is None for p in module.parameters())
+    return torch.cat([recipe.mask[name].flatten() for name in sorted(recipe.mask)])
+
+
+def test_half_precision_finds_the_same_salient_weights(tiny_sd):
+    """However small the gradients are: here a thousandth, as where a loss is a mean over more numbers."""
+    half = tiny_sd.copy(own="all")
+    for part in half.parts().values():
+        part.to(torch.float16)
+    exact, found = salient(tiny_sd), salient(half, 1e-3)
+    assert float(found.double().mean()) == pytest.approx(0.1, abs=0.005)
+    assert float((found & exact).sum() / exact.sum()) > 0.95
 
 
 class Third(Detector):

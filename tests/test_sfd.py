@@ -363,8 +363,36 @@ def test_guidance_is_everywhere_and_a_negative_prompt_where_it_was_asked_for(tin
     recipe, cond = Forgetting(method, tiny_sd, tiny_sd, tiny_sd), tiny_sd.encode(["star", "star"])
     empty, circle = tiny_sd.unconditional(2).tokens, tiny_sd.encode(["circle"] * 2).tokens
     for place, lost, expected in (("teacher", True, circle), ("teacher", False, empty), ("fake", True, empty)):
-        guided = recipe.guided(tiny_sd, 4.5, cond, place, lost, generator())
+        guided = recipe.guided(tiny_sd, 4.5, cond, torch.zeros(2, dtype=torch.bool), place, lost, generator())
         assert isinstance(guided, Guided) and torch.equal(guided.uncond.tokens, expected)
+
+
+def test_what_is_asked_for_nothing_is_guided_away_from_nothing(tiny_sd, monkeypatch):
+    """As in the published loop, whose dropout empties both texts of a picture."""
+    everywhere = ("fake training", "fake", "teacher")
+    settings = {"concepts": "star", "preserve": "art", "negative": "circle", "negative_for": everywhere, **SHORT}
+    seen: list[Guided] = []
+
+    def watched(*given):
+        seen.append(Guided(*given))
+        return seen[-1]
+
+    monkeypatch.setattr("sfumato.erase.parts.forgetting.Guided", watched)
+    null = tiny_sd.unconditional(2).tokens
+    z = torch.randn(2, *tiny_sd.latent_shape(), generator=generator())
+    for share in (1.0, 0.0):
+        recipe = Forgetting(SFD(**settings, unconditional=share), tiny_sd, tiny_sd, tiny_sd)
+        seen.clear()
+        with torch.no_grad():
+            for loss in (recipe.fake_loss, recipe.generator_loss):
+                loss(recipe.batch(0, generator(), 2), generator())
+            assert len(seen) == 6
+            for guided in seen:
+                if share:
+                    assert torch.equal(guided.uncond.tokens, null)
+                    bare = tiny_sd.denoiser(z, 0.5, guided.uncond)
+                    assert torch.allclose(guided(z, 0.5, guided.cond), bare, atol=1e-5)
+            assert sum(not torch.equal(guided.uncond.tokens, null) for guided in seen) == (0 if share else 3)
 
 
 @pytest.mark.parametrize("wrong", [{"sigma_init": 100.0}, {"sigma_min": 0.001}, {"sigma_max": 1e4}])

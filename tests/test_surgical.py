@@ -119,6 +119,22 @@ def test_the_first_loss_on_a_pipeline_is_the_distance_to_the_alternative(tiny_sd
     assert min(abs(found - d) / d for d in distances) < 1e-4  # float32 network
 
 
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl", "tiny_sana"])
+def test_without_an_alternative_the_aim_is_no_guidance(family, request):
+    """Of what guidance takes for no prompt, which on SDXL and Sana is not the encoded "": checks (ii) and (iii)."""
+    pipe = request.getfixturevalue(family)
+    it = Surgical(concepts=("star", "circle"), anchors=("", "square"), templates="a {concept}", pool=2, **SHORT)
+    found = it.loss(pipe, pipe.copy(own="xattn"))(step()).detach()
+    asked, null = pipe.encode(["a star", "a circle", "a square"]), pipe.unconditional()
+    goal = asked.cat([null, asked[2]])
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randint(2**31, (2,), generator=generator).tolist()
+    states = pipe.states(asked[:2], starts, sampling_steps=2, cfg_scale=7.5, negative=null)
+    with torch.no_grad():  # the sum over two concepts
+        distances = [2 * mse_loss(*predict_each(pipe, z, t, [asked[:2], goal])) for z, t in list(states)[:-1]]
+    assert min(abs(found - d) / d for d in distances) < 1e-4  # float32 network
+
+
 @pytest.mark.parametrize("more", [{"strength": 0.0}, {"strength": 0.0, "stop_gradient": False}])
 def test_the_concepts_own_guidance_changes_nothing(tiny_sd, more):
     student = tiny_sd.copy(own="xattn")

@@ -106,6 +106,20 @@ def test_templates_may_have_other_braces_and_one_may_stand_alone(tiny_sd):
     assert recipe.harmful.prompts == ("star {0}",) and recipe.safe.prompts == ("circle {0}",)
 
 
+def test_latents_that_are_kept_hold_no_others(tiny_sd):
+    recipe = Contrast(TRCE(**{**SHORT, "per_concept": 3, "updates": 3, "batch": 2}), tiny_sd, tiny_sd, tiny_sd)
+    kept = [z for z, _ in (*recipe.early.values(), *recipe.free.values())]
+    assert len(kept) > 4 and all(z.untyped_storage().nbytes() == z.nbytes for z in kept)
+
+
+def test_a_safe_phrase_of_nothing_is_no_prompt(tiny_sdxl):
+    """As guidance takes it, so that its amplified prediction is the unprompted one: on SDXL not the encoded ""."""
+    bare = {**SHORT, "concepts": ("star", "square"), "anchors": ("", "circle"), "prompt": "{}", "updates": 1}
+    recipe = Contrast(TRCE(**bare), tiny_sdxl, tiny_sdxl, tiny_sdxl)
+    for told, null in ((recipe.safe.tokens, recipe.empty.tokens), (recipe.safe.pooled, recipe.empty.pooled)):
+        assert torch.equal(told[:1], null) and told[1].abs().max() > 0
+
+
 def test_rows_and_their_weights(tiny_sd):
     method = TRCE(**{**SHORT, "concepts": "a star", "token_weights": (0.25, 1.0, 0.5, 2.0), "templates": ("red {}",)})
     harmful, safe, weights = method.rows(tiny_sd)

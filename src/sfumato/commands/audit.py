@@ -135,7 +135,7 @@ def compose(audit: Audit, options: Output) -> None:
         if whole := options.apart or not made.refused:  # what links have trained serves the same command, mended
             shutil.rmtree(state)
     show_table(made.header, made.rows())
-    for title, why in made.refused.items():
+    for title, why in [*((stage.title, stage.said) for stage in made.stages if stage.said), *made.refused.items()]:
         print(f"{title}: {why}")
     print(made.verdict)
     print(f"report: {options.out / 'index.html'}")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 EXAMPLE = "sfumato export --model erased/ --format single-file --out erased.safetensors"
 ABOUT = "A model as one file or a folder, or as a LoRA what an edit changed in it. Strict: what is left out is said."
 Format = Literal["single-file", "diffusers", "lora", "kohya", "peft"]
-_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +97,10 @@ def _lora(options: Export, pipe: Text2Image) -> None:
     energy = options.energy if options.energy is not None or options.rank is not None else 0.99
     low = as_low_rank(base, edited, options.rank, energy)
     if low.left:
-        some = ", ".join([*low.left[:_SHOWN], *(["..."] if low.left[_SHOWN:] else [])])
-        what = f"{len(low.left)} parameters that no LoRA holds ({some})"
         if options.strict:
-            raise BadInput(f"the edit also changed {what}: export a whole model, or leave them out with --no-strict")
-        print(f"left out: {what}")
+            advice = "export a whole model, or leave them out with --no-strict"
+            raise BadInput(f"the edit also changed {low.lost}: {advice}")
+        print(f"left out: {low.lost}")
     drawn = _drawn(options, base, edited, low)
     errors = {"rank": str(options.rank), "energy": str(energy), "worst_layer": max(low.errors.values()), **drawn}
     write_low_rank(low, base, options.out, options.format, options.overwrite, {k: str(v) for k, v in errors.items()})

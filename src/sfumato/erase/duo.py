@@ -210,13 +210,14 @@ class DUO(ByGradient):
         """The pairs for concept number ``index``; drawn ones are kept in ``folder``.
 
         Raises:
-            BadInput: as `read_pairs` and `draw_pairs`.
+            BadInput: as `read_pairs` and `draw_pairs`; the folder holds pairs of other settings, or of another model.
         """
         if self.data:
             return read_pairs(Path(self.data[index]), pipe.size)
         file = None if folder is None else folder / "pairs.safetensors"
+        made = {} if file is None else self.making(pipe, index)
         if file is not None and file.exists():
-            return Pairs.load(file)
+            return Pairs.load(file, made)
         concept, anchor, judge = self.concepts[index], self.anchor_for(index, ""), self.judge()
         pairs = draw_pairs(
             pipe,
@@ -231,8 +232,14 @@ class DUO(ByGradient):
             tries=self.tries,
         )
         if file is not None:
-            pairs.save(file)
+            pairs.save(file, made)
         return pairs
+
+    def making(self, pipe: Text2Image, index: int) -> dict[str, Any]:
+        """All that drawn pairs of concept number ``index`` depend on."""
+        named = ("templates", "pairs", "strength", "sampling_steps", "cfg_scale", "detector", "tries", "seed")
+        own = {"concept": self.concepts[index], "anchor": self.anchor_for(index, "")}
+        return {**own, **{name: getattr(self, name) for name in named}, "model": pipe.describe()["sha256"]}
 
     def train_one(
         self, pipe: Text2Image, index: int, pairs: Pairs, folder: Path | None = None
@@ -309,7 +316,8 @@ class DUO(ByGradient):
 def fresh_adapter(pipe: Text2Image, rank: int, alpha: float, generator: torch.Generator) -> Adapter:
     """An adapter on the picture's own attention that changes nothing yet: down normal with deviation 1 / rank, up zero.
 
-    That is all of self-attention, and where attention is joint the picture's side of it: never what reads the text.
+    That is all of self-attention, and where attention is joint the layers that only the picture's rows pass. Where
+    text and picture pass the same ones (Flux's single blocks, Z-Image) it acts on both.
     """
     kinds = [kind for kind in pipe.anatomy.kinds if kind.startswith(("self.", "joint."))]
     adapter = pipe.add_adapter("duo", rank, alpha, kinds, generator)

@@ -26,7 +26,7 @@ from .esd import negative_guidance_target, predict_each
 from .parts.finetune import ALL, ByGradient, StepLoss, make_plan, seeds
 from .parts.trained import Trained, size_of, student_of
 from .parts.unlearning import Balance, Shown, Unlearning, drawn, encode_each, out_of, projected, saliency_mask
-from .parts.words import check_templates
+from .parts.words import check_templates, nothing_where_empty
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -180,7 +180,7 @@ class Integrity(ByGradient):
         forget, retain = self.shown(teacher)
         process, kind, null = teacher.denoiser.process, teacher.denoiser.prediction, teacher.unconditional()
         concept, other = encode_each(teacher, forget.prompts), encode_each(teacher, retain.prompts)
-        instead = encode_each(teacher, [self.instead_of(p) for p in forget.prompts])
+        instead = nothing_where_empty(encode_each(teacher, [self.instead_of(p) for p in forget.prompts]), null)
 
         def forgetting(generator: torch.Generator, share: slice = ALL) -> Tensor:
             rows, _, eps, t, z = forget.noised(teacher, self.batch, generator, share)

@@ -172,7 +172,9 @@ class Surgical(ByGradient):
         # An alternative is named as the concept is; none is the empty prompt, bare.
         instead = [self.anchor_for(i, "") for i in range(k)]
         replaced = [t.replace("{concept}", a) if a.strip() else "" for a in instead for t in self.templates]
-        concept, anchor, null = teacher.encode(named), teacher.encode(replaced), teacher.unconditional()
+        concept, null = teacher.encode(named), teacher.unconditional()
+        # Not the encoded "", which on SDXL is another one: no alternative means no guidance.
+        anchor = teacher.encode(replaced).drop(torch.tensor([not text for text in replaced]), null)
         kept = teacher.encode(self.preserve) if self.preserve else None
         latents = self._latents(teacher, concept)
 

@@ -23,7 +23,7 @@ from sfumato.train.recipe import Gradients, Turn
 
 from .parts.finetune import ByGradient, Finetuning, make_plan, seeds, step_generator, uniform
 from .parts.textual import SKETCH, STYLE, Textual
-from .parts.words import encode_words
+from .parts.words import encode_words, nothing_where_empty
 
 if TYPE_CHECKING:
     from sfumato.plan import Plan
@@ -214,8 +214,9 @@ class Contrast(Finetuning):
         self.method, self.first, self.student = m, first, student
         self.harmful = encode_words(original, [m.prompt.replace("{}", c) for c in m.concepts])
         anchors = [m.anchor_for(i, "") for i in range(len(m.concepts))]
-        self.safe = original.encode([m.prompt.replace("{}", a).strip() for a in anchors])
         self.empty = original.unconditional()
+        safe = original.encode([m.prompt.replace("{}", a).strip() for a in anchors])
+        self.safe = nothing_where_empty(safe, self.empty)  # so that nothing, amplified, stays what it is
         steps = [m.wanted(i) for i in range(m.updates)]
         rows = torch.arange(len(m.concepts)).repeat_interleave(m.per_concept)
         self.early = self.latents([w for some, _ in steps for w in some], self.harmful[rows], m.start_guidance, 0)
@@ -256,7 +257,8 @@ class Contrast(Finetuning):
                 negative=self.empty if cfg_scale != 1.0 else None,
             )  # fmt: skip
             for k, (z, t) in zip(range(1 + max(k for _, k in here)), states, strict=False):
-                found |= {(i, k): (z[row], t) for row, i in enumerate(some) if (i, k) in here}
+                # Copies: a row alone would hold the latents of all, at every wanted step.
+                found |= {(i, k): (z[row].clone(), t) for row, i in enumerate(some) if (i, k) in here}
         return found
 
     def gathered(self, latents: dict[tuple[int, int], tuple[Tensor, float]], wanted: Wanted) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from .anatomy import Anatomy
 from .anatomy.base import takes_adapter
 from .conditioning import Conditioning
 from .hooks import attach
+from .low_rank import check_style
 from .organs import Organs
 
 P = TypeVar("P", bound=Organs)
@@ -154,7 +155,13 @@ class Adapter:
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Write a LoRA file of fixed strength ``scale``; see `sfumato.pipeline.lora.save`."""
+        """Write a LoRA file of fixed strength ``scale``; see `sfumato.pipeline.lora.save`.
+
+        Raises:
+            BadInput: unknown style, or "webui" for a family in which no other tool would read it; the file exists.
+        """
+        if style == "webui" and self._owner is not None:
+            check_style(self._owner, "kohya")
         products = {n: lora.Product(self.down[n].detach(), self.up[n].detach(), self.alpha) for n in self.layers}
         lora.save(products, self.anatomy.component, path, style, scale, metadata or {}, overwrite)
 

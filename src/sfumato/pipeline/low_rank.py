@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import BadInput
 from sfumato.files import atomic_folder
+from sfumato.text import counted
 
 from .anatomy.base import takes_adapter
 from .lora import Product, save
@@ -22,6 +23,8 @@ from .organs import Organs
 
 KOHYA = ("sd", "sdxl", "flux")
 """Families whose LoRA other tools read in kohya's spelling."""
+
+_SHOWN = 5
 
 Factors = dict[str, dict[str, tuple[Tensor, Tensor]]]
 """(down, up) by component ("unet", "text_encoder") and layer; scale 1."""
@@ -40,6 +43,12 @@ class LowRank:
     factors: Factors
     errors: dict[str, float]
     left: tuple[str, ...]
+
+    @property
+    def lost(self) -> str:
+        """What is left out, in words; empty where nothing is."""
+        some = ", ".join([*self.left[:_SHOWN], *(["..."] if self.left[_SHOWN:] else [])])
+        return f"{counted(len(self.left), 'parameter')} that no LoRA holds ({some})" if self.left else ""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -158,7 +167,7 @@ def check_style(base: Organs, style: str) -> None:
     if style == "kohya" and base.family not in KOHYA:
         raise BadInput(
             f"no other tool reads kohya's spelling of {base.family}, of which diffusers would attach nothing and say "
-            "so nowhere: choose --format lora or peft"
+            "so nowhere: choose --format lora or peft, in Python style='diffusers'"
         )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -81,16 +81,23 @@ def embedding_match(
 
 
 def token_match(
-    prompts: Int[Tensor, "prompt length"], concepts: Int[Tensor, "concept length"], special: set[int]
+    prompts: Sequence[Sequence[Set[int]]], concepts: Sequence[Sequence[Set[int]]]
 ) -> Float[Tensor, "prompt concept"]:
-    """Share of a concept's distinct token ids, without ``special`` ones, that occur in the prompt; 0 if it has none."""
-    asked = [set(ids) - special for ids in prompts.tolist()]
-    erased = [set(ids) - special for ids in concepts.tolist()]
-    return torch.tensor([[len(p & c) / max(len(c), 1) for c in erased] for p in asked], dtype=torch.float64)
+    """Share of a concept's distinct token ids, without special ones, that occur in the prompt; 0 if it has none.
+
+    Args:
+        prompts, concepts: the ids by tokenizer and row (`Text2Image.word_ids`). Of several tokenizers the one with the
+            largest share counts: what one of them cuts off, another may still read.
+    """
+    shares = [
+        torch.tensor([[len(p & c) / max(len(c), 1) for c in erased] for p in asked], dtype=torch.float64)
+        for asked, erased in zip(prompts, concepts, strict=True)
+    ]
+    return torch.stack(shares).amax(dim=0)
 
 
 def transport_strength(
-    prompts: Conditioning, concepts: Conditioning, special: set[int], kind: Transport = "facilitated"
+    pipe: Text2Image, prompts: Conditioning, concepts: Conditioning, kind: Transport = "facilitated"
 ) -> Float[Tensor, "prompt"]:
     """gamma: how strongly a membrane acts for each prompt (facilitated transport, arXiv:2312.16145).
 
@@ -101,7 +108,7 @@ def transport_strength(
     if kind != "tokens":
         scores.append(embedding_match(prompts.tokens, concepts.tokens.to(prompts.tokens)))
     if kind != "embedding":
-        scores.append(token_match(prompts.ids, concepts.ids, special).to(prompts.tokens))
+        scores.append(token_match(pipe.word_ids(prompts), pipe.word_ids(concepts)).to(prompts.tokens))
     return torch.stack(scores).amax(dim=(0, 2))
 
 
@@ -235,7 +242,7 @@ def save_lora(path: str | Path, pipe: Text2Image, style: str = "diffusers", over
         style: "diffusers" or "webui"; see `sfumato.pipeline.lora.save`.
 
     Raises:
-        BadInput: a scale differs from row to row; a key is attached; the file exists.
+        BadInput: a scale differs from row to row; a key is attached; as `Adapter.save_lora`.
     """
     adapters = list(pipe.adapters.values())
     strengths = [a.strength(key) for key, a in pipe.adapters.items()]
@@ -265,8 +272,8 @@ def _add(pipe: Text2Image, name: str, up: Membrane, down: Membrane, layers: Sequ
 
 
 def _gamma(pipe: Text2Image, concepts: tuple[str, ...], transport: Transport) -> Callable[[Conditioning], Tensor]:
-    encoded, special = pipe.as_seen(pipe.encode(concepts)), set(pipe.tokenizers[0].all_special_ids)
-    return lambda cond: transport_strength(pipe.as_seen(cond), encoded, special, transport)
+    encoded = pipe.as_seen(pipe.encode(concepts))
+    return lambda cond: transport_strength(pipe, pipe.as_seen(cond), encoded, transport)
 
 
 def _product(factors: tuple[Callable[[Conditioning], Tensor], ...]) -> Callable[[Conditioning], Tensor]:

@@ -213,6 +213,18 @@ class Prompts(ABC):
         starts = [0, *accumulate(length for _, length in self._sections())]
         return [cond.part(slice(*ends)) for ends in pairwise(starts)]
 
+    def word_ids(self, cond: Conditioning) -> list[list[set[int]]]:
+        """By tokenizer, as `sections`: the distinct ids of each row's words, without special ones and what frames them.
+
+        Ids of different tokenizers mean different words. Embeddings that came from elsewhere have none.
+        """
+        found = []
+        for (tokenizer, _), part in zip(self._sections(), self.sections(cond), strict=True):
+            known = torch.zeros_like(part.mask) if part.roles is None else part.roles == Role.WORD
+            special = set(tokenizer.all_special_ids)
+            found.append([set(ids[row].tolist()) - special for ids, row in zip(part.ids, known, strict=True)])
+        return found
+
     def told(self, asked: str | Sequence[str] | Conditioning | None, size: int | None = None) -> Conditioning:
         """`encode` for prompts, a conditioning as it is, None as `unconditional`; ``size`` as for these."""
         if asked is None:

@@ -25,11 +25,12 @@ PICTURES = 8
 
 @dataclass(frozen=True)
 class Stage:
-    """The model after a link: its audit, and how long the link took."""
+    """The model after a link: its audit, how long the link took, and what it has to say of what it did."""
 
     title: str
     report: AuditReport
     seconds: float
+    said: str = ""
 
     @property
     def erased(self) -> Interval | None:
@@ -53,6 +54,7 @@ class Stage:
             "link": self.title, "seconds": self.seconds,
             **{name: i and i.to_json("value") for name, i in told.items()},
             "recovered": {name: i and i.to_json("value") for name, i in self.recovered.items()},
+            **({"said": self.said} if self.said else {}),
         }  # fmt: skip
 
 
@@ -154,7 +156,7 @@ class Composition:
             {
                 "title": shown(s.title), "erased": s.erased, "kept": s.kept, "moved": s.moved,
                 "recovered": s.recovered, "seconds": s.seconds, "link": "" if alone else f"stages/{name}/index.html",
-                "pictures": shown(_pictures(s)), "breaks": self.breaks(k),
+                "pictures": shown(_pictures(s)), "breaks": self.breaks(k), "said": shown(s.said),
             }
             for k, (s, name) in enumerate(zip(self.stages, names, strict=True))
         ]  # fmt: skip

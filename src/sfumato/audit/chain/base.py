@@ -26,11 +26,13 @@ class Chained:
         pipe: the pipeline.
         patches: that act while it draws, in the order of entering; they outlast what later links do to the weights.
         sampling: settings of `Text2Image.draw` other than the audit's.
+        said: what the last link has to say of what it did, beyond its name.
     """
 
     pipe: Text2Image
     patches: tuple[Patch, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    said: str = ""
 
     @contextmanager
     def drawing(self) -> Iterator[Text2Image]:

@@ -100,7 +100,7 @@ class By(Link):
         return _there(self.images)
 
     def _erase(self, chained: Chained, given: Given) -> Chained:
-        return replace(chained, pipe=self.method.run(chained.whole)[0])
+        return replace(chained, pipe=self.method.run(chained.whole, given.folder)[0])
 
     def _steer(self, chained: Chained, given: Given) -> Chained:
         self._fits(chained.pipe)
@@ -281,7 +281,7 @@ class Export(Link):
 
     format: Literal["diffusers", "single-file", "lora"] = "diffusers"
     """diffusers: a folder; single-file: the original layout of SD 1.x, 2.x and XL; lora: what the edit changed, as
-    products on the original model's weights."""
+    products on the original model's weights. What no LoRA holds is left out, and the report says so."""
     rank: Count | None = None
     """Of a LoRA: at most this in each layer."""
     energy: Share | None = None
@@ -295,7 +295,8 @@ class Export(Link):
         if self.format == "lora":
             energy = self.energy if self.energy is not None or self.rank is not None else 0.99
             low = as_low_rank(given.original, chained.whole, self.rank, energy)
-            return replace(chained, pipe=cast(Text2Image, with_low_rank(given.original, low.factors)))
+            said = f"left out: {low.lost}" if low.lost else ""
+            return replace(chained, pipe=cast(Text2Image, with_low_rank(given.original, low.factors)), said=said)
         with tempfile.TemporaryDirectory() as folder:
             pipe, path = chained.whole, Path(folder) / "model"
             if self.format == "single-file":

@@ -104,8 +104,8 @@ class Chain:
                 if self.apart:
                     continue
                 break
-            chained = chained if self.apart else after
-            stages.append(Stage(title, report, seconds))
+            chained = chained if self.apart else replace(after, said="")
+            stages.append(Stage(title, report, seconds, after.said))
             done(stages[-1])
         if last is not None and not refused and not self.apart:
             last(chained.whole)

@@ -92,9 +92,10 @@ class Forgetting(Recipe):
 
         def loss(asked: list[str], lost: bool) -> Tensor:
             with torch.no_grad():
-                cond = self.told(asked, uniform(len(asked), rng) < method.unconditional)
+                dropped = uniform(len(asked), rng) < method.unconditional
+                cond = self.told(asked, dropped)
                 x = generated(self.generator.denoiser, self.noise(asked, rng), self.start, cond)
-            told = self.guided(self.fake, self.scales[0], cond, "fake training", lost, rng)
+            told = self.guided(self.fake, self.scales[0], cond, dropped, "fake training", lost, rng)
             rows = fake_score_loss(told, x, self.times(asked, rng), self.noise(asked, rng), cond)
             return sound(rows).sum() / len(asked)
 
@@ -110,8 +111,8 @@ class Forgetting(Recipe):
             cond = self.told(asked, dropped)
             x = generated(self.generator.denoiser, self.noise(asked, rng), self.start, cond)
             rows = score_identity_loss(
-                self.guided(self.teacher, self.scales[2], cond, "teacher", lost, rng),
-                self.guided(self.fake, self.scales[1], cond, "fake", lost, rng),
+                self.guided(self.teacher, self.scales[2], cond, dropped, "teacher", lost, rng),
+                self.guided(self.fake, self.scales[1], cond, dropped, "fake", lost, rng),
                 x, self.times(asked, rng), self.noise(asked, rng),
                 self.override(asked, dropped, rng) if lost else cond, cond,
                 method.alpha, method.through_scores,
@@ -169,14 +170,17 @@ class Forgetting(Recipe):
 
         return chosen
 
-    def guided(self, model: Any, scale: float, cond: Condition, place: str, lost: bool, rng: torch.Generator) -> Any:
-        """The model's denoiser with guidance, away from a negative prompt where it is to have one."""
+    def guided(
+        self, model: Any, scale: float, cond: Condition, dropped: Tensor, place: str, lost: bool, rng: torch.Generator
+    ) -> Any:
+        """The model's denoiser with guidance, away from a negative prompt where it is to have one; what is asked for
+        nothing has none."""
         if scale == 1:
             return model.denoiser
         empty = self.teacher.unconditional(len(cond))
         if lost and self.method.negative and place in self.method.negative_for:
             rows = integers(len(self.method.negative), len(cond), rng)
-            empty = self.teacher.told([self.method.negative[i] for i in rows.tolist()])
+            empty = self.told([self.method.negative[i] for i in rows.tolist()], dropped)
         return Guided(model.denoiser, cond, empty, scale)
 
     # What is drawn

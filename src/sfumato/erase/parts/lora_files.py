@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ class Lora:
     sheet: UInt8[np.ndarray, "height width 3"] | None = None
 
 
+LONGEST = 80
+"""Bytes of a concept in a file's name."""
+
+
 def write_loras(folder: Path, loras: Sequence[Lora]) -> None:
     """Write ``folder/lora``: NAME.safetensors for each concept, its picture, and how they are loaded."""
     place = folder / "lora"
@@ -53,10 +58,11 @@ def write_loras(folder: Path, loras: Sequence[Lora]) -> None:
 
 
 def file_names(concepts: Sequence[str]) -> list[str]:
-    """A file's name for each concept: its letters and digits, and a number where two would have the same."""
+    """A file's name for each concept: its letters and digits, `LONGEST` at most, and a number where it is taken."""
     names: list[str] = []
     for concept in concepts:
         letters = "".join(c if c.isalnum() else " " for c in concept.lower())
-        name = "-".join(letters.split()) or "concept"
-        names.append(name if name not in names else f"{name}-{len(names)}")
+        name = "-".join(letters.split()).encode()[:LONGEST].decode(errors="ignore").rstrip("-") or "concept"
+        numbered = (f"{name}-{i}" for i in count(len(names)))
+        names.append(name if name not in names else next(n for n in numbered if n not in names))
     return names

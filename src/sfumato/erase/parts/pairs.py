@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from sfumato.data.pictures import open_pictures
 from sfumato.errors import BadInput
 from sfumato.files import atomic_file
-from sfumato.foreign import read_tensors
+from sfumato.foreign import read_tensors, reading, shaped
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.contract import Noised
 
@@ -24,6 +25,7 @@ from .finetune import seeds
 
 Seen = Callable[[Float[Tensor, "n 3 height width"]], Bool[Tensor, "n"]]
 """Whether the concept is in each of some pictures."""
+_MADE = "sfumato.pairs"
 FOLDERS = ("with", "without")
 """What the two folders of a user's pairs are called."""
 
@@ -52,21 +54,30 @@ class Pairs:
         rows = torch.stack([self.shown[:n], self.removed[:n]], dim=1).flatten(0, 1)
         return rows.permute(0, 2, 3, 1).numpy()
 
-    def save(self, file: Path) -> None:
-        """Write them, for `load`."""
+    def save(self, file: Path, made: Mapping[str, Any]) -> None:
+        """Write them, for `load`, and by what they were made (JSON types)."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file, overwrite=True) as temporary:
             tensors = {"shown": self.shown, "removed": self.removed, "drawn": torch.tensor(self.drawn)}
-            save_file({name: x.contiguous() for name, x in tensors.items()}, temporary)
+            named = {name: x.contiguous() for name, x in tensors.items()}
+            save_file(named, temporary, metadata={"format": "pt", _MADE: json.dumps(made)})
 
     @classmethod
-    def load(cls, file: Path) -> Pairs:
+    def load(cls, file: Path, made: Mapping[str, Any]) -> Pairs:
         """What `save` wrote.
 
         Raises:
-            BadInput: the file is damaged.
+            BadInput: the file is damaged; the pairs were made by other settings, or with another model.
         """
-        found, _ = read_tensors(file)
+        found, header = read_tensors(file)
+        with reading(file, "a file of pairs"):
+            before = shaped(json.loads(header.get(_MADE, "{}")), dict, f"the header of {file}")
+        for name, value in json.loads(json.dumps(made)).items():
+            if name not in before or before[name] != value:
+                raise BadInput(
+                    f"{file} holds pairs that were made with {name}={before.get(name)!r}, and these are to have "
+                    f"{name}={value!r}: use the same setting to go on, or another folder to start anew"
+                )
         drawn, edited = found["drawn"].tolist()
         return cls(found["shown"], found["removed"], (drawn, edited))
 
@@ -175,7 +186,8 @@ def _until(
         pictures = draw(rows, starts)
         count += len(rows)
         good = torch.ones(len(rows), dtype=torch.bool) if right is None else right(pictures)
-        found |= {int(i): x for i, x, fits in zip(rows, pictures, good, strict=True) if fits}
+        # Picked out, not looked at where they are: one picture would hold those that were rejected with it.
+        found |= dict(zip(rows[good].tolist(), pictures[good.to(pictures.device)], strict=True))
         rows = rows[~good]
         if not len(rows):
             break

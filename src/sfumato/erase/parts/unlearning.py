@@ -16,6 +16,7 @@ from sfumato.data.pictures import open_pictures, to_tensor
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.train.recipe import Gradients, Loss, Turn
+from sfumato.train.scale import LossScale
 
 from .finetune import ALL, Finetuning, StepLoss, seeds, step_generator
 
@@ -185,14 +186,27 @@ class Unlearning(Finetuning):
         Args:
             decays: the optimiser shrinks numbers without a gradient too; they are put back.
         """
-        parameters = self._parameters()
+        parameters, scale = self._parameters(), LossScale(self.dtype == torch.float16)
+        total: dict[str, Tensor] = {}
         for step in range(steps):
-            self.step_loss(step_generator(self.seed, -2 - 2 * step)).backward()
-        self.mask = saliency_mask({name: p.grad for name, p in parameters.items() if p.grad is not None}, share)
-        for p in parameters.values():
-            p.grad = None
+            found = self._forgetting(parameters, step, scale)
+            total = {name: total.get(name, 0) + found.get(name, 0) for name in dict.fromkeys([*total, *found])}
+        self.mask = saliency_mask(total, share)
         if decays:
             self.before = {name: parameters[name].detach().clone() for name in self.mask}
+
+    def _forgetting(self, parameters: dict[str, nn.Parameter], step: int, scale: LossScale) -> Gradients:
+        """The gradient of the first loss, at least in float32: in half precision most of it would vanish unscaled."""
+        while True:
+            factor = scale.value
+            (factor * self.step_loss(step_generator(self.seed, -2 - 2 * step))).backward()
+            found = {}
+            for name, p in parameters.items():
+                if p.grad is not None:
+                    found[name] = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32)) / factor
+                    p.grad = None
+            if scale.value <= 1 or scale.sound(torch.stack([g.norm() for g in found.values()]).norm()):
+                return found
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {f"trained.{name}": p for name, p in self.module.named_parameters() if p.requires_grad}

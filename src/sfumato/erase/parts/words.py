@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from sfumato.errors import BadInput
 from sfumato.pipeline import Conditioning, Text2Image
 from sfumato.pipeline.conditioning import Role
@@ -31,6 +33,15 @@ def encode_words(pipe: Text2Image, prompts: list[str]) -> Conditioning:
                 raise BadInput(f"the tokenizer cannot read all of {prompt!r}: use the letters it was trained on")
         start += length
     return cond
+
+
+def nothing_where_empty(cond: Conditioning, null: Conditioning) -> Conditioning:
+    """``cond`` with ``null``, what the pipeline takes for no prompt, for empty ones: on SDXL it is not the encoded "".
+
+    Not where that says something (OmniGen's names flaws), which no empty prompt means.
+    """
+    empty = torch.tensor([not prompt.strip() for prompt in cond.prompts])
+    return cond if null.prompts[0].strip() or not empty.any() else cond.drop(empty, null)
 
 
 def check_readable(pipe: Text2Image, prompts: Sequence[str]) -> None:
