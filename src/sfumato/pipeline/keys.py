@@ -274,9 +274,9 @@ def load_keys(path: str | os.PathLike) -> list[ConceptKey]:
 
 def _named(pipe: Text2Image, concept: str) -> Any:
     """1 for each prompt that has all words of the concept, else 0."""
-    words = pipe.word_ids(pipe.encode(concept))
+    words = pipe.word_pieces(pipe.encode(concept))
 
     def gate(cond: Conditioning) -> Float[Tensor, "rows"]:
-        return (token_match(pipe.word_ids(cond), words)[:, 0] == 1).to(cond.tokens)
+        return (token_match(pipe.word_pieces(cond), words)[:, 0] == 1).to(cond.tokens)
 
     return gate

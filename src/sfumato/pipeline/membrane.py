@@ -81,13 +81,13 @@ def embedding_match(
 
 
 def token_match(
-    prompts: Sequence[Sequence[Set[int]]], concepts: Sequence[Sequence[Set[int]]]
+    prompts: Sequence[Sequence[Set[str]]], concepts: Sequence[Sequence[Set[str]]]
 ) -> Float[Tensor, "prompt concept"]:
-    """Share of a concept's distinct token ids, without special ones, that occur in the prompt; 0 if it has none.
+    """Share of a concept's distinct tokens, without special ones, that occur in the prompt; 0 if it has none.
 
     Args:
-        prompts, concepts: the ids by tokenizer and row (`Text2Image.word_ids`). Of several tokenizers the one with the
-            largest share counts: what one of them cuts off, another may still read.
+        prompts, concepts: the tokens by tokenizer and row (`Text2Image.word_pieces`). Of several tokenizers the one
+            with the largest share counts: what one of them cuts off, another may still read.
     """
     shares = [
         torch.tensor([[len(p & c) / max(len(c), 1) for c in erased] for p in asked], dtype=torch.float64)
@@ -108,7 +108,7 @@ def transport_strength(
     if kind != "tokens":
         scores.append(embedding_match(prompts.tokens, concepts.tokens.to(prompts.tokens)))
     if kind != "embedding":
-        scores.append(token_match(pipe.word_ids(prompts), pipe.word_ids(concepts)).to(prompts.tokens))
+        scores.append(token_match(pipe.word_pieces(prompts), pipe.word_pieces(concepts)).to(prompts.tokens))
     return torch.stack(scores).amax(dim=(0, 2))
 
 

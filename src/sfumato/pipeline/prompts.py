@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from .clock import Clock
 
+SPACE = "Ġ▁"
+"""How tokenizers of language models write the space before a word."""
+
 
 class Prompts(ABC):
     """What `Text2Image` does with prompts. A family names its text encoders and says how what they give is joined."""
@@ -213,16 +216,20 @@ class Prompts(ABC):
         starts = [0, *accumulate(length for _, length in self._sections())]
         return [cond.part(slice(*ends)) for ends in pairwise(starts)]
 
-    def word_ids(self, cond: Conditioning) -> list[list[set[int]]]:
-        """By tokenizer, as `sections`: the distinct ids of each row's words, without special ones and what frames them.
+    def word_pieces(self, cond: Conditioning) -> list[list[set[str]]]:
+        """By tokenizer, as `sections`: the distinct tokens of each row's words, without special ones and what frames
+        them.
 
-        Ids of different tokenizers mean different words. Embeddings that came from elsewhere have none.
+        Tokens of different tokenizers mean different words. Language models' tokens have the space before a word in
+        them, but for a text's first: without it they are the same. Embeddings that came from elsewhere have none.
         """
         found = []
         for (tokenizer, _), part in zip(self._sections(), self.sections(cond), strict=True):
             known = torch.zeros_like(part.mask) if part.roles is None else part.roles == Role.WORD
             special = set(tokenizer.all_special_ids)
-            found.append([set(ids[row].tolist()) - special for ids, row in zip(part.ids, known, strict=True)])
+            ids = [sorted(set(all_[row].tolist()) - special) for all_, row in zip(part.ids, known, strict=True)]
+            words = [tokenizer.convert_ids_to_tokens(one) for one in ids]
+            found.append([set(row) if self.closed else {token.lstrip(SPACE) for token in row} for row in words])
         return found
 
     def told(self, asked: str | Sequence[str] | Conditioning | None, size: int | None = None) -> Conditioning:
