@@ -90,7 +90,7 @@ def test_what_other_cases_or_another_judge_have_shown_is_not_gone_on_with(tiny_s
         with pytest.raises(BadInput, match="judge="):
             run(judge=judge)
     assert run().curve[:2] == whole.curve[:2]
-    with pytest.raises(BadInput, match="looks=2.*looks=4"):  # not that the checkpoint were damaged
+    with pytest.raises(BadInput, match=r"looks=2.*looks=4"):  # not that the checkpoint were damaged
         run(updates=8)
 
 

@@ -121,8 +121,8 @@ FEW = "of so few seeds Student's t over their means leaves it open"
 
 
 def said(claim: Mapping[str, Any]) -> str:
-    """The verdict of a record's claim, with a dagger where it stands by the pictures at these seeds, and other seeds could
-    turn it round: a bootstrap of three seeds has none beyond the smallest and the largest of them.
+    """The verdict of a record's claim, with a dagger where it stands by the pictures at these seeds, and other seeds
+    could turn it round: a bootstrap of three seeds has none beyond the smallest and the largest of them.
     """
     import torch
 
