@@ -17,10 +17,11 @@ from sfumato.audit import Audit
 from sfumato.audit.evidence import Evidence, recorded, sums
 from sfumato.audit.verify import Verify, checked_sums
 from sfumato.commands.audit import Output, _check
+from sfumato.commands.verify import main
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.files import read_png_metadata, save_png
-from sfumato.pipeline import load_text2image
+from sfumato.pipeline import Text2Image, load_text2image
 from test_audit import SMALL, Fixed, always
 
 
@@ -153,6 +154,34 @@ def test_a_picture_that_the_model_does_not_draw_is_found_though_its_hash_is_righ
     (copied / "SHA256SUMS").write_text(sums(copied))
     found = Verify(redraw=2, before=tiny_sd, after=tiny_sd).run(copied)
     assert len(found.wrong) == 2 and "drawn anew it differs" in found.wrong[0]
+
+
+def test_nobody_knows_beforehand_which_pictures_are_drawn_anew_and_the_choice_can_be_repeated(
+    evidence, tiny_sd, monkeypatch, capsys
+):
+    drawn = []
+
+    def watched(pipe, prompts, seeds, **settings):
+        drawn.append((*prompts, *seeds))
+        return Text2Image.draw(pipe, prompts, seeds, **settings)
+
+    monkeypatch.setattr(type(tiny_sd), "draw", watched)
+
+    def looked_at(seed=None):
+        drawn.clear()
+        return Verify(redraw=4, seed=seed, before=tiny_sd, after=tiny_sd).run(evidence), list(drawn)
+
+    found = [looked_at() for _ in range(5)]
+    assert len({checked.seed for checked, _ in found}) == 5 and len({str(which) for _, which in found}) > 1
+    checked, which = found[0]
+    assert looked_at(checked.seed) == (checked, which)
+    monkeypatch.setattr(Verify, "_model", lambda self, whose, told: tiny_sd)
+    main([str(evidence), "--redraw", "1"])
+    assert "--seed " in capsys.readouterr().out
+    main([str(evidence), "--redraw", "1", "--seed", "3"])
+    assert "--seed 3\n" in capsys.readouterr().out
+    main([str(evidence), "--redraw", "0"])
+    assert "--seed" not in capsys.readouterr().out
 
 
 def edit(path, change):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import secrets
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ class Checked:
         redrawn: pictures that were drawn anew.
         furthest: the largest difference of a channel of theirs, of 255; None where none was drawn.
         notes: what a reader should know besides.
+        seed: of the choice of those pictures, with which the check can be repeated; None where none was to be drawn.
     """
 
     files: int
@@ -55,6 +57,7 @@ class Checked:
     redrawn: int = 0
     furthest: int | None = None
     notes: Sequence[str] = field(default=())
+    seed: int | None = None
 
     @property
     def sound(self) -> bool:
@@ -81,8 +84,9 @@ class Verify:
     """The edited model, likewise."""
     public_key: Path | None = None
     """The key in PEM that must have signed; by default whichever lies in the folder, whose fingerprint is shown."""
-    seed: Seed = 0
-    """Of the choice of pictures."""
+    seed: Seed | None = None
+    """Of the choice of pictures, to repeat a check; by default another each time, which is told: whoever made the
+    evidence cannot know which pictures will be looked at."""
     device: str | None = None
     """Where the models run: cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
 
@@ -139,7 +143,8 @@ class Verify:
         plain = [
             (row["model"], one) for row in manifest["pictures"] if "attack" not in row["kind"] for one in row["files"]
         ]
-        chosen = random.Random(self.seed).sample(plain, min(self.redraw, len(plain)))
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        chosen = random.Random(seed).sample(plain, min(self.redraw, len(plain)))
         for whose in ("before", "after"):
             if not (mine := [one for model, one in chosen if model == whose]):
                 continue
@@ -169,7 +174,7 @@ class Verify:
 
         if others := [n for n, v in versions().items() if manifest["versions"].get(n) != v]:
             notes.append(f"drawn with other versions of {', '.join(others)} than the audit's")
-        return Checked(right, wrong, signed, drawn, furthest if drawn else None, notes)
+        return Checked(right, wrong, signed, drawn, furthest if drawn else None, notes, seed)
 
     def _model(self, whose: str, told: Mapping[str, Any]) -> Text2Image:
         given = getattr(self, whose)
