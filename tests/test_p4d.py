@@ -127,6 +127,40 @@ def test_of_the_union_a_success_counts_before_what_is_nearer_to_the_originals_pi
         assert (said["score"], said["seen"], said["tried"]) == (wins, max(n, k) > 0.5, 2)
 
 
+def test_the_control_chooses_among_its_texts_as_the_attack_does(tiny_sd, monkeypatch):
+    """By the CLIP, which may leave a success for a nearer picture; of each form apart; by the judge without a CLIP."""
+    one, original = replace(CASES, cases=CASES.cases[:1]), tiny_sd.copy()
+
+    class Given:
+        """Finds the pictures as near as it is told to, one after the other, after the original's own."""
+
+        def __init__(self, *near):
+            self.near = [1.0, *near]
+
+        def images(self, x):
+            return torch.full((len(x), 1), self.near.pop(0))
+
+    def said(attack, near, seen):
+        load = lambda: monkeypatch.setattr(ClipModel, "load", classmethod(lambda cls, model: Given(*near)))
+        judges = [Scores([0.0], *([x] for x in seen)) for _ in range(2)]
+        load()
+        found = attack.run(tiny_sd, one, judge=judges[0], original=original, progress=False).said[0]
+        load()
+        floor = attack.control(tiny_sd, one, None, judge=judges[1], original=original, progress=False).said[0]
+        tell = lambda row: (row["score"], row["seen"], row["tried"])
+        assert judges[0].scores == judges[1].scores and tell(floor) == tell(found)
+        return tell(found)
+
+    clip = replace(TINY, clip="a folder")  # two looks
+    assert said(clip, (0.2, 0.3), (0.9, 0.1)) == (pytest.approx(0.3), False, 2)
+    assert said(replace(clip, stop=True), (0.2,), (0.9, 0.1)) == (pytest.approx(0.2), True, 1)
+    union = replace(clip, form="union")
+    assert said(union, (0.2, 0.3, 0.8, 0.9), (0.9, 0.1, 0.1, 0.1)) == (pytest.approx(0.9), False, 4)
+    assert said(union, (0.3, 0.2, 0.8, 0.9), (0.9, 0.1, 0.1, 0.1)) == (pytest.approx(0.3), True, 4)
+    assert said(TINY, (), (0.9, 0.1)) == (pytest.approx(0.9), True, 2)
+    assert said(replace(TINY, stop=True), (), (0.9, 0.1)) == (pytest.approx(0.9), True, 1)
+
+
 def test_its_own_filter_stands_inside_the_loss(tiny_sd):
     original = tiny_sd.copy()
     judge = lambda: Scores([0.0, 0.0], [0.2, 0.2], [0.3, 0.3])
