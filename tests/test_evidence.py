@@ -68,6 +68,31 @@ def test_it_holds_every_picture_with_its_prompt_and_seed_and_is_sound(evidence, 
     assert zipped.sound and zipped.files == found.files
 
 
+def test_floor_and_ceiling_can_be_computed_again_from_the_pictures(evidence):
+    """All of the page's distances: what the original draws once more, and with other seeds."""
+    report = json.loads((evidence / "report" / "report.json").read_text())
+    rows = json.loads((evidence / "manifest.json").read_text())["pictures"]
+    drawn = {}
+    for row in rows:
+        files = [np.asarray(Image.open(evidence / one["file"]), dtype=float) / 255 for one in row["files"]]
+        drawn[row["kind"], row["model"]] = np.stack(files)
+    apart = lambda kind: float(((drawn["kept", "before"][: len(drawn[kind, "before"])] - drawn[kind, "before"]) ** 2)
+                               .mean())  # fmt: skip
+    assert apart("floor") == pytest.approx(report["integrity"]["floor"], abs=1e-9)
+    assert apart("ceiling") == pytest.approx(report["integrity"]["ceiling_seeds"], rel=1e-5) and apart("ceiling") > 0
+
+
+def test_evidence_of_earlier_versions_has_no_floor_and_says_so(copied):
+    for kind in ("floor", "ceiling"):
+        for picture in (copied / "pictures").glob(f"{kind}-*"):
+            picture.unlink()
+    edit(copied / "manifest.json", lambda m: m.update(pictures=[r for r in m["pictures"] if r["model"] == "after"
+                                                                or r["kind"] in ("kept", "asked")]))  # fmt: skip
+    (copied / "SHA256SUMS").write_text(sums(copied))
+    found = Verify(redraw=0).run(copied)
+    assert found.sound and "floor and ceiling are not there" in found.notes[0]
+
+
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
 def test_it_is_checked_without_the_package(evidence):
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=evidence, check=True, capture_output=True)
@@ -191,6 +216,10 @@ def edit(path, change):
     path.write_text(json.dumps(told), encoding="utf-8")
 
 
+def of_kind(manifest, kind):
+    return next(row for row in manifest["pictures"] if row["kind"] == kind)
+
+
 def swap(one, other):
     one.rename(one.with_suffix(".tmp"))
     other.rename(one)
@@ -233,6 +262,13 @@ TAMPERED = {
             (f / "pictures/kept-before-00005.png").unlink(),
         ),
         "manifest.json lists other pictures of the model before the edit than its protocol asks for",
+    ),
+    "a picture of the ceiling": (
+        lambda f: (
+            edit(f / "manifest.json", lambda m: of_kind(m, "ceiling")["files"].pop()),
+            max((f / "pictures").glob("ceiling-*")).unlink(),
+        ),
+        "manifest.json lists other pictures of the ceiling than an audit draws",
     ),
 }
 

@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.pipeline.load import precision, single_file
 
+from .drawing import CEILING, FLOOR, OTHER_SEEDS
 from .evidence import FORMAT, MANIFEST, PUBLIC, SIGNATURE, SUMS, require_cryptography
 
 LARGEST = 20_000_000_000
@@ -109,9 +110,13 @@ class Verify:
                 raise BadInput(f"{evidence} is of format {manifest['format']}, this package reads {FORMAT}: update it")
             with reading(folder / MANIFEST, "the manifest of an audit", "it is no evidence of an audit"):
                 wrong = contradictions(folder, manifest)
+            lacking = {"floor", "ceiling"} - {row["kind"] for row in manifest["pictures"]}
+            notes = ["pictures of floor and ceiling are not there, as of earlier versions"] if lacking else []
             if wrong or not self.redraw:
-                return Checked(right, wrong, signed, notes=["no picture was drawn anew"] if wrong else ())
-            return self._redrawn(folder, manifest, right, signed)
+                notes += ["no picture was drawn anew"] if wrong else []
+                return Checked(right, wrong, signed, notes=notes)
+            found = self._redrawn(folder, manifest, right, signed)
+            return replace(found, notes=[*notes, *found.notes])
 
     def _signature(self, folder: Path) -> tuple[str, list[str]]:
         """(fingerprint or "", complaints)."""
@@ -261,6 +266,13 @@ def _pictures(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         own = [row for kind in ("kept", "asked") for row in rows if (row["kind"], row["model"]) == (kind, whose)]
         if [(one["prompt"], one["seed"]) for row in own for one in row["files"]] != asked:
             wrong.append(f"{MANIFEST} lists other pictures of the model {whose} the edit than its protocol asks for")
+    kept = [(one["prompt"], one["seed"]) for row in rows if row["kind"] == "kept" for one in row["files"]]
+    for kind, count, offset in (("floor", FLOOR, 0), ("ceiling", CEILING, OTHER_SEEDS)):
+        own = [(one["prompt"], one["seed"]) for row in rows if row["kind"] == kind for one in row["files"]]
+        # Both models draw what is kept, the one before the edit first.
+        expected = [(prompt, seed + offset) for prompt, seed in kept[: min(count, len(kept) // 2)]]
+        if kind in {row["kind"] for row in rows} and own != expected:
+            wrong.append(f"{MANIFEST} lists other pictures of the {kind} than an audit draws")
     return wrong
 
 
