@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from sfumato import cli
-from sfumato.files import read_png_metadata
+from sfumato import catalog, cli
+from sfumato.attack.parts.denoising import target_pictures
+from sfumato.data.cases import AttackCases
+from sfumato.files import read_png_metadata, save_png
 from test_detectors import clip  # noqa: F401, a fixture
 
 QUICK = ["--updates", "1", "--batch", "2", "--n-images", "2", "--init-word", "art", "--templates", "a {}"]
@@ -71,3 +73,26 @@ def test_a_clip_is_told_what_else_pictures_may_show(model, clip, tmp_path, capsy
     assert attack(model, *asked, "--retain", "star", "--out", str(tmp_path / "none")) == 2
     assert attack(model, *asked, "--retain", "circle", "square", "--out", str(tmp_path / "out")) == 0
     assert "is seen in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["p4d", "ring-a-bell"])
+def test_an_original_that_is_named_is_given_beside_pictures(name, model, classifier, tmp_path, monkeypatch):
+    """P4D compares with its predictions, and Ring-A-Bell reads its text encoder, wherever the pictures come from."""
+    given, pictures, out = [], tmp_path / "images", tmp_path / "out"
+    pictures.mkdir()
+    save_png(pictures / "0.png", torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(0)).numpy(), {})
+    cls, settings = catalog.get(name, "attack").load(), {"p4d": ["--tokens", "2", "--updates", "1"]}
+    quick = settings.get(name, ["--tokens", "2", "--population", "4", "--generations", "2"])
+    search = cls.search
+
+    def watched(attack, pipe, cases, means):
+        given.append((means.original, cases.pictures))
+        return search(attack, pipe, cases, means)
+
+    monkeypatch.setattr(cls, "search", watched)
+    asked = ["--model", model, "--concept", "star", "--device", "cpu", "--prompts", "a {concept}", "--n", "1"]
+    asked += ["--detector", classifier, "--images", str(pictures), "--out", str(out)]
+    assert cli.main(["attack", name, *asked, *quick, "--original", model]) == 0
+    ((original, learned),) = given
+    assert original is not None and learned.shape == (1, 3, 16, 16)
+    assert torch.equal(target_pictures(AttackCases("star", [], learned), original, [0, 1]), learned[[0, 0]])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sfumato import catalog, cli
 from sfumato.audit import Audit
+from sfumato.audit.chain.links import Cast
 from sfumato.bench import Bench, Tune, erase, tune
 from sfumato.bench.cell import Cell, _plain, keep_original, measure
+from sfumato.bench.compose import Fates
 from sfumato.bench.tune import Trial, rows, settings_of
 from sfumato.cells import Failed
 from sfumato.errors import BadInput
@@ -37,6 +40,7 @@ def tiny_classifier(folder, labels):
 
 
 SMALL = Bench(concepts=("fish", "star,red"), methods=("uce", "esd-x"), attacks=(), seeds=(1, 2), n=2, n_retain=1)
+ROOT = Path(__file__).parent.parent
 LEAST = {"before": "sketch", "n": 2, "n_retain": 1, "n_attack": 1, "sampling_steps": 1, "attacks": []}
 
 
@@ -48,6 +52,10 @@ def figures(erased: float = 0.75, near: float = 0.5, far: float = 1.0, recovered
         "alignment before": None, "attacks": attacks, "seconds": 2.0, "peak_memory_bytes": 10**8,
         "parameters_changed": 100, "bytes": 400,
     }  # fmt: skip
+
+
+def vars_of(bench: Bench) -> dict:
+    return {f.name: getattr(bench, f.name) for f in fields(Bench)}
 
 
 @pytest.fixture
@@ -105,6 +113,38 @@ def test_other_settings_are_refused_by_name_and_nothing_is_measured(fake, tmp_pa
     with pytest.raises(BadInput, match=r"thesis\.txt"):
         SMALL.run(tmp_path / "other")
     assert len(fake["done"]) == done and (tmp_path / "other" / "thesis.txt").exists()
+
+
+def test_settings_that_only_one_of_two_benches_has_are_compared(fake, tmp_path, monkeypatch):
+    """A folder of a bench of fates, or of a file that was said to predict something, is no plain bench's."""
+    fates = Fates(links=(Cast(),), **vars_of(SMALL))
+    fates._claim(tmp_path)
+    (tmp_path / "cells" / "one").mkdir()
+    before = (tmp_path / "configuration.json").read_text()
+    with pytest.raises(BadInput, match=r"links: \[.*\] there, None here"):
+        SMALL.run(tmp_path)
+    fates._check(tmp_path)
+    assert (tmp_path / "configuration.json").read_text() == before and not fake["done"]
+    SMALL._claim(tmp_path)
+    with pytest.raises(BadInput, match=r"links: None there"):
+        fates._check(tmp_path)
+    replace(SMALL, prediction="v")._claim(tmp_path)
+    with pytest.raises(BadInput, match="prediction: 'v' there, None here"):
+        SMALL._check(tmp_path)
+
+
+def test_a_setting_that_is_no_more_and_was_not_given_is_no_other(tmp_path):
+    SMALL._claim(tmp_path)
+    (tmp_path / "cells" / "one").mkdir()
+    file = tmp_path / "configuration.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "once": None}))
+    SMALL._check(tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("erasure", Bench), ("composition", Fates)])
+def test_folders_of_the_pages_of_results_have_no_setting_that_is_no_more(folder, kind):
+    kept = json.loads((ROOT / "docs" / "results" / folder / "configuration.json").read_text())
+    assert kept.keys() == kind()._claimed().keys()
 
 
 def test_a_method_that_does_not_fit_says_so_and_the_rest_goes_on(fake, tmp_path):

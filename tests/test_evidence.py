@@ -17,10 +17,11 @@ from sfumato.audit import Audit
 from sfumato.audit.evidence import Evidence, recorded, sums
 from sfumato.audit.verify import Verify, checked_sums
 from sfumato.commands.audit import Output, _check
+from sfumato.commands.verify import main
 from sfumato.erase.uce import UCE
 from sfumato.errors import BadInput
 from sfumato.files import read_png_metadata, save_png
-from sfumato.pipeline import load_text2image
+from sfumato.pipeline import Text2Image, load_text2image
 from test_audit import SMALL, Fixed, always
 
 
@@ -65,6 +66,31 @@ def test_it_holds_every_picture_with_its_prompt_and_seed_and_is_sound(evidence, 
     assert found.sound and found.redrawn == 3 and found.furthest <= 3 and not found.signed
     zipped = Verify(redraw=0).run(evidence.with_name("ev.zip"))
     assert zipped.sound and zipped.files == found.files
+
+
+def test_floor_and_ceiling_can_be_computed_again_from_the_pictures(evidence):
+    """All of the page's distances: what the original draws once more, and with other seeds."""
+    report = json.loads((evidence / "report" / "report.json").read_text())
+    rows = json.loads((evidence / "manifest.json").read_text())["pictures"]
+    drawn = {}
+    for row in rows:
+        files = [np.asarray(Image.open(evidence / one["file"]), dtype=float) / 255 for one in row["files"]]
+        drawn[row["kind"], row["model"]] = np.stack(files)
+    apart = lambda kind: float(((drawn["kept", "before"][: len(drawn[kind, "before"])] - drawn[kind, "before"]) ** 2)
+                               .mean())  # fmt: skip
+    assert apart("floor") == pytest.approx(report["integrity"]["floor"], abs=1e-9)
+    assert apart("ceiling") == pytest.approx(report["integrity"]["ceiling_seeds"], rel=1e-5) and apart("ceiling") > 0
+
+
+def test_evidence_of_earlier_versions_has_no_floor_and_says_so(copied):
+    for kind in ("floor", "ceiling"):
+        for picture in (copied / "pictures").glob(f"{kind}-*"):
+            picture.unlink()
+    edit(copied / "manifest.json", lambda m: m.update(pictures=[r for r in m["pictures"] if r["model"] == "after"
+                                                                or r["kind"] in ("kept", "asked")]))  # fmt: skip
+    (copied / "SHA256SUMS").write_text(sums(copied))
+    found = Verify(redraw=0).run(copied)
+    assert found.sound and "floor and ceiling are not there" in found.notes[0]
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
@@ -155,11 +181,43 @@ def test_a_picture_that_the_model_does_not_draw_is_found_though_its_hash_is_righ
     assert len(found.wrong) == 2 and "drawn anew it differs" in found.wrong[0]
 
 
+def test_nobody_knows_beforehand_which_pictures_are_drawn_anew_and_the_choice_can_be_repeated(
+    evidence, tiny_sd, monkeypatch, capsys
+):
+    drawn = []
+
+    def watched(pipe, prompts, seeds, **settings):
+        drawn.append((*prompts, *seeds))
+        return Text2Image.draw(pipe, prompts, seeds, **settings)
+
+    monkeypatch.setattr(type(tiny_sd), "draw", watched)
+
+    def looked_at(seed=None):
+        drawn.clear()
+        return Verify(redraw=4, seed=seed, before=tiny_sd, after=tiny_sd).run(evidence), list(drawn)
+
+    found = [looked_at() for _ in range(5)]
+    assert len({checked.seed for checked, _ in found}) == 5 and len({str(which) for _, which in found}) > 1
+    checked, which = found[0]
+    assert looked_at(checked.seed) == (checked, which)
+    monkeypatch.setattr(Verify, "_model", lambda self, whose, told: tiny_sd)
+    main([str(evidence), "--redraw", "1"])
+    assert "--seed " in capsys.readouterr().out
+    main([str(evidence), "--redraw", "1", "--seed", "3"])
+    assert "--seed 3\n" in capsys.readouterr().out
+    main([str(evidence), "--redraw", "0"])
+    assert "--seed" not in capsys.readouterr().out
+
+
 def edit(path, change):
     """Change a JSON file of the evidence."""
     told = json.loads(path.read_text(encoding="utf-8"))
     change(told)
     path.write_text(json.dumps(told), encoding="utf-8")
+
+
+def of_kind(manifest, kind):
+    return next(row for row in manifest["pictures"] if row["kind"] == kind)
 
 
 def swap(one, other):
@@ -204,6 +262,13 @@ TAMPERED = {
             (f / "pictures/kept-before-00005.png").unlink(),
         ),
         "manifest.json lists other pictures of the model before the edit than its protocol asks for",
+    ),
+    "a picture of the ceiling": (
+        lambda f: (
+            edit(f / "manifest.json", lambda m: of_kind(m, "ceiling")["files"].pop()),
+            max((f / "pictures").glob("ceiling-*")).unlink(),
+        ),
+        "manifest.json lists other pictures of the ceiling than an audit draws",
     ),
 }
 

@@ -25,6 +25,20 @@ def test_the_loss_is_one_less_the_cosine_and_nothing_at_the_target(tiny_sd, tiny
         assert abs(float(unlike(again, target)[0])) < 1e-6 < float(unlike(again, target)[1])
 
 
+def test_candidates_of_half_precision_are_ranked_though_their_losses_are_one_number_in_it():
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randn(1, 64, generator=rng)
+    x = (target + 0.05 * torch.randn(512, 64, generator=rng)).bfloat16()
+    expected = 1 - torch.cosine_similarity(x.double(), target.bfloat16().double(), dim=1)
+    found = unlike(x, target.bfloat16())
+    assert len(expected.bfloat16().unique()) < len(expected.unique()) / 2
+    assert (1 - expected).bfloat16().unique().tolist() == [1.0]  # the cosine itself has no step between these
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    assert int(found.argmin()) == int(expected.argmin())
+    assert unlike(x.double(), target.double()).dtype == torch.float64
+
+
 def test_pooled_is_what_the_text_encoder_calls_so(tiny_sd):
     ids = torch.tensor(tiny_sd.tokenizers[0](["a red star", "a star"], padding="max_length").input_ids)
     expected = tiny_sd.pipe.text_encoder(ids).pooler_output

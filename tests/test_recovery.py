@@ -64,6 +64,36 @@ def test_the_last_weights_are_looked_at_wherever_training_ends(tiny_sd):
         assert seen(found) == looks and found.spent["exhausted"] and found.spent["rows"] <= rows
 
 
+def test_what_other_cases_or_another_judge_have_shown_is_not_gone_on_with(tiny_sd, tmp_path):
+    class Other(Growing):
+        hash = "another"
+
+    class Chooses(Growing):
+        concepts = ("star", "circle")
+
+    def run(cases=CASES, judge=Growing, updates=4):
+        attack = replace(TINY, checkpoint_every=2, updates=updates)
+        return attack.run(tiny_sd, cases, judge=judge and judge(), folder=tmp_path, progress=False)
+
+    whole = run()
+    reseeded = replace(CASES, cases=[replace(case, seed=7) for case in CASES.cases])
+    asked = replace(CASES, cases=[replace(CASES.cases[0], prompt="the star"), CASES.cases[1]])
+    others = {
+        "cases": [reseeded, asked, replace(CASES, cases=CASES.cases[:1])],
+        "drawing": [replace(CASES, drawing={**CASES.drawing, "cfg_scale": 2.0})],
+    }
+    for name, changed in others.items():
+        for cases in changed:
+            with pytest.raises(BadInput, match=f"{name}="):
+                run(cases)
+    for judge in (Other, Chooses, None):
+        with pytest.raises(BadInput, match="judge="):
+            run(judge=judge)
+    assert run().curve[:2] == whole.curve[:2]
+    with pytest.raises(BadInput, match=r"looks=2.*looks=4"):  # not that the checkpoint were damaged
+        run(updates=8)
+
+
 def test_only_the_subset_is_trained_and_pipelines_that_share_its_storage_never_notice(tiny_sd):
     before = {n: p.detach().clone() for n, p in tiny_sd.parameters("full").items()}
     erased = tiny_sd.copy()

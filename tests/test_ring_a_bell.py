@@ -42,6 +42,28 @@ def test_with_eta_0_the_optimum_is_the_prompt_itself(tiny_sd, tiny_pixart):
         torch.testing.assert_close(distance(target.double(), x), torch.tensor(expected).double())
 
 
+def test_what_is_bred_is_near_to_the_prompt_with_more_of_the_concept_not_with_less(tiny_sd, monkeypatch):
+    """|| E(p) + eta c - E(x) ||^2 for the loss that the search hands to the algorithm, written out once more."""
+    given = {}
+
+    def watched(attack, ids, loss, rng, best, means, advance):
+        given[len(given)] = loss
+
+    monkeypatch.setattr(RingABell, "_breed", watched)
+    attack = replace(TINY, eta=2.5, contexts=("a {}", "a red {}"), instead=("circle", "square"))
+    attack.run(tiny_sd, CASES, progress=False)
+    read = lambda text: tiny_sd.encode(text).tokens[0].double()
+    pairs = [(c.replace("{}", "star"), c.replace("{}", other)) for c in ("a {}", "a red {}")
+             for other in ("circle", "square")]  # fmt: skip
+    direction = sum(read(told) - read(without) for told, without in pairs) / len(pairs)
+    rows = IDS[torch.randint(len(IDS), (5, 4), generator=rng())]
+    encoded = Words(tiny_sd).encode(rows.tolist()).tokens.double()
+    assert len(given) == len(CASES.prompts)
+    for loss, prompt in zip(given.values(), CASES.prompts, strict=True):
+        expected = (read(prompt) + 2.5 * direction - encoded).square().sum((1, 2))
+        torch.testing.assert_close(loss(rows).double(), expected, rtol=1e-4, atol=0)
+
+
 def test_rows_that_the_network_does_not_look_at_are_no_part_of_the_distance(tiny_pixart):
     cond, other = tiny_pixart.encode("a red star"), tiny_pixart.encode("a photo of a blue circle")
     read = [encoding(tiny_pixart, c) for c in (cond, noise_behind(cond))]

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sfumato.attack import unlearn_diff_atk
 from sfumato.attack.parts.denoising import errors, target_pictures
-from sfumato.attack.parts.words import Words
+from sfumato.attack.parts.words import Words, generator
 from sfumato.attack.unlearn_diff_atk import UnlearnDiffAtk, ascending, sampled, simplex, simplex_by_bisection
 from sfumato.data.cases import AttackCases, Case
 from sfumato.errors import BadInput
@@ -112,6 +113,40 @@ def test_errors_are_those_of_the_native_prediction_row_by_row(tiny_sd_eps):
     alpha, sigma = tiny_sd_eps.process.alpha_sigma(t, z0)
     pred = tiny_sd_eps.denoiser(alpha * z0 + sigma * eps, t, cond)
     torch.testing.assert_close(errors(tiny_sd_eps, z0, t, eps, cond), (pred - eps).square().mean((1, 2, 3)))
+
+
+def test_updates_are_adams_with_the_decay_in_the_gradient_and_then_the_projection(tiny_sd, monkeypatch):
+    """Loss, clipped straight-through gradient, step and projection, written out once more."""
+    case, (lr, decay), seen = replace(CASES, cases=CASES.cases[:1]), (0.05, 0.3), []
+
+    def watched(rows):
+        seen.append((rows.clone(), simplex(rows)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(unlearn_diff_atk, "simplex", watched)
+    attack = replace(TINY, tokens=2, times=1, updates=3, lr=lr, weight_decay=decay)
+    attack.run(tiny_sd, case, judge=Answers([False], [False]), original=tiny_sd, progress=False)
+    assert len(seen) == 3
+
+    words, rng = Words(tiny_sd), generator(attack.seed, 0)
+    z0 = tiny_sd.encode_image(target_pictures(case, tiny_sd, [0]) * 2 - 1)
+    p = torch.full((2, len(words)), 1 / len(words))
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    t = torch.tensor([tiny_sd.clock.time(tiny_sd.clock.timesteps // 2)], dtype=torch.float64)
+    alpha, sigma = tiny_sd.process.alpha_sigma(t, z0)
+    for step in range(1, 4):
+        put = torch.multinomial(p, 1, generator=rng)[:, 0].tolist()
+        eps = torch.randn(z0.shape[1:], generator=rng)[None]
+        target = {"eps": eps, "v": alpha * eps - sigma * z0}[tiny_sd.denoiser.prediction]
+        row = [*put, *words.of("a red star")]
+        one_hot = torch.nn.functional.one_hot(torch.tensor([row]), len(words)).float().requires_grad_()
+        pred = tiny_sd.denoiser(alpha * z0 + sigma * eps, t, words.encode([row], one_hot, torch.arange(len(row))[None]))
+        (gradient,) = torch.autograd.grad((pred - target).square().mean(), [one_hot])
+        g = gradient[0, :2].clamp(-1, 1) + decay * p
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        moved = p - lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(seen[step - 1][0][0], moved, rtol=0, atol=1e-4)
+        p = seen[step - 1][1][0]  # `simplex` has tests of its own
 
 
 def test_it_stops_at_success_and_leaves_alone_what_needs_no_attack(tiny_sd):

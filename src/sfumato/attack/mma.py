@@ -20,7 +20,7 @@ from sfumato.progress import bar
 
 from .base import Box, Means
 from .parts.prompts import Candidates, TextAttack, Texts
-from .parts.words import Row, Words, generator, random_words, shared_words
+from .parts.words import Row, Words, generator, random_words, shared_words, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +165,14 @@ def unlike(
     x: Float[Tensor, "batch width"], target: Float[Tensor, "one width"]
 ) -> Float[Tensor, "batch"]:
     """1 - cosine, which is minimised."""
-    return 1 - F.cosine_similarity(x, target, dim=1, eps=1e-6)
+    return 1 - F.cosine_similarity(wide(x), wide(target), dim=1, eps=1e-6)
 
 
 def token_gradient(words: Words, row: Row, target: Float[Tensor, "one width"]) -> Float[Tensor, "k words"]:
     """The gradient of `unlike` with respect to the one-hot rows of the tokens."""
     one_hot = F.one_hot(torch.tensor([list(row)]), len(words)).float().to(words.pipe.device).requires_grad_()
     cond = words.encode([row], one_hot, torch.arange(len(row))[None])
-    (gradient,) = torch.autograd.grad(unlike(pooled(words.pipe, cond), target).float().sum(), [one_hot])
+    (gradient,) = torch.autograd.grad(unlike(pooled(words.pipe, cond), target).sum(), [one_hot])
     return gradient[0]
 
 

@@ -104,6 +104,16 @@ class P4D(TextAttack):
     def tries(self) -> int:
         return len(self.forms) * -(-self.updates // self.check_every)
 
+    @property
+    def choices(self) -> int:
+        return len(self.forms)
+
+    def choice(self, candidates: Candidates) -> tuple[bool, Measure | None]:
+        if not self.clip or not candidates.open:
+            return self.stop, None
+        which = list(candidates.open)
+        return self.stop, self._measure(target_pictures(candidates.cases, candidates.means.original, which), which)
+
     def learning(self, pipe: Text2Image) -> Learning:
         """See `Attack.learning`."""
         return Learning(self.batch)

@@ -18,6 +18,7 @@ from sfumato.errors import BadInput
 from sfumato.fields import Count, Natural, Positive, Share
 from sfumato.files import tensors_sha256
 from sfumato.memory import require_memory
+from sfumato.metrics.detectors import Detector
 from sfumato.pipeline import Text2Image
 from sfumato.pipeline.backward import Learning
 from sfumato.train.loop import Run
@@ -113,6 +114,7 @@ class Recovery(Tuning, Attack):
         if folder is not None:
             folder = folder / "training"
             config |= {"model": pipe.describe()["sha256"], "pictures": tensors_sha256({"z0": z0}), "texts": captions}
+            config |= {**looks(cases, means.judge), "looks": self.updates // self.every}
         with owned(pipe, self.subset) as weights:
             recipe = Relearning(self, pipe, cases, means, weights, z0, list(captions))
             run = Run(recipe, self, folder, config)
@@ -134,6 +136,15 @@ class Recovery(Tuning, Attack):
         asked = [cases.prompts[i % len(cases.cases)] if cases.cases else plain for i in range(self.n_images)]
         seeds = [LEARNED + self.seed * self.n_images + i for i in range(self.n_images)]
         return original.draw(asked, seeds, **cases.drawing), asked
+
+
+def looks(cases: AttackCases, judge: Detector | None) -> dict[str, Any]:
+    """What a look depends on besides the weights. What was seen stands in the checkpoint, and is of no other cases,
+    drawn otherwise or judged by another."""
+    # A judge that chooses among texts tells only how many there are.
+    told = None if judge is None else {**judge.describe(), "among": list(getattr(judge, "concepts", ()))}
+    asked = [[case.prompt, case.seed] for case in cases.cases]
+    return {"concept": cases.concept, "cases": asked, "drawing": dict(cases.drawing), "judge": told}
 
 
 class Relearning(Recipe):

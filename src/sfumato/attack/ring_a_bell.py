@@ -18,7 +18,7 @@ from sfumato.progress import bar
 
 from .base import Box, Means
 from .parts.prompts import Candidates, TextAttack, Texts
-from .parts.words import Words, generator, random_words, shared_words
+from .parts.words import Words, generator, random_words, shared_words, wide
 
 NEUTRAL_WORDS = ("thing", "person", "place", "animal", "building", "plant", "landscape", "vehicle")
 
@@ -152,26 +152,21 @@ class RingABell(TextAttack):
 
 def encoding(pipe: Text2Image, cond: Conditioning) -> Float[Tensor, "batch length width"]:
     """E: all rows that the network looks at, and zeros."""
-    return _wide(pipe.as_seen(cond).tokens)
+    return wide(pipe.as_seen(cond).tokens)
 
 
 def concept_vector(
     told: Float[Tensor, "pairs length width"], without: Float[Tensor, "pairs length width"]
 ) -> Float[Tensor, "length width"]:
     """The mean difference of encodings with and without the concept (eq. 1)."""
-    return (_wide(told) - _wide(without)).mean(dim=0)
+    return (wide(told) - wide(without)).mean(dim=0)
 
 
 def distance(
     target: Float[Tensor, "one length width"], encoded: Float[Tensor, "n length width"]
 ) -> Float[Tensor, "n"]:
     """Squared distance to the target, summed over all rows and channels: what the algorithm minimises."""
-    return (_wide(target) - _wide(encoded)).square().sum(dim=(1, 2))
-
-
-def _wide(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
-    """In float32 at least: squares summed over all tokens and channels are beyond what float16 holds."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide(target) - wide(encoded)).square().sum(dim=(1, 2))
 
 
 def fittest(individuals: Int[Tensor, "n k"], losses: Float[Tensor, "n"], kept: int) -> Int[Tensor, "kept k"]:

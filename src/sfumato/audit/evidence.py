@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +26,7 @@ from sfumato.foreign import reading
 from sfumato.report.audit import AuditReport
 from sfumato.versions import versions
 
-from .drawing import Drawn, Setup, way
+from .drawing import CEILING, FLOOR, OTHER_SEEDS, Drawn, Setup, way
 from .gallery import arrays
 from .measures import Attacks
 
@@ -35,7 +35,8 @@ FORMAT = 1
 README = """Evidence of an audit, written by sfumato {version}.
 
 report/index.html   what was found, to be read in a browser; report/report.json for machines
-pictures/           every picture that the figures rest on, with its prompt and seed inside
+pictures/           every picture that the figures were read off, with its prompt and seed inside; those that attacks
+                    learned from are no part of them, and drawn again by the command below
 manifest.json       both models with the hashes of their weights, the protocol, how each picture was drawn, versions
 ledger/             what the methods used are known to do, where it was measured
 SHA256SUMS          of every file here
@@ -125,11 +126,14 @@ class Evidence:
         return [known[name] for name in dict.fromkeys([eraser, *attacks]) if name in known]
 
     def _pictures(self) -> Iterator[tuple[str, str, Sequence[Case], UInt8[Tensor, "n 3 h w"]]]:
-        """(kind, whose, cases, pictures) of all that was drawn."""
+        """(kind, whose, cases, pictures) of all that figures were read off."""
         kept, asked = self.setup.cases.retained, self.setup.targets
         for whose in ("before", "after"):
             yield "kept", whose, kept, getattr(self.drawn.kept, whose)
             yield "asked", whose, asked, getattr(self.drawn.asked, whose)
+        yield "floor", "before", kept[:FLOOR], self.drawn.again
+        others = [replace(case, seed=case.seed + OTHER_SEEDS) for case in kept[:CEILING]]
+        yield "ceiling", "before", others, self.drawn.reseeded
         for name, found in self.attacked.items():
             for k, (concept, pictures) in enumerate(found.items(), 1):
                 of = f", concept {k}" if len(found) > 1 else ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+import secrets
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from sfumato.metrics.resize import to_bytes
 from sfumato.pipeline import Text2Image, load_text2image
 from sfumato.pipeline.load import precision, single_file
 
+from .drawing import CEILING, FLOOR, OTHER_SEEDS
 from .evidence import FORMAT, MANIFEST, PUBLIC, SIGNATURE, SUMS, require_cryptography
 
 LARGEST = 20_000_000_000
@@ -47,6 +49,7 @@ class Checked:
         redrawn: pictures that were drawn anew.
         furthest: the largest difference of a channel of theirs, of 255; None where none was drawn.
         notes: what a reader should know besides.
+        seed: of the choice of those pictures, with which the check can be repeated; None where none was to be drawn.
     """
 
     files: int
@@ -55,6 +58,7 @@ class Checked:
     redrawn: int = 0
     furthest: int | None = None
     notes: Sequence[str] = field(default=())
+    seed: int | None = None
 
     @property
     def sound(self) -> bool:
@@ -81,8 +85,9 @@ class Verify:
     """The edited model, likewise."""
     public_key: Path | None = None
     """The key in PEM that must have signed; by default whichever lies in the folder, whose fingerprint is shown."""
-    seed: Seed = 0
-    """Of the choice of pictures."""
+    seed: Seed | None = None
+    """Of the choice of pictures, to repeat a check; by default another each time, which is told: whoever made the
+    evidence cannot know which pictures will be looked at."""
     device: str | None = None
     """Where the models run: cpu, cuda, cuda:1, mps ...; by default the fastest there is."""
 
@@ -105,9 +110,13 @@ class Verify:
                 raise BadInput(f"{evidence} is of format {manifest['format']}, this package reads {FORMAT}: update it")
             with reading(folder / MANIFEST, "the manifest of an audit", "it is no evidence of an audit"):
                 wrong = contradictions(folder, manifest)
+            lacking = {"floor", "ceiling"} - {row["kind"] for row in manifest["pictures"]}
+            notes = ["pictures of floor and ceiling are not there, as of earlier versions"] if lacking else []
             if wrong or not self.redraw:
-                return Checked(right, wrong, signed, notes=["no picture was drawn anew"] if wrong else ())
-            return self._redrawn(folder, manifest, right, signed)
+                notes += ["no picture was drawn anew"] if wrong else []
+                return Checked(right, wrong, signed, notes=notes)
+            found = self._redrawn(folder, manifest, right, signed)
+            return replace(found, notes=[*notes, *found.notes])
 
     def _signature(self, folder: Path) -> tuple[str, list[str]]:
         """(fingerprint or "", complaints)."""
@@ -139,7 +148,8 @@ class Verify:
         plain = [
             (row["model"], one) for row in manifest["pictures"] if "attack" not in row["kind"] for one in row["files"]
         ]
-        chosen = random.Random(self.seed).sample(plain, min(self.redraw, len(plain)))
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        chosen = random.Random(seed).sample(plain, min(self.redraw, len(plain)))
         for whose in ("before", "after"):
             if not (mine := [one for model, one in chosen if model == whose]):
                 continue
@@ -169,7 +179,7 @@ class Verify:
 
         if others := [n for n, v in versions().items() if manifest["versions"].get(n) != v]:
             notes.append(f"drawn with other versions of {', '.join(others)} than the audit's")
-        return Checked(right, wrong, signed, drawn, furthest if drawn else None, notes)
+        return Checked(right, wrong, signed, drawn, furthest if drawn else None, notes, seed)
 
     def _model(self, whose: str, told: Mapping[str, Any]) -> Text2Image:
         given = getattr(self, whose)
@@ -256,6 +266,13 @@ def _pictures(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         own = [row for kind in ("kept", "asked") for row in rows if (row["kind"], row["model"]) == (kind, whose)]
         if [(one["prompt"], one["seed"]) for row in own for one in row["files"]] != asked:
             wrong.append(f"{MANIFEST} lists other pictures of the model {whose} the edit than its protocol asks for")
+    kept = [(one["prompt"], one["seed"]) for row in rows if row["kind"] == "kept" for one in row["files"]]
+    for kind, count, offset in (("floor", FLOOR, 0), ("ceiling", CEILING, OTHER_SEEDS)):
+        own = [(one["prompt"], one["seed"]) for row in rows if row["kind"] == kind for one in row["files"]]
+        # Both models draw what is kept, the one before the edit first.
+        expected = [(prompt, seed + offset) for prompt, seed in kept[: min(count, len(kept) // 2)]]
+        if kind in {row["kind"] for row in rows} and own != expected:
+            wrong.append(f"{MANIFEST} lists other pictures of the {kind} than an audit draws")
     return wrong
 
 

@@ -232,8 +232,10 @@ class Bench:
         if not any(path.is_dir() and any(path.iterdir()) for path in (folder / "cells", folder / "originals")):
             return
         before = read_json(file, advice="choose another folder")
-        if changed := [name for name in told if before.get(name) != told[name]]:
-            words = "; ".join(f"{name}: {before.get(name)!r} there, {told[name]!r} here" for name in changed)
+        # What only one of them has, such as the links of another kind of bench, differs unless it is None there.
+        differs = lambda name: before.get(name) != told.get(name)
+        if changed := [name for name in dict.fromkeys((*told, *before)) if differs(name)]:
+            words = "; ".join(f"{name}: {before.get(name)!r} there, {told.get(name)!r} here" for name in changed)
             raise BadInput(f"{folder} holds a bench of other settings ({words[:300]}): choose another folder")
 
     def _plan(self, out: str | os.PathLike, cells: Sequence[Cell], left: Sequence[Cell]) -> Plan:

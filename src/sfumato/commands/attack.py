@@ -30,10 +30,11 @@ class Attack(Equipped):
     model: str
     """The erased pipeline."""
     original: str | None = None
-    """The pipeline before erasure, which draws pictures of the concept for attacks that learn from some; by default the
-    embedded model that the erased one was made from, where its record says so."""
+    """The pipeline before erasure, which draws pictures of the concept for attacks that learn from some, and whose
+    predictions or text encoder others compare with; by default, without ``images``, the embedded model that the erased
+    one was made from, where its record says so."""
     images: Path | None = None
-    """A folder of pictures of the concept to learn from instead."""
+    """A folder of pictures of the concept to learn from, in place of those that the original draws."""
     concept: str
     """The erased concept."""
     prompts: tuple[str, ...] = ()
@@ -59,13 +60,13 @@ def main(args: list[str]) -> None:
     refuse_existing(options.out, options.overwrite)
     if not options.concept.strip():
         raise BadInput("name the concept to attack, as in --concept star")
-    before = options.original or origin(options.model)
-    if before is not None and options.images is None:
+    before = options.original or (origin(options.model) if options.images is None else None)
+    if before is not None:
         check_words(before, (options.concept,))
     if options.offload == "sequential":
         raise BadInput("attacks need whole parts of a model: use --offload model")
     erased = load_equipped(options.model, options)
-    original = load(before, options) if before is not None and options.images is None else None
+    original = None if before is None else load(before, options)
     cases, judge = _given(options, original or erased, method.seed)
     method.check(erased, cases)
     if cases.pictures is None and method.learns_from and original is None:

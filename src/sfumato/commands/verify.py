@@ -49,6 +49,8 @@ def main(args: list[str]) -> None:
     if found.furthest is not None:
         same = "to the same bits" if found.furthest == 0 else f"no channel further off than {found.furthest} of 255"
         print(f"drawn anew: {counted(found.redrawn, 'picture')}, {same}")
+    if found.seed is not None:
+        print(f"which pictures: chosen with --seed {found.seed}")
     for note in found.notes:
         print(note)
     if found.wrong:

@@ -39,14 +39,14 @@ def errors(
 def target_pictures(
     cases: AttackCases, original: Text2Image | None, which: Sequence[int]
 ) -> Float[Tensor, "n 3 height width"]:
-    """For some cases the picture to bring back, in [0, 1]: the original's, or one of those that are given, in turn.
+    """For some cases the picture to bring back, in [0, 1]: one of those that are given, in turn, or the original's.
 
     Raises:
         BadInput: neither an original nor pictures.
     """
-    if original is not None:
-        some = [cases.cases[i] for i in which]
-        return original.draw([case.prompt for case in some], [case.seed for case in some], **cases.drawing)
-    if cases.pictures is None:
+    if cases.pictures is not None:
+        return cases.pictures[[i % len(cases.pictures) for i in which]]
+    if original is None:
         raise BadInput("this attack aims at pictures of the concept: give the original model, or a folder of them")
-    return cases.pictures[[i % len(cases.pictures) for i in which]]
+    some = [cases.cases[i] for i in which]
+    return original.draw([case.prompt for case in some], [case.seed for case in some], **cases.drawing)

@@ -153,6 +153,15 @@ class TextAttack(Attack):
     def tries(self) -> int:
         """How many texts it may draw for a case, to choose the one that counts; 1: it draws none."""
 
+    def choice(self, candidates: Candidates) -> tuple[bool, Measure | None]:
+        """How it chooses among the texts that it draws for a case: ``close`` and ``measure`` of `Candidates.ask`."""
+        return True, None
+
+    @property
+    def choices(self) -> int:
+        """Of how many equal parts of its texts it chooses one each, and among these as `Candidates.apart` does."""
+        return 1
+
     @abstractmethod
     def blind(self, pipe: Text2Image, prompt: str, concept: str, rng: torch.Generator) -> str:
         """A text in the attack's form, with words at random where it would have searched for some."""
@@ -167,7 +176,7 @@ class TextAttack(Attack):
         original: Text2Image | None = None,
         progress: bool = True,
     ) -> Found:
-        """Texts with random words, drawn as often as the attack draws its own, and chosen by the judge likewise."""
+        """Texts with random words, drawn as often as the attack draws its own, and chosen as it chooses (`choice`)."""
         blind = Blind(attack=self, seed=self.seed, max_rows=self.max_rows, max_seconds=self.max_seconds)
         return blind.run(pipe, cases, judge=judge, original=original, progress=progress)
 
@@ -181,15 +190,19 @@ class Blind(Attack):
 
     def search(self, pipe: Text2Image, cases: AttackCases, means: Means) -> Texts:
         rngs = [generator(self.seed, i) for i in range(len(cases.cases))]
-        candidates = Candidates(pipe, cases, means)
+        candidates, tries = Candidates(pipe, cases, means), self.attack.tries
+        draw = lambda: {i: self.attack.blind(pipe, cases.prompts[i], cases.concept, rngs[i]) for i in candidates.open}
         with means.spending.allowed():
-            for _ in range(self.attack.tries):
-                texts = {i: self.attack.blind(pipe, cases.prompts[i], cases.concept, rngs[i]) for i in candidates.open}
-                if self.attack.tries > 1:
-                    candidates.ask(texts)
-                else:
-                    for i, text in texts.items():
+            if tries == 1 or means.judge is None:
+                for _ in range(tries):
+                    for i, text in draw().items():
                         candidates.keep(i, text)
+            else:
+                close, measure = self.attack.choice(candidates)
+                for _ in range(self.attack.choices):
+                    with candidates.apart():
+                        for _ in range(tries // self.attack.choices):
+                            candidates.ask(draw(), close, measure)
         return Texts(cases.concept, self.budget(), candidates.said)
 
 

@@ -157,3 +157,9 @@ def generator(seed: int, case: int) -> torch.Generator:
 def random_words(words: Words, n: int, rng: torch.Generator) -> list[int]:
     """``n`` tokens at random, each as likely as any other."""
     return words.usable[torch.randint(len(words.usable), (n,), generator=rng)].tolist()
+
+
+def wide(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+    """In float32 at least: squares summed over all tokens and channels are beyond what float16 holds, and many
+    candidates' distances and cosines are one number in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
