@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.noise import DiscreteSchedule, GaussianProcess, RectifiedFlow
 from sfumato.noise.process import Prediction
-from sfumato.sample.scheduler import PREDICTIONS
+from sfumato.sample.scheduler import PREDICTIONS, tells_log_sigma
 from sfumato.sample.schedulers import ADDIMScheduler, RectifiedFlowScheduler
 from sfumato.text import counted
 
@@ -126,16 +126,30 @@ class TableClock(Clock):
         """The clock of a pipeline with this scheduler.
 
         Raises:
-            BadInput: it has no alphas, or a prediction type that is none of epsilon, v_prediction, sample.
+            BadInput: it has no alphas, a prediction type that is none of epsilon, v_prediction, sample, or timesteps
+                that are log sigma.
         """
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in (known := [k for k in PREDICTIONS if k != "flow_prediction"]):
             raise BadInput(f"unsupported prediction type {kind!r}: this pipeline must predict one of {known}")
         if getattr(scheduler, "alphas_cumprod", None) is None:
             raise BadInput(f"{type(scheduler).__name__} has no noise schedule with alphas: use a DDPM-style scheduler")
+        if tells_log_sigma(scheduler):
+            raise BadInput(
+                f"this pipeline's {type(scheduler).__name__} tells the network 0.25 log sigma (timestep_type "
+                "'continuous'): models that know no timesteps are not supported"
+            )
         alphas = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
         process = GaussianProcess(DiscreteSchedule.from_alphas_cumprod(alphas))
         return cls(process, PREDICTIONS[kind], int(scheduler.config.num_train_timesteps))
+
+    def check(self, solver: Any) -> None:
+        super().check(solver)
+        if tells_log_sigma(solver) or getattr(solver, "alphas_cumprod", None) is None:
+            raise BadInput(
+                f"this model is told the timesteps of a table of alphas, and {type(solver).__name__} tells it numbers "
+                f"of its own: use {', '.join(self.solvers)} or the pipeline's own scheduler"
+            )
 
     def number(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         """t T - 1, snapped to an integer when within 1e-3 of one, and at least 0.
