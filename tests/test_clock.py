@@ -11,6 +11,9 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
 )
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
@@ -157,6 +160,27 @@ def test_a_scheduler_whose_timesteps_are_log_sigma_is_refused():
         from_scheduler(continuous)
     noise = EulerDiscreteScheduler(timestep_type="continuous")  # which tells it timesteps
     TableClock.of(noise).check(noise)
+
+
+def test_a_scheduler_that_takes_no_times_of_a_model_is_refused_by_name():
+    config, shape = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config, (1, 4, 8, 8)
+    heun, solver = FlowMatchHeunDiscreteScheduler(), SASolverScheduler
+    with pytest.raises(BadInput, match=r"FlowMatchHeunDiscreteScheduler .* takes no sigmas\): use ddim or dpm"):
+        flow(even=True).begin(heun, 4, shape)
+    flow().begin(heun, 4, shape)  # SD3's
+    dynamic = solver.from_config(config, use_flow_sigmas=True, prediction_type="flow_prediction")
+    with pytest.raises(BadInput, match=r"SASolverScheduler .* takes no mu\)"):
+        flow().begin(dynamic, 4, shape)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_runge_kutta_steps_that_are_too_few_are_refused(steps):
+    scheduler, shape = PNDMScheduler(), (1, 4, 8, 8)
+    with pytest.raises(BadInput, match=f"PNDMScheduler cannot make {steps} steps?: ask for more"):
+        TableClock.of(scheduler).begin(scheduler, steps, shape)
+    TableClock.of(scheduler).begin(scheduler, 4, shape)
+    short = PNDMScheduler(skip_prk_steps=True)
+    TableClock.of(short).begin(short, steps, shape)
 
 
 def test_a_run_that_counts_from_the_picture_is_told_in_the_clocks_own_timesteps():

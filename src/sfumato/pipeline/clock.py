@@ -7,6 +7,7 @@ diffusers scheduler, and the *number* that the network is told. There are two ki
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -168,6 +169,8 @@ class TableClock(Clock):
         return (float(timestep) + 1) / self.timesteps
 
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
+        if steps < getattr(solver, "pndm_order", 0) and not solver.config.skip_prk_steps:
+            raise BadInput(_too_few(solver, steps))
         super().begin(solver, steps, shape, device)
         if (first := float(solver.timesteps.max())) > self.timesteps - 1:
             raise BadInput(
@@ -257,16 +260,26 @@ class FlowClock(Clock):
 
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
         options: dict[str, Any] = {"device": device}
+        spaced = self.even and not solver.config.get("use_flow_sigmas")
+        wanted = [n for n, asked in (("sigmas", spaced), ("mu", solver.config.get("use_dynamic_shifting"))) if asked]
+        if lacks := [n for n in wanted if n not in inspect.signature(solver.set_timesteps).parameters]:
+            raise BadInput(
+                f"{type(solver).__name__} cannot be set to the times of this model (its set_timesteps takes no "
+                f"{lacks[0]}): use {' or '.join(self.solvers)}"
+            )
         if solver.config.get("use_dynamic_shifting"):
             tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch)
             options["mu"] = self.shift(tokens, steps) if self.shift else dynamic_shift(tokens, solver.config)
-        if self.even and not solver.config.get("use_flow_sigmas"):
+        if spaced:
             solver.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **options)
         else:
             solver.set_timesteps(steps, **options)
         if not solver.timesteps.isfinite().all():  # a single step that is to end at a time of its own (shift_terminal)
-            name = type(solver).__name__
-            raise BadInput(f"this pipeline's {name} cannot make {counted(steps, 'step')}: ask for more")
+            raise BadInput(_too_few(solver, steps))
+
+
+def _too_few(solver: Any, steps: int) -> str:
+    return f"this pipeline's {type(solver).__name__} cannot make {counted(steps, 'step')}: ask for more"
 
 
 def dynamic_shift(tokens: int, config: Mapping[str, Any]) -> float:
