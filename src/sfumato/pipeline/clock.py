@@ -85,6 +85,12 @@ class Clock(ABC):
         """The latent from which a scheduler starts, of standard normal ``noise``."""
         return noise * getattr(solver, "init_noise_sigma", 1.0)
 
+    def noised(
+        self, solver: Any, first: int, x0: Float[Tensor, "batch *dims"], noise: Float[Tensor, "batch *dims"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """Clean latents with as much noise as those have from which a scheduler takes its step number ``first``."""
+        return self.process.diffuse(x0, self.time(solver.timesteps[first]), noise)
+
     def scaled(self, solver: Any, z: Float[Tensor, "batch *dims"], timestep: Tensor) -> Float[Tensor, "batch *dims"]:
         """The network's input of a scheduler's latent: alpha x0 + sigma eps, whatever scale the scheduler keeps."""
         return solver.scale_model_input(z, timestep) if hasattr(solver, "scale_model_input") else z
@@ -167,6 +173,16 @@ class TableClock(Clock):
 
     def time(self, timestep: Tensor | float) -> float:
         return (float(timestep) + 1) / self.timesteps
+
+    def noised(
+        self, solver: Any, first: int, x0: Float[Tensor, "batch *dims"], noise: Float[Tensor, "batch *dims"]
+    ) -> Float[Tensor, "batch *dims"]:
+        sigmas = getattr(solver, "sigmas", None)
+        if sigmas is None:
+            return super().noised(solver, first, x0, noise)
+        # Sigmas spaced by a rule of their own (Karras's) lie between timesteps, and some schedulers round these.
+        sigma = float(sigmas[first])
+        return (x0 + sigma * noise) / (1 + sigma**2) ** 0.5
 
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
         if steps < getattr(solver, "pndm_order", 0) and not solver.config.skip_prk_steps:
