@@ -8,13 +8,18 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
 )
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from sfumato.errors import BadInput
 from sfumato.pipeline.clock import FlowClock, TableClock, dynamic_shift
+from sfumato.sample.scheduler import from_scheduler
 from sfumato.sample.schedulers import RectifiedFlowScheduler
 
 
@@ -139,6 +144,43 @@ def test_a_scheduler_of_the_other_kind_is_refused():
         TableClock.of(euler)
     with pytest.raises(BadInput, match="unsupported prediction type"):
         TableClock.of(DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
+
+
+def test_a_scheduler_whose_timesteps_are_log_sigma_is_refused():
+    told = {"prediction_type": "v_prediction", "timestep_type": "continuous"}
+    continuous = EulerDiscreteScheduler(**told)
+    continuous.set_timesteps(4)
+    assert continuous.timesteps[0] == pytest.approx(0.25 * math.log(continuous.sigmas[0]))
+    with pytest.raises(BadInput, match=r"tells the network 0\.25 log sigma"):
+        TableClock.of(continuous)
+    for solver in (continuous, EDMEulerScheduler()):
+        with pytest.raises(BadInput, match=f"{type(solver).__name__} tells it numbers of its own: use ddim"):
+            table().check(solver)
+    with pytest.raises(BadInput, match="use heun"):
+        from_scheduler(continuous)
+    noise = EulerDiscreteScheduler(timestep_type="continuous")  # which tells it timesteps
+    TableClock.of(noise).check(noise)
+
+
+def test_a_scheduler_that_takes_no_times_of_a_model_is_refused_by_name():
+    config, shape = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config, (1, 4, 8, 8)
+    heun, solver = FlowMatchHeunDiscreteScheduler(), SASolverScheduler
+    with pytest.raises(BadInput, match=r"FlowMatchHeunDiscreteScheduler .* takes no sigmas\): use ddim or dpm"):
+        flow(even=True).begin(heun, 4, shape)
+    flow().begin(heun, 4, shape)  # SD3's
+    dynamic = solver.from_config(config, use_flow_sigmas=True, prediction_type="flow_prediction")
+    with pytest.raises(BadInput, match=r"SASolverScheduler .* takes no mu\)"):
+        flow().begin(dynamic, 4, shape)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_runge_kutta_steps_that_are_too_few_are_refused(steps):
+    scheduler, shape = PNDMScheduler(), (1, 4, 8, 8)
+    with pytest.raises(BadInput, match=f"PNDMScheduler cannot make {steps} steps?: ask for more"):
+        TableClock.of(scheduler).begin(scheduler, steps, shape)
+    TableClock.of(scheduler).begin(scheduler, 4, shape)
+    short = PNDMScheduler(skip_prk_steps=True)
+    TableClock.of(short).begin(short, steps, shape)
 
 
 def test_a_run_that_counts_from_the_picture_is_told_in_the_clocks_own_timesteps():

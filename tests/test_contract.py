@@ -236,21 +236,33 @@ def test_a_trajectory_is_a_start(tiny_sd):
     assert t == 0 and torch.equal(((tiny_sd.decode_latents(z) + 1) / 2).clamp(0, 1), whole)
 
 
-@pytest.mark.parametrize("scheduler", [None, "dpm++", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
-def test_pictures_to_start_from_are_noised_as_diffusers_does(tiny_sd, scheduler):
+KARRAS, EXPONENTIAL = {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "spaced", "steps", "strength"),
+    [
+        *((kind, {}, 5, 0.65) for kind in (None, "dpm++", "EulerDiscreteScheduler", "HeunDiscreteScheduler")),
+        # Sigmas between timesteps, which all but Heun round.
+        *((f"{kind}Scheduler", KARRAS, 10, 0.3) for kind in ("DPMSolverMultistep", "UniPCMultistep", "HeunDiscrete")),
+        ("DEISMultistepScheduler", EXPONENTIAL, 10, 0.3),
+    ],
+)
+def test_pictures_to_start_from_are_noised_as_diffusers_does(tiny_sd, scheduler, spaced, steps, strength):
     import diffusers
 
     config = tiny_sd.pipe.scheduler.config
-    chosen = getattr(diffusers, scheduler).from_config(config) if scheduler and "Sch" in scheduler else scheduler
+    named = scheduler and "Sch" in scheduler
+    chosen = getattr(diffusers, scheduler).from_config(config, **spaced) if named else scheduler
     x, text = picture(tiny_sd), tiny_sd.told("a red star")
-    ours = tiny_sd.draw(text, 3, sampling_steps=5, cfg_scale=1.0, scheduler=chosen, start=Noised(x, 0.65))
+    ours = tiny_sd.draw(text, 3, sampling_steps=steps, cfg_scale=1.0, scheduler=chosen, start=Noised(x, strength))
     parts = {**tiny_sd.pipe.components, "scheduler": make(tiny_sd, chosen)}
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
         latents = tiny_sd.encode_image(x * 2 - 1)
     theirs = pipe(
-        prompt_embeds=text.tokens, image=latents, strength=0.65, guidance_scale=1.0, num_inference_steps=5,
+        prompt_embeds=text.tokens, image=latents, strength=strength, guidance_scale=1.0, num_inference_steps=steps,
         generator=torch.Generator().manual_seed(3), output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=1e-4)

@@ -7,6 +7,7 @@ diffusers scheduler, and the *number* that the network is told. There are two ki
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 from sfumato.errors import BadInput
 from sfumato.noise import DiscreteSchedule, GaussianProcess, RectifiedFlow
 from sfumato.noise.process import Prediction
-from sfumato.sample.scheduler import PREDICTIONS
+from sfumato.sample.scheduler import PREDICTIONS, tells_log_sigma
 from sfumato.sample.schedulers import ADDIMScheduler, RectifiedFlowScheduler
 from sfumato.text import counted
 
@@ -84,6 +85,12 @@ class Clock(ABC):
         """The latent from which a scheduler starts, of standard normal ``noise``."""
         return noise * getattr(solver, "init_noise_sigma", 1.0)
 
+    def noised(
+        self, solver: Any, first: int, x0: Float[Tensor, "batch *dims"], noise: Float[Tensor, "batch *dims"]
+    ) -> Float[Tensor, "batch *dims"]:
+        """Clean latents with as much noise as those have from which a scheduler takes its step number ``first``."""
+        return self.process.diffuse(x0, self.time(solver.timesteps[first]), noise)
+
     def scaled(self, solver: Any, z: Float[Tensor, "batch *dims"], timestep: Tensor) -> Float[Tensor, "batch *dims"]:
         """The network's input of a scheduler's latent: alpha x0 + sigma eps, whatever scale the scheduler keeps."""
         return solver.scale_model_input(z, timestep) if hasattr(solver, "scale_model_input") else z
@@ -126,16 +133,30 @@ class TableClock(Clock):
         """The clock of a pipeline with this scheduler.
 
         Raises:
-            BadInput: it has no alphas, or a prediction type that is none of epsilon, v_prediction, sample.
+            BadInput: it has no alphas, a prediction type that is none of epsilon, v_prediction, sample, or timesteps
+                that are log sigma.
         """
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in (known := [k for k in PREDICTIONS if k != "flow_prediction"]):
             raise BadInput(f"unsupported prediction type {kind!r}: this pipeline must predict one of {known}")
         if getattr(scheduler, "alphas_cumprod", None) is None:
             raise BadInput(f"{type(scheduler).__name__} has no noise schedule with alphas: use a DDPM-style scheduler")
+        if tells_log_sigma(scheduler):
+            raise BadInput(
+                f"this pipeline's {type(scheduler).__name__} tells the network 0.25 log sigma (timestep_type "
+                "'continuous'): models that know no timesteps are not supported"
+            )
         alphas = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
         process = GaussianProcess(DiscreteSchedule.from_alphas_cumprod(alphas))
         return cls(process, PREDICTIONS[kind], int(scheduler.config.num_train_timesteps))
+
+    def check(self, solver: Any) -> None:
+        super().check(solver)
+        if tells_log_sigma(solver) or getattr(solver, "alphas_cumprod", None) is None:
+            raise BadInput(
+                f"this model is told the timesteps of a table of alphas, and {type(solver).__name__} tells it numbers "
+                f"of its own: use {', '.join(self.solvers)} or the pipeline's own scheduler"
+            )
 
     def number(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         """t T - 1, snapped to an integer when within 1e-3 of one, and at least 0.
@@ -153,7 +174,19 @@ class TableClock(Clock):
     def time(self, timestep: Tensor | float) -> float:
         return (float(timestep) + 1) / self.timesteps
 
+    def noised(
+        self, solver: Any, first: int, x0: Float[Tensor, "batch *dims"], noise: Float[Tensor, "batch *dims"]
+    ) -> Float[Tensor, "batch *dims"]:
+        sigmas = getattr(solver, "sigmas", None)
+        if sigmas is None:
+            return super().noised(solver, first, x0, noise)
+        # Sigmas spaced by a rule of their own (Karras's) lie between timesteps, and some schedulers round these.
+        sigma = float(sigmas[first])
+        return (x0 + sigma * noise) / (1 + sigma**2) ** 0.5
+
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
+        if steps < getattr(solver, "pndm_order", 0) and not solver.config.skip_prk_steps:
+            raise BadInput(_too_few(solver, steps))
         super().begin(solver, steps, shape, device)
         if (first := float(solver.timesteps.max())) > self.timesteps - 1:
             raise BadInput(
@@ -243,16 +276,26 @@ class FlowClock(Clock):
 
     def begin(self, solver: Any, steps: int, shape: tuple[int, ...], device: torch.device | str | None = None) -> None:
         options: dict[str, Any] = {"device": device}
+        spaced = self.even and not solver.config.get("use_flow_sigmas")
+        wanted = [n for n, asked in (("sigmas", spaced), ("mu", solver.config.get("use_dynamic_shifting"))) if asked]
+        if lacks := [n for n in wanted if n not in inspect.signature(solver.set_timesteps).parameters]:
+            raise BadInput(
+                f"{type(solver).__name__} cannot be set to the times of this model (its set_timesteps takes no "
+                f"{lacks[0]}): use {' or '.join(self.solvers)}"
+            )
         if solver.config.get("use_dynamic_shifting"):
             tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch)
             options["mu"] = self.shift(tokens, steps) if self.shift else dynamic_shift(tokens, solver.config)
-        if self.even and not solver.config.get("use_flow_sigmas"):
+        if spaced:
             solver.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **options)
         else:
             solver.set_timesteps(steps, **options)
         if not solver.timesteps.isfinite().all():  # a single step that is to end at a time of its own (shift_terminal)
-            name = type(solver).__name__
-            raise BadInput(f"this pipeline's {name} cannot make {counted(steps, 'step')}: ask for more")
+            raise BadInput(_too_few(solver, steps))
+
+
+def _too_few(solver: Any, steps: int) -> str:
+    return f"this pipeline's {type(solver).__name__} cannot make {counted(steps, 'step')}: ask for more"
 
 
 def dynamic_shift(tokens: int, config: Mapping[str, Any]) -> float:

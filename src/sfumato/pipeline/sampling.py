@@ -279,9 +279,8 @@ class _Walk:
         if isinstance(start, Noised):
             order = getattr(solver, "order", 1)
             first = p.clock.first_step(start.strength, self.steps) * order
-            time = p.clock.time(solver.timesteps[first])
             x0 = p.encode_image(start.pictures.to(p.device) * 2 - 1)
-            z = p.denoiser.process.diffuse(x0, time, noise(generators, x0.shape[1:]).to(x0))
+            z = p.clock.noised(solver, first, x0, noise(generators, x0.shape[1:]).to(x0))
         else:
             z, time = start[0].to(p.device), start[1]
             times = [p.clock.time(t) for t in solver.timesteps]

@@ -23,6 +23,12 @@ PREDICTIONS: dict[str, Prediction] = {
 }
 
 
+def tells_log_sigma(scheduler: Any) -> bool:
+    """Whether a scheduler's timesteps are 0.25 log sigma, and not those of a table."""
+    config = scheduler.config
+    return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+
+
 class SchedulerSampler:
     """Drives a diffusers scheduler (an instance, left unchanged) with a `Denoiser`; call it like any sampler.
 
@@ -38,7 +44,7 @@ class SchedulerSampler:
     def __init__(self, scheduler: Any, **options: Any) -> None:
         config = scheduler.config
         self.flow = "prediction_type" not in config or config["prediction_type"] == "flow_prediction"
-        if not self.flow and not hasattr(scheduler, "alphas_cumprod"):
+        if not self.flow and (not hasattr(scheduler, "alphas_cumprod") or tells_log_sigma(scheduler)):
             name = type(scheduler).__name__
             raise BadInput(
                 f"{name} works with neither a table of betas nor flow matching: use heun or dpmpp_2m"
