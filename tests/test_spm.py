@@ -138,7 +138,7 @@ def test_anchors_are_as_long_as_the_concept_in_what_the_network_looks_at(family,
     cond = p.encode(["star"])
     anchors = random_conditionings(p, cond, 4, generator())
     norms = [float(p.as_seen(c).tokens.norm()) for c in (cond, *anchors)]
-    assert 0.8 - 1e-5 <= min(norms[1:]) / norms[0] and max(norms[1:]) / norms[0] <= 1.2 + 1e-5
+    assert 0.8 - 1e-5 <= min(norms[1:]) / norms[0] <= max(norms[1:]) / norms[0] <= 1.2 + 1e-5
 
 
 # The loss
