@@ -118,7 +118,7 @@ class RECE(UCE):
         if read == "pooled":
             concept, anchor = (c.pooled[:, None] for c in conds)
         else:
-            concept, anchor = paired_rows(pipe, *conds, first)
+            concept, anchor = paired_rows(pipe, conds[0], conds[1], first)
         kept = preserve_gram(pipe, ["", *self.kept(pipe)], "from-last-word", read)
 
         def finish(maps: list[Tensor]) -> Edit:
