@@ -65,8 +65,8 @@ class FatesReport:
     def _square(self, method: str, link: str) -> Square:
         mine = [f for f in self.fates if f.method == method and f.link == link]
         have = [f for f in mine if f.figures is not None]
-        mean = lambda found: found[0] if len(found) == 1 else over([i and i.value for i in found], sets)
         sets = [" + ".join(f.concepts) for f in have]
+        mean = lambda found: found[0] if len(found) == 1 else over([i and i.value for i in found], sets)
         erased, kept = (mean([f.interval(name) for f in have]) for name in ("erased", "kept"))
         broken = sum(bool((f.figures or {}).get("breaks")) for f in have)
         return Square(erased, kept, broken, len(have), next((f.why for f in mine if f.why), ""))
