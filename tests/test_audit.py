@@ -118,6 +118,9 @@ def test_rates_are_those_counted_by_hand(tiny_sd, other):
             assert report.retention[concept].value == float((old & new).sum() / old.sum())
         else:
             assert not report.retention[concept].measured
+    there = [i for i in report.retention.values() if i.measured]
+    assert report.kept["all"].value == pytest.approx(sum(i.value for i in there) / len(there))
+    assert report.kept["all"].n == sum(i.n for i in there), "here each picture counts for one concept"
     parts = sum(p.numel() for m in other.parts().values() for p in m.parameters())
     assert 0 < report.cost.parameters_changed <= parts == report.cost.parameters_total
     assert told["guidance"] == tiny_sd.defaults["cfg_scale"] and told["sampling_steps"] == 2

@@ -325,6 +325,10 @@ def test_a_cell_is_measured_whole():
     seen = found["figures"]
     assert seen["parameters_changed"] * 4 == seen["bytes"] > 0
     assert seen["near"]["n"] > 0 and seen["far"]["n"] > 0 and seen["erasure"]["n"] == 2
+    assert seen["kept"]["value"] == pytest.approx((seen["near"]["value"] + seen["far"]["value"]) / 2)
+    near, far, kept = (seen[name]["n"] for name in ("near", "far", "kept"))
+    told = {name: i["n"] for name, i in found["report"]["kept"].items()}
+    assert near == told["Near: objects"] and kept == told["all"] < near + far, "each picture counts once"
     assert "<html" in found["page"] and found["report"]["concepts"] == ["fish"]
     del found["original"]
     json.dumps(found)

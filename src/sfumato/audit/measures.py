@@ -23,6 +23,7 @@ from sfumato.report.schema import Interval, PromptDistance
 
 from .drawing import Drawn, Pictures, Setup
 from .integrity import BATCH, different_prompts, distances, integrity
+from .kept import Kept
 from .under_attack import Attacked
 
 Attacks = Mapping[str, Mapping[str, Attacked]]
@@ -37,6 +38,7 @@ class Judged:
         seen: concept -> the share of the original's pictures asked to show it in which the detector finds it.
         unasked: erased concept -> the same share where it was not asked for.
         moved: how far each retained picture has moved.
+        kept: what ``retention`` was read off, picture by picture; None where nothing is retained.
     """
 
     erasure: Mapping[str, Interval]
@@ -48,13 +50,14 @@ class Judged:
     unasked: Mapping[str, float | None]
     moved: Float[Tensor, "n"]
     languages: Mapping[str, schema.Language] = field(default_factory=dict)
+    kept: Kept | None = None
 
 
 def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
     """Every figure; ``seed`` of the intervals' bootstrap."""
     rng = torch.Generator().manual_seed(seed)
     erasure, seen = erasure_of(setup, drawn, rng)
-    retention, seen_kept = retention_of(setup, drawn, rng)
+    retention, seen_kept, table = retention_of(setup, drawn, rng, seed)
     kept = drawn.kept.before
     moved = distances(setup.distance, kept, drawn.kept.after)
     return Judged(
@@ -67,6 +70,7 @@ def judged(setup: Setup, drawn: Drawn, attacked: Attacks, seed: int) -> Judged:
         {concept: share(present(setup.detector, kept, concept)) for concept in setup.cases.targets},
         moved,
         languages_of(setup, drawn, torch.Generator().manual_seed(seed)),
+        table,
     )
 
 
@@ -110,20 +114,25 @@ def languages_of(setup: Setup, drawn: Drawn, rng: torch.Generator) -> dict[str, 
 
 
 def retention_of(
-    setup: Setup, drawn: Drawn, rng: torch.Generator
-) -> tuple[dict[str, Interval], dict[str, float | None]]:
-    """(retained concept -> paired retention rate, retained concept -> the detector's rate on the original).
+    setup: Setup, drawn: Drawn, rng: torch.Generator, seed: int
+) -> tuple[dict[str, Interval], dict[str, float | None], Kept | None]:
+    """(retained concept -> paired retention rate, retained concept -> the detector's rate on the original, and what
+    both were read off).
 
     Only pictures of prompts that name a concept count for it; n is the number of those in which the detector
     finds it in the original's picture.
     """
-    rates, seen = {}, {}
-    for concept in setup.cases.concepts:
-        own = drawn.kept[[i for i, case in enumerate(setup.cases.retained) if concept in case.names]]
+    rates, seen, concepts = {}, {}, setup.cases.concepts
+    counted = torch.zeros(len(setup.cases.retained), len(concepts), dtype=torch.bool)
+    there = counted.clone()
+    for k, concept in enumerate(concepts):
+        rows = [i for i, case in enumerate(setup.cases.retained) if concept in case.names]
+        own = drawn.kept[rows]
         old, new = (present(setup.detector, x, concept) for x in (own.before, own.after))
         rates[concept] = interval(rate_interval(new[old], rng))
         seen[concept] = share(old)
-    return rates, seen
+        counted[rows, k], there[rows, k] = old.cpu(), (old & new).cpu()
+    return rates, seen, Kept(concepts, counted, there, seed) if concepts else None
 
 
 def integrity_of(setup: Setup, drawn: Drawn, moved: Float[Tensor, "n"], rng: torch.Generator) -> schema.Integrity:

@@ -25,6 +25,7 @@ from sfumato.pipeline.lent import require_finite
 from sfumato.pipeline.membrane import holds_membranes
 from sfumato.plan import Plan
 from sfumato.report.audit import AuditReport
+from sfumato.report.schema import Interval
 
 from . import protocol as protocols
 from .asked import cases_for
@@ -192,6 +193,7 @@ class Audit:
             concepts=list(self.concepts),
             erasure=figures.erasure,
             retention=figures.retention,
+            kept=_kept(setup, figures),
             languages=figures.languages,
             integrity=figures.integrity,
             alignment=figures.alignment,
@@ -261,6 +263,14 @@ def audit(
         BadInput: as `Audit.run`.
     """
     return Audit(before=before, after=after, concepts=concepts, **settings).run(announce)
+
+
+def _kept(setup: Setup, figures: Judged) -> dict[str, Interval | None]:
+    """The mean retention of all concepts, and of each group where there are several, over pictures."""
+    if figures.kept is None:
+        return {}
+    groups = setup.cases.groups if len(setup.cases.groups) > 1 else {}
+    return {name: figures.kept.mean(some) for name, some in {"all": setup.cases.concepts, **groups}.items()}
 
 
 def _folder_of(adapter: str | os.PathLike) -> Path:

@@ -15,6 +15,7 @@ import torch
 from sfumato import catalog
 from sfumato.audit import Audit
 from sfumato.audit.drawing import Original, Setup
+from sfumato.audit.measures import Judged
 from sfumato.audit.protocol import changed_tensors
 from sfumato.files import atomic_file
 from sfumato.foreign import reading
@@ -23,7 +24,6 @@ from sfumato.pipeline.load import precision
 from sfumato.pipeline.timing import peak_memory
 from sfumato.report import page
 from sfumato.report.audit import AuditReport
-from sfumato.report.schema import Interval
 from sfumato.report.words import average
 
 
@@ -88,9 +88,10 @@ def measure(cell: Cell, folder: Path | None = None) -> dict[str, Any]:
     setup = audit.prepare()
     original, unknown = known(cell, audit, setup, folder)
     drawn, attacked = audit.draw(setup, original), audit.attack(setup, original)
-    report = audit.report(setup, drawn, attacked, audit.judge(setup, drawn, attacked))
+    judged = audit.judge(setup, drawn, attacked)
+    report = audit.report(setup, drawn, attacked, judged)
     return {
-        "figures": figures(report, pipe, erased),
+        "figures": figures(report, judged, pipe, erased),
         "settings": {k: v for k, v in asdict(eraser).items() if k not in ("concepts", "seed")},
         "log": _plain(log),
         "report": report.to_json(),
@@ -121,16 +122,18 @@ def keep_original(cell: Cell, folder: Path, result: dict[str, Any]) -> None:
             temporary.write_bytes(data)
 
 
-def figures(report: AuditReport, before: Text2Image, after: Text2Image) -> dict[str, Any]:
+def figures(report: AuditReport, judged: Judged, before: Text2Image, after: Text2Image) -> dict[str, Any]:
     """What the table shows of an audit; None for what was not measured."""
-    near, far = retention(report, before)
+    near, far = sides(report, before)
+    mean = lambda *some: judged.kept and judged.kept.mean(*some)
     json = lambda interval: None if interval is None else interval.to_json("value")
     seen = [x for c in report.concepts if (x := report.protocol["detected_before"].get(c)) is not None]
     return {
         "seen": sum(seen) / len(seen) if seen else None,
         "erasure": json(average(list(report.erasure.values()))),
-        "near": json(near),
-        "far": json(far),
+        "near": json(mean(near)),
+        "far": json(mean(far)),
+        "kept": json(mean(near, far)),
         "integrity": json(report.integrity and report.integrity.mean),
         "alignment before": json(report.alignment and report.alignment.before),
         "alignment": json(report.alignment and report.alignment.after),
@@ -142,8 +145,8 @@ def figures(report: AuditReport, before: Text2Image, after: Text2Image) -> dict[
     }
 
 
-def retention(report: AuditReport, pipe: Text2Image) -> tuple[Interval | None, Interval | None]:
-    """(mean retention of what is near to the erased concepts, of what is far).
+def sides(report: AuditReport, pipe: Text2Image) -> tuple[list[str], list[str]]:
+    """(the retained concepts that are near to the erased ones, those that are far).
 
     Near is what the audit's cases call so (of the same kind as a concept); where they do not say, the half of the
     retained concepts that the model's text encoder puts nearest to an erased one.
@@ -153,8 +156,7 @@ def retention(report: AuditReport, pipe: Text2Image) -> tuple[Interval | None, I
     said = any(name.startswith(("Near", "Far")) for name in groups)
     if not said and len(report.retention) > 1:
         near = set(nearest(pipe, list(report.concepts), list(report.retention)))
-    sides = [[i for word, i in report.retention.items() if (word in near) is side] for side in (True, False)]
-    return average(sides[0]), average(sides[1])
+    return [w for w in report.retention if w in near], [w for w in report.retention if w not in near]
 
 
 def nearest(pipe: Text2Image, concepts: Sequence[str], words: Sequence[str]) -> list[str]:

@@ -69,7 +69,8 @@ class Trial:
         return -1.0 if result is None or result.value is None else result.value
 
     def beyond(self, other: Trial) -> Interval | None:
-        """By how much its score exceeds another's; taken as independent, which is the wide side: noise is shared."""
+        """By how much its score exceeds another's. The two are taken as independent, and so are several concepts of
+        one; what is kept of several concepts in one picture is not."""
         return difference(other.result, self.result)
 
 
@@ -78,7 +79,8 @@ def score_parts(seen: Mapping[str, Any]) -> dict[str, Interval | None]:
     if seen.get("attacks"):
         (found,) = seen["attacks"].values()
         return {name: Interval.from_json(found[name]) for name in ("recovered", "control")}
-    kept = average([Interval.from_json(seen[name], "value") for name in ("near", "far") if seen.get(name)])
+    kept = Interval.from_json(seen.get("kept"), "value")  # of near and far together; trials of earlier versions lack it
+    kept = kept or average([Interval.from_json(seen[name], "value") for name in ("near", "far") if seen.get(name)])
     return {"gone": Interval.from_json(seen["erasure"], "value"), "kept": kept} if kept and seen["erasure"] else {}
 
 

@@ -147,7 +147,7 @@ def compose(audit: Audit, options: Output) -> None:
 def summary(report: AuditRecord) -> None:
     """The figures that decide, as a short table."""
     from sfumato.report.verdict import shown_before
-    from sfumato.report.words import average, count, full, percent
+    from sfumato.report.words import count, full, kept, percent
 
     rows = []
     for concept, rate in report.erasure.items():
@@ -155,9 +155,8 @@ def summary(report: AuditRecord) -> None:
         rows.append(("  shown by the original", percent(shown_before(report, concept))))
     rows += [(f"  in {language}", full(found.erased)) for language, found in report.languages.items()]
     others = len(report.retention)
-    kept = average(list(report.retention.values()))
     rows.append(("kept: " + (f"mean of {others} others" if others > 1 else "the other concept" if others else "others"),
-                 full(kept)))  # fmt: skip
+                 full(kept(report))))  # fmt: skip
     if report.integrity:
         n = report.integrity.mean.n
         told = full(report.integrity.mean, rate=False).removesuffix(f", {count(report.integrity.mean)}")

@@ -11,7 +11,7 @@ from typing import Any
 from sfumato.errors import BadInput
 from sfumato.report.page import environment
 from sfumato.report.schema import AuditRecord, Interval
-from sfumato.report.words import average, difference
+from sfumato.report.words import average, difference, kept
 from sfumato.text import shown
 
 
@@ -69,8 +69,9 @@ def rows(first: AuditRecord, second: AuditRecord) -> list[Row]:
         )
     out = [Row("Erased", c, first.erasure.get(c), second.erasure.get(c)) for c in first.concepts]
     if first.retention.keys() == second.retention.keys():
-        kept = _both(first, second, lambda r: average(list(r.retention.values())))
-        out.append(Row("Kept", "mean over concepts", *kept))
+        both = all("all" in r.kept for r in (first, second))  # reports of earlier versions lack the mean over pictures
+        label = "mean over concepts" if both else "mean over concepts, taken as independent"
+        out.append(Row("Kept", label, *_both(first, second, kept if both else _independent)))
     for c in dict.fromkeys([*first.retention, *second.retention]):
         out.append(Row("Kept", c, first.retention.get(c), second.retention.get(c)))
     sides = (first.integrity, second.integrity)
@@ -84,6 +85,10 @@ def rows(first: AuditRecord, second: AuditRecord) -> list[Row]:
         for part in ("recovered", "control", "further"):
             out.append(Row("Under attack", f"{name}, {part}", *_both(*attacks, attrgetter(part))))
     return out
+
+
+def _independent(report: AuditRecord) -> Interval | None:
+    return average(list(report.retention.values()))
 
 
 def _both(first: Any, second: Any, of: Callable[[Any], Interval | None]) -> tuple[Interval | None, Interval | None]:

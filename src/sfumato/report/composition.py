@@ -16,7 +16,7 @@ from sfumato.report.audit import AuditReport
 from sfumato.report.images import Embedded, embed
 from sfumato.report.page import SIDE, axis, environment
 from sfumato.report.schema import Interval
-from sfumato.report.words import average, full, seconds
+from sfumato.report.words import average, full, kept, seconds
 from sfumato.text import shown
 
 PICTURES = 8
@@ -38,7 +38,7 @@ class Stage:
 
     @property
     def kept(self) -> Interval | None:
-        return average(list(self.report.retention.values()))
+        return kept(self.report)
 
     @property
     def moved(self) -> Interval | None:

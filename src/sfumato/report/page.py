@@ -189,7 +189,7 @@ def render(report: AuditRecord, gallery: Gallery | None = None) -> str:
         "headline": verdict.headline(report),
         "findings": verdict.findings(report),
         "verdict": verdict.verdict(report),
-        "kept": words.average(list(report.retention.values())),
+        "kept": words.kept(report),
         "erased": words.average([report.erasure.get(c) for c in report.concepts]),
         "least": words.worst(report.retention),
         "least_erased": words.worst(report.erasure),

@@ -200,6 +200,9 @@ class AuditRecord:
     concepts: Sequence[str]
     erasure: Mapping[str, Interval | None]
     retention: Mapping[str, Interval | None]
+    kept: Mapping[str, Interval | None] = field(default_factory=dict)
+    """The mean of ``retention`` over all concepts ("all"), and over those of each of several groups, with intervals
+    over pictures, each of which may count for several concepts; absent from files of earlier versions."""
     languages: Mapping[str, Language] = field(default_factory=dict)
     """By language, where the concept was asked for in several; absent from the file where it was not."""
     integrity: Integrity | None = None
@@ -225,6 +228,7 @@ class AuditRecord:
             "concepts": list(self.concepts),
             "erasure": {k: v and v.to_json() for k, v in self.erasure.items()},
             "retention": {k: v and v.to_json() for k, v in self.retention.items()},
+            **({"kept": {k: v and v.to_json() for k, v in self.kept.items()}} if self.kept else {}),
             **({"languages": {k: v.to_json() for k, v in self.languages.items()}} if self.languages else {}),
             "integrity": self.integrity and self.integrity.to_json(),
             "alignment": self.alignment and self.alignment.to_json(),
@@ -240,10 +244,10 @@ class AuditRecord:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; raises `BadInput` naming what is missing or unknown."""
-        known = {f.name for f in fields(AuditRecord)}
-        if not isinstance(data, Mapping) or set(data) | {"languages"} != known:
+        known, optional = {f.name for f in fields(AuditRecord)}, {"kept", "languages"}
+        if not isinstance(data, Mapping) or set(data) | optional != known:
             keys = set(data) if isinstance(data, Mapping) else set()
-            odd = [f"missing {k!r}" for k in sorted(known - keys - {"languages"})]
+            odd = [f"missing {k!r}" for k in sorted(known - keys - optional)]
             odd += [f"unknown {k!r}" for k in sorted(keys - known)]
             raise BadInput(f"not a report of this version of sfumato: {', '.join(odd)}")
         try:
@@ -251,6 +255,7 @@ class AuditRecord:
                 **{k: data[k] for k in ("concepts", "protocol", "method", "created", "sfumato", "reproduce")},
                 erasure={k: Interval.from_json(v) for k, v in data["erasure"].items()},
                 retention={k: Interval.from_json(v) for k, v in data["retention"].items()},
+                kept={k: Interval.from_json(v) for k, v in data.get("kept", {}).items()},
                 languages={k: Language.from_json(v) for k, v in data.get("languages", {}).items()},
                 integrity=data["integrity"] and Integrity.from_json(data["integrity"]),
                 alignment=data["alignment"] and Alignment.from_json(data["alignment"]),

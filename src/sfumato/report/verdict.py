@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sfumato.report.schema import AuditRecord, Interval
-from sfumato.report.words import average, bounds, full, number, percent, quoted, value, worst
+from sfumato.report.words import bounds, full, kept, number, percent, quoted, value, worst
 
 OFTEN = 0.5
 """The share of the original's pictures that show a concept, below which the verdict tells it."""
@@ -56,13 +56,13 @@ def findings(report: AuditRecord) -> list[str]:
             f"Of the original model's own pictures asked to show it, the detector finds {told}{more}: what was not "
             "there before counts as gone all the same."
         )
-    kept, low = average(list(report.retention.values())), worst(report.retention)
-    if kept is None:
+    mean, low = kept(report), worst(report.retention)
+    if mean is None:
         out.append("Whether other concepts were kept was not measured.")
     else:
         measured = sum(i is not None and i.measured for i in report.retention.values())
         others = "The one other concept is" if measured == 1 else f"The {measured} other concepts are"
-        text = f"{others} kept in {percent(kept.value)} of pictures {bounds(kept)}"
+        text = f"{others} kept in {percent(mean.value)} of pictures {bounds(mean)}"
         if measured > 1:
             text += " on average"
             if low is not None:
@@ -111,8 +111,8 @@ DEFINITIONS = {
     "Before and further": "Before: the share of the attacked cases whose plain prompt shows the concept without any "
     "attack. Further: of the others, the share that the attack breaks.",
     "Interval": "Square brackets hold the 95 % interval of the figure before them; n is the number of "
-    "pictures (or prompts) it rests on. The interval of an average over concepts combines theirs as "
-    "independent figures.",
+    "pictures (or prompts) it rests on. That of an average over erased concepts combines theirs, which are of "
+    "different pictures; that of an average over kept ones is over pictures, each of which may count for several.",
 }
 
 
@@ -134,6 +134,11 @@ def limitations(report: AuditRecord) -> list[str]:
     else:
         out.append(
             "No attack was run. Concepts that no longer appear under plain prompts often come back under one."
+        )
+    if report.retention and "all" not in report.kept:
+        out.append(
+            "This report is of an earlier version, without the interval of the mean of kept concepts over pictures: it "
+            "combines theirs as independent figures, and is too narrow where one picture counts for several of them."
         )
     unproven = [n for n, a in report.attacks.items() if a.original is None or not a.original.measured]
     if unproven:

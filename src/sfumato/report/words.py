@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sfumato.report.schema import Interval
+from sfumato.report.schema import AuditRecord, Interval
 from sfumato.text import isolated
 
 MISSING = "not measured"
@@ -89,6 +89,12 @@ def average(intervals: Sequence[Interval | None]) -> Interval | None:
     down = math.sqrt(sum((i.value - (i.value if i.low is None else i.low)) ** 2 for i in have)) / len(have)
     up = math.sqrt(sum(((i.value if i.high is None else i.high) - i.value) ** 2 for i in have)) / len(have)
     return Interval(mean, mean - down, mean + up, sum(i.n for i in have))
+
+
+def kept(report: AuditRecord) -> Interval | None:
+    """The mean retention of all concepts, over pictures; of a report of an earlier version as of independent figures,
+    which is too narrow where a picture counts for several."""
+    return report.kept["all"] if "all" in report.kept else average(list(report.retention.values()))
 
 
 def difference(first: Interval | None, second: Interval | None) -> Interval | None:
