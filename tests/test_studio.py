@@ -348,7 +348,8 @@ def test_reports_are_folders_that_audits_wrote(tmp_path):
 
 def test_the_ledger_is_shown_and_a_spoiled_result_is_told(tmp_path):
     effect = {"value": 0.5, "low": 0.25, "high": 0.75}
-    claim = {"sentence": "it <b>holds", "effect": effect, "verdict": "reproduced"}
+    seeds = [{"seed": i, "method": 0.4 + i / 10, "baseline": 0.0, "n": 9} for i in range(3)]
+    claim = {"sentence": "it <b>holds", "effect": effect, "verdict": "reproduced", "per_seed": seeds}
     (tmp_path / "rece.json").write_text(json.dumps({"name": "rece", "claims": {"a": claim}}))
     (tmp_path / "x.json").write_text('{"name": "x", "claims": {"a": {}}}')
     (tmp_path / "y.json").write_text("[")

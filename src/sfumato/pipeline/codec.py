@@ -105,7 +105,7 @@ class Codec:
 
     def decode(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pictures in about [-1, 1] (not clipped) of scaled latents, in the type of ``z``."""
-        return self._asked("decode", self.unscale(z)).sample.to(z.dtype)
+        return self._asked("decode", self.unscale(z), return_dict=False)[0].to(z.dtype)
 
     def scale(self, z: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         """The autoencoder's own latents as the network sees them."""
@@ -117,7 +117,7 @@ class Codec:
         mean, std = self._statistics(z)
         return z / self.vae.config.get("scaling_factor", 1.0) * std + mean
 
-    def _asked(self, what: str, x: Tensor) -> Any:
+    def _asked(self, what: str, x: Tensor, **options: Any) -> Any:
         """What the autoencoder encodes or decodes, in float32 where it is in float16 and overflows.
 
         As diffusers' own call does it, but with weights converted for this call alone: they are the caller's, and a
@@ -127,7 +127,7 @@ class Codec:
             BadInput: that, and its weights are offloaded layer by layer.
         """
         if self.vae.dtype != torch.float16 or not overflows(self.vae):
-            return getattr(self.vae, what)(x.to(self.vae.dtype))
+            return getattr(self.vae, what)(x.to(self.vae.dtype), **options)
         offload.wake(self.vae)
         weights = [*self.vae.named_parameters(), *self.vae.named_buffers()]
         if any(w.is_meta for _, w in weights):
@@ -136,7 +136,7 @@ class Codec:
                 "make it float32 before they are, pipe.vae.to(torch.float32)"
             )
         wide = {f"vae.{name}": w.float() if w.is_floating_point() else w for name, w in weights}
-        return functional_call(_Asked(self.vae, what), wide, (x.float(),))
+        return functional_call(_Asked(self.vae, what), wide, (x.float(),), options)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         config = self.vae.config
@@ -153,8 +153,8 @@ class _Asked(nn.Module):
         super().__init__()
         self.vae, self.what = vae, what
 
-    def forward(self, x: Tensor) -> Any:
-        return getattr(self.vae, self.what)(x)
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        return getattr(self.vae, self.what)(x, **options)
 
 
 class PatchCodec(Codec):
