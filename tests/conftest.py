@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -431,3 +432,24 @@ def noisy_padding(tiny_pixart, monkeypatch):
     encode = type(tiny_pixart).encode
     noisy = lambda pipe, *args, **more: noise_behind(encode(pipe, *args, **more))
     return lambda: monkeypatch.setattr(type(tiny_pixart), "encode", noisy)
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """``with killed_at(3):`` a training that is begun there is killed when it has made three updates."""
+    from sfumato.train.loop import Run
+
+    one_step = Run.one_step
+
+    @contextmanager
+    def killed(step):
+        def stopped(run):
+            if run.step == step:
+                raise KeyboardInterrupt
+            return one_step(run)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Run, "one_step", stopped)
+            yield
+
+    return killed

@@ -163,17 +163,9 @@ def test_pictures_of_another_size_than_the_models(tiny_sd, example, side):
     assert all(map(math.isfinite, learned.about["losses"])) and learned.about["masks found anew"] >= 1
 
 
-def test_a_killed_run_tells_what_a_whole_one_does(tiny_sd, example, tmp_path, monkeypatch):
+def test_a_killed_run_tells_what_a_whole_one_does(tiny_sd, example, tmp_path, killed_at):
     whole = replace(example, updates=5).learn(tiny_sd, PICTURES[:1], folder=tmp_path / "whole")
-    loss = Course.loss
-
-    def killed(self, drawn, rng):
-        if drawn.step == 4:
-            raise KeyboardInterrupt
-        return loss(self, drawn, rng)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Course, "loss", killed)
+    with killed_at(4):
         replace(example, updates=5).learn(tiny_sd, PICTURES[:1], folder=tmp_path / "killed")
     again = replace(example, updates=5).learn(tiny_sd, PICTURES[:1], folder=tmp_path / "killed")
     assert again.about == whole.about and whole.about["masks found anew"] > 1

@@ -92,17 +92,10 @@ def test_what_no_lora_holds_is_said_by_the_link_that_leaves_it_out(tiny_sd, eras
     assert "that no LoRA holds (unet." in (folder / "index.html").read_text()
 
 
-def test_an_eraser_that_trains_goes_on_after_a_kill(tiny_sd, erased, tmp_path, monkeypatch):
+def test_an_eraser_that_trains_goes_on_after_a_kill(tiny_sd, erased, tmp_path, monkeypatch, killed_at):
     link = By(ESDx(concepts=("circle",), updates=3, sampling_steps=2, lr=1e-3, checkpoint_every=1))
     expected, step = after(link, erased, tiny_sd).pipe, Run.one_step
-
-    def killed(run):
-        if run.step == 2:
-            raise KeyboardInterrupt
-        return step(run)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Run, "one_step", killed)
+    with killed_at(2):
         after(link, erased, tiny_sd, folder=tmp_path)
     taken = []
     monkeypatch.setattr(Run, "one_step", lambda run: taken.append(run.step) or step(run))

@@ -90,19 +90,9 @@ def test_a_student_takes_the_steps_it_was_made_for_and_no_others(method, kind, t
 
 
 @every_teacher
-def test_a_killed_run_goes_on_to_the_same_bits(method, kind, teacher, pictures, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_bits(method, kind, teacher, pictures, tmp_path, killed_at):
     whole = small(method, teacher, pictures, updates=5).run(tmp_path / "whole", progress=False)
-    from sfumato.train.loop import Run
-
-    step = Run.one_step
-
-    def killed(run):
-        if run.step == 3:
-            raise KeyboardInterrupt
-        return step(run)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Run, "one_step", killed)
+    with killed_at(3):
         small(method, teacher, pictures, updates=5).run(tmp_path / "cut", progress=False)
     assert not (tmp_path / "cut" / "model").exists()
     cut = small(method, teacher, pictures, updates=5).run(tmp_path / "cut", progress=False)
